@@ -1,0 +1,43 @@
+"""The one error family: what was asked, what is wrong, what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["BudgetlabError", "CallerError", "unknown_name"]
+
+
+class BudgetlabError(Exception):
+    """A failure that budgetlab can name.
+
+    Parameters
+    ----------
+    asked
+        What the caller asked for, with its numbers and units.
+    wrong
+        What is wrong with it.
+    remedy
+        What to do about it.
+    """
+
+    exit_status = 1
+
+    def __init__(self, asked: str, wrong: str, remedy: str) -> None:
+        self.asked, self.wrong, self.remedy = asked, wrong, remedy
+        super().__init__(" ".join(f"{asked}: {wrong}; {remedy}".split()))
+
+
+class CallerError(BudgetlabError, ValueError):
+    """A mistake of the caller: a wrong key, type, unit, name, path or an impossible request."""
+
+    exit_status = 2
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") -> CallerError:
+    """Build the error for a name that does not exist, with near matches and what exists."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    listing = ", ".join(names) if names else "none"
+    return CallerError(f"{where or kind} = {name!r}", f"no {kind} of that name", f"{hint}known: {listing}")

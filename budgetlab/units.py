@@ -1,0 +1,195 @@
+"""Amounts with units: reading "4 h" or "1e18 flops", printing 3.40 EFLOP.
+
+Inside the package every quantity is in its canonical unit (FLOPs at two per multiply-add, seconds,
+bytes, joules, tokens, US dollars) and the unit is the last word of its name. Prefixes exist only here.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+from budgetlab.errors import CallerError, unknown_name
+
+__all__ = [
+    "BUDGET_UNITS",
+    "format_amount",
+    "format_quantity",
+    "format_seconds",
+    "parse_amount",
+    "parse_count",
+]
+
+_PREFIX = {
+    "": 1.0,
+    "k": 1e3,
+    "K": 1e3,
+    "M": 1e6,
+    "G": 1e9,
+    "B": 1e9,
+    "T": 1e12,
+    "P": 1e15,
+    "E": 1e18,
+    "Z": 1e21,
+}
+_TIME = {"s": 1.0, "sec": 1.0, "second": 1.0, "min": 60.0, "minute": 60.0, "h": 3600.0, "hour": 3600.0,
+         "d": 86400.0, "day": 86400.0}  # fmt: skip
+_ENERGY = {"j": 1.0, "joule": 1.0, "kj": 1e3, "mj": 1e6, "wh": 3600.0, "kwh": 3.6e6}
+
+BUDGET_UNITS = (
+    "required_flops",
+    "executed_flops",
+    "wall_seconds",
+    "device_seconds",
+    "joules",
+    "usd",
+    "tokens",
+)
+"""Units that a budget can have; "4 h" is wall time on all devices, "8 gpu-hours" is device time."""
+
+_NUMBER = re.compile(r"\s*([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(.*?)\s*$")
+
+
+def _split(text: str | int | float, asked: str) -> tuple[float, str]:
+    if isinstance(text, bool):
+        raise CallerError(f"{asked} = {text!r}", "not an amount", 'write a number with a unit, such as "4 h"')
+    match = _NUMBER.match(str(text))
+    if match is None:
+        raise CallerError(f"{asked} = {text!r}", "not an amount", 'write a number with a unit, such as "4 h"')
+    value = float(match.group(1).replace("_", ""))
+    if not math.isfinite(value) or value <= 0:
+        raise CallerError(
+            f"{asked} = {text!r}", "an amount must be finite and above zero", "give a positive one"
+        )
+    return value, match.group(2)
+
+
+def parse_count(text: str | int | float, asked: str = "count") -> int:
+    """Read a whole number of things: 8192, "0.3M", "2.6B", "8_000_000 tokens".
+
+    Raises
+    ------
+    CallerError
+        When the text is no number, not above zero, not whole, or has an unknown prefix.
+    """
+    value, suffix = _split(text, asked)
+    suffix = suffix.removesuffix("tokens").removesuffix("token").strip()
+    if suffix not in _PREFIX:
+        raise unknown_name("count prefix", suffix, [p for p in _PREFIX if p], f"{asked} = {text!r}, prefix")
+    count = value * _PREFIX[suffix]
+    if abs(count - round(count)) > 1e-6 * count:
+        raise CallerError(f"{asked} = {text!r}", "not a whole number", "give a whole one")
+    return round(count)
+
+
+def parse_amount(
+    text: str | int | float, default_unit: str = "required_flops", asked: str = "budget"
+) -> tuple[float, str]:
+    """Read an amount of one thing.
+
+    Parameters
+    ----------
+    text
+        "4 h" (wall time), "8 gpu-hours" (device time), "1e18 flops" (required), "2 kWh", "10 usd", "4.6B tokens",
+        or a bare number, which takes `default_unit`.
+    default_unit
+        One of `BUDGET_UNITS`.
+    asked
+        How the error names the request.
+
+    Returns
+    -------
+    amount, unit
+        In canonical units; `unit` is one of `BUDGET_UNITS`.
+
+    Raises
+    ------
+    CallerError
+        When the number or the unit cannot be read.
+    """
+    value, suffix = _split(text, asked)
+    if not suffix:
+        return value, default_unit
+    word = suffix.lower().replace(" ", "-")
+    if word in BUDGET_UNITS:
+        return value, word
+    for prefix in ("gpu-", "device-", "cpu-"):
+        rest = word.removeprefix(prefix)
+        if rest != word and rest.rstrip("s") in _TIME:
+            return value * _TIME[rest.rstrip("s")], "device_seconds"
+    singular = word if word == "s" else word.rstrip("s")
+    if singular in _TIME:
+        return value * _TIME[singular], "wall_seconds"
+    if singular in _ENERGY:
+        return value * _ENERGY[singular], "joules"
+    if word in ("usd", "$", "dollar", "dollars"):
+        return value, "usd"
+    flops = re.fullmatch(
+        r"([kKMGTPEZ]?)-?(required-|executed-)?flops?", suffix.replace(" ", "-"), re.IGNORECASE
+    )
+    if flops:
+        scale = _PREFIX.get(flops.group(1), _PREFIX.get(flops.group(1).upper(), 1.0))
+        return value * scale, "executed_flops" if (
+            flops.group(2) or ""
+        ).lower() == "executed-" else "required_flops"
+    tokens = re.fullmatch(r"([kKMGBT]?)\s*-?tokens?", suffix)
+    if tokens:
+        return value * _PREFIX[tokens.group(1)], "tokens"
+    known = ["flops", "executed flops", "s", "min", "h", "day", "gpu-hours", "J", "kWh", "usd", "tokens"]
+    raise unknown_name("unit", suffix, known, f"{asked} = {text!r}, unit")
+
+
+def format_quantity(value: float | None, unit: str = "", digits: int = 3) -> str:
+    """Print a value with an SI prefix: 3.4e18, "FLOP" -> "3.40 EFLOP"; None -> "n/a"."""
+    if value is None or not math.isfinite(value):
+        return "n/a"
+    prefixes = (
+        ("Z", 1e21),
+        ("E", 1e18),
+        ("P", 1e15),
+        ("T", 1e12),
+        ("G", 1e9),
+        ("M", 1e6),
+        ("k", 1e3),
+        ("", 1.0),
+    )
+    prefix, scale = next(
+        ((p, s) for p, s in prefixes if abs(value) >= s * (1 - 0.5 * 10**-digits)), ("", 1.0)
+    )
+    if unit in ("tokens", "token", "") and prefix == "G":
+        prefix = "B"
+    number = _significant(value / scale, digits)
+    return (
+        f"{number} {prefix}{unit}".strip()
+        if unit not in ("tokens", "")
+        else f"{number}{prefix} {unit}".strip()
+    )
+
+
+def _significant(number: float, digits: int) -> str:
+    if number == 0:
+        return "0"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(number))))
+    return f"{number:.{decimals}f}"
+
+
+def format_seconds(seconds: float | None) -> str:
+    """Print a duration: 45.2 s, 3 min 05 s, 4.0 h; None -> "n/a"."""
+    if seconds is None or not math.isfinite(seconds):
+        return "n/a"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    if seconds < 3600:
+        return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
+    return f"{seconds / 3600:.1f} h" if seconds < 172800 else f"{seconds / 86400:.1f} days"
+
+
+def format_amount(amount: float, unit: str) -> str:
+    """Print an amount of a budget unit, such as 1e13, "required_flops" -> "10.0 TFLOP"."""
+    if unit.endswith("_flops"):
+        return format_quantity(amount, "FLOP") + (" executed" if unit.startswith("executed") else "")
+    if unit.endswith("_seconds"):
+        return format_seconds(amount) + (" device time" if unit.startswith("device") else "")
+    if unit == "joules":
+        return format_quantity(amount, "J")
+    return f"{amount:.2f} USD" if unit == "usd" else format_quantity(amount, "tokens")

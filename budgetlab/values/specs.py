@@ -1,0 +1,219 @@
+"""What was asked: the tables of a study file, one frozen model each."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from budgetlab.values.base import Count, Value
+
+__all__ = [
+    "Arm",
+    "CorpusSpec",
+    "EvaluateSpec",
+    "ExecutionSpec",
+    "FitSpec",
+    "ModelSpec",
+    "PlanSpec",
+    "Pretrain",
+    "Recipe",
+    "StrategySpec",
+    "TaskSpec",
+    "TokenizerSpec",
+    "TuningSpec",
+]
+
+Fraction = Field(ge=0.0, le=1.0)
+
+
+class Pretrain(Value):
+    """How a teacher is made: masked language modelling on `tokens` tokens of the study's corpus."""
+
+    tokens: Count
+    seed: int = Field(default=0, ge=0)
+
+
+class ModelSpec(Value):
+    """A network one can build."""
+
+    family: str = "bert"
+    num_layers: int = Field(gt=0)
+    hidden_size: int = Field(gt=0)
+    num_heads: int = Field(gt=0)
+    intermediate_size: int = Field(gt=0)
+    vocab_size: int | None = Field(default=None, gt=0)
+    """None until the tokenizer is known."""
+    config: dict[str, Any] = {}
+    """Further fields of the transformers configuration."""
+    weights: str | None = None
+    pretrain: Pretrain | None = None
+
+    @model_validator(mode="after")
+    def _whole_heads_and_one_origin(self) -> ModelSpec:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"num_heads {self.num_heads} does not divide hidden_size {self.hidden_size}")
+        if self.weights is not None and self.pretrain is not None:
+            raise ValueError("both weights and pretrain are set; give exactly one")
+        return self
+
+
+class TokenizerSpec(Value):
+    """Train a WordPiece vocabulary of this size on the corpus itself."""
+
+    train: int = Field(gt=64, le=1_000_000)
+
+
+class CorpusSpec(Value):
+    """Where the text comes from and how it becomes masked samples."""
+
+    source: Literal["docs", "text", "hub"] = "docs"
+    train: tuple[str, ...] = ()
+    heldout: tuple[str, ...] = ()
+    dataset: str | None = None
+    dataset_config: str | None = Field(default=None, alias="config")
+    split: str = "train"
+    column: str = "text"
+    tokenizer: TokenizerSpec | str = TokenizerSpec(train=8192)
+    unique_tokens: Count | None = None
+    masking: Literal["dynamic", "static"] = "dynamic"
+
+    @model_validator(mode="after")
+    def _source_has_what_it_needs(self) -> CorpusSpec:
+        if self.source == "text" and not (self.train and self.heldout):
+            raise ValueError('source = "text" needs both train and heldout, lists of paths')
+        if self.source == "hub" and not self.dataset:
+            raise ValueError('source = "hub" needs dataset')
+        return self
+
+
+class Recipe(Value):
+    """Everything that two arms share: batch, schedule, optimizer, masking, precision."""
+
+    seq_len: int = Field(default=64, ge=8, le=8192)
+    batch_tokens: Count = 2048
+    learning_rate: float = Field(default=1e-3, gt=0)
+    schedule: Literal["linear", "cosine", "wsd", "inverse_sqrt"] = "wsd"
+    warmup_fraction: float = Field(default=0.06, ge=0, lt=1)
+    cooldown_fraction: float = Field(default=0.2, ge=0, lt=1)
+    weight_decay: float = Field(default=0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = Field(default=1e-6, gt=0)
+    clip_norm: float | None = Field(default=1.0, gt=0)
+    mask_fraction: float = Field(default=0.15, gt=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    initialisation: Literal["random"] = "random"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    attention: Literal["auto", "sdpa", "eager"] = "auto"
+    execute: Literal["lean", "everything"] = "lean"
+
+    @model_validator(mode="after")
+    def _whole_sequences(self) -> Recipe:
+        if self.batch_tokens % self.seq_len:
+            raise ValueError(f"batch_tokens {self.batch_tokens} is no multiple of seq_len {self.seq_len}")
+        return self
+
+    @property
+    def batch_sequences(self) -> int:
+        """Sequences in one step."""
+        return self.batch_tokens // self.seq_len
+
+    @property
+    def masked_per_sequence(self) -> int:
+        """Masked positions in every sequence, at least one."""
+        return max(1, round(self.mask_fraction * self.seq_len))
+
+
+class ExecutionSpec(Value):
+    """Where and how a study runs; nothing here may change what is learned."""
+
+    device: str = "auto"
+    devices: int = Field(default=1, ge=1)
+    threads: int = Field(default=2, ge=1)
+    micro_batch_sequences: int | Literal["auto"] = "auto"
+    scaling_efficiency: float = Field(default=1.0, gt=0, le=1)
+    usd_per_device_hour: float | None = Field(default=None, gt=0)
+
+
+class StrategySpec(Value, extra="allow"):
+    """The name (or the file) of a strategy and its settings, as written in the study."""
+
+    name: str
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings without the name."""
+        return dict(self.model_extra or {})
+
+
+class Arm(Value):
+    """One contender: a strategy, a student, and a teacher where the strategy needs one."""
+
+    name: str
+    strategy: StrategySpec
+    student: str
+    teacher: str | None = None
+    recipe: Recipe
+
+
+class TuningSpec(Value):
+    """The same learning-rate trials for every arm, at the smallest budget."""
+
+    learning_rate: tuple[float, ...] = Field(min_length=1)
+    charge: bool = False
+
+
+class PlanSpec(Value):
+    """What "the same compute" means, and how much of it."""
+
+    match: str = "required_flops"
+    budgets: tuple[str | float, ...] = Field(min_length=1)
+    ladder: Literal["branched", "separate"] = "branched"
+    teacher_charge: str = "inference"
+    tolerance_fraction: float = Field(default=0.01, gt=0, lt=1)
+
+
+class TaskSpec(Value):
+    """A task in the format of GLUE: one JSON object a line."""
+
+    train: str
+    validation: str
+    text: tuple[str, ...] = Field(min_length=1, max_length=2)
+    label: str = "label"
+    metric: Literal["accuracy", "matthews", "f1", "pearson_spearman"] = "accuracy"
+
+
+class EvaluateSpec(Value):
+    """How checkpoints are scored."""
+
+    source: Literal["glue", "probes"] = "glue"
+    folder: str | None = None
+    tasks: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    epochs: int = Field(default=3, ge=1)
+    learning_rate: float = Field(default=1e-4, gt=0)
+    batch_size: int = Field(default=32, ge=1)
+    max_train_examples: Count | None = None
+    readout_tokens: Count = 300_000
+    own: dict[str, TaskSpec] = {}
+
+
+class FitSpec(Value):
+    """Which law is fitted to which columns, and how."""
+
+    law: str = "power"
+    x: str = "required_flops"
+    y: str = "readout_loss"
+    objective: Literal["huber_log", "lad", "squared", "squared_log"] = "huber_log"
+    delta: float = Field(default=1e-3, gt=0)
+    resamples: int = Field(default=1000, ge=0)
+    margin: float = Field(default=0.5, gt=0)
+    """Equivalence margin, in points (1 point = 0.01 of a score)."""
+    interval_level: float = Field(default=0.95, gt=0, lt=1)
+
+    @field_validator("law")
+    @classmethod
+    def _law_is_a_word(cls, law: str) -> str:
+        if not law.isidentifier():
+            raise ValueError(f"law {law!r} is not the name of a law")
+        return law
