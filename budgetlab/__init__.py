@@ -1,0 +1,85 @@
+"""Scaling-law and compute-budget analysis for the question: distil, or pretrain on more tokens.
+
+The values and the verbs, in the order in which data flows:
+
+    load_study -> profile -> plan -> run -> evaluate -> fit -> report
+
+torch loads with the first verb that needs it; planning, fitting and reporting never do.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from budgetlab.corpus import Corpus, build_corpus, build_probes
+    from budgetlab.errors import BudgetlabError, CallerError
+    from budgetlab.evaluation import evaluate, load_task
+    from budgetlab.fitting import certify, compare, compare_arms, fit, fit_arms
+    from budgetlab.planner import plan, sensitivity
+    from budgetlab.profiler import profile
+    from budgetlab.reporting import report
+    from budgetlab.runner import run
+    from budgetlab.store import Store, scores_frame
+    from budgetlab.studies import Study, audit, load_study
+
+_HOMES = {
+    "BudgetlabError": "errors",
+    "CallerError": "errors",
+    "Corpus": "corpus",
+    "Store": "store",
+    "Study": "studies",
+    "audit": "studies",
+    "build_corpus": "corpus",
+    "build_probes": "corpus",
+    "certify": "fitting",
+    "compare": "fitting",
+    "compare_arms": "fitting",
+    "evaluate": "evaluation",
+    "fit": "fitting",
+    "fit_arms": "fitting",
+    "load_study": "studies",
+    "load_task": "evaluation",
+    "plan": "planner",
+    "profile": "profiler",
+    "report": "reporting",
+    "run": "runner",
+    "scores_frame": "store",
+    "sensitivity": "planner",
+}
+
+__all__ = [
+    "BudgetlabError",
+    "CallerError",
+    "Corpus",
+    "Store",
+    "Study",
+    "audit",
+    "build_corpus",
+    "build_probes",
+    "certify",
+    "compare",
+    "compare_arms",
+    "evaluate",
+    "fit",
+    "fit_arms",
+    "load_study",
+    "load_task",
+    "plan",
+    "profile",
+    "report",
+    "run",
+    "scores_frame",
+    "sensitivity",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'budgetlab' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"budgetlab.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

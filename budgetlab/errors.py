@@ -40,4 +40,4 @@ def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") ->
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     listing = ", ".join(names) if names else "none"
-    return CallerError(f"{where or kind} = {name!r}", f"no {kind} of that name", f"{hint}known: {listing}")
+    return CallerError(f"{where or kind} {name!r}", f"no {kind} of that name", f"{hint}known: {listing}")

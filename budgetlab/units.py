@@ -58,9 +58,7 @@ def _split(text: str | int | float, asked: str) -> tuple[float, str]:
         raise CallerError(f"{asked} = {text!r}", "not an amount", 'write a number with a unit, such as "4 h"')
     value = float(match.group(1).replace("_", ""))
     if not math.isfinite(value) or value <= 0:
-        raise CallerError(
-            f"{asked} = {text!r}", "an amount must be finite and above zero", "give a positive one"
-        )
+        raise CallerError(f"{asked} = {text!r}", "an amount must be finite and above zero", "give a positive one")
     return value, match.group(2)
 
 
@@ -124,14 +122,10 @@ def parse_amount(
         return value * _ENERGY[singular], "joules"
     if word in ("usd", "$", "dollar", "dollars"):
         return value, "usd"
-    flops = re.fullmatch(
-        r"([kKMGTPEZ]?)-?(required-|executed-)?flops?", suffix.replace(" ", "-"), re.IGNORECASE
-    )
+    flops = re.fullmatch(r"([kKMGTPEZ]?)-?(required-|executed-)?flops?", suffix.replace(" ", "-"), re.IGNORECASE)
     if flops:
         scale = _PREFIX.get(flops.group(1), _PREFIX.get(flops.group(1).upper(), 1.0))
-        return value * scale, "executed_flops" if (
-            flops.group(2) or ""
-        ).lower() == "executed-" else "required_flops"
+        return value * scale, "executed_flops" if (flops.group(2) or "").lower() == "executed-" else "required_flops"
     tokens = re.fullmatch(r"([kKMGBT]?)\s*-?tokens?", suffix)
     if tokens:
         return value * _PREFIX[tokens.group(1)], "tokens"
@@ -153,17 +147,11 @@ def format_quantity(value: float | None, unit: str = "", digits: int = 3) -> str
         ("k", 1e3),
         ("", 1.0),
     )
-    prefix, scale = next(
-        ((p, s) for p, s in prefixes if abs(value) >= s * (1 - 0.5 * 10**-digits)), ("", 1.0)
-    )
+    prefix, scale = next(((p, s) for p, s in prefixes if abs(value) >= s * (1 - 0.5 * 10**-digits)), ("", 1.0))
     if unit in ("tokens", "token", "") and prefix == "G":
         prefix = "B"
     number = _significant(value / scale, digits)
-    return (
-        f"{number} {prefix}{unit}".strip()
-        if unit not in ("tokens", "")
-        else f"{number}{prefix} {unit}".strip()
-    )
+    return f"{number} {prefix}{unit}".strip() if unit not in ("tokens", "") else f"{number}{prefix} {unit}".strip()
 
 
 def _significant(number: float, digits: int) -> str:

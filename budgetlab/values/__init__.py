@@ -16,6 +16,7 @@ from budgetlab.values.results import (
     TeacherPlan,
     Verdict,
 )
+from budgetlab.values.signals import Batch, Needs, Signals, SpecialIds
 from budgetlab.values.specs import (
     Arm,
     CorpusSpec,
@@ -34,6 +35,7 @@ from budgetlab.values.specs import (
 __all__ = [
     "Arm",
     "ArmCost",
+    "Batch",
     "Budget",
     "CorpusSpec",
     "CostProfile",
@@ -43,6 +45,7 @@ __all__ = [
     "ExecutionSpec",
     "FitSpec",
     "ModelSpec",
+    "Needs",
     "PhaseCost",
     "Plan",
     "PlanSpec",
@@ -52,6 +55,8 @@ __all__ = [
     "RunRecord",
     "Schedule",
     "Score",
+    "Signals",
+    "SpecialIds",
     "StrategySpec",
     "TaskSpec",
     "TeacherPlan",

@@ -6,12 +6,13 @@ carry loss. Losses are nats per target token. None means unknown and prints n/a.
 
 from __future__ import annotations
 
+from html import escape
 from typing import Any, Literal
 
 from pydantic import Field
 
 from budgetlab.values.base import Interval, Value
-from budgetlab.values.specs import Arm, CorpusSpec, ExecutionSpec, ModelSpec
+from budgetlab.values.specs import Arm, CorpusSpec, ExecutionSpec, ModelSpec, Recipe
 
 __all__ = [
     "ArmCost",
@@ -85,30 +86,29 @@ class ArmCost(Value):
 
     def required_flops(self, tokens: int, target_tokens: int) -> float:
         """Required FLOPs of training on so many tokens."""
-        return (
-            tokens * self.required_flops_per_position + target_tokens * self.required_flops_per_target_token
-        )
+        return tokens * self.required_flops_per_position + target_tokens * self.required_flops_per_target_token
 
     def executed_flops(self, tokens: int, target_tokens: int) -> float:
         """Executed FLOPs of training on so many tokens."""
-        return (
-            tokens * self.executed_flops_per_position + target_tokens * self.executed_flops_per_target_token
-        )
+        return tokens * self.executed_flops_per_position + target_tokens * self.executed_flops_per_target_token
 
 
 class CostProfile(Value):
     """The prices of a study's arms and teachers on a device."""
 
     study: str
+    study_key: str = ""
+    """Hash of what decided the prices: models, arms, recipe, execution."""
     arms: tuple[ArmCost, ...]
     teachers: tuple[ArmCost, ...] = ()
     """Pretraining each teacher, named as its model."""
     conventions: dict[str, str]
     environment: Environment
 
-    def arm(self, name: str) -> ArmCost:
-        """Return the price of one arm."""
-        return next(cost for cost in self.arms if cost.arm == name)
+    @property
+    def timed(self) -> bool:
+        """Whether steps were timed, not only counted."""
+        return all(cost.seconds_per_step is not None for cost in (*self.arms, *self.teachers))
 
 
 class Budget(Value):
@@ -131,8 +131,9 @@ class Schedule(Value):
     tokens: int
     target_tokens: int
     steps: int
-    passes: float
-    unique_tokens: int
+    passes: float | None = None
+    unique_tokens: int | None = None
+    """Tokens in one pass over the data; None where the corpus has not been read yet."""
     warmup_steps: int
     cooldown_steps: int
     required_flops: float
@@ -168,6 +169,8 @@ class Plan(Value):
     tolerance_fraction: float
     ladder: Literal["branched", "separate"]
     seeds: tuple[int, ...]
+    recipe: Recipe
+    """Of the study, as profiled; teachers are pretrained with it."""
     models: dict[str, ModelSpec]
     arms: dict[str, Arm]
     costs: dict[str, ArmCost]
@@ -213,8 +216,6 @@ class RunRecord(Value):
     required_flops: float = 0.0
     executed_flops: float = 0.0
     device_seconds: float = 0.0
-    mlm_loss: float | None = None
-    """Held-out, from the run's own head; None where the strategy trains no head."""
     weights_hash: str | None = None
     points: tuple[Point, ...] = ()
     environment: Environment
@@ -251,38 +252,153 @@ class Score(Value):
 
 
 class CurveFit(Value):
-    """A law fitted to a table, with its certificate."""
+    """A law fitted to a table, with its certificate and all that a reader needs to fit it again."""
 
     arm: str | None = None
     law: str
+    formula: str = ""
+    """As fitted, after any fall-back to a smaller law."""
     params: dict[str, float]
+    derived: dict[str, float] = {}
+    """What follows from the parameters, such as the exponent of the optimal number of parameters in compute."""
     intervals: dict[str, Interval | None] = {}
+    """Of parameters and derived quantities; None where there is none."""
+    standard_errors: dict[str, float] = {}
     interval_level: float = 0.95
+    interval_method: str = "none"
+    """none, rows, clusters, wild or pooled_t."""
+    resamples: int = 0
+    """Resamples whose fit converged, which the intervals come from."""
+    seed: int = 0
     objective: float | None
     objective_name: str
     delta: float | None = None
+    asymmetry: float = 1.0
     status: str
     """One word; `status_text` says whether the numbers may be used."""
     status_text: str
+    usable_for: Literal["everything", "interpolation", "nothing"] = "nothing"
+    """Interpolation: the curve inside the fitted range, but neither its parameters nor its extrapolation."""
     certificate: dict[str, Any] = {}
     num_points: int
     x_range: Interval | None = None
+    """Of the first input."""
+    input_ranges: dict[str, Interval] = {}
     columns: dict[str, str] = {}
+    """Which column each of the law's names was read from."""
+    outcome_transform: Literal["y", "1 - y"] = "y"
+    """What the law describes: a loss itself, or the distance of a score from 1."""
+    weights: str | None = None
+    clusters: str | None = None
+    num_clusters: int | None = None
+    pinned: dict[str, float] = {}
+    shared: tuple[str, ...] = ()
+    excluded: dict[str, int] = {}
+    """Rows left out, by reason."""
+    flags: tuple[str, ...] = ()
+    definitions: dict[str, str] = {}
+    """What the inputs and the objective mean."""
+    band: dict[str, tuple[float, ...]] = {}
+    """Curve for a figure, for laws of one input: x, prediction, low, high, in the units of the table."""
+    validation: tuple[dict[str, Any], ...] = ()
+    sensitivity: tuple[dict[str, Any], ...] = ()
+    draws: dict[str, tuple[float, ...]] = Field(default={}, exclude=True, repr=False)
+    """Parameters of the resamples, in memory only: the seed makes them again."""
+
+    def __repr__(self) -> str:
+        """Return the report: the terminal shows it."""
+        return str(self)
+
+    def __str__(self) -> str:
+        name = f"{self.arm}: " if self.arm else ""
+        lines = [f"{name}{self.law}  {self.formula}  ({self.num_points} points)", f"{self.status}: {self.status_text}"]
+        rows = self._rows()
+        if rows:
+            width = max(len(row[0]) for row in rows)
+            level = f"{100 * self.interval_level:g} % interval" if self.interval_method != "none" else "no interval"
+            lines.append(
+                f"{'':{width}}  {'estimate':>12}  {level} ({self.interval_method}, {self.resamples} resamples)"
+            )
+            lines += [f"{label:{width}}  {value:>12}  {interval}" for label, value, interval in rows]
+        if self.objective is not None:
+            delta = f"(delta {self.delta:g})" if self.delta is not None else ""
+            lines.append(f"objective {self.objective_name}{delta} = {self.objective:.10e}")
+        lines += [f"left out: {count} rows, {reason}" for reason, count in self.excluded.items()]
+        lines += [f"note: {flag}" for flag in self.flags]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """Return the same report for a notebook."""
+        body = "".join(
+            f"<tr><td>{escape(a)}</td><td>{escape(b)}</td><td>{escape(c)}</td></tr>" for a, b, c in self._rows()
+        )
+        title = escape(f"{self.arm + ': ' if self.arm else ''}{self.law}, {self.formula}")
+        notes = "".join(f"<br>note: {escape(flag)}" for flag in self.flags)
+        objective = "" if self.objective is None else f"{self.objective_name} = {self.objective:.10e}, "
+        head = f"<tr><th></th><th>estimate</th><th>{100 * self.interval_level:g} % interval</th></tr>"
+        return (
+            f"<b>{title}</b> ({objective}{self.num_points} points)<br><i>{escape(self.status)}</i>: "
+            f"{escape(self.status_text)}<table>{head}{body}</table>{notes}"
+        )
+
+    def _rows(self) -> list[tuple[str, str, str]]:
+        rows = []
+        for name, value in (self.params | self.derived).items():
+            interval = self.intervals.get(name)
+            shown = "pinned" if name in self.pinned else "n/a"
+            if interval is not None:
+                shown = f"{interval[0]:.6g} to {interval[1]:.6g}"
+            rows.append((name, f"{value:.7g}", shown))
+        return rows
 
 
 class Verdict(Value):
     """The answer to one contrast of two arms."""
 
     contrast: tuple[str, str]
-    """(A, B); the difference is A minus B, in points, positive when A is better."""
+    """(A, B); the difference is A minus B, positive when A is better."""
     at: Budget
     y: str
+    unit: Literal["points", "nats"] = "points"
+    """Of differences, intervals and the margin; 1 point is 0.01 of a score."""
     difference: float | None
     interval: Interval | None
     interval_level: float = 0.95
     verdict: Literal["a_better", "b_better", "equivalent", "not_resolved"]
     minimum_detectable_difference: float | None = None
+    """The smallest true difference that this design resolves four times in five."""
     margin: float
     num_pairs: int
     primary: bool = False
+    p_value: float | None = None
+    p_value_adjusted: float | None = None
+    """By Holm's procedure over the contrasts that are not primary; the verdict follows it."""
+    p_value_equivalence: float | None = None
+    """Of the two one-sided tests, adjusted likewise."""
+    standard_error: float | None = None
+    degrees_of_freedom: float | None = None
+    run_sd: float | None = None
+    """Standard deviation of one run about its arm, pooled over arms and budgets, pairing removed."""
+    num_seeds_to_resolve: dict[str, int | None] = {}
+    """Runs per arm that would resolve a difference of so many points four times in five."""
+    num_finetune_seeds: int | None = None
+    one_teacher: bool = False
+    compute_multiplier: dict[str, Any] | None = None
+    """C_B / C_A at equal y: value, interval, at y, share of resamples without a crossing, method."""
+    crossover: dict[str, Any] | None = None
+    """Amount of compute where the curves cross, or the reason why there is none."""
+    decomposition: dict[str, Any] | None = None
+    """Difference at equal compute = gain per token + effect of the tokens that the budget allows."""
+    notes: tuple[str, ...] = ()
     sentence: str
+
+    def __repr__(self) -> str:
+        """Return the sentence: the terminal shows it."""
+        return f"{self.verdict}: {self.sentence}"
+
+    def __str__(self) -> str:
+        return repr(self)
+
+    def _repr_html_(self) -> str:
+        """Return the sentence for a notebook."""
+        return f"<b>{escape(self.verdict.replace('_', ' '))}</b>: {escape(self.sentence)}"

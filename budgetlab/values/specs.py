@@ -209,7 +209,15 @@ class FitSpec(Value):
     resamples: int = Field(default=1000, ge=0)
     margin: float = Field(default=0.5, gt=0)
     """Equivalence margin, in points (1 point = 0.01 of a score)."""
+    margin_nats: float = Field(default=0.01, gt=0)
+    """Equivalence margin where y is a loss, in nats per target token."""
     interval_level: float = Field(default=0.95, gt=0, lt=1)
+    seed: int = Field(default=0, ge=0)
+    """Of the resampling."""
+    pinned: dict[str, float] = {}
+    """Parameters of the law held at a value, such as a floor known from elsewhere."""
+    shared: tuple[str, ...] = ()
+    """Parameters that all arms have in common, such as the floor: then the arms are fitted jointly."""
 
     @field_validator("law")
     @classmethod

@@ -1,0 +1,154 @@
+"""Which samples and masks a step sees: pure functions of (run_seed, pass, sample id).
+
+Nothing here has a state, so any step can be asked for at any time, by any number of processes, and a resumed run
+sees what an uninterrupted one would. All arms with one run_seed see the same masked samples in the same order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from budgetlab.errors import CallerError
+from budgetlab.values import SpecialIds
+
+__all__ = ["Batches", "MaskedBatch", "keyed_uniform"]
+
+_ORDER, _PRIORITY, _KIND, _RANDOM_WORD, _SUBSET = range(5)
+
+
+def keyed_uniform(seed: int, stream: int, *keys: NDArray[np.integer] | int) -> NDArray[np.float64]:
+    """Uniform numbers in [0, 1) as a pure function of (seed, stream, keys), broadcast over the keys.
+
+    splitmix64 (Steele, Lea and Flood 2014) chained over the keys: the same on every platform and numpy version.
+    """
+    with np.errstate(over="ignore"):
+        state = _mix(np.uint64(seed) + np.uint64(0x9E3779B97F4A7C15) * np.uint64(stream + 1))
+        for key in keys:
+            state = _mix(state ^ _mix(np.asarray(key).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)))
+    return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _mix(value: NDArray[np.uint64] | np.uint64) -> NDArray[np.uint64]:
+    value = np.asarray(value, dtype=np.uint64)
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+@dataclass(frozen=True)
+class MaskedBatch:
+    """`input_ids` int64 [B, T]; flat `target_positions` int64 [M] into B*T; `target_ids` int64 [M]."""
+
+    input_ids: NDArray[np.int64]
+    target_positions: NDArray[np.int64]
+    target_ids: NDArray[np.int64]
+
+    @property
+    def tokens(self) -> int:
+        """Positions fed to the student."""
+        return self.input_ids.size
+
+
+class Batches:
+    """Masked samples of one token stream.
+
+    A sample is [CLS] + (seq_len - 2) tokens of the stream + [SEP]. Exactly `masked_per_sequence` of its positions,
+    never special ones while others remain, carry loss: 80 % become [MASK], 10 % a random word, 10 % stay.
+
+    Parameters
+    ----------
+    stream
+        1-D array of token ids, documents joined by [SEP].
+    special, vocab_size
+        Of the tokenizer.
+    seq_len, masked_per_sequence
+        In positions.
+    run_seed
+        Of order and masks.
+    static_masks
+        Whether a sample has the same mask in every pass.
+    unique_tokens
+        Read only so many tokens' worth of samples, the same ones for every seed; None for all.
+
+    Raises
+    ------
+    CallerError
+        When the stream does not hold one sample, or less than `unique_tokens`.
+    """
+
+    def __init__(
+        self,
+        stream: NDArray[np.integer],
+        special: SpecialIds,
+        vocab_size: int,
+        *,
+        seq_len: int,
+        masked_per_sequence: int,
+        run_seed: int,
+        static_masks: bool = False,
+        unique_tokens: int | None = None,
+    ) -> None:
+        self._stream, self._special = stream, special
+        self._words = np.setdiff1d(np.arange(vocab_size), special.all())
+        self._seq_len, self._masked, self._seed = seq_len, masked_per_sequence, run_seed
+        self._static_masks = static_masks
+        available = len(stream) // (seq_len - 2)
+        wanted = available if unique_tokens is None else unique_tokens // seq_len
+        if not 1 <= wanted <= available:
+            raise CallerError(
+                f"{wanted:,} samples of {seq_len} positions",
+                f"the corpus has {len(stream):,} word pieces, enough for {available:,}",
+                "use more text, a shorter seq_len, or other unique_tokens",
+            )
+        self._available, self.num_samples = available, wanted
+
+    @property
+    def unique_tokens(self) -> int:
+        """Positions in one pass."""
+        return self.num_samples * self._seq_len
+
+    @lru_cache(maxsize=2)  # noqa: B019  two passes meet in one step at most, and the object lives as long as the run
+    def _order(self, pass_index: int) -> NDArray[np.int64]:
+        samples = np.arange(self.num_samples)
+        if self.num_samples < self._available:
+            chosen = np.argsort(keyed_uniform(0, _SUBSET, np.arange(self._available)), kind="stable")
+            samples = np.sort(chosen[: self.num_samples])
+        return samples[np.argsort(keyed_uniform(self._seed, _ORDER, pass_index, samples), kind="stable")]
+
+    def step(self, step: int, batch_sequences: int) -> MaskedBatch:
+        """Return the samples of one step, counted from 0."""
+        index = step * batch_sequences + np.arange(batch_sequences)
+        passes, places = index // self.num_samples, index % self.num_samples
+        samples = np.empty(batch_sequences, dtype=np.int64)
+        for pass_index in np.unique(passes):
+            here = passes == pass_index
+            samples[here] = self._order(int(pass_index))[places[here]]
+        return self._masked_batch(samples, np.zeros_like(passes) if self._static_masks else passes)
+
+    def in_order(self, first: int, count: int) -> MaskedBatch:
+        """Return samples first..first+count of the stream in reading order, masked as in pass 0."""
+        samples = np.arange(first, min(first + count, self._available))
+        return self._masked_batch(samples, np.zeros_like(samples))
+
+    def _masked_batch(self, samples: NDArray[np.int64], passes: NDArray[np.int64]) -> MaskedBatch:
+        body = self._seq_len - 2
+        content = self._stream[samples[:, None] * body + np.arange(body)].astype(np.int64)
+        edge = np.full((len(samples), 1), self._special.cls), np.full((len(samples), 1), self._special.sep)
+        ids = np.concatenate([edge[0], content, edge[1]], axis=1)
+
+        sample_keys, pass_keys, position = samples[:, None], passes[:, None], np.arange(self._seq_len)[None, :]
+        priority = keyed_uniform(self._seed, _PRIORITY, sample_keys, pass_keys, position)
+        priority = priority + np.isin(ids, self._special.all())  # special positions come last
+        columns = np.sort(np.argpartition(priority, self._masked - 1, axis=1)[:, : self._masked], axis=1)
+        rows = np.arange(len(samples))[:, None]
+        targets = ids[rows, columns]
+
+        kind = keyed_uniform(self._seed, _KIND, sample_keys, pass_keys, columns)
+        draw = keyed_uniform(self._seed, _RANDOM_WORD, sample_keys, pass_keys, columns)
+        random_words = self._words[(draw * len(self._words)).astype(np.int64)]
+        ids[rows, columns] = np.where(kind < 0.8, self._special.mask, np.where(kind < 0.9, random_words, targets))
+        return MaskedBatch(ids, (rows * self._seq_len + columns).ravel(), targets.ravel())

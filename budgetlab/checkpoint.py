@@ -1,0 +1,129 @@
+"""Checkpoints that are whole or absent, verified when read, and safe to load.
+
+A checkpoint is a folder of one safetensors file and one JSON file, made in a temporary folder, synced, and renamed;
+its manifest has the size and SHA-256 of each file. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, uint8
+
+from budgetlab.errors import BudgetlabError
+
+__all__ = ["latest_checkpoint", "load_checkpoint", "remove_checkpoints", "save_checkpoint", "tensors_hash"]
+
+_TENSORS, _STATE, _MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+
+
+def save_checkpoint(folder: Path, name: str, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
+    """Write `folder/name` so that a crash at any moment leaves the old folders whole and no torn new one.
+
+    Parameters
+    ----------
+    folder, name
+        Where; `name` sorts by age ("step_00000120").
+    tensors
+        By name, on any device.
+    state
+        Plain JSON.
+
+    Raises
+    ------
+    OSError
+        When the disk is full or read-only; nothing is left behind then.
+    """
+    final, partial = folder / name, folder / f".{name}.{os.getpid()}.partial"
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir()
+        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, partial / _TENSORS)
+        (partial / _STATE).write_text(json.dumps(dict(state)))
+        manifest = {part: _fingerprint(partial / part) for part in (_TENSORS, _STATE)}
+        (partial / _MANIFEST).write_text(json.dumps(manifest))
+        for part in (_TENSORS, _STATE, _MANIFEST):
+            _sync(partial / part)
+        _sync(partial)
+        if final.exists():
+            shutil.rmtree(final)
+        partial.rename(final)
+        _sync(folder)
+    except SafetensorError as error:  # safetensors reports a full disk as its own error
+        raise OSError(str(error)) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return final
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a checkpoint after verifying it.
+
+    Raises
+    ------
+    BudgetlabError
+        When a file is missing, torn or altered.
+    """
+    try:
+        manifest = json.loads((path / _MANIFEST).read_text())
+        intact = all(_fingerprint(path / part) == manifest[part] for part in (_TENSORS, _STATE))
+    except (OSError, ValueError, KeyError, TypeError):
+        intact = False
+    if not intact:
+        raise BudgetlabError(
+            f"checkpoint {path}", "a file is missing, torn or altered", "delete the folder and run again"
+        )
+    return load_file(path / _TENSORS), json.loads((path / _STATE).read_text())
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint that verifies, or None; torn ones are passed over."""
+    if not folder.is_dir():
+        return None
+    for path in sorted((p for p in folder.iterdir() if p.name.startswith("step_")), reverse=True):
+        try:
+            load_checkpoint(path)
+        except BudgetlabError:
+            continue
+        return path
+    return None
+
+
+def remove_checkpoints(folder: Path, keep: set[str]) -> None:
+    """Delete the checkpoints that are not in `keep`, and what killed writers left."""
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if path.name.endswith(".partial") or (path.name.startswith("step_") and path.name not in keep):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """Hash names, types, shapes and bits (SHA-256, 16 hex digits)."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(dtype=uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _fingerprint(path: Path) -> list[Any]:
+    with path.open("rb") as file:
+        return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,75 @@
+"""What a person sees while it works: one live line on a terminal, plain lines elsewhere, always on stderr."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from budgetlab.units import format_seconds
+
+__all__ = ["Screen"]
+
+PLAIN_LINE_EVERY_SECONDS = 15.0
+
+
+class Screen:
+    """A stage at a time: `with screen.stage("profile") as stage: stage(text, fraction, seconds_left)`."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        self.started = time.monotonic()
+
+    def say(self, line: str) -> None:
+        """Print one line."""
+        self.console.print(escape(line), soft_wrap=True)
+
+    def stage(self, name: str) -> Stage:
+        """Begin a stage."""
+        return Stage(self, name)
+
+
+class Stage:
+    """A stage in progress."""
+
+    def __init__(self, screen: Screen, name: str) -> None:
+        self.screen, self.name = screen, name
+        self.live = screen.console.is_terminal
+        self.said_at = 0.0
+        self.note = ""
+        columns = (
+            SpinnerColumn(),
+            TextColumn(f"{name:<9}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+        )
+        self.progress = Progress(*columns, console=screen.console, transient=True, disable=not self.live)
+        self.task = self.progress.add_task("", total=1.0)
+
+    def __enter__(self) -> Stage:
+        self.began = time.monotonic()
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+        if kind is None:
+            took = format_seconds(time.monotonic() - self.began)
+            self.screen.say(f"{self.name:<9} done in {took}{f': {self.note}' if self.note else ''}")
+
+    def __call__(self, text: str, fraction: float | None = None, seconds_left: float | None = None) -> None:
+        """Show where the stage stands."""
+        left = "" if seconds_left is None else f", {format_seconds(seconds_left)} left"
+        if self.live:
+            completed = None if fraction is None else min(1.0, max(0.0, fraction))
+            self.progress.update(self.task, description=escape(f"{text}{left}"), completed=completed)
+        elif time.monotonic() - self.said_at >= PLAIN_LINE_EVERY_SECONDS:
+            self.said_at = time.monotonic()
+            share = "" if fraction is None else f" {100 * fraction:.0f} %"
+            self.screen.say(f"{self.name:<9}{share} {text}{left}")

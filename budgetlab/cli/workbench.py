@@ -1,0 +1,239 @@
+"""The verbs in order for one study and one results folder, each reusing what is already there."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from budgetlab.cli.screen import Screen
+from budgetlab.errors import CallerError
+from budgetlab.store import Store, read_value, scores_frame
+from budgetlab.studies import Study, dump_study, find_data, load_study
+from budgetlab.values import CostProfile, CurveFit, Plan, RunRecord, Score, Verdict, content_hash
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from budgetlab.corpus import Corpus
+    from budgetlab.evaluation import Task
+    from budgetlab.reporting import Report
+
+__all__ = ["Workbench", "open_workbench"]
+
+
+def open_workbench(
+    study: str, results: Path, data_root: Path | None, screen: Screen, *, seeds: tuple[int, ...] | None = None
+) -> Workbench:
+    """Load a study and open its results folder."""
+    loaded = load_study(study, data_root=data_root)
+    if seeds is not None:
+        loaded = loaded.model_copy(update={"seeds": seeds})
+    recorded = Path(study).with_suffix("").with_suffix(".profile.json")
+    return Workbench(loaded, Store(results, loaded.name), screen, recorded if recorded.is_file() else None)
+
+
+class Workbench:
+    """One study in one results folder.
+
+    Parameters
+    ----------
+    study, store, screen
+        What is asked, where results go, what a person sees.
+    recorded_profile
+        A profile that lies beside the study file, used where nothing was measured here.
+    """
+
+    def __init__(self, study: Study, store: Store, screen: Screen, recorded_profile: Path | None = None) -> None:
+        self.study, self.store, self.screen = study, store, screen
+        self.recorded_profile = recorded_profile
+        self._corpus: Corpus | None = None
+        self._probes: Path | None = None
+
+    def corpus(self) -> Corpus:
+        """Build the corpus, or open the one that was built."""
+        if self._corpus is None:
+            from budgetlab.corpus import build_corpus
+
+            with self.screen.stage("corpus") as stage:
+                self._corpus = build_corpus(
+                    self.study.corpus, roots=self.study.data_roots, cache=self.store.cache, progress=stage
+                )
+                tokens = f"{len(self._corpus.train):,} train, {len(self._corpus.heldout):,} held-out tokens"
+                stage.note = f"{tokens}, vocabulary {self._corpus.vocab_size:,}"
+            self._check_vocabulary(self._corpus)
+        return self._corpus
+
+    def _check_vocabulary(self, corpus: Corpus) -> None:
+        for name, spec in self.study.models.items():
+            if spec.vocab_size is not None and spec.vocab_size < corpus.vocab_size:
+                raise CallerError(
+                    f"models.{name}.vocab_size = {spec.vocab_size}",
+                    f"the tokenizer has {corpus.vocab_size} entries",
+                    "leave it out, or make it at least as large",
+                )
+
+    def profile(self, *, fresh: bool = False, count_only: bool = False, to_run: bool = False) -> CostProfile:
+        """Return the prices of this study: those in its folder, those recorded beside it, or new ones.
+
+        A run needs them timed here, since timing is also what settles precision and attention.
+        """
+        key = profile_key(self.study)
+        known = None if fresh else self.store.read_profile()
+        if known is None and not fresh and not to_run and self.recorded_profile is not None:
+            known = read_value(CostProfile, self.recorded_profile)
+        if known is not None and known.study_key == key and (known.timed or not to_run):
+            return known
+        from budgetlab.profiler import profile
+
+        with self.screen.stage("profile") as stage:
+            found = profile(self.study, count_only=count_only, progress=stage).model_copy(update={"study_key": key})
+            first = found.arms[0]
+            stage.note = f"{len(found.arms)} arms, {first.dtype}, {first.attention} attention"
+        self.store.write_study(dump_study(self.study))
+        self.store.write_profile(found)
+        return found
+
+    def plan(
+        self,
+        *,
+        profile: CostProfile | None = None,
+        budgets: Sequence[str] = (),
+        match: str | None = None,
+        teacher_charge: str | None = None,
+    ) -> Plan:
+        """Match the budgets; the corpus counts towards passes once it has been built."""
+        from budgetlab.planner import plan
+
+        made = plan(
+            self.study,
+            profile or self.profile(),
+            corpus_tokens=None if self._corpus is None else self._pass_tokens(self._corpus),
+            budgets=tuple(budgets) or None,
+            match=match,
+            teacher_charge=teacher_charge,
+        )
+        self.store.write_study(dump_study(self.study))
+        self.store.write_plan(made)
+        return made
+
+    def _pass_tokens(self, corpus: Corpus) -> int:
+        seq_len = self.study.recipe.seq_len
+        return len(corpus.train) // (seq_len - 2) * seq_len
+
+    def run(self, plan: Plan) -> list[RunRecord]:
+        """Train what is not trained yet."""
+        corpus = self.corpus()
+        from budgetlab.runner import Progress, run
+
+        with self.screen.stage("run") as stage:
+
+            def show(where: Progress) -> None:
+                text = f"{where.run_id} step {where.step}/{where.steps} loss {where.loss:.3g}"
+                stage(text, where.done_fraction, where.seconds_left)
+
+            records = run(plan, corpus, self.store, progress=show)
+            failed = [record for record in records if record.status == "failed"]
+            stage.note = f"{len(records) - len(failed)} units complete" + (f", {len(failed)} failed" if failed else "")
+        for record in failed:
+            self.screen.say(f"failed    {record.run_id}: {record.message}; delete its folder to try again")
+        return records
+
+    def evaluate(self, plan: Plan, records: Sequence[RunRecord]) -> list[Score]:
+        """Score what is not scored yet."""
+        corpus = self.corpus()
+        from budgetlab.evaluation import Progress, evaluate
+
+        with self.screen.stage("evaluate") as stage:
+
+            def show(where: Progress) -> None:
+                stage(where.what, where.done / where.total, where.seconds_left)
+
+            scores = evaluate(plan, records, self.study.evaluate, corpus, self.store, self.tasks(), progress=show)
+            stage.note = f"{len(scores)} scores"
+        return scores
+
+    def tasks(self) -> list[Task]:
+        """Load the tasks of the study."""
+        from budgetlab.corpus import build_probes
+        from budgetlab.evaluation import load_task
+
+        spec = self.study.evaluate
+        folder, probes = None, {}
+        if spec.source == "probes":
+            folder = self.store.cache / f"probes-{self.corpus().content_hash}"
+            probes = build_probes(self.corpus(), folder)
+        elif spec.folder is not None:
+            folder = find_data(self.study, spec.folder)
+        return [load_task(name, spec, folder=folder, probes=probes, roots=self.study.data_roots) for name in spec.tasks]
+
+    def records(self) -> list[RunRecord]:
+        """Return the records of this study's folder."""
+        return self.store.records()
+
+    def fit(self, scores: pd.DataFrame) -> tuple[tuple[CurveFit, ...], tuple[Verdict, ...]]:
+        """Fit the curves, compare the arms, and write both."""
+        from budgetlab.fitting import compare_arms, fit_arms
+
+        fits, verdicts = fit_arms(scores, self.study.fit), compare_arms(scores, self.study.fit)
+        self.store.write_fits(fits, verdicts)
+        return fits, verdicts
+
+    def report(
+        self,
+        plan: Plan,
+        profile: CostProfile,
+        records: Sequence[RunRecord],
+        scores: pd.DataFrame,
+        fits: Sequence[CurveFit],
+        verdicts: Sequence[Verdict],
+    ) -> Report:
+        """Draw and write everything."""
+        from budgetlab.reporting import report
+
+        with self.screen.stage("report") as stage:
+            made = report(
+                study=self.study.name,
+                plan=plan,
+                profile=profile,
+                records=records,
+                scores=scores,
+                fits=fits,
+                verdicts=verdicts,
+                folder=self.store.folder,
+            )
+            stage.note = str(made.page)
+        return made
+
+    def study_through(self) -> Report:
+        """Go through all verbs, resuming; what is done is not done again."""
+        self._room()
+        self.corpus()
+        profile = self.profile(to_run=True)
+        plan = self.plan(profile=profile)
+        records = self.run(plan)
+        scores = scores_frame(self.evaluate(plan, records))
+        fits, verdicts = self.fit(scores)
+        return self.report(plan, profile, records, scores, fits, verdicts)
+
+    def _room(self) -> None:
+        """Refuse to start where the first file could not be written."""
+        folder = self.store.folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(folder).free
+        except OSError as error:
+            raise CallerError(f"results in {folder}", str(error), "choose another folder with --results") from None
+        if free < 200e6:
+            raise CallerError(f"results in {folder}", f"only {free / 1e6:.0f} MB are free", "free some room")
+
+
+def profile_key(study: Study) -> str:
+    """Hash of what decides the prices."""
+    return content_hash(
+        [study.models[name].model_dump(mode="json", exclude={"pretrain", "weights"}) for name in sorted(study.models)],
+        [arm.model_dump(mode="json") for arm in study.arms.values()],
+        study.recipe,
+        study.execution.model_dump(mode="json", exclude={"usd_per_device_hour", "scaling_efficiency"}),
+    )

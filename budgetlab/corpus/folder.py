@@ -1,0 +1,179 @@
+"""A corpus on disk: tokens, tokenizer, and a manifest that says what they are and proves that they are whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from budgetlab.corpus.tokenizing import SPECIAL_ROLES, load_fast_tokenizer
+from budgetlab.errors import BudgetlabError
+
+__all__ = ["Corpus", "DamagedCorpus", "SpecialIds", "open_corpus", "seal", "unigram_entropy_nats"]
+
+FORMAT = "budgetlab corpus 1"
+_MANIFEST, _TOKENIZER = "manifest.json", "tokenizer.json"
+_HASHED_BYTES = 256 << 20  # hashed on every open up to this size, about 0.2 s; above it, only measured
+
+
+class DamagedCorpus(BudgetlabError):
+    """A folder that is no finished corpus, or no longer one."""
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """Ids of the special tokens."""
+
+    pad: int
+    unk: int
+    cls: int
+    sep: int
+    mask: int
+
+    def all(self) -> tuple[int, ...]:
+        """All of them, ascending and each once."""
+        return tuple(sorted({self.pad, self.unk, self.cls, self.sep, self.mask}))
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """Text as word-piece ids, in two splits that share no document.
+
+    Documents lie in the order of a hash of their text, so that every prefix of a split is a fair sample of it;
+    each is followed by [SEP], and there is no [CLS].
+    """
+
+    folder: Path
+    content_hash: str
+    """16 hex digits over the tokens and the tokenizer: equal on every machine that has the same."""
+    vocab_size: int
+    special: SpecialIds
+    train: np.ndarray
+    """Word-piece ids, a read-only 1-D memory map of uint16 or uint32."""
+    heldout: np.ndarray
+    """The same, of text that is never trained on."""
+    unigram_entropy_nats: float
+    """Cross-entropy of the held-out tokens under the train unigrams: see the function of that name."""
+    description: dict[str, Any]
+    """Source, versions or files; by split, documents, bytes of text and tokens; what was removed as repeated."""
+    special_names: dict[str, str]
+
+    def tokenizer(self) -> Any:
+        """Return the tokenizer as a transformers `PreTrainedTokenizerFast`."""
+        return load_fast_tokenizer(self.folder / _TOKENIZER, self.special_names)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A memory map pickles as a copy of its data; another process should map the file itself.
+        return open_corpus, (self.folder,)
+
+
+def unigram_entropy_nats(train: np.ndarray, heldout: np.ndarray, vocab_size: int, special: SpecialIds) -> float:
+    r"""Return what held-out text costs a model that knows word frequencies only, in nats per token.
+
+    With :math:`c_t` the count of word piece *t* in `train`, *N* the sum of these counts and *V* the number of
+    word pieces, all without the special tokens ([UNK] is one), it is the mean of
+    :math:`-\log\frac{c_t + 1}{N + V}` over the tokens of `heldout` that are not special; nan without any.
+
+    Parameters
+    ----------
+    train, heldout
+        Word-piece ids, 1-D.
+    vocab_size
+        Ids are below it.
+    special
+        Ids left out of both sides.
+    """
+    counts, wanted = (_counts(ids, vocab_size) for ids in (train, heldout))
+    ordinary = np.ones(vocab_size, dtype=bool)
+    ordinary[list(special.all())] = False
+    counts, wanted = counts[ordinary], wanted[ordinary]
+    if not wanted.sum():
+        return float("nan")
+    log_probability = np.log((counts + 1) / (counts.sum() + counts.size))
+    return float(-(wanted @ log_probability) / wanted.sum())
+
+
+def _counts(ids: np.ndarray, vocab_size: int) -> np.ndarray:
+    total = np.zeros(vocab_size, dtype=np.int64)
+    for start in range(0, ids.size, 1 << 24):  # bincount works on int64 copies
+        total += np.bincount(ids[start : start + (1 << 24)], minlength=vocab_size)
+    return total
+
+
+def seal(folder: Path, *, key: str, dtype: str, names: dict[str, str], vocab_size: int, special: SpecialIds,
+         entropy: float, description: dict[str, Any]) -> None:  # fmt: skip
+    """Write the manifest of a folder whose other files are complete, and force all of them to disk."""
+    files = {}
+    for path in sorted(folder.iterdir()):
+        with open(path, "rb") as file:
+            files[path.name] = {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+            os.fsync(file.fileno())
+    digest = hashlib.sha256("".join(files[name]["sha256"] for name in sorted(files)).encode()).hexdigest()
+    manifest = {
+        "format": FORMAT, "key": key, "content_hash": digest[:16], "dtype": dtype, "vocab_size": vocab_size,
+        "special_ids": {role: getattr(special, role) for role in SPECIAL_ROLES}, "special_names": names,
+        "unigram_entropy_nats": entropy, "files": files, "description": description,
+    }  # fmt: skip
+    with open(folder / _MANIFEST, "w", encoding="utf-8") as file:
+        json.dump(manifest, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":  # elsewhere folders cannot be opened
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def open_corpus(folder: Path) -> Corpus:
+    """Open a finished corpus.
+
+    Sizes are compared with the manifest, and SHA-256 digests too for files up to 256 MiB.
+
+    Raises
+    ------
+    DamagedCorpus
+        When the folder is no corpus, or a file is missing or differs.
+    """
+    folder = Path(folder)
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"format {manifest['format']!r} is not {FORMAT!r}")
+        for name, expected in manifest["files"].items():
+            _check(folder / name, expected)
+        dtype = np.dtype(manifest["dtype"])
+        return Corpus(
+            folder=folder,
+            content_hash=manifest["content_hash"],
+            vocab_size=manifest["vocab_size"],
+            special=SpecialIds(**manifest["special_ids"]),
+            train=np.memmap(folder / "train.bin", dtype=dtype, mode="r"),
+            heldout=np.memmap(folder / "heldout.bin", dtype=dtype, mode="r"),
+            unigram_entropy_nats=manifest["unigram_entropy_nats"],
+            description=manifest["description"],
+            special_names=manifest["special_names"],
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        do = "delete the folder; it is built again when it is needed"
+        raise DamagedCorpus(f"corpus in {str(folder)!r}", f"not a finished corpus ({error})", do) from error
+
+
+def _check(path: Path, expected: dict[str, Any]) -> None:
+    size = path.stat().st_size
+    if size != expected["bytes"]:
+        raise ValueError(f"{path.name} has {size} bytes, not {expected['bytes']}")
+    if size <= _HASHED_BYTES:
+        with open(path, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
+                raise ValueError(f"{path.name} is not what was written")

@@ -1,0 +1,5 @@
+"""Probes."""
+
+
+def build_probes() -> None:
+    """Not yet."""

@@ -1,0 +1,194 @@
+"""One curve per arm of a study, from its scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from budgetlab.errors import CallerError, unknown_name
+from budgetlab.fitting.curves import fit_points, refused, report_fit
+from budgetlab.fitting.intervals import choose_interval, draw, within_cell_noise
+from budgetlab.fitting.objectives import Objective
+from budgetlab.fitting.prepare import Prepared, prepare
+from budgetlab.fitting.scores import COMPUTE_COLUMNS, run_values
+from budgetlab.fitting.solve import solve
+from budgetlab.fitting.status import FitStatus
+from budgetlab.fitting.table import Points, read_points
+from budgetlab.laws import Law, get_law
+from budgetlab.resampling import PooledVariance
+from budgetlab.values import CurveFit, FitSpec
+
+__all__ = ["arm_points", "fit_arms", "pool_noise"]
+
+_DEFINITIONS = {
+    "required_flops": "each matmul of the lean step once, trained parts three times, two FLOPs per multiply-add",
+    "executed_flops": "required FLOPs with recompute and whatever else ran, two FLOPs per multiply-add",
+    "device_seconds": "time on the device, summed over devices",
+    "tokens": "positions fed to the student, without padding",
+    "target_tokens": "positions that carry loss",
+    "budget_amount": "the budget itself, in its own unit",
+}
+
+
+def fit_arms(scores: pd.DataFrame, spec: FitSpec) -> tuple[CurveFit, ...]:
+    """Fit the law of a study to each arm.
+
+    Parameters
+    ----------
+    scores
+        The tidy table of the store; yardsticks are ignored, fine-tuning seeds averaged first.
+    spec
+        Law, columns, objective, resamples, what is pinned and what the arms share.
+
+    Returns
+    -------
+    tuple of CurveFit
+        One per arm, in order of name. A score is fitted as its distance from 1 (`outcome_transform`). An arm that
+        cannot carry a curve is refused in its status, and the others go on.
+
+    Raises
+    ------
+    CallerError
+        For a law with more than one input, an unknown column or outcome, or a score that occurs twice.
+    """
+    law = get_law(spec.law)
+    if len(law.inputs) != 1:
+        raise CallerError(
+            f"law {law.name} for arms", f"it has {len(law.inputs)} inputs", 'choose a law of one input, such as "power"'
+        )
+    objective = Objective(spec.objective, spec.delta)
+    runs = run_values(scores, spec.y)
+    points = {str(arm): arm_points(rows, law, spec.x) for arm, rows in runs.groupby("arm", sort=True)}
+    noise = pool_noise(points)
+    prepared: dict[str, Prepared] = {}
+    for arm, found in points.items():
+        try:
+            prepared[arm] = prepare(found, spec.pinned)
+        except CallerError as error:
+            if error.wrong.endswith("need at least as many points"):
+                prepared[arm] = Prepared(found, law, spec.pinned, refusal=f"{len(found)} points: {error.wrong}")
+                continue
+            raise
+    joint = _fit_jointly(prepared, objective, spec, noise, runs) if spec.shared else {}
+    fits = []
+    for arm in points:
+        if arm in joint:
+            fits.append(joint[arm])
+            continue
+        fits.append(
+            fit_points(
+                prepared[arm], objective, resamples=spec.resamples, interval="auto", interval_level=spec.interval_level,
+                seed=spec.seed, noise=noise, record=_record(arm, runs, spec),
+            )
+        )  # fmt: skip
+    absent = sorted(set(scores["arm"].dropna().astype(str)) - set(points)) if "arm" in scores else []
+    fits += [
+        refused(f"no run has a value of {spec.y}", None, objective, {"arm": arm}, law.name)
+        for arm in absent
+        if _is_run_arm(scores, arm)
+    ]
+    return tuple(fits)
+
+
+def _is_run_arm(scores: pd.DataFrame, arm: str) -> bool:
+    rows = scores[scores["arm"] == arm]
+    return "subject" not in rows.columns or bool((rows["subject"] == "run").any())
+
+
+def _record(arm: str, runs: pd.DataFrame, spec: FitSpec) -> dict[str, object]:
+    higher = bool(runs["higher_is_better"].iloc[0])
+    return {
+        "arm": arm,
+        "clusters": "run_seed",
+        "outcome_transform": "1 - y" if higher else "y",
+        "columns": {"x": spec.x, "y": spec.y},
+        "definitions": {spec.x: _DEFINITIONS.get(spec.x, ""), spec.y: "mean over fine-tuning seeds of one run"},
+        "excluded": {"a task is missing": runs.attrs["missing"]} if runs.attrs.get("missing") else {},
+    }
+
+
+def arm_points(rows: pd.DataFrame, law: Law, x: str) -> Points:
+    """Make the points of one arm from its runs; a score becomes its distance from 1."""
+    if x not in rows.columns or x not in COMPUTE_COLUMNS:
+        raise unknown_name("column of compute", x, [c for c in COMPUTE_COLUMNS if c in rows.columns], f"x = {x!r}")
+    table = rows.assign(outcome=np.where(rows["higher_is_better"], 1.0 - rows["value"], rows["value"]))
+    try:
+        return read_points(table, law, {law.inputs[0]: x, law.outcome: "outcome"}, clusters="run_seed")
+    except CallerError as error:
+        if "constant" not in error.wrong:
+            raise
+        # One budget, or identical scores: no curve, but no mistake of the caller either.
+        return Points(
+            law, {law.inputs[0]: table[x].to_numpy(float)}, table["outcome"].to_numpy(float), np.ones(len(table)),
+            table["run_seed"].to_numpy(), {law.inputs[0]: x, law.outcome: "outcome"},
+        )  # fmt: skip
+
+
+def pool_noise(points: Mapping[str, Points]) -> PooledVariance | None:
+    """Pool the scatter of log outcomes between runs over all cells, arm by budget."""
+    found = [noise for noise in (within_cell_noise(p) for p in points.values()) if noise is not None]
+    if not found:
+        return None
+    freedom = np.array([noise.degrees_of_freedom for noise in found])
+    return PooledVariance(
+        sd=float(np.sqrt(np.average([noise.sd**2 for noise in found], weights=freedom))),
+        degrees_of_freedom=float(freedom.sum()),
+        correlation=float(np.average([noise.correlation for noise in found], weights=freedom)),
+        cells=sum(noise.cells for noise in found),
+        smallest_sd=min(noise.smallest_sd for noise in found),
+        largest_sd=max(noise.largest_sd for noise in found),
+    )
+
+
+def _fit_jointly(
+    prepared: Mapping[str, Prepared],
+    objective: Objective,
+    spec: FitSpec,
+    noise: PooledVariance | None,
+    runs: pd.DataFrame,
+) -> dict[str, CurveFit]:
+    """Fit all arms that can carry the full law at once, with some parameters in common."""
+    law = get_law(spec.law)
+    for name in spec.shared:
+        if name not in law.params:
+            raise unknown_name("parameter", name, law.params, f"shared {name}")
+    carried = {arm: p for arm, p in prepared.items() if not p.refusal or law.floor in spec.shared}
+    # What is shared is estimated by all arms together, so that three budgets can carry a common floor.
+    carried = {
+        arm: p for arm, p in carried.items() if len(np.unique(p.points.cells())) > len(law.params) - len(spec.shared)
+    }
+    if len(carried) < 2:
+        return {}
+    arms = list(carried)
+    stacked = _stack([carried[arm].points for arm in arms], law)
+    groups = [arm for arm in arms for _ in range(len(carried[arm].points))]
+    solution = solve(
+        stacked, law, objective, pinned=spec.pinned, groups=groups, shared=spec.shared, level=spec.interval_level
+    )
+    method = "pooled_t" if noise is not None else choose_interval(stacked, "auto")[0]
+    draws = np.empty((0, solution.design.size))
+    if spec.resamples and solution.status is not FitStatus.NOT_CONVERGED:
+        rng = np.random.default_rng(spec.seed)
+        draws = draw(solution, stacked, method, spec.resamples, rng, noise).theta
+    return {
+        arm: report_fit(
+            Prepared(replace(carried[arm].points, law=law), law, spec.pinned), solution, draws, method=method,
+            level=spec.interval_level, seed=spec.seed, record=_record(arm, runs, spec), group=arm,
+            notes=[f"fitted jointly with {', '.join(a for a in arms if a != arm)}; shared: {', '.join(spec.shared)}"],
+        )
+        for arm in arms
+    }  # fmt: skip
+
+
+def _stack(parts: Sequence[Points], law: Law) -> Points:
+    return Points(
+        law=law,
+        inputs={name: np.concatenate([p.inputs[name] for p in parts]) for name in law.inputs},
+        outcome=np.concatenate([p.outcome for p in parts]),
+        weights=np.concatenate([p.weights for p in parts]),
+        # The same seed in two arms is two runs: their noise is drawn apart.
+        clusters=np.array([f"{i}:{c}" for i, p in enumerate(parts) for c in (p.clusters if p.clusters is not None else range(len(p)))]),
+    )  # fmt: skip

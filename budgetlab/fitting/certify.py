@@ -1,0 +1,91 @@
+"""Judging parameters that somebody else offers as the fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from budgetlab.errors import CallerError
+from budgetlab.fitting.certificate import GAP_TOLERANCE
+from budgetlab.fitting.curves import report_fit
+from budgetlab.fitting.objectives import Objective
+from budgetlab.fitting.prepare import Prepared
+from budgetlab.fitting.solve import solve
+from budgetlab.fitting.status import FitStatus
+from budgetlab.fitting.table import read_points
+from budgetlab.laws import get_law
+from budgetlab.values import CurveFit
+
+__all__ = ["certify"]
+
+
+def certify(
+    table: pd.DataFrame,
+    params: Mapping[str, float],
+    *,
+    law: str = "power",
+    columns: dict[str, str] | None = None,
+    objective: str = "huber_log",
+    delta: float = 1e-3,
+    asymmetry: float = 1.0,
+    weights: str | None = None,
+    tolerance: float = GAP_TOLERANCE,
+    exclude_invalid: bool = False,
+) -> CurveFit:
+    """Judge whether given parameters are the optimum of an objective on a table.
+
+    Parameters
+    ----------
+    table, law, columns, objective, delta, asymmetry, weights, exclude_invalid
+        As in `fit`.
+    params
+        A value for every parameter of the law, such as published ones.
+    tolerance
+        Relative gap to the best optimum found above which they are not the fit.
+
+    Returns
+    -------
+    CurveFit
+        The parameters as offered. Its certificate holds the `gap` and the `optimum`; its status is ``not_converged``
+        when the gap is too wide, and otherwise what the optimum itself deserves.
+
+    Raises
+    ------
+    CallerError
+        As in `fit`, or for a parameter that is missing, unknown or outside its bounds.
+    """
+    form = get_law(law)
+    if set(params) != set(form.params):
+        raise CallerError(
+            f"parameters {', '.join(sorted(params))}", f"law {law} has {', '.join(form.params)}", "give each a value"
+        )
+    for name, value in params.items():
+        low, high = form.bounds[name]
+        if not low <= value <= high:
+            raise CallerError(f"{name} = {value!r}", f"outside {low:g} to {high:g}", "no law has that")
+    goal = Objective(objective, delta, asymmetry)
+    points = read_points(table, form, columns, weights=weights, exclude_invalid=exclude_invalid)
+    if len(points) < len(form.params):
+        raise CallerError(f"law {law}, {len(points)} points", f"{len(form.params)} parameters need more", "add points")
+    solution = solve(points, form, goal, pinned={}, also={name: float(value) for name, value in params.items()})
+    prediction = form.predict(params, points.inputs)
+    offered = float(goal.value(np.log(prediction), points.outcome, points.weights))
+    gap = offered / max(solution.value, 1e-300) - 1 if solution.value > 1e-20 else max(0.0, offered - solution.value)
+    best = {name: float(value) for name, value in solution.design.to_params(solution.theta).items()}
+    certificate = dict(solution.certificate) | {"offered_objective": offered, "gap": gap, "optimum": best}
+    judged = replace(solution, value=offered, certificate=certificate)
+    if gap > tolerance:
+        detail = f"the objective {offered:.8e} lies {gap:.1e} (relative) above the optimum {solution.value:.8e}, at "
+        detail += ", ".join(f"{name} {value:.6g}" for name, value in best.items())
+        judged = replace(judged, status=FitStatus.NOT_CONVERGED, detail=detail)
+    report = report_fit(
+        Prepared(points, form, {}), judged, np.empty((0, solution.design.size)), method="none", level=0.95, seed=0
+    )
+    offered_params = {name: float(params[name]) for name in form.params}
+    derived = {
+        name: float(rule({k: np.asarray(v) for k, v in offered_params.items()})) for name, rule in form.derived.items()
+    }
+    return report.model_copy(update={"params": offered_params, "derived": derived, "band": {}})

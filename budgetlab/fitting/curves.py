@@ -1,0 +1,272 @@
+"""Fitting a law to a table, and to each arm of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from budgetlab.errors import CallerError
+from budgetlab.fitting.diagnostics import sensitivity_rows, validation_rows
+from budgetlab.fitting.intervals import choose_interval, draw
+from budgetlab.fitting.objectives import OBJECTIVES, Objective
+from budgetlab.fitting.prepare import Prepared, prepare
+from budgetlab.fitting.solve import Solution, solve
+from budgetlab.fitting.status import FitStatus, describe
+from budgetlab.fitting.table import Points, read_points
+from budgetlab.laws import Law, get_law
+from budgetlab.laws.base import Array
+from budgetlab.resampling import PooledVariance, percentile_interval
+from budgetlab.values import CurveFit
+
+__all__ = ["fit", "fit_points", "refused", "report_fit"]
+
+_BAND_POINTS = 49
+
+
+def fit(
+    table: pd.DataFrame,
+    *,
+    law: str = "power",
+    columns: dict[str, str] | None = None,
+    objective: str = "huber_log",
+    delta: float = 1e-3,
+    asymmetry: float = 1.0,
+    weights: str | None = None,
+    clusters: str | None = None,
+    pinned: dict[str, float] | None = None,
+    resamples: int = 1000,
+    interval: str = "auto",
+    interval_level: float = 0.95,
+    seed: int = 0,
+    arm: str | None = None,
+    exclude_invalid: bool = False,
+    starts: int = 8,
+    definitions: dict[str, str] | None = None,
+    diagnostics: bool = False,
+) -> CurveFit:
+    """Fit a scaling law to a table, certify the optimum and give intervals.
+
+    Parameters
+    ----------
+    table
+        One row per point.
+    law
+        Name of a law in `budgetlab.laws`.
+    columns
+        Where the law's inputs and outcome are, such as ``{"tokens": "D"}``.
+    objective
+        One of `OBJECTIVES`; always a weighted sum, never a mean.
+    delta
+        Of the Huber objective, in log residuals.
+    asymmetry
+        Weight of points above the curve relative to points below it.
+    weights, clusters
+        Columns of positive weights, and of labels of rows that are one run.
+    pinned
+        Parameters held at a value, such as ``{"E": 1.69}``; a floor may be pinned to 0.
+    resamples
+        Of the interval; 0 for none.
+    interval
+        One of `INTERVALS`, or ``auto``.
+    interval_level
+        Nominal coverage.
+    seed
+        Of the resampling.
+    arm
+        Whose fit this is, for the record.
+    exclude_invalid
+        Leave rows out that no power law can have (counted in the record), instead of refusing the table.
+    starts
+        How many independent starts.
+    definitions
+        What the inputs mean, for the record, such as ``{"tokens": "C / (6 N)"}``.
+    diagnostics
+        Whether to add held-out errors (`validation`) and other objectives (`sensitivity`).
+
+    Returns
+    -------
+    CurveFit
+        With a `status` whose text says whether the numbers may be used.
+
+    Raises
+    ------
+    CallerError
+        For a table that cannot be read, an unknown name, or fewer points than parameters.
+
+    Examples
+    --------
+    >>> x = np.geomspace(1e13, 1e15, 7)
+    >>> table = pd.DataFrame({"flops": x, "loss": 2.0 + 3.0 * (x / 1e13) ** -0.3})
+    >>> found = fit(table, columns={"x": "flops", "y": "loss"}, resamples=0)
+    >>> found.status, round(found.params["E"], 6), round(found.params["a"], 6)
+    ('converged', 2.0, 0.3)
+    """
+    _check_level(interval_level, resamples)
+    goal = Objective(objective, delta, asymmetry)
+    points = read_points(
+        table, get_law(law), columns, weights=weights, clusters=clusters, exclude_invalid=exclude_invalid
+    )
+    prepared = prepare(points, pinned or {})
+    record: dict[str, object] = {"arm": arm, "weights": weights, "clusters": clusters, "definitions": definitions or {}}
+    if diagnostics and not prepared.refusal:
+        record["validation"] = validation_rows(points, goal, pinned or {})
+        record["sensitivity"] = sensitivity_rows(points, pinned or {})
+    return fit_points(
+        prepared, goal, resamples=resamples, interval=interval, interval_level=interval_level, seed=seed,
+        starts=starts, record=record,
+    )  # fmt: skip
+
+
+def _check_level(level: float, resamples: int) -> None:
+    if not 0 < level < 1:
+        raise CallerError(f"interval_level = {level!r}", "not between 0 and 1", "give a fraction such as 0.95")
+    if resamples < 0:
+        raise CallerError(f"resamples = {resamples!r}", "negative", "give a number, or 0 for no interval")
+
+
+def fit_points(
+    prepared: Prepared,
+    objective: Objective,
+    *,
+    resamples: int,
+    interval: str,
+    interval_level: float,
+    seed: int,
+    starts: int = 8,
+    noise: PooledVariance | None = None,
+    record: Mapping[str, object] | None = None,
+) -> CurveFit:
+    """Fit prepared points; `fit` is the public door."""
+    points = prepared.points
+    if prepared.refusal:
+        return refused(prepared.refusal, points, objective, record)
+    solution = solve(points, prepared.law, objective, pinned=prepared.pinned, starts=starts, level=interval_level)
+    method, note = choose_interval(points, interval) if noise is None else ("pooled_t", None)
+    draws, failed = np.empty((0, solution.design.size)), 0
+    if resamples and method != "none" and solution.status is not FitStatus.NOT_CONVERGED:
+        found = draw(solution, points, method, resamples, np.random.default_rng(seed), noise)
+        draws, failed = found.theta, found.failed
+    else:
+        method, note = "none", None
+    notes = [note] if note else []
+    if failed:
+        notes.append(f"{failed} of {resamples} resamples did not converge and are left out of the intervals")
+    return report_fit(
+        prepared, solution, draws, method=method, level=interval_level, seed=seed, notes=notes, record=record
+    )
+
+
+def report_fit(
+    prepared: Prepared,
+    solution: Solution,
+    draws: Array,
+    *,
+    method: str,
+    level: float,
+    seed: int,
+    notes: Sequence[str] = (),
+    record: Mapping[str, object] | None = None,
+    group: str | None = None,
+) -> CurveFit:
+    """Write a solution and its draws down as a value."""
+    points, law, objective = prepared.points, prepared.law, solution.objective
+    params = solution.design.to_params(solution.theta, group)
+    drawn = solution.design.to_params(draws, group) if len(draws) > 1 else {}
+    derived = {name: float(rule(params)) for name, rule in law.derived.items()}
+    everything = dict(drawn) | ({name: rule(drawn) for name, rule in law.derived.items()} if drawn else {})
+    intervals = {
+        name: percentile_interval(values, level) for name, values in everything.items() if name not in prepared.pinned
+    }
+    status, detail = solution.status, solution.detail
+    if prepared.reason:
+        detail = "; ".join(filter(None, (prepared.reason, detail)))
+        status = FitStatus.REDUCED if status not in (FitStatus.NOT_CONVERGED, FitStatus.SEVERAL_BASINS) else status
+    text, use = describe(status, detail)
+    ranges = {name: (float(v.min()), float(v.max())) for name, v in points.inputs.items() if name in law.inputs}
+    fields = {
+        "law": law.name,
+        "formula": law.formula,
+        "params": {name: float(value) for name, value in params.items()},
+        "derived": derived,
+        "intervals": intervals,
+        "standard_errors": {name: float(np.std(values, ddof=1)) for name, values in everything.items()
+                            if name not in prepared.pinned},
+        "interval_level": level,
+        "interval_method": method if drawn else "none",
+        "resamples": len(draws),
+        "seed": seed,
+        "objective": solution.value,
+        "status": str(status),
+        "status_text": text,
+        "usable_for": use,
+        "certificate": dict(solution.certificate),
+        "x_range": next(iter(ranges.values()), None),
+        "input_ranges": ranges,
+        "pinned": dict(prepared.pinned),
+        "shared": solution.design.shared,
+        "draws": {name: tuple(values.tolist()) for name, values in drawn.items()},
+    }  # fmt: skip
+    fields |= _common(points, objective, record)
+    fields["flags"] = (*points.flags, *notes)
+    if len(law.inputs) == 1:
+        fields["band"] = _band(law, params, drawn, ranges[law.inputs[0]], level, fields["outcome_transform"])
+    return CurveFit.model_validate(fields)
+
+
+def refused(
+    why: str, points: Points | None, objective: Objective, record: Mapping[str, object] | None = None, law: str = ""
+) -> CurveFit:
+    """Report that there is no curve, and why."""
+    text, use = describe(FitStatus.REFUSED, why)
+    fields: dict[str, object] = {
+        "law": points.law.name if points is not None else law, "params": {}, "objective": None,
+        "status": str(FitStatus.REFUSED), "status_text": text, "usable_for": use, "num_points": 0,
+        "objective_name": objective.name, "delta": objective.delta if objective.name == "huber_log" else None,
+    }  # fmt: skip
+    if points is not None:
+        first = next(iter(points.inputs.values()))
+        fields |= {"x_range": (float(first.min()), float(first.max())), "flags": points.flags}
+        fields |= _common(points, objective, record)
+    return CurveFit.model_validate(fields | {k: v for k, v in (record or {}).items() if v is not None})
+
+
+def _common(points: Points, objective: Objective, record: Mapping[str, object] | None) -> dict[str, object]:
+    given = {key: value for key, value in (record or {}).items() if value is not None}
+    definitions = {"objective": OBJECTIVES[objective.name], **dict(given.pop("definitions", {}) or {})}  # type: ignore[call-overload]
+    return {
+        "objective_name": objective.name,
+        "delta": objective.delta if objective.name == "huber_log" else None,
+        "asymmetry": objective.asymmetry,
+        "num_points": len(points),
+        "num_clusters": None if points.clusters is None else len(np.unique(points.clusters)),
+        "columns": dict(points.columns),
+        "excluded": dict(points.excluded),
+        "definitions": definitions,
+        "outcome_transform": "y",
+    } | given
+
+
+def _band(
+    law: Law,
+    params: Mapping[str, Array],
+    drawn: Mapping[str, Array],
+    x_range: tuple[float, float],
+    level: float,
+    transform: object,
+) -> dict[str, tuple[float, ...]]:
+    """Evaluate the curve over its range, and as far again (in logarithms, at most tenfold) on both sides."""
+    reach = min(10.0, x_range[1] / x_range[0])
+    x = np.geomspace(x_range[0] / min(reach, 2.0), x_range[1] * reach, _BAND_POINTS)
+    curve = law.predict(params, {law.inputs[0]: x})
+    band = {"x": x, "prediction": curve}
+    if drawn:
+        columns = {name: values[:, None] for name, values in drawn.items()}
+        cloud = law.predict(columns, {law.inputs[0]: x[None]})
+        band["low"], band["high"] = np.quantile(cloud, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    if transform == "1 - y":
+        band = {"x": x, **{name: 1.0 - values for name, values in band.items() if name != "x"}}
+        if drawn:
+            band["low"], band["high"] = band["high"], band["low"]
+    return {name: tuple(values.tolist()) for name, values in band.items()}

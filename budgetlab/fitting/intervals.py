@@ -1,0 +1,167 @@
+"""Draws of the parameters: the fit repeated on resampled points, every repetition converged from the optimum."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from budgetlab.errors import unknown_name
+from budgetlab.fitting.design import Sample
+from budgetlab.fitting.newton import minimise
+from budgetlab.fitting.solve import Solution
+from budgetlab.fitting.table import Points
+from budgetlab.laws.base import Array
+from budgetlab.resampling import PooledVariance, bootstrap_weights, chunk_sizes, pool_variance, wild_multipliers
+
+__all__ = ["INTERVALS", "Draws", "choose_interval", "draw", "within_cell_noise"]
+
+INTERVALS = {
+    "none": "no interval",
+    "rows": "bootstrap over rows, percentiles",
+    "clusters": "bootstrap over clusters (runs), percentiles",
+    "wild": "wild bootstrap of the residuals (of whole clusters, where there are any), percentiles",
+    "pooled_t": "noise pooled over the cells of replicates, heavy-tailed as t with its degrees of freedom",
+}
+"""Name and meaning of every kind of interval; ``auto`` chooses among them."""
+
+_FEW_CLUSTERS = 12
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Free parameters of the resamples that converged, shape (resamples, free), and how many did not."""
+
+    theta: Array
+    failed: int
+
+
+def choose_interval(points: Points, asked: str) -> tuple[str, str | None]:
+    """Settle which interval to use, and what to say about it.
+
+    ``auto`` takes pooled t where cells of replicates leave at least three degrees of freedom and there are too
+    few clusters to resample, else the bootstrap over clusters where there are any, else over rows.
+    """
+    if asked not in (*INTERVALS, "auto"):
+        raise unknown_name("interval", asked, (*INTERVALS, "auto"))
+    clusters = 0 if points.clusters is None else len(np.unique(points.clusters))
+    if asked == "auto":
+        noise = within_cell_noise(points)
+        replicated = noise is not None and noise.degrees_of_freedom >= 3
+        few = 0 < clusters < _FEW_CLUSTERS or len(np.unique(points.cells())) < _FEW_CLUSTERS
+        if replicated and few:
+            return "pooled_t", None
+        if clusters:
+            asked = "wild" if clusters < _FEW_CLUSTERS else "clusters"
+        else:
+            asked = "wild" if len(points) < _FEW_CLUSTERS else "rows"
+    if asked in ("clusters", "wild") and 0 < clusters < _FEW_CLUSTERS:
+        return asked, f"only {clusters} clusters: a bootstrap over so few gives intervals that are too narrow"
+    return asked, None
+
+
+def within_cell_noise(points: Points) -> PooledVariance | None:
+    """Pool the scatter of log outcomes over cells of replicates; None where no input point occurs twice."""
+    cells = points.cells()
+    logs = np.log(points.outcome)
+    labels = np.arange(len(points)) if points.clusters is None else points.clusters
+    replicates = {label: i for i, label in enumerate(dict.fromkeys(labels.tolist()))}
+    if points.clusters is None:
+        # Without labels no two rows are known to be the same run: positions mean nothing.
+        residuals = [logs[cells == c] - logs[cells == c].mean() for c in np.unique(cells)]
+        return pool_variance(_unaligned(residuals), [len(r) - 1 for r in residuals])
+    aligned = []
+    for c in np.unique(cells):
+        row = np.full(len(replicates), np.nan)
+        where = np.flatnonzero(cells == c)
+        row[[replicates[label] for label in labels[where].tolist()]] = logs[where] - logs[where].mean()
+        aligned.append(row)
+    return pool_variance(aligned, [int(np.isfinite(row).sum()) - 1 for row in aligned])
+
+
+def _unaligned(residuals: list[Array]) -> list[Array]:
+    """Place the cells side by side, so that no two share a replicate."""
+    total, position, rows = sum(map(len, residuals)), 0, []
+    for part in residuals:
+        row = np.full(total, np.nan)
+        row[position : position + len(part)] = part
+        position += len(part)
+        rows.append(row)
+    return rows
+
+
+def draw(
+    solution: Solution,
+    points: Points,
+    method: str,
+    resamples: int,
+    rng: np.random.Generator,
+    noise: PooledVariance | None = None,
+) -> Draws:
+    """Repeat a fit on resampled points.
+
+    Parameters
+    ----------
+    solution
+        The fit; every repetition starts from it.
+    points
+        Its points.
+    method
+        One of `INTERVALS` but none.
+    resamples
+        How many.
+    rng
+        Source of randomness.
+    noise
+        For ``pooled_t``, the scatter of log outcomes; by default that of the points' own cells.
+    """
+    kept, failed = [np.empty((0, solution.design.size))], 0
+    for sample in _resampled(solution, points, method, resamples, rng, noise):
+        size = len(sample.outcome if sample.outcome.ndim == 2 else sample.weights)
+        start = np.broadcast_to(solution.theta, (size, solution.design.size))
+        optima = minimise(solution.design, start, sample, solution.objective, damping=0.1, tolerance=1e-10)
+        kept.append(optima.theta[optima.converged])
+        failed += int((~optima.converged).sum())
+    return Draws(np.vstack(kept), failed)
+
+
+def _resampled(
+    solution: Solution,
+    points: Points,
+    method: str,
+    resamples: int,
+    rng: np.random.Generator,
+    noise: PooledVariance | None,
+) -> Iterator[Sample]:
+    outcome, weights = points.outcome, points.weights
+    if method in ("rows", "clusters"):
+        labels = points.clusters if method == "clusters" else None
+        log_outcome = np.log(outcome)
+        for counts in bootstrap_weights(len(points), resamples, rng, _labels(labels)):
+            yield Sample(outcome, counts * weights, log_outcome)
+        return
+    log_prediction = solution.design.log_prediction(solution.theta[None])[0]
+    if method == "wild":
+        # Residuals of a fit are too small by the share of points that the parameters use up.
+        used = min(solution.design.size / len(points), 0.9)
+        residual = (np.log(outcome) - log_prediction) / np.sqrt(1 - used)
+        for factors in wild_multipliers(len(points), resamples, rng, _labels(points.clusters)):
+            yield Sample.of(np.exp(log_prediction + factors * residual), weights)
+        return
+    noise = noise or within_cell_noise(points)
+    if noise is None:
+        return
+    labels = np.arange(len(points)) if points.clusters is None else points.clusters
+    codes = np.unique(labels, return_inverse=True)[1]
+    shared, own = np.sqrt(noise.correlation), np.sqrt(1 - noise.correlation)
+    for size in chunk_sizes(resamples, len(points)):
+        freedom = noise.degrees_of_freedom
+        sd = noise.sd * np.sqrt(freedom / rng.chisquare(freedom, size=(size, 1)))
+        common = rng.standard_normal((size, codes.max() + 1))[:, codes]
+        errors = sd * (shared * common + own * rng.standard_normal((size, len(points))))
+        yield Sample.of(np.exp(log_prediction + errors), weights)
+
+
+def _labels(labels: np.ndarray | None) -> list[object] | None:
+    return None if labels is None else labels.tolist()

@@ -1,0 +1,174 @@
+"""Damped Newton on many small problems at once, inside bounds.
+
+Huber's second derivative is an indicator, so away from the optimum the Hessian may be singular or indefinite.
+Against the first each problem carries a damping (`Objective.derivatives`), eased while steps succeed; against the
+second eigenvalues enter by their absolute value. A parameter on its bound whose gradient points outward is held
+there. Finished problems leave the batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from budgetlab.fitting.design import Design, Sample, evaluate
+from budgetlab.fitting.objectives import Objective
+from budgetlab.laws.base import Array
+
+__all__ = ["Optimum", "minimise"]
+
+_LONGEST_STEP = 3.0
+_EASE, _BRACE = 0.3, 30.0
+"""Factors on the damping after a step that lowered the objective, and after one that did not."""
+_TINY = 1e-28
+"""Below this an objective is zero to rounding: noise-free data end here."""
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """Where the problems ended.
+
+    Attributes
+    ----------
+    theta
+        Shape (problems, free).
+    value
+        The smooth objective, shape (problems,).
+    decrement
+        Half of g' |H|^-1 g over the parameters that are not on a bound: the decrease that Newton still predicts.
+    converged
+        Whether the decrement is within the tolerance of the value.
+    iterations
+        Steps taken by the slowest problem.
+    """
+
+    theta: Array
+    value: Array
+    gradient: Array
+    hessian: Array
+    decrement: Array
+    converged: np.ndarray
+    iterations: int
+
+
+def minimise(
+    design: Design,
+    start: Array,
+    sample: Sample,
+    objective: Objective,
+    *,
+    fixed: np.ndarray | None = None,
+    damping: float = 1.0,
+    tolerance: float = 1e-13,
+    max_iterations: int = 400,
+) -> Optimum:
+    """Minimise the objective from every start.
+
+    Parameters
+    ----------
+    design
+        The problem.
+    start
+        Free parameters, shape (problems, free).
+    sample
+        Outcomes and weights, one for all problems or one for each.
+    objective
+        Any objective; least absolute deviations is solved in stages.
+    fixed
+        Parameters to hold, shape (problems, free), for profiles.
+    damping
+        To begin with; less for starts that are known to be near.
+    tolerance
+        Convergence: predicted decrease relative to the value.
+    max_iterations
+        Per stage.
+    """
+    theta = np.clip(start, design.lower, design.upper)
+    held = np.zeros(theta.shape, dtype=bool) if fixed is None else fixed
+    iterations, result = 0, None
+    last = objective.stages[-1]
+    for stage in objective.stages:
+        # Only the last stage has to end well; the others bring it near.
+        bar, most = (tolerance, max_iterations) if stage is last else (1e-8, 40)
+        result = _descend(design, theta, sample, stage, held, damping, bar, most)
+        theta, iterations = result.theta, iterations + result.iterations
+    assert result is not None
+    return Optimum(
+        result.theta, result.value, result.gradient, result.hessian, result.decrement, result.converged, iterations
+    )
+
+
+def _descend(
+    design: Design,
+    theta: Array,
+    sample: Sample,
+    objective: Objective,
+    held: np.ndarray,
+    first_damping: float,
+    tolerance: float,
+    max_iterations: int,
+) -> Optimum:
+    problems, size = theta.shape
+    final = Optimum(
+        theta.copy(), np.zeros(problems), np.zeros((problems, size)), np.zeros((problems, size, size)),
+        np.full(problems, np.inf), np.zeros(problems, dtype=bool), 0,
+    )  # fmt: skip
+    alive = np.arange(problems)
+    damping = np.full((problems, 1), first_damping)
+    value, gradient, hessian = evaluate(design, theta, sample, objective, damping)
+    step, slope = _direction(design, theta, gradient, hessian, held)
+    length = np.ones(problems)
+    iteration = 0
+    for iteration in range(max_iterations + 1):
+        decrement = -0.5 * slope
+        converged = decrement <= tolerance * value + _TINY
+        # A step that no longer lowers the value at 1e-8 of its length has met rounding.
+        stalled = length < 1e-8
+        done = converged | stalled | (iteration == max_iterations)
+        if done.any():
+            rows = alive[done]
+            final.theta[rows], final.value[rows] = theta[done], value[done]
+            final.gradient[rows], final.hessian[rows] = gradient[done], hessian[done]
+            final.decrement[rows] = decrement[done]
+            final.converged[rows] = decrement[done] <= 1e3 * tolerance * value[done] + _TINY
+            keep = ~done
+            if not keep.any():
+                break
+            alive, theta, value, gradient = alive[keep], theta[keep], value[keep], gradient[keep]
+            hessian, step, slope, length = hessian[keep], step[keep], slope[keep], length[keep]
+            held, sample, damping = held[keep], sample.take(keep), damping[keep]
+        trial = np.clip(theta + length[:, None] * step, design.lower, design.upper)
+        new_value, new_gradient, new_hessian = evaluate(design, trial, sample, objective, damping)
+        expected = np.einsum("rp,rp->r", gradient, trial - theta)
+        accepted = new_value <= value + 1e-4 * np.minimum(expected, 0.0) + 4e-16 * value
+        if accepted.all():
+            theta, value, gradient, hessian = trial, new_value, new_gradient, new_hessian
+            length[:] = 1.0
+        else:
+            for old, new in ((theta, trial), (value, new_value), (gradient, new_gradient), (hessian, new_hessian)):
+                old[accepted] = new[accepted]
+            length = np.where(accepted, 1.0, 0.25 * length)
+        eased = np.where(damping > 1e-6, _EASE * damping, 0.0)
+        damping = np.where(accepted[:, None], eased, np.clip(_BRACE * damping, 0.01, 1.0))
+        step, slope = _direction(design, theta, gradient, hessian, held)
+    return Optimum(final.theta, final.value, final.gradient, final.hessian, final.decrement, final.converged, iteration)
+
+
+def _direction(design: Design, theta: Array, gradient: Array, hessian: Array, held: np.ndarray) -> tuple[Array, Array]:
+    """Newton's step with absolute eigenvalues, zero along held and outward-bound parameters; and its slope."""
+    still = held | ((theta <= design.lower) & (gradient > 0)) | ((theta >= design.upper) & (gradient < 0))
+    if still.any():
+        free = ~still
+        gradient = gradient * free
+        hessian = hessian * (free[:, :, None] & free[:, None, :])
+        diagonal = np.einsum("rpp->rp", hessian)
+        diagonal[still] = 1.0
+    curvature, axes = np.linalg.eigh(hessian)
+    curvature = np.abs(curvature)
+    curvature = np.maximum(curvature, 1e-11 * curvature.max(axis=1, keepdims=True) + 1e-300)
+    turned = np.einsum("rpk,rp->rk", axes, gradient)
+    step = -np.einsum("rpk,rk->rp", axes, turned / curvature)
+    longest = np.abs(step).max(axis=1, keepdims=True)
+    slope = np.einsum("rp,rp->r", gradient, step)
+    return step * np.minimum(1.0, _LONGEST_STEP / np.maximum(longest, 1e-300)), slope

@@ -1,0 +1,108 @@
+"""Objectives: what a misfit costs, with its exact derivatives in the logarithm of the prediction.
+
+Every objective is a weighted *sum* over points, never a mean: solvers that stop on absolute tolerances stop early
+on means. Residuals are ``log y - log prediction`` except for ``squared``, where they are ``y - prediction``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from budgetlab.errors import CallerError, unknown_name
+from budgetlab.laws.base import Array
+
+__all__ = ["LAD_DELTAS", "OBJECTIVES", "Objective"]
+
+OBJECTIVES = {
+    "huber_log": "sum of Huber(delta) of log residuals: r^2/2 within delta, delta (|r| - delta/2) beyond",
+    "lad": "sum of |log residual|",
+    "squared": "sum of squared residuals",
+    "squared_log": "sum of squared log residuals",
+}
+"""Name and definition of every objective."""
+
+LAD_DELTAS = tuple(1e-2 * 0.3**k for k in range(14))
+"""Least absolute deviations is the limit of sqrt(r^2 + delta^2): it is reached by this continuation.
+
+Unlike Huber's, this curve bends everywhere, so that Newton always knows how far to go.
+"""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A named objective.
+
+    Parameters
+    ----------
+    name
+        One of `OBJECTIVES`.
+    delta
+        Where Huber's parabola ends, in log residuals; also the smoothing of ``lad`` while it is being solved.
+    asymmetry
+        Weight of points above the curve relative to points below it. Under-tuned runs only ever lie above: a
+        weight below 1 lets the curve follow the best runs.
+    """
+
+    name: str = "huber_log"
+    delta: float = 1e-3
+    asymmetry: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.name not in (*OBJECTIVES, "_smooth_lad"):
+            raise unknown_name("objective", self.name, OBJECTIVES)
+        for what, value in (("delta", self.delta), ("asymmetry", self.asymmetry)):
+            if not (np.isfinite(value) and value > 0):
+                raise CallerError(f"{what} = {value!r}", "not a positive number", "give one above zero")
+
+    @property
+    def stages(self) -> tuple[Objective, ...]:
+        """The smooth problems to solve in turn; the last one is the objective itself, or as good as it."""
+        if self.name != "lad":
+            return (self,)
+        return tuple(Objective("_smooth_lad", delta, self.asymmetry) for delta in LAD_DELTAS)
+
+    def value(self, log_prediction: Array, outcome: Array, weights: Array) -> Array:
+        """Return the objective itself, summed over the last axis."""
+        if self.name == "lad":
+            residual = np.log(outcome) - log_prediction
+            return (weights * self._sided(np.abs(residual), residual)).sum(-1)
+        return (weights * self.derivatives(log_prediction, outcome, np.log(outcome))[0]).sum(-1)
+
+    def derivatives(
+        self, log_prediction: Array, outcome: Array, log_outcome: Array, damping: Array | float = 0.0
+    ) -> tuple[Array, Array, Array]:
+        """Return value, first and second derivative of each point's cost in the log prediction.
+
+        `damping` adds this share of ``delta/|r|`` to Huber's second derivative beyond delta, where it is zero: at 1
+        this is the curvature of the parabola that touches the cost from above, along which no full step can fail.
+        """
+        if self.name == "squared":
+            prediction = np.exp(log_prediction)
+            residual = outcome - prediction
+            value = residual * residual
+            first = -2.0 * residual * prediction
+            second = first + 2.0 * prediction * prediction
+        elif self.name == "squared_log":
+            residual = log_outcome - log_prediction
+            value, first, second = residual * residual, -2.0 * residual, np.full_like(residual, 2.0)
+        elif self.name == "_smooth_lad":
+            residual = log_outcome - log_prediction
+            value = np.sqrt(residual * residual + self.delta**2)
+            first = -residual / value
+            second = self.delta**2 / value**3
+        else:
+            residual = log_outcome - log_prediction
+            clipped = np.clip(residual, -self.delta, self.delta)
+            value = clipped * (residual - 0.5 * clipped)
+            first = -clipped
+            second = (clipped == residual).astype(float)
+            if np.any(damping):
+                np.maximum(second, damping * (clipped / (residual + 1e-300)), out=second)
+        if self.asymmetry != 1.0:
+            value, first, second = (self._sided(part, residual) for part in (value, first, second))
+        return value, first, second
+
+    def _sided(self, part: Array, residual: Array) -> Array:
+        return part if self.asymmetry == 1.0 else np.where(residual > 0, self.asymmetry * part, part)

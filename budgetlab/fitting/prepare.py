@@ -1,0 +1,93 @@
+"""Which law the points can carry: the one asked for, a smaller one, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from budgetlab.errors import CallerError, unknown_name
+from budgetlab.fitting.table import Points
+from budgetlab.laws import Law, Term
+
+__all__ = ["Prepared", "prepare"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Points with the law that they can carry.
+
+    `reason` says why it is smaller than the one asked for; `refusal` why there is none.
+    """
+
+    points: Points
+    law: Law
+    pinned: Mapping[str, float]
+    reason: str = ""
+    refusal: str = ""
+
+
+def prepare(points: Points, pinned: Mapping[str, float]) -> Prepared:
+    """Find the law that the points can carry: the one asked for, or a smaller one, or none.
+
+    Raises
+    ------
+    CallerError
+        For a pinned name or value that the law cannot have, or fewer points than free parameters.
+    """
+    law, reasons = points.law, []
+    asked = f"law {law.name}, {len(points)} points"
+    for name, value in pinned.items():
+        if name not in law.params:
+            raise unknown_name("parameter", name, law.params, f"{asked}, pinned {name}")
+        low, high = law.bounds[name]
+        if not (np.isfinite(value) and low <= value <= high) or (
+            value == 0 and name not in (law.floor, *law.exponents)
+        ):
+            raise CallerError(f"{asked}, pinned {name} = {value:g}", "outside its bounds", f"give {low:g} to {high:g}")
+    pinned = dict(pinned)
+    if law.floor is not None and pinned.get(law.floor) == 0:
+        del pinned[law.floor]
+        law = law.without(points.law.floor or "")
+    free = [name for name in law.params if name not in pinned]
+    if len(points) < len(free):
+        raise CallerError(
+            asked,
+            f"{len(free)} free parameters ({', '.join(free)}) need at least as many points",
+            "add points, pin parameters, or choose a smaller law",
+        )
+    constant = [name for name in law.inputs if np.ptp(points.inputs[name]) == 0]
+    if constant:
+        law = _without_inputs(law, constant)
+        columns = ", ".join(points.columns.get(name, name) for name in constant)
+        reasons.append(f"{columns} never varies, so that its term cannot be told from the floor")
+        pinned = {name: value for name, value in pinned.items() if name in law.params}
+    free = [name for name in law.params if name not in pinned]
+    if not law.inputs:
+        return Prepared(points, law, pinned, refusal=f"{reasons[0]}, and nothing else does")
+    cells = len(np.unique(points.cells()))
+    if cells <= len(free) and law.floor in free:
+        reasons.append(
+            f"{cells} distinct inputs cannot identify {len(free)} parameters, so the floor {law.floor} is taken as 0"
+        )
+        law = law.without(law.floor)
+        free = [name for name in law.params if name not in pinned]
+    refusal = ""
+    if cells <= len(free) or not free:
+        refusal = f"{cells} distinct inputs cannot carry {len(free)} free parameters ({', '.join(free) or 'none'})"
+    return Prepared(replace(points, law=law), law, pinned, "; ".join(reasons), refusal)
+
+
+def _without_inputs(law: Law, constant: list[str]) -> Law:
+    terms = []
+    for term in law.terms:
+        varying = {name: power for name, power in term.exponents.items() if name not in constant}
+        if varying or not term.exponents:
+            terms.append(Term(term.coefficient, varying))
+        elif law.floor is None:
+            terms.append(Term(term.coefficient))
+            law = replace(law, terms=(*law.terms, Term(term.coefficient)))
+    gone = [term.coefficient for term in law.terms if term.coefficient not in {t.coefficient for t in terms}]
+    smaller = law.without(*gone) if gone else law
+    return replace(smaller, terms=tuple(terms), derived={})

@@ -1,0 +1,110 @@
+"""From the tidy table of scores to one row per run: fine-tuning seeds averaged first, tasks fixed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from budgetlab.errors import CallerError, unknown_name
+
+__all__ = ["AGGREGATE", "COMPUTE_COLUMNS", "LOSSES", "outcome_names", "run_values"]
+
+AGGREGATE = "score"
+"""The unweighted mean over tasks, of runs that have every task."""
+LOSSES = ("readout_loss", "mlm_loss")
+"""Outcomes in nats per target token; every other outcome is a score, where 0.01 is a point."""
+COMPUTE_COLUMNS = (
+    "required_flops", "executed_flops", "device_seconds", "tokens", "target_tokens", "budget_amount",
+)  # fmt: skip
+"""Columns that a curve can be drawn over."""
+_NEEDED = ("arm", "budget_amount", "budget_unit", "run_seed", "task", "value")
+_RUN = ["arm", "budget_unit", "budget_amount", "run_seed"]
+
+
+def outcome_names(scores: pd.DataFrame) -> tuple[str, ...]:
+    """Outcomes that the runs of a table have: losses, tasks, and the aggregate where there is more than one task."""
+    rows = _runs(scores)
+    tasks = [task for task in dict.fromkeys(rows["task"]) if task not in LOSSES]
+    losses = [task for task in LOSSES if task in set(rows["task"])]
+    return (*losses, *([AGGREGATE] if len(tasks) > 1 else []), *tasks)
+
+
+def run_values(scores: pd.DataFrame, y: str) -> pd.DataFrame:
+    """Reduce scores to one value per run.
+
+    Parameters
+    ----------
+    scores
+        The tidy table of the store: one row per score.
+    y
+        ``readout_loss``, ``mlm_loss``, a task, or ``score`` for the mean over tasks.
+
+    Returns
+    -------
+    DataFrame
+        One row per arm, budget and run seed, smallest budget first, with `value` (in the units of the table),
+        `higher_is_better`, `finetune_seeds` (how many were averaged) and the columns of compute.
+        `attrs["missing"]` counts runs left out of the aggregate because a task is missing.
+
+    Raises
+    ------
+    CallerError
+        When a column is missing, the outcome is unknown, budgets have several units, or a score occurs twice.
+    """
+    rows = _runs(scores)
+    known = outcome_names(scores)
+    tasks = [task for task in dict.fromkeys(rows["task"]) if task not in LOSSES]
+    if y == AGGREGATE and tasks:
+        wanted = tasks
+    elif y in known:
+        wanted = [y]
+    else:
+        raise unknown_name("outcome", y, known, f"y = {y!r}")
+    rows = rows[rows["task"].isin(wanted) & rows["value"].notna()]
+    units = sorted(rows["budget_unit"].dropna().unique())
+    if len(units) > 1:
+        raise CallerError(f"y = {y!r}", f"budgets in several units: {', '.join(units)}", "compare one at a time")
+    finetune = [c for c in ("finetune_seed", "teacher_seed") if c in rows.columns]
+    repeated = rows.duplicated([*_RUN, "task", *finetune])
+    if repeated.any():
+        first = rows[repeated].iloc[0]
+        raise CallerError(
+            f"y = {y!r}, {len(rows)} scores",
+            f"{int(repeated.sum())} duplicated, such as {first['arm']} at {first['budget_amount']:g} with seed "
+            f"{first['run_seed']} on {first['task']}",
+            "keep one score per run, task and fine-tuning seed",
+        )
+    compute = [c for c in COMPUTE_COLUMNS if c in rows.columns and c not in _RUN]
+    extra = {c: (c, "mean") for c in compute} | {
+        "higher_is_better": ("higher_is_better", "first"),
+        "finetune_seeds": ("value", "size"),
+    }
+    if "teacher_seed" in rows.columns:
+        extra["teachers"] = ("teacher_seed", "nunique")
+    per_task = rows.groupby([*_RUN, "task"], dropna=False, sort=False).agg(value=("value", "mean"), **extra)
+    runs = per_task.reset_index().groupby(_RUN, dropna=False, sort=False).agg(
+        value=("value", "mean"), num_tasks=("value", "size"), higher_is_better=("higher_is_better", "first"),
+        finetune_seeds=("finetune_seeds", "min"), **{c: (c, "first") for c in (*compute, *(["teachers"] if "teachers" in extra else []))},
+    ).reset_index()  # fmt: skip
+    complete = runs["num_tasks"] == len(wanted)
+    result = runs[complete].sort_values(["arm", "budget_amount", "run_seed"], kind="stable", ignore_index=True)
+    result.attrs["missing"] = int((~complete).sum())
+    return result
+
+
+def _runs(scores: pd.DataFrame) -> pd.DataFrame:
+    missing = [column for column in _NEEDED if column not in scores.columns]
+    if missing:
+        raise CallerError(
+            f"a table of {len(scores)} scores", f"no column {', '.join(missing)}", "pass the scores of the store"
+        )
+    rows = scores
+    if "subject" in rows.columns:
+        rows = rows[rows["subject"] == "run"]
+    rows = rows[rows["run_seed"].notna() & rows["budget_amount"].notna()].copy()
+    if "higher_is_better" not in rows.columns:
+        rows["higher_is_better"] = ~rows["task"].isin(LOSSES)
+    rows["value"] = rows["value"].astype(float)
+    if not np.isfinite(rows["value"].dropna()).all():
+        raise CallerError(f"a table of {len(scores)} scores", "infinite values", "remove them")
+    return rows

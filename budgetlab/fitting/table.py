@@ -1,0 +1,179 @@
+"""From any tidy table to checked points. What is wrong with a table is refused or flagged, with counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pandas as pd
+
+from budgetlab.errors import CallerError, unknown_name
+from budgetlab.laws import Law
+from budgetlab.laws.base import Array
+
+__all__ = ["Points", "read_points"]
+
+_UNIT_GAP = 1e5
+"""Two neighbouring values this far apart look like one column in two units (tokens and billions of tokens)."""
+
+
+@dataclass(frozen=True)
+class Points:
+    """The points of a fit: positive inputs and outcome, weights, clusters, and what was left out."""
+
+    law: Law
+    inputs: Mapping[str, Array]
+    outcome: Array
+    weights: Array
+    clusters: np.ndarray | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    excluded: Mapping[str, int] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.outcome)
+
+    def cells(self) -> np.ndarray:
+        """Number the distinct input points: rows of one cell are replicates."""
+        stacked = np.stack([self.inputs[name] for name in self.law.inputs], axis=1)
+        return np.unique(stacked, axis=0, return_inverse=True)[1].reshape(len(stacked))
+
+    def take(self, rows: np.ndarray) -> Points:
+        """Keep some rows."""
+        return replace(
+            self,
+            inputs={name: values[rows] for name, values in self.inputs.items()},
+            outcome=self.outcome[rows],
+            weights=self.weights[rows],
+            clusters=None if self.clusters is None else self.clusters[rows],
+        )
+
+
+def read_points(
+    table: pd.DataFrame,
+    law: Law,
+    columns: Mapping[str, str] | None = None,
+    *,
+    weights: str | None = None,
+    clusters: str | None = None,
+    exclude_invalid: bool = False,
+) -> Points:
+    """Check a table and take the law's columns from it.
+
+    Parameters
+    ----------
+    table
+        One row per point.
+    law
+        Whose inputs and outcome to look for.
+    columns
+        Where they are, by the law's name; a name that is not mapped is its own column.
+    weights, clusters
+        Columns of positive weights, and of labels of rows that belong together (the run).
+    exclude_invalid
+        Leave out rows with a missing, infinite, zero or negative value, and count them, instead of refusing.
+
+    Raises
+    ------
+    CallerError
+        For a missing column, text where numbers belong, values a power law cannot have, more than one unit, a
+        constant outcome, or no input that varies.
+    """
+    asked = f"law {law.name}, {len(table)} rows"
+    names = (*law.inputs, law.outcome)
+    columns = dict(columns or {})
+    for name in columns:
+        if name not in names:
+            raise unknown_name("name in the law", name, names, f"{asked}, map {name}={columns[name]}")
+    place = {name: columns.get(name, name) for name in names}
+    for name, column in place.items():
+        if column not in table.columns:
+            error = unknown_name("column", column, map(str, table.columns), f"{asked}, {name}")
+            raise CallerError(error.asked, error.wrong, f"{error.remedy}; map it with {name}=COLUMN")
+    for column in (c for c in (weights, clusters) if c is not None):
+        if column not in table.columns:
+            raise unknown_name("column", column, map(str, table.columns), asked)
+    _refuse_mixed_units(table, place, asked)
+    numeric = [*place.values()] + ([weights] if weights else [])
+    values = {column: _numbers(table[column], column, asked) for column in numeric}
+    bad = {
+        f"{column} {problem}": rows
+        for column, numbers in values.items()
+        for problem, rows in (
+            ("missing", np.isnan(numbers)),
+            ("infinite", np.isinf(numbers)),
+            ("zero", numbers == 0),
+            ("negative", numbers < 0),
+        )
+        if rows.any()
+    }
+    if clusters is not None and table[clusters].isna().any():
+        bad[f"{clusters} missing"] = table[clusters].isna().to_numpy()
+    keep, excluded = np.ones(len(table), dtype=bool), {}
+    if bad:
+        counted = ", ".join(f"{what} in {int(rows.sum())}" for what, rows in bad.items())
+        where = np.flatnonzero(np.any(list(bad.values()), axis=0))
+        if not exclude_invalid:
+            shown = ", ".join(map(str, where[:5])) + (", …" if len(where) > 5 else "")
+            raise CallerError(
+                asked,
+                f"{counted} of {len(table)} rows (first: {shown}); a power law needs finite values above zero",
+                "correct them, or exclude them explicitly; they are then counted in the record",
+            )
+        keep[where] = False
+        excluded = {what: int(rows.sum()) for what, rows in bad.items()}
+    points = Points(
+        law=law,
+        inputs={name: values[place[name]][keep] for name in law.inputs},
+        outcome=values[place[law.outcome]][keep],
+        weights=values[weights][keep] if weights else np.ones(int(keep.sum())),
+        clusters=table[clusters].to_numpy()[keep] if clusters else None,
+        columns=place,
+        excluded=excluded,
+    )
+    return replace(points, flags=_flags(points, asked))
+
+
+def _numbers(column: pd.Series, name: str, asked: str) -> Array:
+    if column.ndim != 1:
+        raise CallerError(f"{asked}, column {name}", "there are several of that name", "rename them")
+    numbers = pd.to_numeric(column, errors="coerce")
+    text = numbers.isna() & column.notna()
+    if text.any():
+        shown = ", ".join(repr(value) for value in column[text].unique()[:3])
+        raise CallerError(
+            f"{asked}, column {name}", f"{int(text.sum())} values are no numbers: {shown}", "write plain numbers"
+        )
+    return numbers.to_numpy(dtype=float, na_value=np.nan)
+
+
+def _refuse_mixed_units(table: pd.DataFrame, place: Mapping[str, str], asked: str) -> None:
+    for column in {f"{c}_unit" for c in place.values()} | {"unit", "units", "budget_unit"}:
+        if column in table.columns and table[column].nunique(dropna=True) > 1:
+            found = ", ".join(sorted(map(str, table[column].dropna().unique())))
+            raise CallerError(asked, f"mixed units in column {column}: {found}", "fit one unit at a time, or convert")
+
+
+def _flags(points: Points, asked: str) -> tuple[str, ...]:
+    flags = []
+    if len(points) == 0:
+        raise CallerError(asked, "no usable row", "give a table with points")
+    if np.ptp(points.outcome) == 0:
+        column = points.columns[points.law.outcome]
+        raise CallerError(asked, f"column {column} is constant", "there is nothing to fit")
+    if all(np.ptp(values) == 0 for values in points.inputs.values()):
+        constant = ", ".join(points.columns[name] for name in points.law.inputs)
+        raise CallerError(asked, f"column {constant} is constant", "vary at least one input")
+    stacked = np.column_stack([*(points.inputs.values()), points.outcome])
+    repeated = len(points) - len(np.unique(stacked, axis=0))
+    if repeated:
+        flags.append(
+            f"{repeated} of {len(points)} rows repeat another row's inputs and outcome exactly: duplicated runs count twice"
+        )
+    for name in (*points.law.inputs, points.law.outcome):
+        values = points.outcome if name == points.law.outcome else points.inputs[name]
+        ordered = np.unique(values)
+        if len(ordered) > 1 and (ordered[1:] / ordered[:-1]).max() > _UNIT_GAP:
+            flags.append(f"{points.columns[name]} jumps by more than 10^5 between neighbours: mixed units?")
+    return tuple(flags)

@@ -1,0 +1,276 @@
+"""ModelSpec -> a transformers network that computes only what it is asked for.
+
+`Network` runs a masked language model block by block: it stops at the deepest block that is needed, cuts the last
+one after Q, K, V where nothing else of it is read, computes logits at target positions only, and takes Q, K, V
+and raw scores out of the attention itself (never through `output_attentions`, which returns nothing under SDPA).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AttentionInterface, AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from budgetlab.errors import CallerError, unknown_name
+from budgetlab.values import ModelSpec, Needs, Signals
+
+__all__ = ["Network", "build_classifier", "build_network", "count_parameters"]
+
+
+@dataclass(frozen=True)
+class _Family:
+    """Where a family keeps its parts."""
+
+    trunk: str
+    head: str
+
+
+_FAMILIES = {"bert": _Family("bert", "cls"), "roberta": _Family("roberta", "lm_head")}
+
+
+class Network(nn.Module):
+    """A masked language model that yields `Signals`.
+
+    Parameters
+    ----------
+    model
+        The transformers model, one of the families above.
+    spec
+        What it was built from, with its vocabulary size.
+    """
+
+    def __init__(self, model: nn.Module, spec: ModelSpec) -> None:
+        super().__init__()
+        self.model, self.spec = model, spec
+
+    @property
+    def trunk(self) -> nn.Module:
+        """Embeddings and blocks, without the MLM head."""
+        return getattr(self.model, _FAMILIES[self.spec.family].trunk)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """The MLM head: [..., D] -> [..., V]."""
+        return getattr(self.model, _FAMILIES[self.spec.family].head)(hidden)
+
+    def forward(
+        self,
+        input_ids_BT: Tensor,
+        needs: Needs,
+        target_positions_M: Tensor | None = None,
+        attention_mask_BT: Tensor | None = None,
+        everything: bool = False,
+    ) -> Signals:
+        """Run the network as far as `needs` says.
+
+        Parameters
+        ----------
+        input_ids_BT
+            Token ids, int64 [B, T].
+        needs
+            What to compute and keep.
+        target_positions_M
+            Flat positions into B*T for `needs.logits == "masked"`.
+        attention_mask_BT
+            True at real tokens; None where nothing is padded.
+        everything
+            Compute all blocks, all attention scores and all logits as well, whether needed or not.
+        """
+        kept = Signals()
+        blocks = self.trunk.encoder.layer
+        depth = len(blocks)
+        whole = depth if everything or needs.trunk_depth < 0 else max(needs.trunk_depth, needs.projected_depth - 1)
+        mask = None if attention_mask_BT is None else attention_mask_BT[:, None, None, :].bool()
+        hidden_BTD = self.trunk.embeddings(input_ids=input_ids_BT)
+        if 0 in needs.hidden:
+            kept.hidden[0] = hidden_BTD
+        for number, block in enumerate(blocks[:whole], start=1):
+            tap = _Tap(kept, number, number in needs.qkv, number in needs.scores, everything)
+            hidden_BTD = block(hidden_BTD, mask, tap=tap)
+            hidden_BTD = hidden_BTD[0] if isinstance(hidden_BTD, tuple) else hidden_BTD
+            if number in needs.hidden:
+                kept.hidden[number] = hidden_BTD
+        if needs.projected_depth > whole:
+            attention = blocks[whole].attention.self
+            shape = (*hidden_BTD.shape[:2], attention.num_attention_heads, attention.attention_head_size)
+            for target, linear in (
+                (kept.queries, attention.query),
+                (kept.keys, attention.key),
+                (kept.values, attention.value),
+            ):
+                target[whole + 1] = linear(hidden_BTD).view(shape).transpose(1, 2)
+        if needs.logits != "none" or everything:
+            flat = hidden_BTD.flatten(0, 1)
+            if everything:
+                logits = self.head(flat)
+                if needs.logits == "masked":
+                    logits = logits[target_positions_M]
+            else:
+                logits = self.head(flat[target_positions_M] if needs.logits == "masked" else flat)
+            kept.logits = logits if needs.logits != "none" else None
+        return kept
+
+
+@dataclass
+class _Tap:
+    """Rides through a block's keyword arguments into the attention and keeps what is needed there."""
+
+    kept: Signals
+    number: int
+    keeps_qkv: bool
+    keeps_scores: bool
+    makes_scores: bool
+
+
+def _tapped_attention(math_attention: bool) -> Any:
+    def attention(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        tap: _Tap | None = None,
+        **_: object,
+    ) -> tuple[Tensor, None]:
+        if tap is not None and tap.keeps_qkv:
+            tap.kept.queries[tap.number], tap.kept.keys[tap.number] = query, key
+            tap.kept.values[tap.number] = value
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        if math_attention or (tap is not None and (tap.keeps_scores or tap.makes_scores)):
+            scores_BHTT = torch.matmul(query, key.transpose(2, 3)) * scale
+            if tap is not None and tap.keeps_scores:
+                tap.kept.scores[tap.number] = scores_BHTT
+            if attention_mask is not None:
+                scores_BHTT = scores_BHTT.masked_fill(~attention_mask, torch.finfo(scores_BHTT.dtype).min)
+            weights_BHTT = functional.dropout(scores_BHTT.softmax(-1), dropout, module.training)
+            output_BHTE = torch.matmul(weights_BHTT, value)
+        else:
+            output_BHTE = functional.scaled_dot_product_attention(
+                query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scale
+            )
+        return output_BHTE.transpose(1, 2).contiguous(), None
+
+    return attention
+
+
+AttentionInterface.register("budgetlab_sdpa", _tapped_attention(math_attention=False))
+AttentionInterface.register("budgetlab_eager", _tapped_attention(math_attention=True))
+
+
+def build_network(
+    spec: ModelSpec,
+    *,
+    seed: int = 0,
+    seq_len: int = 512,
+    dropout: float = 0.0,
+    attention: str = "sdpa",
+    device: str | torch.device = "cpu",
+) -> Network:
+    """Build a network with random weights, or load those that `spec.weights` names.
+
+    Parameters
+    ----------
+    spec
+        With `vocab_size`.
+    seed
+        Of the random initialisation; the global generator is left as it was.
+    seq_len
+        Longest sequence in positions.
+    dropout
+        Of hidden states and attention, 0 to 1.
+    attention
+        "sdpa" or "eager".
+    device
+        "meta" builds the shapes only.
+
+    Raises
+    ------
+    CallerError
+        When the family is unknown, the vocabulary missing, or the weights do not fit the specification.
+    """
+    model = _build(AutoModelForMaskedLM, spec, seed, seq_len, dropout, f"budgetlab_{attention}", device)
+    return Network(model, spec)
+
+
+def build_classifier(
+    network: Network, num_labels: int, *, seed: int, dropout: float, regression: bool = False
+) -> nn.Module:
+    """Build a sequence classifier on a copy of a network's trunk, with a fresh head."""
+    spec = network.spec
+    device = next(network.parameters()).device
+    extra = {"num_labels": num_labels, "problem_type": "regression" if regression else "single_label_classification"}
+    model = _build(AutoModelForSequenceClassification, spec, seed, 512, dropout, "sdpa", device, extra)
+    trunk = getattr(model, _FAMILIES[spec.family].trunk)
+    missing, unexpected = trunk.load_state_dict(network.trunk.state_dict(), strict=False)
+    wrong = [name for name in missing if not name.startswith("pooler")] + list(unexpected)
+    if wrong:
+        raise RuntimeError(f"the trunk does not fit the classifier: {wrong[:3]}")
+    return model
+
+
+def _build(
+    auto: Any,
+    spec: ModelSpec,
+    seed: int,
+    seq_len: int,
+    dropout: float,
+    attention: str,
+    device: str | torch.device,
+    extra: dict[str, Any] | None = None,
+) -> nn.Module:
+    if spec.family not in _FAMILIES:
+        raise unknown_name("family", spec.family, _FAMILIES, "models.*.family")
+    if spec.vocab_size is None:
+        raise CallerError(f"a {spec.family} of {spec.num_layers} layers", "no vocab_size", "set it, or a tokenizer")
+    dropouts = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    if spec.weights is not None and extra is None and str(device) != "meta":
+        return _load_pretrained(auto, spec, attention, dropouts).to(device)
+    fields = {
+        "vocab_size": spec.vocab_size,
+        "hidden_size": spec.hidden_size,
+        "num_hidden_layers": spec.num_layers,
+        "num_attention_heads": spec.num_heads,
+        "intermediate_size": spec.intermediate_size,
+        "max_position_embeddings": max(512, seq_len) + (2 if spec.family == "roberta" else 0),
+    }
+    config = CONFIG_MAPPING[spec.family](**{**fields, **spec.config, **dropouts, **(extra or {})})
+    devices = [torch.device(device).index or 0] if torch.device(device).type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.device(device):
+        torch.manual_seed(seed)
+        return auto.from_config(config, attn_implementation=attention)
+
+
+def _load_pretrained(auto: Any, spec: ModelSpec, attention: str, dropouts: dict[str, float]) -> nn.Module:
+    asked = f"weights = {spec.weights!r}"
+    try:
+        model, info = auto.from_pretrained(
+            spec.weights, attn_implementation=attention, output_loading_info=True, **dropouts
+        )
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise CallerError(
+            asked, f"cannot be loaded ({reason})", "give a folder or a hub id that can be reached"
+        ) from None
+    config = model.config
+    found = (config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.vocab_size)
+    wanted = (spec.num_layers, spec.hidden_size, spec.num_heads, spec.vocab_size)
+    if found != wanted:
+        named = "(num_layers, hidden_size, num_heads, vocab_size)"
+        raise CallerError(asked, f"{named} are {found}, the study says {wanted}", "correct the study")
+    if info["missing_keys"]:
+        raise CallerError(asked, f"weights are missing: {sorted(info['missing_keys'])[:3]}", "give complete weights")
+    return model
+
+
+def count_parameters(network: Network) -> tuple[int, int]:
+    """Count parameters: (total with tied ones once, without the embedding tables)."""
+    total = sum(parameter.numel() for parameter in network.parameters())
+    tables = network.trunk.embeddings.modules()
+    embedding = sum(module.weight.numel() for module in tables if isinstance(module, nn.Embedding))
+    return total, total - embedding

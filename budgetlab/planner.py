@@ -1,0 +1,301 @@
+"""One budget -> matched token schedules, in integer steps that never cost more: pure arithmetic."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pandas as pd
+
+from budgetlab.errors import CallerError, unknown_name
+from budgetlab.studies import Study, audit
+from budgetlab.units import format_amount, parse_amount
+from budgetlab.values import ArmCost, Budget, CostProfile, Plan, Recipe, Schedule, TeacherPlan
+
+__all__ = ["MATCHES", "plan", "price_per_step", "sensitivity"]
+
+MATCHES = {
+    "required_flops": "required_flops",
+    "executed_flops": "executed_flops",
+    "device_seconds": "device_seconds",
+    "joules": "joules",
+    "usd": "usd",
+    "equal_tokens": "tokens",
+}
+"""What can be matched -> the unit of its budgets; `tokens:ARM` is the required FLOPs of that arm's tokens."""
+
+
+def plan(
+    study: Study,
+    profile: CostProfile,
+    *,
+    corpus_tokens: int | None = None,
+    budgets: tuple[str | float, ...] | None = None,
+    match: str | None = None,
+    teacher_charge: str | None = None,
+) -> Plan:
+    """Turn a study's budgets into one schedule for each arm and budget.
+
+    Parameters
+    ----------
+    study
+        What was asked.
+    profile
+        The price of each arm.
+    corpus_tokens
+        Positions in one pass over the training text, where it is known.
+    budgets, match, teacher_charge
+        Instead of those in the study.
+
+    Returns
+    -------
+    plan
+        `schedules` by budget (smallest first), then arm. steps = floor(what the teacher leaves / price of a
+        step), so that no schedule costs more than its budget; what is left over is `unspent_fraction`.
+
+    Raises
+    ------
+    CallerError
+        For an unknown match or charge, a price that was not measured, a budget of the wrong unit, or budgets that are
+        too small for every arm.
+    """
+    match = match or study.plan.match
+    charge = teacher_charge or study.plan.teacher_charge
+    costs = {cost.arm: cost for cost in (*profile.arms, *profile.teachers)}
+    for arm in study.arms:
+        if arm not in costs:
+            raise CallerError(f"plan of {study.name}", f"the profile has no arm {arm!r}", "profile this study again")
+    amounts = _budgets(study, budgets or study.plan.budgets, match, costs)
+    unit = amounts[0].unit
+    if study.plan.ladder == "branched" and any(
+        a.recipe.schedule not in ("wsd", "inverse_sqrt") for a in study.arms.values()
+    ):
+        raise CallerError('ladder = "branched"', "needs a schedule that can be cut anywhere", 'use schedule = "wsd"')
+    unique = study.corpus.unique_tokens or corpus_tokens
+    schedules = []
+    for rung, budget in enumerate(amounts):
+        for arm in study.arms:
+            schedules.append(_schedule(study, arm, costs, budget, rung, amounts[0], charge, unique))
+    if not any(schedule.feasible for schedule in schedules):
+        raise CallerError(
+            f"budget {format_amount(amounts[-1].amount, unit)}",
+            "too small for one step of any arm",
+            schedules[-1].reason or "",
+        )
+    return Plan(
+        study=study.name,
+        match=match,
+        charge=charge,
+        tolerance_fraction=study.plan.tolerance_fraction,
+        ladder=study.plan.ladder,
+        seeds=study.seeds,
+        recipe=_profiled(study.recipe, costs[next(iter(study.arms))]),
+        models=study.models,
+        arms={
+            name: arm.model_copy(update={"recipe": _profiled(arm.recipe, costs[name])})
+            for name, arm in study.arms.items()
+        },
+        costs=costs,
+        schedules=tuple(schedules),
+        teachers=tuple(_teacher_plan(study, name, costs) for name in study.teacher_names()),
+        corpus=study.corpus,
+        execution=study.execution,
+        audit=audit(study),
+    )
+
+
+def price_per_step(
+    cost: ArmCost, unit: str, *, charge: str = "inference", usd_per_device_hour: float | None = None
+) -> float:
+    """Return what one step costs, in the budget's unit.
+
+    With `charge = "none"` the teacher's forward pass is left out.
+
+    Raises
+    ------
+    CallerError
+        When that price was not measured.
+    """
+    teacher = cost.phases["teacher_forward"]
+    free = charge == "none"
+    if unit == "tokens":
+        return float(cost.batch_tokens)
+    if unit == "required_flops":
+        flops = cost.train_required_flops_per_token - (teacher.required_flops_per_token if free else 0.0)
+        return flops * cost.batch_tokens
+    if unit == "executed_flops":
+        flops = cost.train_executed_flops_per_token - (teacher.executed_flops_per_token if free else 0.0)
+        return flops * cost.batch_tokens
+    if unit == "joules":
+        if cost.joules_per_token is None:
+            raise CallerError("match = joules", f"no energy was measured for {cost.arm}", "profile where it can be")
+        return cost.joules_per_token * cost.batch_tokens
+    if cost.seconds_per_step is None:
+        raise CallerError(f"match by {unit}", f"{cost.arm} was counted, not timed", "profile without --count-only")
+    seconds = cost.seconds_per_step - ((teacher.seconds_per_step or 0.0) if free else 0.0)
+    if unit == "usd":
+        if usd_per_device_hour is None:
+            raise CallerError("match = usd", "no price of a device hour", "set execution.usd_per_device_hour")
+        return seconds / 3600.0 * usd_per_device_hour
+    return seconds
+
+
+def sensitivity(study: Study, profile: CostProfile) -> pd.DataFrame:
+    """Table of each arm's tokens at the largest budget under every meaning of compute that the profile can price.
+
+    The budget in each currency is what the first arm spends on its tokens in the study's own plan. Columns: match,
+    charge, arm, tokens, ratio (to the first arm).
+    """
+    base = plan(study, profile)
+    reference = next(iter(study.arms))
+    top = max((s for s in base.schedules if s.arm == reference), key=lambda s: s.rung)
+    rows = []
+    for match in ("required_flops", "executed_flops", "device_seconds", "joules", "equal_tokens"):
+        for charge in ("none", "inference"):
+            try:
+                price = price_per_step(base.costs[reference], MATCHES[match], charge=charge)
+                asked = f"{price * top.steps * (1 + 1e-9)!r} {MATCHES[match].replace('joules', 'J')}"
+                variant = plan(study, profile, budgets=(asked,), match=match, teacher_charge=charge)
+            except CallerError:
+                continue  # not priced in this profile: no row
+            rows += [
+                {"match": match, "charge": charge, "arm": s.arm, "tokens": s.tokens, "ratio": s.tokens / top.tokens}
+                for s in variant.schedules
+            ]
+    return pd.DataFrame(rows, columns=["match", "charge", "arm", "tokens", "ratio"])
+
+
+def _budgets(study: Study, asked: tuple[str | float, ...], match: str, costs: dict[str, ArmCost]) -> list[Budget]:
+    if match.startswith("tokens:"):
+        arm = match.removeprefix("tokens:")
+        if arm not in study.arms:
+            raise unknown_name("arm", arm, study.arms, f"match = {match!r}, arm")
+        wanted, price = "tokens", costs[arm].train_required_flops_per_token
+    elif match in MATCHES:
+        wanted, price = MATCHES[match], 1.0
+    else:
+        raise unknown_name("match", match, [*MATCHES, "tokens:ARM"], "plan.match")
+    budgets = []
+    for text in asked:
+        amount, unit = parse_amount(text, wanted, f"{study.name}: plan.budgets")
+        if unit == "wall_seconds":
+            amount, unit = amount * study.execution.devices, "device_seconds"
+        if unit != wanted:
+            raise CallerError(
+                f"budget {text!r} with match = {match!r}",
+                f"it is in {unit}, the match in {wanted}",
+                "change one of them",
+            )
+        # One part in 1e9 keeps an arm's own tokens from being rounded down to one step less.
+        budgets.append(
+            Budget(amount=amount * price * (1 + 1e-9), unit="required_flops")
+            if match.startswith("tokens:")
+            else Budget(amount=amount, unit=unit)
+        )
+    return sorted(budgets, key=lambda budget: budget.amount)
+
+
+def _charge_share(charge: str) -> float:
+    """Share of the teacher's pretraining that one schedule is billed."""
+    if charge in ("none", "inference"):
+        return 0.0
+    if charge == "pretraining":
+        return 1.0
+    found = re.fullmatch(r"amortised:([1-9]\d*)", charge)
+    if found is None:
+        raise unknown_name("charge", charge, ["none", "inference", "pretraining", "amortised:K"], "plan.teacher_charge")
+    return 1.0 / int(found.group(1))
+
+
+def _teacher_bill(study: Study, arm: str, costs: dict[str, ArmCost], unit: str, charge: str) -> float:
+    teacher = study.arms[arm].teacher
+    share = _charge_share(charge)
+    if teacher is None or share == 0.0 or unit == "tokens":
+        return 0.0
+    spec = study.models[teacher]
+    if spec.pretrain is None or teacher not in costs:
+        raise CallerError(
+            f"teacher_charge = {charge!r}", f"the pretraining cost of {teacher!r} is unknown", "use inference or none"
+        )
+    steps = math.ceil(spec.pretrain.tokens / costs[teacher].batch_tokens)
+    price = price_per_step(costs[teacher], unit, usd_per_device_hour=study.execution.usd_per_device_hour)
+    return share * steps * price
+
+
+def _schedule(
+    study: Study,
+    arm: str,
+    costs: dict[str, ArmCost],
+    budget: Budget,
+    rung: int,
+    smallest: Budget,
+    charge: str,
+    unique: int | None,
+) -> Schedule:
+    cost, recipe = costs[arm], study.arms[arm].recipe
+    bill = _teacher_bill(study, arm, costs, budget.unit, charge)
+    price = price_per_step(cost, budget.unit, charge=charge, usd_per_device_hour=study.execution.usd_per_device_hour)
+
+    def affordable(amount: float) -> int:
+        steps = max(0, math.floor((amount - bill) / price))
+        return steps - 1 if steps and bill + steps * price > amount else steps
+
+    steps, first_steps = affordable(budget.amount), affordable(smallest.amount)
+    # Rungs of one trunk share its warm-up, which is therefore a share of the smallest rung.
+    warmup = math.ceil(recipe.warmup_fraction * (first_steps if study.plan.ladder == "branched" else steps))
+    cooldown = max(1, round(recipe.cooldown_fraction * steps)) if recipe.schedule == "wsd" and steps else 0
+    needed = max(2, warmup + cooldown)
+    feasible = steps >= needed and first_steps > 0
+    reason = None
+    if not feasible:
+        enough = format_amount(bill + 2 * price, budget.unit)
+        reason = f"{arm} can take {steps} steps; the smallest feasible budget is {enough}"
+        steps = warmup = cooldown = 0
+    tokens = steps * cost.batch_tokens
+    targets = round(tokens * cost.target_fraction)
+    seconds, interval = cost.seconds_per_step, cost.seconds_per_step_interval
+    return Schedule(
+        arm=arm,
+        budget=budget,
+        rung=rung,
+        feasible=feasible,
+        reason=reason,
+        tokens=tokens,
+        target_tokens=targets,
+        steps=steps,
+        passes=tokens / unique if unique else None,
+        unique_tokens=unique,
+        warmup_steps=warmup,
+        cooldown_steps=cooldown,
+        required_flops=cost.required_flops(tokens, targets),
+        executed_flops=cost.executed_flops(tokens, targets),
+        device_seconds=None if seconds is None else seconds * steps,
+        device_seconds_interval=None if interval is None else (interval[0] * steps, interval[1] * steps),
+        interval_level=cost.interval_level,
+        teacher_charge=bill,
+        unspent_fraction=1.0 - (bill + steps * price) / budget.amount if feasible else 1.0,
+    )
+
+
+def _teacher_plan(study: Study, name: str, costs: dict[str, ArmCost]) -> TeacherPlan:
+    spec, recipe = study.models[name], study.recipe
+    if spec.pretrain is None:
+        return TeacherPlan(model=name, weights=spec.weights)
+    cost = costs.get(name)
+    steps = math.ceil(spec.pretrain.tokens / recipe.batch_tokens)
+    seconds = None if cost is None or cost.seconds_per_step is None else cost.seconds_per_step * steps
+    return TeacherPlan(
+        model=name,
+        tokens=steps * recipe.batch_tokens,
+        steps=steps,
+        warmup_steps=math.ceil(recipe.warmup_fraction * steps),
+        cooldown_steps=max(1, round(recipe.cooldown_fraction * steps)),
+        seed=spec.pretrain.seed,
+        required_flops=0.0 if cost is None else cost.train_required_flops_per_token * steps * recipe.batch_tokens,
+        device_seconds=seconds,
+    )
+
+
+def _profiled(recipe: Recipe, cost: ArmCost) -> Recipe:
+    """The recipe with the precision and attention that were profiled."""
+    return Recipe.model_validate({**recipe.model_dump(), "dtype": cost.dtype, "attention": cost.attention})

@@ -1,0 +1,293 @@
+"""From values to a report: figures, tables, the page, and the sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from budgetlab.reporting.conclusion import BELOW_THRESHOLD, conclude
+from budgetlab.reporting.figures import (
+    FigureFiles,
+    costs_table,
+    curves_table,
+    draw_costs,
+    draw_losses,
+    draw_scores,
+    fit_note,
+    losses_table,
+    render,
+    scores_table,
+)
+from budgetlab.reporting.files import write_whole
+from budgetlab.reporting.frames import interval_note, per_run, scores_frame, summarise
+from budgetlab.reporting.gates import Gate, learning_gates
+from budgetlab.reporting.page import Section, figure_html, gates_html, list_html, page_html, pairs_html, sheet_html
+from budgetlab.reporting.tables import (
+    Sheet,
+    closing_frame,
+    closing_note,
+    closing_sheet,
+    fit_sheet,
+    full_sheet,
+    gate_lines,
+    plan_sheet,
+    print_sheets,
+    profile_sheet,
+    reference_arm,
+    status_sheet,
+    verdict_sheet,
+)
+from budgetlab.values import CostProfile, CurveFit, Environment, Plan, RunRecord, Score, Verdict
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["Report", "report"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a study concludes, and where it is written down."""
+
+    study: str
+    sentence: str
+    """The verdict, or why there is none."""
+    gates: tuple[Gate, ...]
+    closing_table: pd.DataFrame
+    """Every arm at every budget and the yardsticks, in canonical units; unknown is missing."""
+    sheet: Sheet
+    """The closing table as printed: the largest budget, or the plan where nothing was run."""
+    page: Path
+    scores: Path
+    figures: tuple[FigureFiles, ...]
+
+    def print(self, console: Console | None = None) -> None:
+        """Print table, gates, sentence and paths; plain lines where stdout is no terminal."""
+        if console is None:
+            from rich.console import Console
+
+            console = Console()
+        print_sheets([self.sheet], console)
+        for line in ["", *gate_lines(self.gates), *([""] if self.gates else []), self.sentence, ""]:
+            _say(line, console)
+        for figure in self.figures:
+            _say(f"figure  {figure.png}", console, whole=True)
+        _say(f"page    {self.page}", console, whole=True)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain JSON: sentence, gates, closing table and paths; unknown is null."""
+        table = self.closing_table.astype(object).where(self.closing_table.notna(), None)
+        return {
+            "study": self.study,
+            "sentence": self.sentence,
+            "gates": [gate.model_dump() for gate in self.gates],
+            "closing_table": table.to_dict("records"),
+            "page": str(self.page),
+            "scores": str(self.scores),
+            "figures": [
+                {"name": f.name, "svg": str(f.svg), "png": str(f.png), "csv": str(f.csv)} for f in self.figures
+            ],
+        }
+
+
+def report(
+    *,
+    study: str,
+    plan: Plan,
+    profile: CostProfile,
+    records: Sequence[RunRecord],
+    scores: Sequence[Score] | pd.DataFrame,
+    fits: Sequence[CurveFit],
+    verdicts: Sequence[Verdict],
+    folder: Path,
+    gates: Sequence[Gate] | None = None,
+) -> Report:
+    """Write figures, scores.csv and report.html, and say what the study concludes.
+
+    Parameters
+    ----------
+    study
+        The study's name.
+    plan, profile, records, scores, fits, verdicts
+        What is known so far; what is missing is left out and said to be missing.
+    folder
+        The study's results folder.
+    gates
+        The learning gates; None judges them from the scores once there are any.
+
+    Returns
+    -------
+    Report
+        The sentence, the closing table, and the paths.
+    """
+    table = scores_frame(scores)
+    level = verdicts[0].interval_level if verdicts else 0.95
+    runs = per_run(table)
+    cells = summarise(runs, level)
+    if gates is None:
+        gates = _gates(plan, table) if len(table) else ()
+    sentence = _sentence(plan, records, table, gates, verdicts)
+    frame = closing_frame(plan, records, table, level=level)
+    note = closing_note(frame, cells, level)
+    figures = _figures(plan, profile, runs, cells, fits, folder / "figures", level)
+    started = any(record.status == "complete" for record in records) or len(table) > 0
+    page = page_html(
+        study,
+        _subtitle(plan),
+        sentence,
+        below=sentence.startswith(BELOW_THRESHOLD) or not verdicts,
+        sections=[
+            Section("Gates", gates_html(gates)),
+            Section("Verdicts", _verdicts(verdicts)),
+            Section("Figures", figure_html(figures)),
+            Section("All budgets", sheet_html(full_sheet(frame, note=note)) if started else ""),
+            Section("Plan", sheet_html(plan_sheet(plan)) + sheet_html(status_sheet(plan, records), titled=True)),
+            Section("What differs between the arms", list_html(plan.audit)),
+            Section("Cost of a training step", sheet_html(profile_sheet(profile))),
+            Section("Fits", sheet_html(fit_sheet(fits)) if fits else ""),
+            Section("How things are counted", pairs_html(_conventions(profile))),
+            Section("Environment", pairs_html(_environment(profile.environment, records))),
+        ],
+        footer="Numbers behind this page: scores.csv, figures/*.csv, fits.csv, verdict.json, plan.json, profile.json.",
+    )
+    return Report(
+        study=study,
+        sentence=sentence,
+        gates=tuple(gates),
+        closing_table=frame,
+        sheet=closing_sheet(frame, note=note) if started else plan_sheet(plan),
+        page=write_whole(folder / "report.html", page),
+        scores=write_whole(folder / "scores.csv", table.to_csv(index=False)),
+        figures=figures,
+    )
+
+
+def _verdicts(verdicts: Sequence[Verdict]) -> str:
+    if not verdicts:
+        return ""
+    primary = [f"{verdict.sentence} {' '.join(verdict.notes)}".strip() for verdict in verdicts if verdict.primary]
+    return list_html(primary) + sheet_html(verdict_sheet(verdicts))
+
+
+def _gates(plan: Plan, table: pd.DataFrame) -> tuple[Gate, ...]:
+    rung = max((schedule.rung for schedule in plan.schedules), default=None)
+    arms = [schedule.arm for schedule in plan.schedules if schedule.rung == rung and schedule.feasible]
+    return learning_gates(table, arms=arms, rung=rung)
+
+
+def _sentence(
+    plan: Plan,
+    records: Sequence[RunRecord],
+    table: pd.DataFrame,
+    gates: Sequence[Gate],
+    verdicts: Sequence[Verdict],
+) -> str:
+    if len(table):
+        return conclude(gates, verdicts)
+    complete = sum(record.status == "complete" and record.kind == "rung" for record in records)
+    planned = len(plan.seeds) * sum(schedule.feasible for schedule in plan.schedules)
+    return (
+        f"no verdict yet: {complete} of {planned} planned runs are complete and none has been scored; this is the plan."
+    )
+
+
+def _figures(
+    plan: Plan,
+    profile: CostProfile,
+    runs: pd.DataFrame,
+    cells: pd.DataFrame,
+    fits: Sequence[CurveFit],
+    folder: Path,
+    level: float,
+) -> tuple[FigureFiles, ...]:
+    arms = list(plan.arms)
+    where = _hardware(profile)
+    drawn: list[FigureFiles] = []
+    points = scores_table(runs, cells, arms)
+    if (points["layer"] == "mean").any():
+        caption = f"Score against tokens read by the student; {_bars(points, cells, level)}; {where}."
+        drawn.append(render("score_vs_tokens", draw_scores, points, folder, caption))
+    curves = curves_table(fits)
+    losses = losses_table(runs, cells, arms, curves)
+    if (losses["layer"] == "mean").any():
+        note = fit_note(fits)
+        caption = (
+            "Held-out read-out loss against required training compute; arms are drawn a little aside of one another; "
+            f"{_bars(losses, cells, level)}; {where}."
+        )
+        drawn.append(render("readout_loss_vs_flops", lambda t: draw_losses(t, note), losses, folder, caption))
+    timed = sorted({cost.steps_timed for cost in profile.arms})
+    caption = (
+        f"Cost of a training token by phase; ratios to {reference_arm(arms)}; black: interval of the measured step "
+        f"time ({_range(timed)} steps timed); {where}."
+    )
+    drawn.append(render("cost_per_arm", draw_costs, costs_table(profile), folder, caption))
+    return tuple(drawn)
+
+
+def _bars(points: pd.DataFrame, cells: pd.DataFrame, level: float) -> str:
+    """Say what the markers and the bars of a figure are."""
+    counts = sorted({int(n) for n in points.loc[points["layer"] == "mean", "num_runs"]})
+    seeds = "one run seed" if counts == [1] else f"{_range(counts)} run seeds (open: one run, filled: their mean)"
+    tasks = points["task"].unique() if "task" in points else ["readout_loss"]
+    own = cells[(cells["subject"] == "run") & cells["task"].isin(tasks)]
+    return f"{seeds}; {interval_note(own, level).replace('± is', 'bars are')}"
+
+
+def _range(counts: Sequence[int]) -> str:
+    return "0" if not counts else f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+
+
+def _hardware(profile: CostProfile) -> str:
+    where = profile.environment
+    dtypes = ", ".join(dict.fromkeys(cost.dtype for cost in profile.arms))
+    return f"{where.device_name} ({where.device}, {where.threads} threads), {dtypes}"
+
+
+def _subtitle(plan: Plan) -> str:
+    students = dict.fromkeys(arm.student for arm in plan.arms.values())
+    teachers = dict.fromkeys(arm.teacher for arm in plan.arms.values() if arm.teacher)
+    names = ", ".join(f"{name} {_shape(plan, name)}" for name in [*students, *teachers])
+    seeds = len(plan.seeds)
+    return (
+        f"{len(plan.arms)} arms matched in {plan.match.replace('_', ' ')}, {seeds} run seed{'s' * (seeds != 1)}, "
+        f"teacher charge: {plan.charge}; {names}"
+    )
+
+
+def _shape(plan: Plan, name: str) -> str:
+    model = plan.models.get(name)
+    return "" if model is None else f"{model.num_layers} × {model.hidden_size}"
+
+
+def _conventions(profile: CostProfile) -> list[tuple[str, str]]:
+    shared: Mapping[str, str] = profile.conventions
+    return [
+        *((name.replace("_", " "), text) for name, text in shared.items()),
+        ("losses", "nats per target token, on held-out text"),
+        ("points", "a score times 100"),
+        ("n/a", "unknown or not applicable, never zero"),
+    ]
+
+
+def _environment(profiled: Environment, records: Sequence[RunRecord]) -> list[tuple[str, str]]:
+    """Return where prices were measured and runs were made: usually one place."""
+    where = dict.fromkeys([profiled, *(record.environment for record in records)])
+    devices = dict.fromkeys(f"{e.devices} × {e.device_name} ({e.device}), {e.threads} threads" for e in where)
+    versions = dict.fromkeys(
+        f"python {e.python}, torch {e.torch}, transformers {e.transformers}, budgetlab {e.budgetlab}" for e in where
+    )
+    return [("device", " | ".join(devices)), ("versions", " | ".join(versions))]
+
+
+def _say(line: str, console: Console, *, whole: bool = False) -> None:
+    from rich.text import Text
+
+    if console.is_terminal:
+        console.print(Text(line), soft_wrap=whole)
+    else:
+        console.out(line, highlight=False)

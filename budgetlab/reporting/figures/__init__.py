@@ -1,0 +1,20 @@
+"""Figures: score against tokens, read-out loss against FLOPs, cost per arm, each with its CSV beside it."""
+
+from budgetlab.reporting.figures.costs import costs_table, draw_costs
+from budgetlab.reporting.figures.losses import curves_table, draw_losses, fit_note, losses_table
+from budgetlab.reporting.figures.scores import draw_scores, scores_table
+from budgetlab.reporting.figures.style import FigureFiles, arm_styles, render
+
+__all__ = [
+    "FigureFiles",
+    "arm_styles",
+    "costs_table",
+    "curves_table",
+    "draw_costs",
+    "draw_losses",
+    "draw_scores",
+    "fit_note",
+    "losses_table",
+    "render",
+    "scores_table",
+]

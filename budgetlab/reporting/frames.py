@@ -1,0 +1,163 @@
+"""Scores as tidy frames: fine-tuning seeds averaged first, then means over run seeds with their interval.
+
+The pretraining run is the unit of replication. With two or three runs a cell's own variance says next to
+nothing, so the variance is pooled over the arm x budget cells of a task and the interval uses Student's t.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from budgetlab.errors import CallerError
+from budgetlab.resampling import pool_variance, t_quantile
+from budgetlab.store import scores_frame as tidy_scores
+from budgetlab.values import Score
+
+__all__ = [
+    "LOSSES",
+    "MEAN",
+    "OUTCOMES",
+    "YARDSTICKS",
+    "interval_note",
+    "largest_rung",
+    "per_run",
+    "probe_tasks",
+    "scores_frame",
+    "summarise",
+    "unit_of",
+]
+
+LOSSES = ("readout_loss", "mlm_loss")
+"""Tasks in nats per target token, lower is better; every other task is a score, shown as points (x 100)."""
+
+MEAN = "score"
+"""The mean over all scored tasks, of the runs that have them all."""
+
+OUTCOMES = {"readout_loss": "the read-out loss", "mlm_loss": "the own MLM loss", MEAN: "the mean score"}
+"""How outcomes that are no tasks are called in sentences."""
+
+YARDSTICKS = {"teacher": "teacher", "random": "random weights", "majority": "majority class", "unigram": "unigram"}
+"""Subjects of scores that are no runs, and what they are called in tables and figures."""
+
+_RUN = ["subject", "arm", "rung", "run_seed", "task"]
+_CELL = ["subject", "arm", "rung", "task"]
+_CARRIED = ("steps", "tokens", "target_tokens", "required_flops", "executed_flops", "device_seconds")
+
+
+def scores_frame(scores: Sequence[Score] | pd.DataFrame) -> pd.DataFrame:
+    """Return scores as one tidy frame: the fields of `Score`, `budget` as `budget_amount` and `budget_unit`.
+
+    Raises
+    ------
+    CallerError
+        When a table lacks a column.
+    """
+    if not isinstance(scores, pd.DataFrame):
+        return tidy_scores(scores)
+    missing = [name for name in (*_RUN, "metric", "value", "higher_is_better", "budget_amount") if name not in scores]
+    if missing and len(scores):
+        raise CallerError(
+            f"a table of {len(scores)} scores", f"no column {', '.join(missing)}", "give the table that the store makes"
+        )
+    return tidy_scores([]) if missing else scores
+
+
+def unit_of(task: str) -> str:
+    """Return the unit in which a task is shown."""
+    return "nats per target token" if task in LOSSES else "points"
+
+
+def probe_tasks(scores: pd.DataFrame) -> tuple[str, ...]:
+    """Return the tasks that are scores, not losses, in the order of first appearance."""
+    return tuple(task for task in pd.unique(scores["task"]) if task not in LOSSES)
+
+
+def largest_rung(scores: pd.DataFrame) -> int | None:
+    """Return the index of the largest budget at which a run was scored; None without any."""
+    rungs = scores.loc[scores["subject"] == "run", "rung"].dropna()
+    return None if rungs.empty else int(rungs.max())
+
+
+def per_run(scores: pd.DataFrame) -> pd.DataFrame:
+    """Average over fine-tuning seeds, in the unit shown: one row a run and task, and the mean over tasks.
+
+    Returns
+    -------
+    frame
+        `subject`, `arm`, `rung`, `run_seed`, `task`, `metric`, `higher_is_better`, `unit`, `value`, what the
+        run had read and spent, and the budget. A run that lacks a task has no row for the mean over tasks.
+    """
+    columns = [*_RUN, "metric", "higher_is_better", "budget_amount", "budget_unit", *_CARRIED, "value", "unit"]
+    if scores.empty:
+        return pd.DataFrame(columns=columns)
+    how = dict.fromkeys(columns[len(_RUN) : -2], "first") | {"value": "mean"}
+    runs = scores.groupby(_RUN, dropna=False, sort=False).agg(how).reset_index()
+    runs["unit"] = runs["task"].map(unit_of)
+    runs["value"] = runs["value"].astype(float) * runs["unit"].map({"points": 100.0}).fillna(1.0)
+    tasks = probe_tasks(scores)
+    if len(tasks) > 1:
+        scored = runs[runs["task"].isin(tasks)]
+        keys = [key for key in _RUN if key != "task"]
+        whole = scored.groupby(keys, dropna=False, sort=False).agg(how | {"task": "nunique"}).reset_index()
+        whole = whole[whole["task"] == len(tasks)]
+        mean = whole.assign(task=MEAN, metric=f"mean of {len(tasks)} tasks", unit="points")
+        runs = pd.concat([runs, mean[runs.columns]], ignore_index=True) if len(mean) else runs
+    return runs[columns]
+
+
+def summarise(runs: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
+    """Average runs over their seeds, with a t interval whose variance is pooled over a task's cells.
+
+    Parameters
+    ----------
+    runs
+        What `per_run` returns.
+    level
+        Confidence of the interval.
+
+    Returns
+    -------
+    frame
+        One row a subject, arm, rung and task: `mean`, `half_width`, `low`, `high` (missing where no cell of the
+        task has two runs, and for the yardsticks), `num_runs` and the pooled degrees of freedom.
+    """
+    columns = [*_CELL, "metric", "higher_is_better", "budget_amount", "budget_unit", *_CARRIED, "unit"]
+    extra = ["mean", "half_width", "low", "high", "num_runs", "degrees_of_freedom"]
+    if runs.empty:
+        return pd.DataFrame(columns=[*columns, *extra])
+    how = {column: "mean" if column in _CARRIED else "first" for column in columns[len(_CELL) :]}
+    grouped = runs.groupby(_CELL, dropna=False, sort=False)
+    cells = grouped.agg(how).reset_index()
+    spread = grouped["value"].agg(["mean", "var", "count"]).reset_index()
+    cells["mean"], cells["num_runs"] = spread["mean"], spread["count"]
+    cells["half_width"], cells["degrees_of_freedom"] = math.nan, 0.0
+    for task, rows in spread[spread["subject"] == "run"].groupby("task"):
+        own = runs[(runs["subject"] == "run") & (runs["task"] == task)]
+        # A cell a row, a run seed a column: the same column is the same replicate.
+        table = own.pivot_table(index=["arm", "rung"], columns="run_seed", values="value", dropna=False)
+        residuals = table.sub(table.mean(axis=1), axis=0).to_numpy(dtype=float)
+        pooled = pool_variance(list(residuals), list(np.isfinite(residuals).sum(axis=1) - 1.0))
+        if pooled is None:
+            continue
+        factor = t_quantile(0.5 + level / 2, pooled.degrees_of_freedom) * pooled.sd
+        cells.loc[rows.index, "half_width"] = factor / rows["count"] ** 0.5
+        cells.loc[rows.index, "degrees_of_freedom"] = pooled.degrees_of_freedom
+    cells["low"] = cells["mean"] - cells["half_width"]
+    cells["high"] = cells["mean"] + cells["half_width"]
+    return cells[[*columns, *extra]]
+
+
+def interval_note(cells: pd.DataFrame, level: float = 0.95) -> str:
+    """Say in one phrase what ± and the error bars are, if there are any."""
+    known = cells[cells["half_width"].notna()] if len(cells) else cells
+    if known.empty:
+        return "no interval, since no arm has two runs at one budget"
+    low, high = known["degrees_of_freedom"].min(), known["degrees_of_freedom"].max()
+    freedom = f"{low:.1f}" if f"{low:.1f}" == f"{high:.1f}" else f"{low:.1f} to {high:.1f}"
+    return (
+        f"± is the {100 * level:g} % t interval over run seeds, variance pooled over arms and budgets ({freedom} d.f.)"
+    )

@@ -1,0 +1,172 @@
+"""The gates: has anything been learned at all? Below them a comparison of arms would compare noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from budgetlab.reporting.frames import largest_rung, per_run, probe_tasks, scores_frame, summarise
+from budgetlab.units import format_amount
+from budgetlab.values import Score, Value
+
+__all__ = [
+    "TEACHER_LEAD_NATS",
+    "UNIGRAM_LEAD_NATS",
+    "Gate",
+    "learning_gates",
+]
+
+TEACHER_LEAD_NATS = 0.3
+"""A teacher less far ahead than this has little to teach."""
+UNIGRAM_LEAD_NATS = 0.5
+"""A student less far below the unigram entropy has learned word frequencies and little more."""
+
+# Differences of printed decimals must not fail a gate by one unit in the last place.
+_ROUNDING = 1e-9
+
+
+class Gate(Value):
+    """One condition under which a comparison means something."""
+
+    name: str
+    passed: bool
+    judged: bool = True
+    """False where a number is missing: then it is not passed, and not failed either."""
+    sentence: str
+    """Its numbers with their units."""
+
+
+def learning_gates(
+    scores: Sequence[Score] | pd.DataFrame,
+    *,
+    arms: Sequence[str] | None = None,
+    rung: int | None = None,
+    tasks: Sequence[str] | None = None,
+) -> tuple[Gate, ...]:
+    """Check that the teacher, the students and pretraining itself are above the learning threshold.
+
+    Parameters
+    ----------
+    scores
+        Scores of the runs and of the yardsticks teacher, random and unigram.
+    arms
+        The arms that must beat random weights; default: those that were scored.
+    rung
+        Index of the largest budget; default: the largest that was scored.
+    tasks
+        The tasks on which they must; default: all that were scored.
+
+    Returns
+    -------
+    gates
+        Three gates; one that lacks a number is not passed and says n/a.
+    """
+    frame = scores_frame(scores)
+    cells = summarise(per_run(frame))
+    rung = largest_rung(frame) if rung is None else rung
+    own = cells[(cells["subject"] == "run") & (cells["task"] == "mlm_loss")]
+    tasks = probe_tasks(frame) if tasks is None else tuple(tasks)
+    if arms is None:
+        arms = tuple(pd.unique(frame.loc[frame["subject"] == "run", "arm"]))
+    return (
+        _teacher_is_ahead(own, _yardstick(cells, "teacher", "mlm_loss")),
+        _student_beats_unigram(own, _yardstick(cells, "unigram", "mlm_loss")),
+        _pretraining_beats_random(cells, tuple(arms), rung, tasks),
+    )
+
+
+def _yardstick(cells: pd.DataFrame, subject: str, task: str) -> float | None:
+    found = cells.loc[(cells["subject"] == subject) & (cells["task"] == task), "mean"]
+    return None if found.empty else float(found.mean())
+
+
+def _nats(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.2f}"
+
+
+def _best_by_arm(own: pd.DataFrame) -> pd.DataFrame:
+    """Return each arm's lowest mean loss, over its budgets; the lowest is the hardest to stay ahead of."""
+    return own.loc[own.groupby("arm", sort=False)["mean"].idxmin()] if len(own) else own
+
+
+def _listed(best: pd.DataFrame) -> str:
+    """List arms with their losses, and at the end what they share: the budget and the number of runs."""
+    if best.empty:
+        return "n/a"
+    parts, shared = [], []
+    for row in best.to_dict("records"):
+        known = not pd.isna(row["budget_amount"])
+        at = f" at {format_amount(row['budget_amount'], row['budget_unit'])}" if known else ""
+        runs = int(row["num_runs"])
+        parts.append(f"{row['arm']} {row['mean']:.2f}")
+        shared.append(f"{'1 run' if runs == 1 else f'means of {runs} runs'}{at}")
+    if len(set(shared)) == 1:
+        return f"{', '.join(parts)} ({shared[0]})"
+    return ", ".join(f"{part} ({note})" for part, note in zip(parts, shared, strict=True))
+
+
+def _teacher_is_ahead(own: pd.DataFrame, teacher: float | None) -> Gate:
+    best = _best_by_arm(own)
+    lead = None if teacher is None or best.empty else float(best["mean"].min()) - teacher
+    return Gate(
+        name="the teacher is ahead of every student",
+        passed=lead is not None and lead >= TEACHER_LEAD_NATS - _ROUNDING,
+        judged=lead is not None,
+        sentence=f"own MLM loss, held out, in nats per target token: teacher {_nats(teacher)}; students with an MLM "
+        f"head, each at its lowest: {_listed(best)}; {_lead(lead, 'the nearest', TEACHER_LEAD_NATS)}.",
+    )
+
+
+def _student_beats_unigram(own: pd.DataFrame, unigram: float | None) -> Gate:
+    best = own.loc[[own["mean"].idxmin()]] if len(own) else own
+    lead = None if unigram is None or best.empty else unigram - float(best["mean"].iloc[0])
+    return Gate(
+        name="the best student is below the unigram entropy",
+        passed=lead is not None and lead >= UNIGRAM_LEAD_NATS - _ROUNDING,
+        judged=lead is not None,
+        sentence=f"own MLM loss, held out, in nats per target token: unigram entropy {_nats(unigram)}; best student "
+        f"{_listed(best)}; {_lead(lead, 'it', UNIGRAM_LEAD_NATS)}.",
+    )
+
+
+def _lead(lead: float | None, whom: str, needed: float) -> str:
+    if lead is None:
+        return f"n/a below {whom} (at least {needed:.2f} needed)"
+    return f"{abs(lead):.2f} {'below' if lead >= 0 else 'above'} {whom} (at least {needed:.2f} below needed)"
+
+
+def _pretraining_beats_random(
+    cells: pd.DataFrame, arms: tuple[str, ...], rung: int | None, tasks: tuple[str, ...]
+) -> Gate:
+    at_top = cells[(cells["subject"] == "run") & (cells["rung"] == rung)] if rung is not None else cells.iloc[:0]
+    parts: list[str] = []
+    failing: list[str] = []
+    missing: list[str] = []
+    for task in tasks:
+        random = _yardstick(cells, "random", task)
+        rows = {row["arm"]: row for row in at_top[at_top["task"] == task].to_dict("records")}
+        shown = []
+        for arm in arms:
+            value = float(rows[arm]["mean"]) if arm in rows else None
+            shown.append(f"{arm} {_points(value)}")
+            if value is None or random is None:
+                missing.append(f"{arm} on {task}")
+            elif (value <= random) if rows[arm]["higher_is_better"] else (value >= random):
+                failing.append(f"{arm} on {task}")
+        metric = next((f" ({row['metric']})" for row in rows.values()), "")
+        parts.append(f"{task}{metric}: {', '.join(shown) or 'n/a'}, random weights {_points(random)}")
+    some = bool(tasks) and bool(arms)
+    outcomes = [f"not above: {', '.join(failing)}"] if failing else []
+    outcomes += [f"n/a: {', '.join(missing)}"] if missing else []
+    return Gate(
+        name="pretraining beats random weights",
+        passed=some and not failing and not missing,
+        judged=some and (bool(failing) or not missing),
+        sentence=f"means over runs at the largest budget, in points: {'; '.join(parts) or 'n/a'}; "
+        f"{'; '.join(outcomes) or ('every arm is above' if some else 'nothing was scored')}.",
+    )
+
+
+def _points(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.1f}"

@@ -1,0 +1,195 @@
+"""The page: one self-contained report.html that needs no network and prints well."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from budgetlab.reporting.figures import FigureFiles
+from budgetlab.reporting.gates import Gate
+from budgetlab.reporting.tables import Sheet
+
+__all__ = ["Section", "figure_html", "gates_html", "list_html", "page_html", "pairs_html", "sheet_html"]
+
+_STYLE = """
+:root { --ink: #1d1f21; --soft: #5d6368; --line: #dcdfe2; --paper: #ffffff; --card: #f6f7f8; --good: #1a7f4b;
+  --bad: #b3261e; --accent: #0072b2; color-scheme: light dark; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e7e8; --soft: #a0a6ab; --line: #383d42; --paper: #17191b;
+  --card: #1f2225; --good: #5fcf94; --bad: #ff8a80; --accent: #6cb8e6; } }
+* { box-sizing: border-box; }
+html { -webkit-text-size-adjust: 100%; }
+body { margin: 0 auto; max-width: 70rem; padding: 2.5rem 1.5rem 4rem; background: var(--paper); color: var(--ink);
+  font: 15px/1.55 system-ui, "Segoe UI", "Helvetica Neue", Arial, sans-serif; }
+header p, figcaption, .note, footer { color: var(--soft); }
+h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 0 .25rem; }
+h2 { font-size: 1.1rem; margin: 2.6rem 0 .7rem; padding-bottom: .3rem; border-bottom: 1px solid var(--line); }
+h3 { font-size: .95rem; margin: 1.4rem 0 .4rem; }
+p { margin: .4rem 0; max-width: 52rem; }
+header p { max-width: none; }
+.sentence { font-size: 1.12rem; line-height: 1.5; margin: 1.4rem 0; padding: .9rem 1.1rem; background: var(--card);
+  border-left: 4px solid var(--accent); max-width: none; }
+.sentence.below { border-color: var(--bad); }
+.gates { list-style: none; margin: 0; padding: 0; }
+.gates li { padding: .3rem 0 .3rem 5.2rem; text-indent: -5.2rem; }
+.mark { display: inline-block; width: 4.4rem; margin-right: .8rem; text-indent: 0; text-align: center; font-size: .8rem;
+  font-weight: 600; border: 1px solid currentColor; border-radius: .25rem; }
+.passed .mark { color: var(--good); } .failed .mark { color: var(--bad); } .na .mark { color: var(--soft); }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .84rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .2rem .6rem .2rem 0; text-align: right; white-space: nowrap; }
+th { vertical-align: bottom; font-weight: 600; line-height: 1.25; border-bottom: 1px solid var(--ink); }
+th small { display: block; font-weight: 400; color: var(--soft); }
+td.left, th.left { text-align: left; }
+td.wrap { white-space: normal; }
+tr.block td { border-top: 1px solid var(--line); }
+td.na { color: var(--soft); }
+.note { font-size: .84rem; }
+figure { margin: 0 0 1.4rem; break-inside: avoid; }
+.figures { columns: 2 20rem; column-gap: 1.5rem; }
+.drawing { background: #ffffff; border: 1px solid var(--line); border-radius: .4rem; padding: .6rem; }
+.drawing svg { display: block; width: 100%; height: auto; }
+figcaption { font-size: .84rem; margin-top: .4rem; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.2rem; margin: .4rem 0; font-size: .9rem; }
+dt { color: var(--soft); } dd { margin: 0; }
+ul.plain { margin: .4rem 0; padding-left: 1.1rem; }
+footer { margin-top: 3rem; font-size: .84rem; border-top: 1px solid var(--line); padding-top: .6rem; }
+@media print { body { max-width: none; padding: 0; font-size: 10pt; } .scroll { overflow: visible; }
+  .figures { columns: 2; } h2, h3 { break-after: avoid; } table { font-size: 7pt; break-inside: avoid; }
+  th, td { padding: .12rem .45rem .12rem 0; }
+  .note, figcaption, footer, dl { font-size: 8pt; } h2 { margin-top: 1.4rem; }
+  .sentence { font-size: 11pt; border: 1px solid #999999; border-left-width: 4px; } }
+"""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One heading and what stands under it, already HTML."""
+
+    heading: str
+    html: str
+
+
+def page_html(
+    study: str, subtitle: str, sentence: str, *, below: bool, sections: Iterable[Section], footer: str
+) -> str:
+    """Return the whole page.
+
+    Parameters
+    ----------
+    study
+        The study's name.
+    subtitle
+        One line under it.
+    sentence
+        What the study concludes.
+    below
+        Whether that is no verdict.
+    sections
+        In order; one without content is left out.
+    footer
+        One line.
+    """
+    parts = [
+        f"<section><h2>{escape(section.heading)}</h2>\n{section.html}</section>" for section in sections if section.html
+    ]
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(study)}: compute budget report</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        f"<header><h1>{escape(study)}</h1><p>{escape(subtitle)}</p></header>\n"
+        f'<p class="sentence{" below" if below else ""}">{_prose(sentence)}</p>\n'
+        + "\n".join(parts)
+        + f"\n<footer>{escape(footer)}</footer>\n</body>\n</html>\n"
+    )
+
+
+def sheet_html(sheet: Sheet, *, titled: bool = False) -> str:
+    """Return a sheet as a table, with its notes under it."""
+    head = "".join(_head(column.heading, left=column.left) for column in sheet.columns)
+    rows = []
+    for i, row in enumerate(sheet.rows):
+        cells = "".join(
+            f'<td class="{_classes(cell, column.left)}">{escape(cell)}</td>'
+            for cell, column in zip(row, sheet.columns, strict=True)
+        )
+        rows.append(f"<tr{' class=block' if i in sheet.rules else ''}>{cells}</tr>")
+    title = f"<h3>{escape(sheet.title)}</h3>\n" if titled else ""
+    notes = "".join(f'<p class="note">{_prose(note)}.</p>\n' for note in (n.rstrip(".") for n in sheet.notes))
+    body = "\n".join(rows)
+    return (
+        f'{title}<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>\n'
+        + notes
+    )
+
+
+def gates_html(gates: Sequence[Gate]) -> str:
+    """Return the gates as a list."""
+    lines = []
+    for gate in gates:
+        outcome = "passed" if gate.passed else "failed" if gate.judged else "n/a"
+        lines.append(
+            f'<li class="{outcome.replace("/", "")}"><span class="mark">{outcome}</span>'
+            f"<strong>{_prose(gate.name)}.</strong> {_prose(gate.sentence)}</li>"
+        )
+    return f'<ul class="gates">{"".join(lines)}</ul>' if lines else ""
+
+
+def figure_html(figures: Sequence[FigureFiles]) -> str:
+    """Return figures inline, each with its caption."""
+    parts = []
+    for figure in figures:
+        drawing = _inline(figure.svg.read_text(encoding="utf-8"), figure.name, figure.caption)
+        caption = f"{_prose(figure.caption)} Numbers: figures/{escape(figure.csv.name)}."
+        parts.append(f'<figure><div class="drawing">{drawing}</div><figcaption>{caption}</figcaption></figure>')
+    return f'<div class="figures">{"".join(parts)}</div>' if parts else ""
+
+
+def pairs_html(pairs: Iterable[tuple[str, str]]) -> str:
+    """Return names and what they are."""
+    lines = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in pairs)
+    return f"<dl>{lines}</dl>" if lines else ""
+
+
+def list_html(lines: Iterable[str]) -> str:
+    """Return lines as a list."""
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return f'<ul class="plain">{items}</ul>' if items else ""
+
+
+def _inline(svg: str, name: str, label: str) -> str:
+    """Return an SVG file as an element of a page: no prologue, no metadata, and names of its own."""
+    body = svg[svg.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    # Several drawings share a page: what one defines must not be found by another.
+    body = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', body)
+    body = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', body).replace("xlink:href", "href")
+    body = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", body)
+    open_tag, rest = body.split(">", 1)
+    open_tag = re.sub(r'\s(?:xmlns(?::\w+)?|width|height|version)="[^"]*"', "", open_tag)
+    return f'{open_tag} role="img" aria-label="{escape(label)}">{rest}'.strip()
+
+
+def _head(heading: str, *, left: bool) -> str:
+    name, _, unit = heading.rpartition("\n") if "\n" in heading else (heading, "", "")
+    name = name.replace("\n", " ")
+    small = f"<small>{escape(unit)}</small>" if unit else ""
+    return f"<th{' class=left' if left else ''}>{escape(name)}{small}</th>"
+
+
+def _classes(cell: str, left: bool) -> str:
+    names = ["left"] if left else []
+    if cell == "n/a":
+        names.append("na")
+    if len(cell) > 60:
+        names.append("wrap")
+    return " ".join(names)
+
+
+def _prose(text: str) -> str:
+    """Return text as a sentence, in which a number stays with its percent sign."""
+    first = text.split(" ", 1)[0]
+    # A name such as no_kd keeps its own spelling.
+    capital = text if "_" in first or not text else text[0].upper() + text[1:]
+    return escape(capital).replace(" %", "&nbsp;%")

@@ -1,0 +1,25 @@
+"""Tables for terminals, for the page and as frames."""
+
+from budgetlab.reporting.tables.answers import fit_sheet, gate_lines, verdict_sheet
+from budgetlab.reporting.tables.closing import closing_frame, closing_note, closing_sheet, full_sheet
+from budgetlab.reporting.tables.plans import plan_sheet, profile_sheet, reference_arm, status_sheet
+from budgetlab.reporting.tables.sheets import Column, Sheet, plain_lines, print_sheets, stack
+
+__all__ = [
+    "Column",
+    "Sheet",
+    "closing_frame",
+    "closing_note",
+    "closing_sheet",
+    "fit_sheet",
+    "full_sheet",
+    "gate_lines",
+    "plain_lines",
+    "plan_sheet",
+    "print_sheets",
+    "profile_sheet",
+    "reference_arm",
+    "stack",
+    "status_sheet",
+    "verdict_sheet",
+]

@@ -1,0 +1,91 @@
+"""Tables of the answers: verdicts with their intervals, fits with their status, gates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from budgetlab.reporting.frames import OUTCOMES
+from budgetlab.reporting.gates import Gate
+from budgetlab.reporting.tables.sheets import Column, Sheet, fixed
+from budgetlab.units import format_amount
+from budgetlab.values import CurveFit, Verdict
+
+__all__ = ["fit_sheet", "gate_lines", "verdict_sheet"]
+
+_ANSWER = "answer"
+
+
+def verdict_sheet(verdicts: Sequence[Verdict]) -> Sheet:
+    """Return every contrast with its interval and the smallest difference that the design could have seen."""
+    words = {"equivalent": "equivalent", "not_resolved": "not resolved"}
+    rows = []
+    for verdict in verdicts:
+        a, b = verdict.contrast
+        decimals = 3 if verdict.unit == "nats" else 1
+        p_value = verdict.p_value if verdict.p_value_adjusted is None else verdict.p_value_adjusted
+        rows.append((
+            f"{a} - {b}{' *' if verdict.primary else ''}", format_amount(verdict.at.amount, verdict.at.unit),
+            f"{OUTCOMES.get(verdict.y, verdict.y).removeprefix('the ')} ({verdict.unit})",
+            "n/a" if verdict.difference is None else f"{verdict.difference:+.{decimals}f}",
+            _interval(verdict.interval, decimals), fixed(verdict.minimum_detectable_difference, decimals),
+            str(verdict.num_pairs), "n/a" if p_value is None else f"{p_value:.2g}",
+            words.get(verdict.verdict, f"{a if verdict.verdict == 'a_better' else b} is better"),
+        ))  # fmt: skip
+    return Sheet(
+        title="Contrasts",
+        columns=(
+            Column("contrast", left=True), Column("budget", left=True), Column("of", left=True),
+            Column("difference", _ANSWER), Column("interval", _ANSWER), Column("MDD", _ANSWER),
+            Column("pairs", _ANSWER), Column("p", _ANSWER), Column("verdict", _ANSWER, left=True),
+        ),
+        rows=tuple(rows),
+        notes=_conventions(verdicts) if verdicts else (),
+    )  # fmt: skip
+
+
+def _conventions(verdicts: Sequence[Verdict]) -> tuple[str, ...]:
+    margins = " and ".join(f"{m:g} {unit}" for m, unit in sorted({(v.margin, v.unit) for v in verdicts}))
+    levels = " and ".join(f"{100 * level:g} %" for level in sorted({verdict.interval_level for verdict in verdicts}))
+    primary = "* primary, stated beforehand; " if any(verdict.primary for verdict in verdicts) else ""
+    return (
+        f"{primary}first minus second arm, positive when the first is better; interval at {levels}; "
+        f"MDD: minimum detectable difference; equivalence margin {margins}; a pair is two runs of one run seed; "
+        "p by Holm's procedure over the contrasts that are not primary",
+    )
+
+
+def fit_sheet(fits: Sequence[CurveFit]) -> Sheet:
+    """Return every fitted law with its parameters and its status; the notes say what a status allows."""
+    rows = []
+    for fit in fits:
+        params = ", ".join(f"{name} {value:.4g}{_around(fit, name)}" for name, value in fit.params.items())
+        rows.append((fit.arm or "all", fit.law, str(fit.num_points), fit.status, params or "none"))
+    notes: dict[str, list[str]] = {}
+    for fit in fits:
+        notes.setdefault(f"{fit.status}: {fit.status_text}", []).append(fit.arm or "all")
+    return Sheet(
+        title="Fits",
+        columns=(
+            Column("arm", left=True), Column("law", left=True), Column("points", "fit"),
+            Column("status", "fit", left=True), Column("parameters [interval]", "fit", left=True),
+        ),
+        rows=tuple(rows),
+        notes=tuple(f"{', '.join(arms)}: {text}" for text, arms in notes.items()),
+    )  # fmt: skip
+
+
+def gate_lines(gates: Sequence[Gate]) -> list[str]:
+    """Return each gate as one line."""
+    return [
+        f"{'passed' if gate.passed else 'FAILED' if gate.judged else 'n/a   '}  {gate.name}: {gate.sentence}"
+        for gate in gates
+    ]
+
+
+def _interval(interval: tuple[float, float] | None, decimals: int) -> str:
+    return "n/a" if interval is None else f"[{interval[0]:+.{decimals}f}, {interval[1]:+.{decimals}f}]"
+
+
+def _around(fit: CurveFit, name: str) -> str:
+    interval = fit.intervals.get(name)
+    return "" if interval is None else f" [{interval[0]:.4g}, {interval[1]:.4g}]"

@@ -1,0 +1,213 @@
+"""The closing table: what each arm was to spend, what it spent, and what came out.
+
+No cell is computed from another: planned comes from the schedule, spent from the records, quality from the scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+
+from budgetlab.reporting.frames import (
+    LOSSES,
+    MEAN,
+    YARDSTICKS,
+    interval_note,
+    per_run,
+    probe_tasks,
+    scores_frame,
+    summarise,
+)
+from budgetlab.reporting.tables.sheets import Column, Sheet, fixed, percent, scaled
+from budgetlab.units import format_amount, format_quantity
+from budgetlab.values import Plan, RunRecord, Schedule, Score
+
+__all__ = ["closing_frame", "closing_note", "closing_sheet", "full_sheet"]
+
+_SPENT = "planned and spent"
+_OUTCOME = "what came out"
+
+
+def closing_frame(
+    plan: Plan, records: Iterable[RunRecord], scores: Sequence[Score] | pd.DataFrame, *, level: float = 0.95
+) -> pd.DataFrame:
+    """Put plan, records and scores side by side: one row an arm and budget, then the yardsticks.
+
+    Parameters
+    ----------
+    plan
+        What was planned.
+    records
+        What was run; only complete runs count, averaged over run seeds.
+    scores
+        What was measured.
+    level
+        Confidence of the half-widths.
+
+    Returns
+    -------
+    frame
+        Amounts in canonical units, losses in nats per target token, scores in points. Unknown is missing.
+    """
+    table = scores_frame(scores)
+    cells = summarise(per_run(table), level)
+    complete = [record for record in records if record.status == "complete"]
+    rows = [_arm_row(schedule, complete, cells) for schedule in plan.schedules]
+    for subject in YARDSTICKS:
+        names = list(dict.fromkeys(cells.loc[cells["subject"] == subject, "arm"]))
+        if subject == "teacher":
+            names = list(dict.fromkeys([*(teacher.model for teacher in plan.teachers), *names]))
+        rows += [_yardstick_row(subject, name, plan, complete, cells) for name in names]
+    columns = ["subject", "arm", "rung", "budget_amount", "budget_unit", "feasible", "runs", "tokens", "steps",
+               "planned_required_flops", "spent_required_flops", "planned_device_seconds", "spent_device_seconds",
+               "unspent_fraction"]  # fmt: skip
+    for task in (*LOSSES, *_shown_tasks(table)):
+        columns += [_column(task), _column(task, "half_width_")]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def closing_sheet(frame: pd.DataFrame, *, note: str = "") -> Sheet:
+    """Return the table a study ends with: every arm at the largest budget, and the yardsticks."""
+    rungs = frame["rung"].dropna()
+    top = frame[(frame["rung"] == rungs.max()) | (frame["subject"] != "run")] if len(rungs) else frame
+    top = top[top["subject"] != "unigram"]
+    at = top[top["budget_amount"].notna()]
+    title = (
+        f"At {format_amount(at['budget_amount'].iloc[0], at['budget_unit'].iloc[0])}" if len(at) else "Closing table"
+    )
+    return _sheet(top, title, with_budget=False, note=note)
+
+
+def full_sheet(frame: pd.DataFrame, *, note: str = "") -> Sheet:
+    """Return the same over all budgets, with the runs counted and the arms' own masked-language-model loss."""
+    return _sheet(frame, "All budgets", with_budget=True, note=note)
+
+
+def _sheet(frame: pd.DataFrame, title: str, *, with_budget: bool, note: str) -> Sheet:
+    def column(name: str) -> list[float | None]:
+        return [None if pd.isna(v) else float(v) for v in frame[name]]
+
+    def pair(task: str, decimals: int) -> list[str]:
+        return [
+            fixed(v, decimals, h)
+            for v, h in zip(column(_column(task)), column(_column(task, "half_width_")), strict=True)
+        ]
+
+    flops = [*column("planned_required_flops"), *column("spent_required_flops")]
+    flop_unit, flop_cells = scaled(flops, "FLOP")
+    seconds = [*column("planned_device_seconds"), *column("spent_device_seconds")]
+    hours = max((s for s in seconds if s is not None), default=0.0) >= 7200
+    second_cells = [fixed(None if s is None else s / (3600 if hours else 1), 2 if hours else 1) for s in seconds]
+    time_unit = "h" if hours else "s"
+    size = len(frame)
+    names = [
+        str(arm if subject in ("run", "teacher") else YARDSTICKS[subject])
+        for subject, arm in zip(frame["subject"], frame["arm"], strict=True)
+    ]
+    parts: list[tuple[Column, list[str]]] = [(Column("arm", left=True), names)]
+    if with_budget:
+        amounts = zip(frame["budget_amount"], frame["budget_unit"], strict=True)
+        budgets = ["" if pd.isna(amount) else format_amount(float(amount), str(unit)) for amount, unit in amounts]
+        parts.append((Column("budget", left=True), budgets))
+        parts.append((Column("runs", _SPENT), [fixed(v, 0) for v in column("runs")]))
+    parts += [
+        (Column("tokens", _SPENT), [format_quantity(v) for v in column("tokens")]),
+        (Column("steps", _SPENT), [fixed(v, 0) for v in column("steps")]),
+        (Column(f"plan\n{flop_unit}", _SPENT), flop_cells[:size]),
+        (Column(f"spent\n{flop_unit}", _SPENT), flop_cells[size:]),
+        (Column(f"plan\n{time_unit}", _SPENT), second_cells[:size]),
+        (Column(f"spent\n{time_unit}", _SPENT), second_cells[size:]),
+        (Column("unspent\n%", _SPENT), [percent(v) for v in column("unspent_fraction")]),
+        (Column("read-out\nnats", _OUTCOME), pair("readout_loss", 2)),
+    ]
+    if with_budget:
+        parts.append((Column("own MLM\nnats", _OUTCOME), pair("mlm_loss", 2)))
+    tasks = [
+        name.removesuffix("_points") for name in frame.columns if name.endswith("_points") and "_half_width" not in name
+    ]
+    # The mean of two tasks says nothing that the two do not; of nine it is what one reads first.
+    shown = tasks if with_budget or len(tasks) > 4 else [task for task in tasks if task != MEAN]
+    parts += [(Column(f"{'mean' if task == MEAN else task}\npoints", _OUTCOME), pair(task, 1)) for task in shown]
+    blocks = frame["subject"].where(frame["subject"] != "run", frame["rung"].astype(str))
+    blocks = blocks.where(frame["subject"] == "run", "yardsticks").tolist()
+    return Sheet(
+        title=title,
+        columns=tuple(c for c, _ in parts),
+        rows=tuple(zip(*(cells for _, cells in parts), strict=True)),
+        notes=tuple(n for n in (note,) if n),
+        rules=tuple(i for i in range(1, size) if blocks[i] != blocks[i - 1]),
+    )
+
+
+def _arm_row(schedule: Schedule, complete: Sequence[RunRecord], cells: pd.DataFrame) -> dict[str, object]:
+    runs = [
+        record
+        for record in complete
+        if record.kind == "rung"
+        and record.arm == schedule.arm
+        and record.schedule is not None
+        and record.schedule.rung == schedule.rung
+    ]
+    own = cells[(cells["subject"] == "run") & (cells["arm"] == schedule.arm) & (cells["rung"] == schedule.rung)]
+    planned = schedule.feasible
+    return {
+        "subject": "run", "arm": schedule.arm, "rung": schedule.rung, "budget_amount": schedule.budget.amount,
+        "budget_unit": schedule.budget.unit, "feasible": schedule.feasible, "runs": len(runs),
+        "planned_required_flops": schedule.required_flops if planned else None,
+        "planned_device_seconds": schedule.device_seconds if planned else None,
+        "unspent_fraction": schedule.unspent_fraction if planned else None,
+        **_spent(runs), **_quality(own),
+    }  # fmt: skip
+
+
+def _yardstick_row(
+    subject: str, name: str, plan: Plan, complete: Sequence[RunRecord], cells: pd.DataFrame
+) -> dict[str, object]:
+    row: dict[str, object] = {"subject": subject, "arm": name}
+    if subject == "teacher":
+        planned = next((teacher for teacher in plan.teachers if teacher.model == name), None)
+        runs = [record for record in complete if record.kind == "teacher" and record.student == name]
+        row |= {"runs": len(runs)} | _spent(runs)
+        if planned is not None and planned.weights is None:
+            row |= {
+                "planned_required_flops": planned.required_flops,
+                "planned_device_seconds": planned.device_seconds,
+            }
+    return row | _quality(cells[(cells["subject"] == subject) & (cells["arm"] == name)])
+
+
+def _spent(runs: Sequence[RunRecord]) -> dict[str, float]:
+    if not runs:
+        return {}
+    count = len(runs)
+    return {
+        "tokens": sum(run.tokens for run in runs) / count,
+        "steps": sum(run.steps for run in runs) / count,
+        "spent_required_flops": sum(run.required_flops for run in runs) / count,
+        "spent_device_seconds": sum(run.device_seconds for run in runs) / count,
+    }
+
+
+def _quality(cells: pd.DataFrame) -> dict[str, float]:
+    row: dict[str, float] = {}
+    for task, mean, half in zip(cells["task"], cells["mean"], cells["half_width"], strict=True):
+        row |= {_column(task): mean, _column(task, "half_width_"): half}
+    return row
+
+
+def _column(task: str, what: str = "") -> str:
+    return f"{task}_{what}{'nats' if task in LOSSES else 'points'}"
+
+
+def _shown_tasks(table: pd.DataFrame) -> tuple[str, ...]:
+    tasks = probe_tasks(table)
+    return (*tasks, MEAN) if len(tasks) > 1 else tasks
+
+
+def closing_note(frame: pd.DataFrame, cells: pd.DataFrame, level: float = 0.95) -> str:
+    """Say how many runs a row is the mean of, and what ± is."""
+    counts = sorted({int(runs) for runs in frame.loc[frame["subject"] == "run", "runs"]})
+    runs = "no run" if not counts else f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    spread = interval_note(cells[cells["subject"] == "run"], level)
+    return f"each arm: mean of {runs} complete run{'s' * (counts != [1])}; {spread}"

@@ -1,0 +1,180 @@
+"""Tables of what is known before and while running: the plan, the prices, how far the runs are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from budgetlab.reporting.tables.sheets import Column, Sheet, fixed, percent, scaled
+from budgetlab.units import format_amount, format_quantity
+from budgetlab.values import ArmCost, Budget, CostProfile, Plan, RunRecord, Schedule, TeacherPlan
+
+__all__ = ["PHASES", "plan_sheet", "profile_sheet", "reference_arm", "status_sheet"]
+
+PHASES = ("teacher_forward", "student_forward", "loss", "backward", "update")
+"""The phases of a step, in the order in which they run."""
+
+_PLANNED = "what is planned"
+_PRICE = "what it costs, and whether it fits"
+_COUNTED = "counted FLOPs a token"
+_STATES = ("complete", "running", "failed", "missing")
+_MEASURED = "measured on this device"
+
+
+def reference_arm(arms: Iterable[str]) -> str | None:
+    """Return the arm that ratios refer to: plain pretraining where there is one, else the first."""
+    names = list(arms)
+    return next((name for name in names if name.split("@")[0] == "no_kd"), names[0] if names else None)
+
+
+def plan_sheet(plan: Plan) -> Sheet:
+    """Return the plan: what every arm gets for every budget, or why it gets nothing."""
+    rows, notes = [], []
+    for schedule in plan.schedules:
+        on = schedule.feasible
+        at = format_amount(schedule.budget.amount, schedule.budget.unit)
+        rows.append((
+            schedule.arm, at, format_quantity(schedule.tokens) if on else "n/a",
+            str(schedule.steps) if on else "n/a", fixed(schedule.passes if on else None, 2),
+            percent(schedule.unspent_fraction) if on else "n/a", "yes" if on else "no",
+        ))  # fmt: skip
+        if not on:
+            notes.append(f"infeasible: {schedule.arm} at {at}: {schedule.reason or 'no reason given'}")
+    for teacher in plan.teachers:
+        given = teacher.weights is not None
+        rows.append((
+            teacher.model, "given" if given else "pretrained", "n/a" if given else format_quantity(teacher.tokens),
+            "n/a" if given else str(teacher.steps), "n/a", "n/a", "yes",
+        ))  # fmt: skip
+    arms = [schedule.arm for schedule in plan.schedules] + [teacher.model for teacher in plan.teachers]
+    on = [schedule.feasible for schedule in plan.schedules] + [t.weights is None for t in plan.teachers]
+    planned: list[Schedule | TeacherPlan] = [*plan.schedules, *plan.teachers]
+    reference = plan.costs.get(reference_arm(plan.arms) or "")
+    prices = [plan.costs[a].train_required_flops_per_token if a in plan.costs else None for a in arms]
+    base = reference.train_required_flops_per_token if reference else None
+    flop_unit, flops = scaled([p.required_flops if ok else None for p, ok in zip(planned, on, strict=True)], "FLOP")
+    price_unit, price_cells = scaled(prices, "FLOP")
+    seconds = [fixed(p.device_seconds if ok else None, 1) for p, ok in zip(planned, on, strict=True)]
+    parts: list[tuple[Column, list[str]]] = [
+        (Column("arm", left=True), [row[0] for row in rows]),
+        (Column("budget", left=True), [row[1] for row in rows]),
+        (Column("tokens", _PLANNED), [row[2] for row in rows]),
+        (Column("steps", _PLANNED), [row[3] for row in rows]),
+        (Column("passes", _PLANNED), [row[4] for row in rows]),
+        (Column(f"required\n{flop_unit}", _PLANNED), flops),
+        (Column("device\ns", _PLANNED), seconds),
+        (Column("unspent\n%", _PLANNED), [row[5] for row in rows]),
+        (Column(f"{price_unit}\na token", _PRICE), price_cells),
+        (Column("ratio", _PRICE), [fixed(p / base if p and base else None, 2) for p in prices]),
+        (Column("feasible", _PRICE), [row[6] for row in rows]),
+    ]
+    seeds = len(plan.seeds)
+    return Sheet(
+        title=f"Plan: matched in {plan.match}, teacher charge {plan.charge}, {seeds} run seed{'s' * (seeds != 1)}",
+        columns=tuple(column for column, _ in parts),
+        rows=tuple(zip(*(cells for _, cells in parts), strict=True)),
+        notes=tuple(notes),
+        rules=(*_starts([schedule.rung for schedule in plan.schedules]), len(plan.schedules)),
+    )
+
+
+def profile_sheet(profile: CostProfile) -> Sheet:
+    """Return the prices: FLOPs a token by phase as counted, time and memory as measured."""
+    costs = [*profile.arms, *profile.teachers]
+    reference = reference_arm(cost.arm for cost in profile.arms)
+    base = next((c.train_required_flops_per_token for c in profile.arms if c.arm == reference), None)
+    phases = [phase for phase in PHASES if any(_phase_flops(cost, phase) for cost in costs)]
+    phases += sorted({name for cost in costs for name in cost.phases} - set(PHASES))
+    parts: list[tuple[Column, list[str]]] = [(Column("arm", left=True), [cost.arm for cost in costs])]
+    values = [_phase_flops(cost, phase) for phase in phases for cost in costs]
+    totals: list[float | None] = [cost.train_required_flops_per_token for cost in costs]
+    unit, cells = scaled([*totals, *values], "FLOP")
+    for i, phase in enumerate(phases):
+        heading = f"{phase.replace('_', ' ')}\n{unit}".replace("teacher ", "teacher\n", 1).replace(
+            "student ", "student\n", 1
+        )
+        start = len(costs) * (i + 1)
+        parts.append((Column(heading, _COUNTED), cells[start : start + len(costs)]))
+    parts += [
+        (Column(f"all\n{unit}", _COUNTED), cells[: len(costs)]),
+        (Column("ratio", _COUNTED), [fixed(t / base if t and base else None, 2) for t in totals]),
+        (Column("step\nms", _MEASURED), [_step(cost) for cost in costs]),
+        (Column("tokens\na second", _MEASURED), [format_quantity(cost.tokens_per_second) for cost in costs]),
+        (Column("memory\nMB", _MEASURED), [fixed(_mega(cost.peak_memory_bytes), 0) for cost in costs]),
+        (Column("energy\nmJ a token", _MEASURED), [fixed(_milli(cost.joules_per_token), 2) for cost in costs]),
+    ]
+    where = profile.environment
+    dtypes = ", ".join(dict.fromkeys(cost.dtype for cost in costs))
+    levels = {cost.interval_level for cost in costs if cost.seconds_per_step_interval}
+    note = f"required FLOPs, two per multiply-add; {where.device_name}, {where.threads} threads, {dtypes}"
+    if levels:
+        note += f"; step time with its {100 * max(levels):g} % interval"
+    return Sheet(
+        title="Cost of a training step",
+        columns=tuple(column for column, _ in parts),
+        rows=tuple(zip(*(cells for _, cells in parts), strict=True)),
+        notes=(note,),
+        rules=(len(profile.arms),) if profile.teachers else (),
+    )
+
+
+def status_sheet(plan: Plan, records: Iterable[RunRecord]) -> Sheet:
+    """Return how far a study is: complete of planned runs by arm and budget."""
+    records = list(records)
+    rungs: dict[int, Budget] = {schedule.rung: schedule.budget for schedule in plan.schedules}
+    rows, notes = [], []
+    for arm in dict.fromkeys(schedule.arm for schedule in plan.schedules):
+        own = [r for r in records if r.kind == "rung" and r.arm == arm and r.schedule is not None]
+        cells: list[str] = []
+        counts: dict[str, int] = dict.fromkeys(_STATES, 0)
+        for rung in rungs:
+            feasible = any(s.arm == arm and s.rung == rung and s.feasible for s in plan.schedules)
+            here = {r.run_seed: r.status for r in own if r.schedule is not None and r.schedule.rung == rung}
+            found = [here.get(seed, "missing") for seed in plan.seeds] if feasible else []
+            for status in found:
+                counts[status] += 1
+            cells.append(f"{found.count('complete')}/{len(found)}" if feasible else "infeasible")
+        rows.append((arm, *cells, *(str(count) for count in counts.values())))
+    arms = len(rows)
+    for teacher in plan.teachers:
+        if teacher.weights is not None:
+            continue
+        status = next((r.status for r in records if r.kind == "teacher" and r.student == teacher.model), "missing")
+        marks = [str(int(status == name)) for name in _STATES]
+        rows.append((teacher.model, *("" for _ in rungs), *marks))
+    notes = [f"failed: {r.run_id}: {r.message or 'no message'}" for r in records if r.status == "failed"]
+    columns = [Column("arm", left=True)]
+    columns += [Column(format_amount(b.amount, b.unit).replace(" ", "\n", 1), "by budget") for b in rungs.values()]
+    columns += [Column(name, "all runs") for name in _STATES]
+    return Sheet(
+        title=f"Runs of {plan.study}: complete of planned ({len(plan.seeds)} run seeds)",
+        columns=tuple(columns),
+        rows=tuple(rows),
+        notes=tuple(notes),
+        rules=(arms,) if len(rows) > arms else (),
+    )
+
+
+def _starts(keys: Sequence[object]) -> tuple[int, ...]:
+    return tuple(i for i in range(1, len(keys)) if keys[i] != keys[i - 1])
+
+
+def _phase_flops(cost: ArmCost, phase: str) -> float | None:
+    return cost.phases[phase].required_flops_per_token if phase in cost.phases else None
+
+
+def _step(cost: ArmCost) -> str:
+    if cost.seconds_per_step is None:
+        return "n/a"
+    text = fixed(1e3 * cost.seconds_per_step, 1)
+    if cost.seconds_per_step_interval is None:
+        return text
+    low, high = cost.seconds_per_step_interval
+    return f"{text} [{fixed(1e3 * low, 1)}, {fixed(1e3 * high, 1)}]"
+
+
+def _mega(value: float | None) -> float | None:
+    return None if value is None else value / 1e6
+
+
+def _milli(value: float | None) -> float | None:
+    return None if value is None else 1e3 * value

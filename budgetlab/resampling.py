@@ -1,0 +1,224 @@
+"""Resampling and small-sample intervals: bootstrap weights, pooled variance with t, Holm's correction.
+
+With few replicates a percentile bootstrap of the replicates is wrong: at a nominal 95 % it covers 51 % with two
+and 72 % with three. There the variance is pooled over cells and the interval takes t.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtrit
+
+from budgetlab.errors import CallerError
+
+__all__ = [
+    "PooledVariance",
+    "bootstrap_weights",
+    "holm",
+    "mean_interval",
+    "median_interval",
+    "percentile_interval",
+    "pool_variance",
+    "t_quantile",
+    "wild_multipliers",
+]
+
+Array = NDArray[np.float64]
+
+_CHUNK_CELLS = 32_000
+"""Resamples times points held at once: small enough for the cache, and the bound on memory."""
+_WEBB = np.array([-np.sqrt(1.5), -1.0, -np.sqrt(0.5), np.sqrt(0.5), 1.0, np.sqrt(1.5)])
+
+
+def t_quantile(probability: float, degrees_of_freedom: float) -> float:
+    """Quantile of Student's t (degrees of freedom need not be whole)."""
+    return float(stdtrit(degrees_of_freedom, probability))
+
+
+def chunk_sizes(resamples: int, points: int) -> Iterator[int]:
+    """Split resamples into chunks that fit the cache."""
+    size = max(1, min(400, _CHUNK_CELLS // max(1, points)))
+    for first in range(0, resamples, size):
+        yield min(size, resamples - first)
+
+
+def bootstrap_weights(
+    points: int, resamples: int, rng: np.random.Generator, clusters: Sequence[object] | None = None
+) -> Iterator[Array]:
+    """Yield how often each point occurs in each resample, in chunks of shape (resamples, points).
+
+    Parameters
+    ----------
+    points
+        Number of points.
+    resamples
+        Number of resamples in all.
+    rng
+        Source of randomness; the draws do not depend on the size of the chunks.
+    clusters
+        A label for each point, to draw whole clusters (runs) with replacement; None draws points.
+    """
+    codes = None if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
+    units = points if codes is None else int(codes.max()) + 1
+    for size in chunk_sizes(resamples, points):
+        drawn = rng.integers(0, units, size=(size, units)) + units * np.arange(size)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=size * units).reshape(size, units).astype(float)
+        yield counts if codes is None else counts[:, codes]
+
+
+def wild_multipliers(
+    points: int, resamples: int, rng: np.random.Generator, clusters: Sequence[object] | None = None
+) -> Iterator[Array]:
+    """Yield the factors of a wild bootstrap (mean 0, variance 1), in chunks of shape (resamples, points).
+
+    Webb's six values: with few clusters two values would give too few distinct resamples.
+
+    References
+    ----------
+    Webb 2014, Queen's Economics Department working paper 1315.
+    """
+    codes = np.arange(points) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
+    units = int(codes.max()) + 1
+    for size in chunk_sizes(resamples, points):
+        yield _WEBB[rng.integers(0, len(_WEBB), size=(size, units))][:, codes]
+
+
+def percentile_interval(draws: Array, level: float = 0.95) -> tuple[float, float]:
+    """Interval between the equal-tailed percentiles of the draws."""
+    low, high = np.quantile(np.asarray(draws, dtype=float), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def mean_interval(values: Sequence[float] | Array, level: float = 0.95) -> tuple[float, float] | None:
+    """Interval of a mean by Student's t; None with fewer than two values.
+
+    Examples
+    --------
+    >>> low, high = mean_interval([1.0, 2.0, 3.0])
+    >>> round(low, 3), round(high, 3)
+    (-0.484, 4.484)
+    """
+    sample = np.asarray(values, dtype=float)
+    if len(sample) < 2:
+        return None
+    half = t_quantile((1 + level) / 2, len(sample) - 1) * float(sample.std(ddof=1)) / np.sqrt(len(sample))
+    return float(sample.mean() - half), float(sample.mean() + half)
+
+
+def median_interval(values: Sequence[float] | Array, level: float = 0.95) -> tuple[float, float] | None:
+    """Interval of a median by order statistics, whatever the distribution: for timings with a long tail.
+
+    None where the sample is too small for the level (five values at 90 %, six at 95 %).
+    """
+    sample = np.sort(np.asarray(values, dtype=float))
+    n = len(sample)
+    # P(X <= k) for X ~ Binomial(n, 1/2), by Pascal's triangle in floating point.
+    tail, probability, rank = 0.0, 0.5**n if n < 1000 else 0.0, -1
+    if n >= 1000:
+        rank = int(np.floor(n / 2 + t_quantile((1 - level) / 2, 1e9) * np.sqrt(n) / 2)) - 1
+    else:
+        while tail + probability <= (1 - level) / 2:
+            tail += probability
+            rank += 1
+            probability *= (n - rank) / (rank + 1)
+    if rank < 0:
+        return None
+    return float(sample[rank]), float(sample[n - 1 - rank])
+
+
+@dataclass(frozen=True)
+class PooledVariance:
+    """A variance pooled over cells.
+
+    Attributes
+    ----------
+    sd
+        Standard deviation of one replicate within its cell.
+    degrees_of_freedom
+        Effective ones: fewer than counted where the cells' residuals are correlated.
+    correlation
+        Mean correlation of residuals of the same replicate between cells, not below 0.
+    cells, smallest_sd, largest_sd
+        How many cells had replicates, and how much their standard deviations differ.
+    """
+
+    sd: float
+    degrees_of_freedom: float
+    correlation: float
+    cells: int
+    smallest_sd: float
+    largest_sd: float
+
+
+def pool_variance(cells: Sequence[Array], degrees_of_freedom: Sequence[float]) -> PooledVariance | None:
+    """Pool residuals over cells.
+
+    Parameters
+    ----------
+    cells
+        Residuals of each cell (already about their own means). NaN where a replicate is missing; the same
+        position in two cells is the same replicate, which is how their correlation is seen.
+    degrees_of_freedom
+        Of each cell's residuals.
+
+    Returns
+    -------
+    PooledVariance or None
+        None when no cell has a replicate.
+
+    Notes
+    -----
+    Runs that share a trunk have correlated residuals at all their budgets: then B cells tell less than B times as
+    much about the variance. With correlation rho the effective degrees of freedom are their sum over
+    ``1 + (B - 1) rho^2`` (Satterthwaite). rho is estimated as the mean over pairs of cells: the sign of a single
+    estimate from few replicates is noise, and squaring it would turn noise into correlation.
+    """
+    used = [(np.asarray(c, dtype=float), f) for c, f in zip(cells, degrees_of_freedom, strict=True) if f > 0]
+    if not used:
+        return None
+    sums = np.array([np.nansum(residuals**2) for residuals, _ in used])
+    freedom = np.array([f for _, f in used])
+    variance = float(sums.sum() / freedom.sum())
+    correlation = _between_cells([residuals for residuals, _ in used], sums)
+    sds = np.sqrt(sums / freedom)
+    return PooledVariance(
+        sd=float(np.sqrt(variance)),
+        degrees_of_freedom=float(freedom.sum() / (1 + (len(used) - 1) * correlation**2)),
+        correlation=correlation,
+        cells=len(used),
+        smallest_sd=float(sds.min()),
+        largest_sd=float(sds.max()),
+    )
+
+
+def _between_cells(cells: list[Array], sums: Array) -> float:
+    """Mean correlation of the same replicates' residuals between two cells, not below 0."""
+    correlations = [
+        np.nansum(cells[i] * cells[j]) / np.sqrt(sums[i] * sums[j])
+        for i in range(len(cells))
+        for j in range(i + 1, len(cells))
+        if len(cells[i]) == len(cells[j]) and sums[i] > 0 and sums[j] > 0
+    ]
+    return max(0.0, float(np.mean(correlations))) if correlations else 0.0
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjusted p-values, in the order given.
+
+    Examples
+    --------
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    if any(not 0.0 <= p <= 1.0 for p in p_values):
+        raise CallerError(f"p-values {list(p_values)}", "outside 0..1", "give probabilities")
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    adjusted, running = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = running
+    return adjusted

@@ -1,0 +1,209 @@
+"""Plans become trained checkpoints: teachers first, then for each seed and arm a trunk and its rungs.
+
+A unit of work is one folder named by the content of what it does, so a finished one is never run twice and
+a killed one goes on from its last checkpoint with the bits of an uninterrupted run (at equal device and threads).
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from budgetlab.checkpoint import load_checkpoint
+from budgetlab.corpus import Corpus
+from budgetlab.errors import BudgetlabError
+from budgetlab.hardware import environment, prepare
+from budgetlab.models import Network, build_network
+from budgetlab.runner.training import Training, step_name
+from budgetlab.runner.units import Unit, plan_units
+from budgetlab.step import load_parameters
+from budgetlab.store import Store
+from budgetlab.values import Plan, RunRecord
+
+__all__ = ["Progress", "run"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands, for whoever shows it."""
+
+    run_id: str
+    step: int
+    steps: int
+    loss: float
+    done_fraction: float
+    """Of all units together, by their planned seconds."""
+    seconds_left: float | None
+
+
+def run(
+    plan: Plan, corpus: Corpus, store: Store, *, progress: Callable[[Progress], None] | None = None
+) -> list[RunRecord]:
+    """Run every unit of a plan that is not finished yet.
+
+    Parameters
+    ----------
+    plan
+        From `planner.plan`.
+    corpus
+        The tokens.
+    store
+        Where records and checkpoints go.
+    progress
+        Told now and then where the run stands.
+
+    Returns
+    -------
+    records
+        One for each teacher and rung of the plan (and trunk that had to run), complete or failed.
+
+    Raises
+    ------
+    CallerError
+        When the corpus is too small, or given weights do not fit.
+    BudgetlabError
+        When the disk is full: the last checkpoint is whole, and the same command goes on from there.
+    KeyboardInterrupt
+        After Ctrl-C or SIGTERM, once the step is finished and saved.
+    """
+    units = plan_units(plan, corpus)
+    crew = _Crew(plan, corpus, store, units, progress or (lambda where: None))
+    with _finish_the_step_on_signals() as stop_asked:
+        for unit in crew.todo:
+            try:
+                crew.train(unit, stop_asked)
+            except OSError as error:
+                raise BudgetlabError(
+                    f"run {unit.run_id}", str(error), "free some room and give the same command again; nothing is lost"
+                ) from error
+    records = (store.read_record(unit.run_id) for unit in units)
+    return [record for record in records if record is not None]
+
+
+class _Crew:
+    """What the units of one call share: the device, the teachers, the time left."""
+
+    def __init__(
+        self, plan: Plan, corpus: Corpus, store: Store, units: list[Unit], progress: Callable[[Progress], None]
+    ) -> None:
+        self.plan, self.corpus, self.store, self.progress = plan, corpus, store, progress
+        self.device, self.environment = prepare(plan.execution), environment(plan.execution)
+        self.teacher_units = {unit.model: unit for unit in units if unit.kind == "teacher"}
+        self.teachers: dict[str, Network] = {}
+        self.todo = _unfinished(units, store)
+        self.total = sum((unit.last_step - unit.first_step) * unit.step_price for unit in self.todo)
+        self.left, self.done, self.seconds = self.total, 0.0, 0.0
+
+    def train(self, unit: Unit, stop_asked: Callable[[], bool]) -> None:
+        record = RunRecord(
+            run_id=unit.run_id,
+            key=unit.key,
+            kind=unit.kind,
+            arm=unit.arm,
+            student=unit.model,
+            schedule=unit.schedule,
+            run_seed=unit.seed,
+            teacher_seed=unit.teacher_seed,
+            teacher_key=unit.teacher_key,
+            environment=self.environment,
+        )
+        self.store.write_record(record)
+        training = Training(
+            unit,
+            record,
+            plan=self.plan,
+            corpus=self.corpus,
+            store=self.store,
+            teacher=self._teacher(unit),
+            device=self.device,
+        )
+        self.left -= (training.at - unit.first_step) * unit.step_price
+
+        def on_point(step: int, steps: int, seconds: float, loss: float) -> None:
+            self.seconds += seconds
+            self.done += steps * unit.step_price
+            self.left -= steps * unit.step_price
+            left = max(0.0, self.left * self.seconds / self.done)
+            fraction = 1.0 - max(0.0, self.left) / self.total
+            self.progress(Progress(unit.run_id, step, unit.last_step, loss, fraction, left))
+
+        training.go(stop_asked, on_point)
+
+    def _teacher(self, unit: Unit) -> Network | None:
+        """The teacher of a unit, built once."""
+        name = unit.teacher
+        if name is None:
+            return None
+        if name not in self.teachers:
+            attention = unit.recipe.attention if unit.recipe.attention != "auto" else "sdpa"
+            spec, made = self.plan.models[name], self.teacher_units.get(name)
+            network = build_network(
+                spec if made is None else made.spec,
+                seq_len=unit.recipe.seq_len,
+                attention=attention,
+                device=self.device,
+            )
+            if made is not None:
+                record = self.store.read_record(made.run_id)
+                if record is None or record.status != "complete":
+                    asked = f"arm {unit.arm}"
+                    raise BudgetlabError(
+                        asked, f"its teacher {name} is not trained", f"see runs/{made.run_id}/record.json"
+                    )
+                load_parameters(
+                    network, load_checkpoint(self.store.checkpoints(made.run_id) / step_name(made.last_step))[0]
+                )
+            self.teachers[name] = network
+        return self.teachers[name]
+
+
+def _unfinished(units: list[Unit], store: Store) -> list[Unit]:
+    """Units with work left, and the trunks and teachers that these need; a failed unit is left alone."""
+
+    def ended(unit: Unit) -> bool:
+        record = store.read_record(unit.run_id)
+        return record is not None and record.status in ("complete", "failed")
+
+    def kept(unit: Unit, steps: tuple[int, ...]) -> bool:
+        return ended(unit) and all((store.checkpoints(unit.run_id) / step_name(step)).is_dir() for step in steps)
+
+    rungs = [unit for unit in units if unit.kind == "rung" and not ended(unit)]
+    branch_points = {unit.trunk: () for unit in rungs}
+    branch_points = {trunk: tuple(unit.first_step for unit in rungs if unit.trunk == trunk) for trunk in branch_points}
+    trunks = [
+        unit
+        for unit in units
+        if unit.kind == "trunk" and unit.run_id in branch_points and not kept(unit, branch_points[unit.run_id])
+    ]
+    wanted = {unit.teacher for unit in (*trunks, *rungs)}
+    teachers = [
+        unit
+        for unit in units
+        if unit.kind == "teacher" and not (kept(unit, unit.keep_steps) if unit.model in wanted else ended(unit))
+    ]
+    chosen = {id(unit) for unit in (*teachers, *trunks, *rungs)}
+    return [unit for unit in units if id(unit) in chosen]
+
+
+@contextmanager
+def _finish_the_step_on_signals() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C or SIGTERM into a request that the loop honours; a second one acts at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+
+    def ask(number: int, frame: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

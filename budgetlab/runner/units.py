@@ -1,0 +1,139 @@
+"""The units of work of a plan: one folder each, named by the content of what they do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from budgetlab.corpus import Corpus
+from budgetlab.strategies import build_strategy
+from budgetlab.values import ArmCost, ModelSpec, Plan, Recipe, Schedule, StrategySpec, TeacherPlan, content_hash
+
+__all__ = ["Unit", "plan_units"]
+
+Kind = Literal["teacher", "trunk", "rung"]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One training: a teacher, the constant-rate trunk of an arm, or a rung (all of a run, or its cooldown branch)."""
+
+    kind: Kind
+    arm: str
+    strategy: StrategySpec
+    model: str
+    spec: ModelSpec
+    recipe: Recipe
+    cost: ArmCost
+    seed: int
+    corpus_key: str
+    last_step: int
+    warmup_steps: int
+    cooldown_steps: int = 0
+    """Steps of decay before `last_step`; 0 for a trunk, which never cools down."""
+    keep_steps: tuple[int, ...] = ()
+    """Steps whose checkpoints are kept: where rungs branch off, and the end."""
+    trunk: str | None = None
+    """run_id that a rung branches from, at `first_step`."""
+    schedule: Schedule | None = None
+    teacher: str | None = None
+    teacher_key: str | None = None
+    teacher_seed: int | None = None
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of what decides the outcome, and of nothing else."""
+        ending = None if self.kind == "trunk" else (self.last_step, self.cooldown_steps)
+        training = self.recipe.model_dump(mode="json", exclude={"execute"})
+        what = (self.strategy, build_strategy(self.strategy).source_hash())
+        where = (self.seed, self.corpus_key, self.teacher_key)
+        return content_hash(self.kind, *what, self.spec, training, *where, self.warmup_steps, ending)
+
+    @property
+    def run_id(self) -> str:
+        """Readable, and unique by content."""
+        rung = f"-b{self.schedule.rung}" if self.schedule is not None else "-trunk" if self.kind == "trunk" else ""
+        return f"{self.arm}{rung}-s{self.seed}-{self.key[:8]}"
+
+    @property
+    def first_step(self) -> int:
+        """Where its own work begins: a rung's branch point, else 0."""
+        return self.last_step - self.cooldown_steps if self.trunk is not None else 0
+
+    @property
+    def step_price(self) -> float:
+        """Planned seconds of a step, or its FLOPs where it was not timed."""
+        return self.cost.seconds_per_step or self.cost.train_required_flops_per_token * self.cost.batch_tokens
+
+
+def plan_units(plan: Plan, corpus: Corpus) -> list[Unit]:
+    """List the units of a plan in the order in which they can run: each after what it needs."""
+    corpus_key = content_hash(corpus.content_hash, plan.corpus.masking, plan.corpus.unique_tokens)
+    teachers = [_teacher(plan, teacher, corpus_key) for teacher in plan.teachers if teacher.weights is None]
+    keys = {teacher.model: content_hash("weights", plan.models[teacher.model]) for teacher in plan.teachers}
+    keys |= {unit.model: unit.key for unit in teachers}
+    arms = [unit for seed in plan.seeds for arm in plan.arms for unit in _arm(plan, arm, seed, keys, corpus_key)]
+    return [*teachers, *arms]
+
+
+def _random(spec: ModelSpec) -> ModelSpec:
+    return spec.model_copy(update={"weights": None, "pretrain": None})
+
+
+def _teacher(plan: Plan, teacher: TeacherPlan, corpus_key: str) -> Unit:
+    cost = plan.costs[teacher.model]
+    return Unit(
+        kind="teacher",
+        arm=teacher.model,
+        strategy=StrategySpec(name="no_kd"),
+        model=teacher.model,
+        spec=_random(plan.models[teacher.model]),
+        recipe=plan.recipe.model_copy(update={"dtype": cost.dtype, "attention": cost.attention}),
+        cost=cost,
+        seed=teacher.seed,
+        corpus_key=corpus_key,
+        last_step=teacher.steps,
+        warmup_steps=teacher.warmup_steps,
+        cooldown_steps=teacher.cooldown_steps,
+        keep_steps=(teacher.steps,),
+    )
+
+
+def _arm(plan: Plan, name: str, seed: int, teacher_keys: dict[str, str], corpus_key: str) -> list[Unit]:
+    arm = plan.arms[name]
+    schedules = [schedule for schedule in plan.schedules if schedule.arm == name and schedule.feasible]
+    if not schedules:
+        return []
+    shared: dict[str, Any] = {
+        "arm": name,
+        "strategy": arm.strategy,
+        "model": arm.student,
+        "spec": _random(plan.models[arm.student]),
+        "recipe": arm.recipe,
+        "cost": plan.costs[name],
+        "seed": seed,
+        "corpus_key": corpus_key,
+        "teacher": arm.teacher,
+        "teacher_key": None if arm.teacher is None else teacher_keys[arm.teacher],
+        "teacher_seed": next((teacher.seed for teacher in plan.teachers if teacher.model == arm.teacher), None),
+    }
+    branches = tuple(schedule.steps - schedule.cooldown_steps for schedule in schedules)
+    trunk = Unit(
+        kind="trunk", last_step=max(branches), warmup_steps=schedules[0].warmup_steps, keep_steps=branches, **shared
+    )
+    branched = plan.ladder == "branched"
+    rungs = [
+        Unit(
+            kind="rung",
+            last_step=schedule.steps,
+            warmup_steps=schedule.warmup_steps,
+            cooldown_steps=schedule.cooldown_steps,
+            keep_steps=(schedule.steps,),
+            trunk=trunk.run_id if branched else None,
+            schedule=schedule,
+            **shared,
+        )
+        for schedule in schedules
+    ]
+    return [trunk, *rungs] if branched else rungs

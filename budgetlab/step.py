@@ -1,0 +1,329 @@
+"""THE training step, in five phases; the profiler counts and times the very program that the runner runs.
+
+teacher forward -> student forward -> loss -> backward -> update. Arms differ in their strategy and in nothing else
+here. What no loss reads is not computed (`Needs`); with `execute = "everything"` all of it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from budgetlab.batches import MaskedBatch
+from budgetlab.checkpoint import tensors_hash
+from budgetlab.errors import BudgetlabError, CallerError
+from budgetlab.models import Network, build_network
+from budgetlab.strategies import Strategy
+from budgetlab.values import Batch, ModelSpec, Needs, Recipe, Signals
+
+__all__ = ["PHASES", "TrainingStep", "build_step", "learning_rate_factor", "to_device"]
+
+PHASES = ("teacher_forward", "student_forward", "loss", "backward", "update")
+
+OnPhase = Callable[[str], None]
+
+
+def learning_rate_factor(recipe: Recipe, step: int, steps: int, warmup_steps: int, cooldown_steps: int) -> float:
+    """Share of the peak learning rate at a step, counted from 0.
+
+    Linear warm-up, then constant with a linear cooldown to zero ("wsd", Hägele et al. 2024, arXiv 2405.18392),
+    or linear, cosine or inverse square root decay. The clock never enters.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if recipe.schedule == "inverse_sqrt":
+        return (max(warmup_steps, 1) / (step + 1)) ** 0.5
+    if recipe.schedule == "wsd":
+        return min(1.0, (steps - step) / cooldown_steps) if cooldown_steps else 1.0
+    progress = (step - warmup_steps) / max(1, steps - warmup_steps)
+    return (
+        1.0 - progress if recipe.schedule == "linear" else 0.5 * (1.0 + float(torch.tensor(torch.pi * progress).cos()))
+    )
+
+
+def to_device(batch: MaskedBatch, device: torch.device) -> Batch:
+    """Move masked samples to the device."""
+    arrays = (batch.input_ids, batch.target_positions, batch.target_ids)
+    input_ids, target_positions, target_ids = (torch.from_numpy(a).to(device, non_blocking=True) for a in arrays)
+    return Batch(input_ids=input_ids, target_positions=target_positions, target_ids=target_ids)
+
+
+class TrainingStep:
+    """One arm's step: networks, learned projections, optimizer.
+
+    Parameters
+    ----------
+    arm
+        Its name, for errors.
+    strategy
+        What the loss is.
+    student, teacher
+        On one device; the teacher is put in eval mode and frozen.
+    recipe
+        With `dtype` resolved to float32 or bfloat16.
+    projection_seed
+        Of the learned projections' initialisation.
+
+    Attributes
+    ----------
+    idle_parameters
+        Names of the student's tensors that the loss sends no gradient to: no weight decay, no optimizer state.
+    """
+
+    def __init__(
+        self,
+        arm: str,
+        strategy: Strategy,
+        student: Network,
+        teacher: Network | None,
+        recipe: Recipe,
+        *,
+        projection_seed: int = 0,
+    ) -> None:
+        self.arm, self.strategy, self.recipe = arm, strategy, recipe
+        self.student, self.teacher = student.train(), teacher
+        self.everything = recipe.execute == "everything"
+        self.device = next(student.parameters()).device
+        teacher_spec = teacher.spec if teacher is not None else None
+        self.student_needs = strategy.student_needs(student.spec, teacher_spec)
+        self.teacher_needs = Needs() if teacher is None else strategy.teacher_needs(student.spec, teacher.spec)
+        if teacher is not None:
+            teacher.eval().requires_grad_(False)
+        with torch.random.fork_rng(devices=[]), torch.device(self.device):
+            torch.manual_seed(projection_seed)
+            widths = strategy.projections(student.spec, teacher_spec)
+            self.projections = nn.ModuleDict({name: nn.Linear(*pair, bias=False) for name, pair in widths.items()})
+        self.autocast = torch.autocast(
+            "cpu" if self.device.type == "meta" else self.device.type,
+            torch.bfloat16,
+            enabled=recipe.dtype == "bfloat16",
+        )
+        named = {**dict(student.named_parameters()), **dict(self.projections.named_parameters(prefix="projections"))}
+        reached = self._reached_by_gradient(named)
+        self.idle_parameters = tuple(name for name in named if name not in reached)
+        self.trained = {name: parameter for name, parameter in named.items() if name in reached}
+        self.optimizer = self._optimizer() if self.device.type != "meta" else None
+
+    def _reached_by_gradient(self, named: dict[str, nn.Parameter]) -> set[str]:
+        """Find out with one sequence which tensors the loss sends a gradient to."""
+        length = self.recipe.seq_len
+        ids = torch.zeros((1, length), dtype=torch.long, device=self.device)
+        one = torch.ones(1, dtype=torch.long, device=self.device)
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            self.forward_backward(Batch(input_ids=ids, target_positions=one, target_ids=one))
+        reached = {name for name, parameter in named.items() if parameter.grad is not None}
+        for parameter in named.values():
+            parameter.grad = None
+        return reached
+
+    def _optimizer(self) -> torch.optim.AdamW:
+        recipe = self.recipe
+        decayed = [parameter for parameter in self.trained.values() if parameter.ndim >= 2]
+        plain = [parameter for parameter in self.trained.values() if parameter.ndim < 2]
+        groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.eps, fused=True)
+
+    def teacher_forward(self, batch: Batch) -> Signals | None:
+        """Phase 1: the teacher's signals, without a graph."""
+        if self.teacher is None:
+            return None
+        with torch.no_grad(), self.autocast:
+            return self._forward(self.teacher, batch, self.teacher_needs)
+
+    def student_forward(self, batch: Batch) -> Signals:
+        """Phase 2: the student's signals."""
+        with self.autocast:
+            return self._forward(self.student, batch, self.student_needs)
+
+    def _forward(self, network: Network, batch: Batch, needs: Needs) -> Signals:
+        return network(batch.input_ids, needs, batch.target_positions, batch.attention_mask, self.everything)
+
+    def loss(self, batch: Batch, student: Signals, teacher: Signals | None) -> dict[str, Tensor]:
+        """Phase 3: the strategy's terms, float32 scalars in nats or squared units."""
+        return self.strategy.loss(batch, student, teacher, self.projections)
+
+    def backward(self, terms: dict[str, Tensor], share: float = 1.0) -> None:
+        """Phase 4: gradients of the sum of the terms, times the micro-batch's share of the batch."""
+        (torch.stack(list(terms.values())).sum() * share).backward()
+
+    def update(self, learning_rate: float) -> Tensor:
+        """Phase 5: clip, step, and clear the gradients; returns the gradient norm before clipping."""
+        if self.optimizer is None:
+            raise BudgetlabError(
+                f"arm {self.arm}", "a network on the meta device cannot be trained", "build it on a device"
+            )
+        limit = self.recipe.clip_norm if self.recipe.clip_norm is not None else float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(list(self.trained.values()), limit)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def forward_backward(self, batch: Batch, share: float = 1.0, on_phase: OnPhase | None = None) -> dict[str, Tensor]:
+        """Run phases 1 to 4 and return the detached terms; `on_phase(name)` is called as each one ends."""
+        done = on_phase or (lambda phase: None)
+        teacher = self.teacher_forward(batch)
+        done("teacher_forward")
+        student = self.student_forward(batch)
+        done("student_forward")
+        terms = self.loss(batch, student, teacher)
+        done("loss")
+        self.backward(terms, share)
+        done("backward")
+        return {name: term.detach() for name, term in terms.items()}
+
+    def run(
+        self,
+        batch: MaskedBatch,
+        learning_rate: float,
+        *,
+        micro_batch_sequences: int | None = None,
+        dropout_seed: int | None = None,
+        on_phase: OnPhase | None = None,
+    ) -> dict[str, Tensor]:
+        """Take one step.
+
+        Parameters
+        ----------
+        batch
+            The whole batch.
+        learning_rate
+            Of this step.
+        micro_batch_sequences
+            Sequences at a time; gradients add up to those of the whole batch. None for all at once.
+        dropout_seed
+            Makes dropout a function of the step; needed only where the recipe has dropout.
+        on_phase
+            Called with a phase's name as it ends.
+
+        Returns
+        -------
+        terms
+            Detached means over the batch, on the device, and "gradient_norm".
+        """
+        if dropout_seed is not None and self.recipe.dropout > 0:
+            torch.manual_seed(dropout_seed)
+        sums: dict[str, Tensor] = {}
+        for part, share in _micro_batches(batch, micro_batch_sequences):
+            terms = self.forward_backward(to_device(part, self.device), share, on_phase)
+            for name, term in terms.items():
+                sums[name] = sums[name] + term * share if name in sums else term * share
+        sums["gradient_norm"] = self.update(learning_rate)
+        if on_phase is not None:
+            on_phase("update")
+        return sums
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return everything that must be saved to go on bit for bit: parameters and optimizer moments by name."""
+        state = {f"student.{name}": value.data for name, value in self.student.named_parameters()}
+        state |= {f"projections.{name}": value.data for name, value in self.projections.named_parameters()}
+        if self.optimizer is not None:
+            for name, parameter in self.trained.items():
+                for moment, value in self.optimizer.state.get(parameter, {}).items():
+                    state[f"optimizer.{moment}.{name}"] = value
+        return state
+
+    def load_tensors(self, state: dict[str, Tensor]) -> None:
+        """Restore what `tensors` returned."""
+        load_parameters(self.student, state)
+        for name, parameter in self.projections.named_parameters():
+            parameter.data.copy_(state[f"projections.{name}"])
+        if self.optimizer is None:
+            return
+        for name, parameter in self.trained.items():
+            moments = {key.split(".")[1]: value for key, value in state.items() if _is_moment(key, name)}
+            if moments:
+                self.optimizer.state[parameter] = {
+                    moment: value.clone() if moment == "step" else value.clone().to(self.device)
+                    for moment, value in moments.items()
+                }
+
+    def teacher_hash(self) -> str | None:
+        """Hash the teacher's weights; it must never change."""
+        return None if self.teacher is None else tensors_hash(dict(self.teacher.named_parameters()))
+
+
+def load_parameters(network: Network, state: dict[str, Tensor]) -> None:
+    """Copy a checkpoint's student into a network.
+
+    Raises
+    ------
+    BudgetlabError
+        When the names or shapes differ.
+    """
+    saved = {key.removeprefix("student."): value for key, value in state.items() if key.startswith("student.")}
+    own = dict(network.named_parameters())
+    if saved.keys() != own.keys() or any(saved[name].shape != own[name].shape for name in own):
+        raise BudgetlabError(
+            "a checkpoint's student", "it has other tensors than the network", "delete it and run again"
+        )
+    for name, parameter in own.items():
+        parameter.data.copy_(saved[name])
+
+
+def _is_moment(key: str, name: str) -> bool:
+    parts = key.split(".", 2)
+    return len(parts) == 3 and parts[0] == "optimizer" and parts[2] == name
+
+
+def _micro_batches(batch: MaskedBatch, sequences: int | None) -> list[tuple[MaskedBatch, float]]:
+    total, length = batch.input_ids.shape
+    if sequences is None or sequences >= total:
+        return [(batch, 1.0)]
+    parts = []
+    for first in range(0, total, sequences):
+        ids = batch.input_ids[first : first + sequences]
+        inside = (batch.target_positions >= first * length) & (batch.target_positions < (first + len(ids)) * length)
+        positions = batch.target_positions[inside] - first * length
+        # Every sequence has the same number of targets, so the share of sequences is the share of targets too.
+        parts.append((MaskedBatch(ids, positions, batch.target_ids[inside]), len(ids) / total))
+    return parts
+
+
+def build_step(
+    arm: str,
+    strategy: Strategy,
+    student: ModelSpec,
+    teacher: Network | ModelSpec | None,
+    recipe: Recipe,
+    *,
+    seed: int,
+    device: str | torch.device,
+) -> TrainingStep:
+    """Build an arm's networks and its step; `seed` decides the student and the projections.
+
+    Raises
+    ------
+    CallerError
+        When the strategy needs a teacher that is not there, or the vocabularies differ.
+    """
+    if strategy.uses_teacher and teacher is None:
+        raise CallerError(f"arm {arm}", "its strategy needs a teacher", "name one")
+    attention = recipe.attention if recipe.attention != "auto" else "sdpa"
+    if isinstance(teacher, ModelSpec):
+        teacher = build_network(teacher, seed=seed + 1, seq_len=recipe.seq_len, attention=attention, device=device)
+    if teacher is not None and teacher.spec.vocab_size != student.vocab_size:
+        raise CallerError(
+            f"arm {arm}",
+            f"the teacher's vocabulary has {teacher.spec.vocab_size} entries, the student's {student.vocab_size}",
+            "use one tokenizer for both",
+        )
+    network = build_network(
+        replace_random(student),
+        seed=seed,
+        seq_len=recipe.seq_len,
+        dropout=recipe.dropout,
+        attention=attention,
+        device=device,
+    )
+    return TrainingStep(
+        arm, strategy, network, teacher if strategy.uses_teacher else None, recipe, projection_seed=seed
+    )
+
+
+def replace_random(spec: ModelSpec) -> ModelSpec:
+    """The same network without given weights."""
+    return spec.model_copy(update={"weights": None, "pretrain": None})

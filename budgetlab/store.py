@@ -1,0 +1,216 @@
+"""Values <-> results/NAME/: files written whole or not at all, and one tidy table of scores.
+
+Every file is written by temp + fsync + rename. One file per score, so that many workers on a shared disk never
+append to one file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import pandas as pd
+from pydantic import ValidationError
+
+from budgetlab.errors import BudgetlabError, CallerError
+from budgetlab.values import CostProfile, CurveFit, Plan, Point, RunRecord, Score, Value, Verdict
+
+__all__ = ["Store", "read_value", "scores_frame", "write_text"]
+
+V = TypeVar("V", bound=Value)
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a file so that a reader sees the old one or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def read_value(kind: type[V], path: Path) -> V:
+    """Read one value from a JSON file.
+
+    Raises
+    ------
+    CallerError
+        When the file is missing, or holds something else.
+    """
+    try:
+        return kind.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CallerError(
+            f"{kind.__name__} from {path}", "no such file", "make it first, or correct the path"
+        ) from None
+    except (ValidationError, UnicodeDecodeError, IsADirectoryError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise CallerError(
+            f"{kind.__name__} from {path}", f"not one ({reason})", "delete the file or correct it"
+        ) from None
+
+
+def scores_frame(scores: Iterable[Score]) -> pd.DataFrame:
+    """Tidy table, one row a score: the fields of `Score`, `budget` as `budget_amount` and `budget_unit`."""
+    rows = []
+    for score in scores:
+        row = score.model_dump()
+        budget = row.pop("budget") or {}
+        rows.append({**row, "budget_amount": budget.get("amount"), "budget_unit": budget.get("unit")})
+    columns = [name for name in Score.model_fields if name != "budget"] + ["budget_amount", "budget_unit"]
+    frame = pd.DataFrame(rows, columns=columns)
+    return frame.sort_values(["arm", "rung", "run_seed", "task", "finetune_seed"], kind="stable", ignore_index=True)
+
+
+class Store:
+    """The folder of one study.
+
+    Parameters
+    ----------
+    results
+        The results folder.
+    study
+        The study's name.
+    """
+
+    def __init__(self, results: str | Path, study: str) -> None:
+        self.folder = Path(results) / study
+        self.cache = Path(results) / "cache"
+        """Corpora, shared by the studies of one results folder."""
+
+    def run_folder(self, run_id: str) -> Path:
+        """Where one run keeps its record, points, scores and checkpoints."""
+        return self.folder / "runs" / run_id
+
+    def checkpoints(self, run_id: str) -> Path:
+        """Where one run keeps its checkpoints."""
+        return self.run_folder(run_id) / "checkpoints"
+
+    def write_study(self, toml: str) -> Path:
+        """Write the resolved study."""
+        return write_text(self.folder / "study.toml", toml)
+
+    def write_profile(self, profile: CostProfile) -> Path:
+        """Write profile.json and profile.csv (a row an arm and phase)."""
+        rows = [
+            {"arm": cost.arm, "phase": phase, **price.model_dump(), "batch_tokens": cost.batch_tokens}
+            for cost in (*profile.arms, *profile.teachers)
+            for phase, price in cost.phases.items()
+        ]
+        write_text(self.folder / "profile.csv", pd.DataFrame(rows).to_csv(index=False))
+        return self._write(self.folder / "profile.json", profile)
+
+    def write_plan(self, plan: Plan) -> Path:
+        """Write plan.json and plan.csv (a row an arm and budget)."""
+        rows = []
+        for schedule in plan.schedules:
+            row = schedule.model_dump()
+            budget = row.pop("budget")
+            rows.append({**row, "budget_amount": budget["amount"], "budget_unit": budget["unit"]})
+        write_text(self.folder / "plan.csv", pd.DataFrame(rows).to_csv(index=False))
+        return self._write(self.folder / "plan.json", plan)
+
+    def read_profile(self) -> CostProfile | None:
+        """Return the profile, or None where there is none."""
+        path = self.folder / "profile.json"
+        return read_value(CostProfile, path) if path.exists() else None
+
+    def read_plan(self) -> Plan | None:
+        """Return the plan, or None where there is none."""
+        path = self.folder / "plan.json"
+        return read_value(Plan, path) if path.exists() else None
+
+    def write_record(self, record: RunRecord) -> Path:
+        """Write record.json; the points have their own file."""
+        return self._write(self.run_folder(record.run_id) / "record.json", record.model_copy(update={"points": ()}))
+
+    def read_record(self, run_id: str) -> RunRecord | None:
+        """Return one record with its points, or None."""
+        path = self.run_folder(run_id) / "record.json"
+        if not path.exists():
+            return None
+        return read_value(RunRecord, path).model_copy(update={"points": self.read_points(run_id)})
+
+    def records(self) -> list[RunRecord]:
+        """Return all records with their points, by run_id."""
+        found = (self.read_record(path.parent.name) for path in sorted(self.folder.glob("runs/*/record.json")))
+        return [record for record in found if record is not None]
+
+    def write_points(self, run_id: str, points: Sequence[Point]) -> None:
+        """Replace the points of a run (after a resume, those past its checkpoint are gone)."""
+        lines = "".join(point.model_dump_json() + "\n" for point in points)
+        write_text(self.run_folder(run_id) / "points.jsonl", lines)
+
+    def append_point(self, run_id: str, point: Point) -> None:
+        """Append one point; a torn last line is passed over by readers."""
+        with (self.run_folder(run_id) / "points.jsonl").open("a", encoding="utf-8") as file:
+            file.write(point.model_dump_json() + "\n")
+
+    def read_points(self, run_id: str) -> tuple[Point, ...]:
+        """Return the points that were written whole."""
+        path = self.run_folder(run_id) / "points.jsonl"
+        if not path.exists():
+            return ()
+        lines = path.read_text(encoding="utf-8").split("\n")
+        whole = lines[:-1]  # what follows the last newline was cut off by a crash
+        return tuple(Point.model_validate_json(line) for line in whole if line)
+
+    def score_path(self, run_id: str, key: str) -> Path:
+        """Where one score is kept."""
+        return self.run_folder(run_id) / "scores" / f"{key}.json"
+
+    def write_score(self, key: str, score: Score) -> Path:
+        """Write one score under its content key."""
+        return self._write(self.score_path(score.run_id, key), score)
+
+    def scores_by_path(self) -> list[tuple[Path, Score]]:
+        """Return all scores with the files they are in."""
+        return [(path, read_value(Score, path)) for path in sorted(self.folder.glob("runs/*/scores/*.json"))]
+
+    def write_fits(self, fits: Sequence[CurveFit], verdicts: Sequence[Verdict]) -> None:
+        """Write fits.json, fits.csv and verdict.json."""
+        write_text(self.folder / "fits.json", json.dumps([fit.model_dump(mode="json") for fit in fits], indent=1))
+        rows = [
+            {
+                "arm": fit.arm,
+                "law": fit.law,
+                "parameter": name,
+                "value": value,
+                "low": low,
+                "high": high,
+                "status": fit.status,
+            }
+            for fit in fits
+            for name, value in fit.params.items()
+            for low, high in [fit.intervals.get(name) or (None, None)]
+        ]
+        write_text(self.folder / "fits.csv", pd.DataFrame(rows).to_csv(index=False))
+        write_text(self.folder / "verdict.json", json.dumps([v.model_dump(mode="json") for v in verdicts], indent=1))
+
+    def read_fits(self) -> tuple[list[CurveFit], list[Verdict]]:
+        """Return the fits and verdicts, empty where there are none."""
+        return self._read_list(CurveFit, "fits.json"), self._read_list(Verdict, "verdict.json")
+
+    def _read_list(self, kind: type[V], name: str) -> list[V]:
+        path = self.folder / name
+        try:
+            return [kind.model_validate(item) for item in json.loads(path.read_text())] if path.exists() else []
+        except (ValidationError, ValueError) as error:
+            raise CallerError(f"{kind.__name__} from {path}", "not one", "delete the file and fit again") from error
+
+    def _write(self, path: Path, value: Value) -> Path:
+        try:
+            return write_text(path, value.model_dump_json(indent=1))
+        except OSError as error:
+            raise BudgetlabError(
+                f"writing {path}", str(error), "free some room and run the same command again"
+            ) from error

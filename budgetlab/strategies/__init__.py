@@ -1,0 +1,87 @@
+"""One file here is one way to train a student; a strategy is found by its file name, or given by path.
+
+A strategy is a frozen model whose fields are its settings. It says what it needs from each network, refuses what
+cannot work from the `ModelSpec`s alone, and turns the two networks' signals into named loss terms. Importing
+this package never loads torch, so that `plan` can refuse an impossible arm.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from pydantic import ValidationError
+
+from budgetlab.errors import CallerError, unknown_name
+from budgetlab.strategies.base import Strategy
+from budgetlab.values import StrategySpec
+
+__all__ = ["Strategy", "build_strategy", "strategy_names"]
+
+_NOT_STRATEGIES = {"base", "losses"}
+
+
+def strategy_names() -> tuple[str, ...]:
+    """Names of the strategies that come with budgetlab, one per file."""
+    found = (module.name for module in pkgutil.iter_modules(__path__))
+    return tuple(sorted(name for name in found if name not in _NOT_STRATEGIES))
+
+
+def build_strategy(spec: StrategySpec, arm: str = "") -> Strategy:
+    """Make the strategy that a study names.
+
+    Parameters
+    ----------
+    spec
+        A name from `strategy_names`, or the path of a file that defines one `Strategy`, with settings.
+    arm
+        The arm's name, for the error message.
+
+    Raises
+    ------
+    CallerError
+        When there is no such strategy, or a setting is unknown or of the wrong type.
+    """
+    where = f"arms.{arm}.strategy" if arm else "strategy"
+    if spec.name.endswith(".py"):
+        module = _load_file(Path(spec.name), where)
+    elif spec.name in strategy_names():
+        module = importlib.import_module(f"{__name__}.{spec.name}")
+    else:
+        raise unknown_name("strategy", spec.name, strategy_names(), where)
+    found = [
+        item
+        for item in vars(module).values()
+        if isinstance(item, type) and issubclass(item, Strategy) and item.__module__ == module.__name__
+    ]
+    if len(found) != 1:
+        raise CallerError(
+            f"{where} = {spec.name!r}",
+            f"the file defines {len(found)} strategies",
+            "define exactly one in a file",
+        )
+    try:
+        return found[0](**spec.settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        setting = ".".join(str(part) for part in first["loc"]) or "settings"
+        if first["type"] == "extra_forbidden":
+            raise unknown_name(f"setting of {spec.name}", setting, found[0].model_fields, where) from None
+        message = f"{first['msg']} (given {first['input']!r})"
+        raise CallerError(f"{where}.{setting}", message, "correct the setting") from None
+
+
+def _load_file(path: Path, where: str) -> ModuleType:
+    if not path.is_file():
+        raise CallerError(f"{where} = {str(path)!r}", "no such file", "give the path of a strategy file")
+    name = f"user_strategy_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise CallerError(f"{where} = {str(path)!r}", "not a Python file", "give the path of a strategy file")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,95 @@
+"""What every strategy answers; all final strategies subclass this one abstract class."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from abc import abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from budgetlab.errors import CallerError
+from budgetlab.values import Batch, ModelSpec, Needs, Signals, Value
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["Strategy"]
+
+
+class Strategy(Value):
+    """A way to train a student. Its fields are its settings."""
+
+    uses_teacher: ClassVar[bool] = True
+
+    @abstractmethod
+    def student_needs(self, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
+        """Say what the loss reads from the student."""
+
+    def teacher_needs(self, student: ModelSpec, teacher: ModelSpec) -> Needs:
+        """Say what the loss reads from the teacher; nothing by default."""
+        return Needs()
+
+    def check(self, student: ModelSpec, teacher: ModelSpec | None) -> None:
+        """Refuse what cannot work, from the specifications alone.
+
+        Raises
+        ------
+        CallerError
+            With what was asked, what is wrong and what to do.
+        """
+
+    def projections(self, student: ModelSpec, teacher: ModelSpec | None) -> dict[str, tuple[int, int]]:
+        """Name the learned linear maps from student to teacher width: {name: (inputs, outputs)}."""
+        return {}
+
+    @abstractmethod
+    def loss(
+        self,
+        batch: Batch,
+        student: Signals,
+        teacher: Signals | None,
+        projections: nn.ModuleDict | None = None,
+    ) -> dict[str, Tensor]:
+        """Compute the weighted terms, each a float32 scalar; the loss is their sum.
+
+        Parameters
+        ----------
+        batch
+            The masked samples that both networks read.
+        student, teacher
+            The signals that were asked for; the teacher's carry no gradient.
+        projections
+            The learned maps of `projections`.
+        """
+
+    def source_hash(self) -> str:
+        """Hash of the file that defines it when it is a user's own, else ""; part of what identifies a run."""
+        module = sys.modules.get(type(self).__module__)
+        path = getattr(module, "__file__", None)
+        if path is None or type(self).__module__.startswith("budgetlab."):
+            return ""
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+
+    @property
+    def trains_head(self) -> bool:
+        """Whether the student's own MLM head learns (else its `mlm_loss` is null)."""
+        return True
+
+
+def layer_index(layer: int, num_layers: int, setting: str) -> int:
+    """Turn a layer counted from 1, or from the end with -1, into 1..num_layers.
+
+    Raises
+    ------
+    CallerError
+        When there is no such layer.
+    """
+    index = layer if layer > 0 else num_layers + 1 + layer
+    if layer == 0 or not 1 <= index <= num_layers:
+        raise CallerError(
+            f"{setting} = {layer}",
+            f"the network has layers 1 to {num_layers}",
+            f"choose one of them, or -1 to {-num_layers}",
+        )
+    return index

@@ -1,0 +1,60 @@
+"""Loss terms that several strategies share, in float32 whatever the autocast says.
+
+Tensor suffixes follow `values.signals`. torch loads on the first call, never on import.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["masked_lm", "mean_over_pairs", "relation_divergence"]
+
+
+def masked_lm(logits_MV: Tensor, target_ids_M: Tensor) -> Tensor:
+    """Cross-entropy of the target tokens, nats per target token."""
+    from torch.nn import functional
+
+    return functional.cross_entropy(logits_MV.float(), target_ids_M)
+
+
+def relation_divergence(
+    teacher_BHTE: Tensor, student_BHTE: Tensor, relation_heads: int, attention_mask_BT: Tensor | None
+) -> Tensor:
+    """KL(R_teacher || R_student) of self-relations, mean over relation heads and real queries, in nats.
+
+    R = softmax(X X' / sqrt(D/R)) with X regrouped from attention heads to `relation_heads` of equal width (MiniLMv2,
+    Wang et al. 2021, arXiv 2012.15828, section 3.1). Keys are masked to real tokens.
+    """
+    teacher_log_BRTT = _log_relation(teacher_BHTE, relation_heads, attention_mask_BT)
+    student_log_BRTT = _log_relation(student_BHTE, relation_heads, attention_mask_BT)
+    # exp(-inf) * (-inf - -inf) is NaN at padded keys: both are zero there, so the difference is set to zero.
+    difference_BRTT = teacher_log_BRTT - student_log_BRTT
+    if attention_mask_BT is not None:
+        difference_BRTT = difference_BRTT.masked_fill(~attention_mask_BT[:, None, None, :], 0.0)
+    divergence_BRT = (teacher_log_BRTT.exp() * difference_BRTT).sum(-1)
+    if attention_mask_BT is None:
+        return divergence_BRT.mean()
+    real_BRT = attention_mask_BT[:, None, :].expand_as(divergence_BRT)
+    return divergence_BRT[real_BRT].mean()
+
+
+def _log_relation(x_BHTE: Tensor, relation_heads: int, attention_mask_BT: Tensor | None) -> Tensor:
+    batch, heads, length, width = x_BHTE.shape
+    # Heads must be merged before they are regrouped: reshaping [B, H, T, E] directly would mix positions and heads.
+    merged_BTD = x_BHTE.transpose(1, 2).reshape(batch, length, heads * width)
+    x_BRTE = merged_BTD.reshape(batch, length, relation_heads, -1).transpose(1, 2).float()
+    scores_BRTT = x_BRTE @ x_BRTE.transpose(-1, -2) / x_BRTE.shape[-1] ** 0.5
+    if attention_mask_BT is not None:
+        scores_BRTT = scores_BRTT.masked_fill(~attention_mask_BT[:, None, None, :], float("-inf"))
+    return scores_BRTT.log_softmax(-1)
+
+
+def mean_over_pairs(squared_BHTT: Tensor, attention_mask_BT: Tensor | None) -> Tensor:
+    """Mean over real query-key pairs and heads."""
+    if attention_mask_BT is None:
+        return squared_BHTT.mean()
+    pairs_BTT = attention_mask_BT[:, :, None] & attention_mask_BT[:, None, :]
+    return squared_BHTT[pairs_BTT[:, None].expand_as(squared_BHTT)].mean()

@@ -1,0 +1,76 @@
+"""MiniLMv2: distil the self-attention relations of one teacher layer into the student's last layer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from budgetlab.errors import CallerError
+from budgetlab.strategies.base import Strategy, layer_index
+from budgetlab.strategies.losses import masked_lm, relation_divergence
+from budgetlab.values import Batch, ModelSpec, Needs, Signals
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class MiniLM(Strategy):
+    """L = sum over X in {Q, K, V} of KL(R_X^teacher || R_X^student), mean over relation heads and real positions.
+
+    Wang et al. 2021 (arXiv 2012.15828). R_X = softmax(X_r X_r' / sqrt(d_r)) after X is regrouped into
+    `relation_heads` heads of equal width, so widths and head counts of teacher and student may differ.
+    `mlm_weight` adds the MLM loss (0: the method as published). Without it the last student block after Q, K, V
+    and the MLM head get no gradient and are not computed.
+    """
+
+    relation_heads: int | None = Field(default=None, gt=0)
+    """None: the teacher's attention heads."""
+    teacher_layer: int = -1
+    mlm_weight: float = Field(default=0.0, ge=0)
+
+    def check(self, student: ModelSpec, teacher: ModelSpec | None) -> None:
+        """Refuse relation heads that do not divide a width, and layers that do not exist."""
+        assert teacher is not None
+        layer_index(self.teacher_layer, teacher.num_layers, "teacher_layer")
+        heads = self.relation_heads or teacher.num_heads
+        for role, spec in (("student", student), ("teacher", teacher)):
+            if spec.hidden_size % heads:
+                raise CallerError(
+                    f"relation_heads = {heads}",
+                    f"does not divide the {role}'s hidden_size {spec.hidden_size}",
+                    "choose a divisor of both widths",
+                )
+
+    def student_needs(self, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
+        """Q, K, V of the last block."""
+        return Needs(logits="masked" if self.mlm_weight else "none", qkv=(student.num_layers,))
+
+    def teacher_needs(self, student: ModelSpec, teacher: ModelSpec) -> Needs:
+        """Q, K, V of the chosen block."""
+        return Needs(qkv=(layer_index(self.teacher_layer, teacher.num_layers, "teacher_layer"),))
+
+    def loss(
+        self,
+        batch: Batch,
+        student: Signals,
+        teacher: Signals | None,
+        projections: nn.ModuleDict | None = None,
+    ) -> dict[str, Tensor]:
+        """Return {"queries", "keys", "values"} and "mlm" where it is weighted."""
+        assert teacher is not None
+        terms: dict[str, Tensor] = {}
+        for name in ("queries", "keys", "values"):
+            (x_teacher_BHTE,) = getattr(teacher, name).values()
+            (x_student_BHTE,) = getattr(student, name).values()
+            heads = self.relation_heads or x_teacher_BHTE.shape[1]
+            terms[name] = relation_divergence(x_teacher_BHTE, x_student_BHTE, heads, batch.attention_mask)
+        if self.mlm_weight:
+            assert student.logits is not None
+            terms["mlm"] = self.mlm_weight * masked_lm(student.logits, batch.target_ids)
+        return terms
+
+    @property
+    def trains_head(self) -> bool:
+        """Only with an MLM term."""
+        return self.mlm_weight > 0

@@ -1,0 +1,33 @@
+"""Pretraining from scratch: cross-entropy at masked positions, no teacher."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from budgetlab.strategies.base import Strategy
+from budgetlab.strategies.losses import masked_lm
+from budgetlab.values import Batch, ModelSpec, Needs, Signals
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class NoKD(Strategy):
+    """L = CE(z_S, y), mean over the M masked positions, in nats (Devlin et al. 2019, arXiv 1810.04805)."""
+
+    uses_teacher: ClassVar[bool] = False
+
+    def student_needs(self, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
+        """Logits at masked positions."""
+        return Needs(logits="masked")
+
+    def loss(
+        self,
+        batch: Batch,
+        student: Signals,
+        teacher: Signals | None,
+        projections: nn.ModuleDict | None = None,
+    ) -> dict[str, Tensor]:
+        """Return {"mlm"}."""
+        assert student.logits is not None
+        return {"mlm": masked_lm(student.logits, batch.target_ids)}

@@ -1,0 +1,270 @@
+"""study.toml -> Study: presets, expansion of arms, and the audit of what differs between them."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import Field, ValidationError, model_validator
+
+from budgetlab.errors import CallerError, unknown_name
+from budgetlab.strategies import build_strategy
+from budgetlab.values import (
+    Arm,
+    CorpusSpec,
+    EvaluateSpec,
+    ExecutionSpec,
+    FitSpec,
+    ModelSpec,
+    PlanSpec,
+    Recipe,
+    TuningSpec,
+    Value,
+)
+
+__all__ = ["PRESETS", "Study", "audit", "dump_study", "find_data", "load_study"]
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+class Study(Value):
+    """One study file, resolved: every table, every default, every arm with its own full recipe."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    corpus: CorpusSpec = CorpusSpec()
+    recipe: Recipe = Recipe()
+    execution: ExecutionSpec = ExecutionSpec()
+    models: dict[str, ModelSpec]
+    arms: dict[str, Arm] = Field(min_length=1)
+    tuning: TuningSpec | None = None
+    plan: PlanSpec
+    evaluate: EvaluateSpec = EvaluateSpec()
+    fit: FitSpec = FitSpec()
+    data_roots: tuple[Path, ...] = Field(default=(), exclude=True)
+    """Where relative paths are looked for; not part of what the study asks."""
+
+    @model_validator(mode="after")
+    def _seeds_are_distinct(self) -> Study:
+        if len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(f"seeds {list(self.seeds)} must be distinct and not negative")
+        return self
+
+    def teacher_names(self) -> tuple[str, ...]:
+        """Models that serve as teachers, in order of first use."""
+        used = [arm.teacher for arm in self.arms.values() if arm.teacher is not None]
+        return tuple(dict.fromkeys(used))
+
+    def teacher_of(self, arm: Arm) -> ModelSpec | None:
+        """Return the specification of an arm's teacher."""
+        return self.models[arm.teacher] if arm.teacher is not None else None
+
+
+def load_study(path: str | Path, *, data_root: str | Path | None = None) -> Study:
+    """Read a study file.
+
+    Parameters
+    ----------
+    path
+        The TOML file, or "presets/NAME.toml" for one that comes with budgetlab.
+    data_root
+        Where corpus and task paths are looked for first; then $BUDGETLAB_DATA_ROOT, then beside the file.
+
+    Raises
+    ------
+    CallerError
+        For a missing or broken file, an unknown or mistyped key, an unknown model or strategy, arms that cannot work.
+    """
+    path = _find_study(Path(path), Path.cwd())
+    tables = _read(path, seen=())
+    roots = [Path(root) for root in (data_root, os.environ.get("BUDGETLAB_DATA_ROOT")) if root]
+    study = _validated({**tables, "arms": _expand_arms(tables)}, path)
+    study = study.model_copy(
+        update={"data_roots": (*roots, path.parent.resolve()), "models": _with_vocabulary(study, roots)}
+    )
+    for arm in study.arms.values():
+        _check_arm(study, arm)
+    return study
+
+
+def dump_study(study: Study) -> str:
+    """Write a resolved study as TOML that `load_study` reads back to the same study."""
+    return tomli_w.dumps(study.model_dump(mode="json", exclude_none=True))
+
+
+def find_data(study: Study, path: str) -> Path:
+    """Find a file or folder under the study's data roots.
+
+    Raises
+    ------
+    CallerError
+        When none of the roots has it.
+    """
+    for root in study.data_roots:
+        if (root / path).exists():
+            return root / path
+    tried = ", ".join(str(root) for root in study.data_roots) or "nowhere"
+    raise CallerError(f"path {path!r}", f"not found under {tried}", "set --data-root or $BUDGETLAB_DATA_ROOT")
+
+
+def audit(study: Study) -> tuple[str, ...]:
+    """Say what differs between the arms, one line each, the strategy first."""
+    arms = list(study.arms.values())
+    lines = [f"{arm.name}: strategy {arm.strategy.name} {_settings(arm)}".rstrip() for arm in arms]
+    first = arms[0]
+    for arm in arms:
+        if arm.student != first.student:
+            lines.append(f"{arm.name}: student {arm.student}, {first.name} has {first.student}")
+        for field in Recipe.model_fields:
+            mine, theirs = getattr(arm.recipe, field), getattr(first.recipe, field)
+            if mine != theirs:
+                lines.append(f"{arm.name}: recipe.{field} {mine}, {first.name} has {theirs}")
+    if len(lines) == len(arms):
+        lines.append(
+            "All arms share the student, the recipe, the order of samples and the masks; they differ in strategy alone."
+        )
+    return tuple(lines)
+
+
+def _settings(arm: Arm) -> str:
+    pairs = [f"{key} = {value}" for key, value in arm.strategy.settings.items()]
+    pairs += [f"teacher {arm.teacher}"] if arm.teacher else []
+    return f"({', '.join(pairs)})" if pairs else ""
+
+
+def _find_study(path: Path, beside: Path) -> Path:
+    candidates = [beside / path, path]
+    if path.parts[:1] == ("presets",):
+        candidates.append(PRESETS / Path(*path.parts[1:]))
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    presets = ", ".join(sorted(f"presets/{preset.name}" for preset in PRESETS.glob("*.toml")))
+    raise CallerError(f"study {str(path)!r}", "no such file", f"give the path of a study file; presets: {presets}")
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path in seen:
+        raise CallerError(f"study {path}", "it extends itself", "break the circle of extends")
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise CallerError(f"study {path}", f"not valid TOML ({error})", "correct the file") from None
+    parent = tables.pop("extends", None)
+    if parent is None:
+        return tables
+    return _merge(_read(_find_study(Path(str(parent)), path.parent), (*seen, path)), tables)
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _expand_arms(tables: dict[str, Any]) -> Any:
+    arms = tables.get("arms")
+    if not isinstance(arms, dict):
+        return arms
+    shared = tables.get("recipe", {})
+    expanded: dict[str, Any] = {}
+    for name, arm in arms.items():
+        if not isinstance(arm, dict):
+            raise CallerError(f"arms.{name} = {arm!r}", "not a table", f"write [arms.{name}] with strategy and student")
+        strategy = arm.get("strategy")
+        over = arm.get("recipe", {})
+        filled = {
+            **arm,
+            "strategy": {"name": strategy} if isinstance(strategy, str) else strategy,
+            "recipe": _merge(shared, over) if isinstance(over, dict) and isinstance(shared, dict) else over,
+        }
+        students = arm.get("student")
+        for student in students if isinstance(students, list) else [students]:
+            full_name = f"{name}@{student}" if isinstance(students, list) else name
+            expanded[full_name] = {**filled, "student": student, "name": full_name}
+    return {name: {key: value for key, value in arm.items() if value is not None} for name, arm in expanded.items()}
+
+
+def _validated(tables: dict[str, Any], path: Path) -> Study:
+    try:
+        return Study.model_validate({key: value for key, value in tables.items() if value is not None})
+    except ValidationError as error:
+        # An unknown key is usually the cause of whatever else is missing.
+        first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
+        words = [str(part) for part in first["loc"]]
+        where = f"{path.name}: {'.'.join(words) or 'study'}"
+        if first["type"] == "extra_forbidden":
+            known = _known_keys(words[:-1])
+            raise unknown_name(f"key in [{'.'.join(words[:-1]) or 'study'}]", words[-1], known, path.name) from None
+        if first["type"] == "missing":
+            raise CallerError(where, "missing", "add it") from None
+        message = first["msg"].removeprefix("Value error, ")
+        given = first["input"]
+        shown = f" (given {given!r})" if isinstance(given, str | int | float | bool | list) else ""
+        raise CallerError(where, f"{message}{shown}", "correct it") from None
+
+
+def _known_keys(words: list[str]) -> list[str]:
+    model: Any = Study
+    for word in words:
+        field = getattr(model, "model_fields", {}).get(word)
+        if field is None:  # the name of a model, an arm or a task
+            continue
+        model = next((part for part in _parts(field.annotation) if hasattr(part, "model_fields")), model)
+    return [field.alias or name for name, field in model.model_fields.items() if not field.exclude]
+
+
+def _parts(annotation: Any) -> list[Any]:
+    inner = [part for arg in getattr(annotation, "__args__", ()) for part in _parts(arg)]
+    return [annotation, *inner]
+
+
+def _with_vocabulary(study: Study, roots: list[Path]) -> dict[str, ModelSpec]:
+    """Give every model the tokenizer's vocabulary size, where the study does not say it."""
+    tokenizer = study.corpus.tokenizer
+    if not isinstance(tokenizer, str):
+        size: int | None = tokenizer.train
+    else:
+        files = [root / tokenizer for root in roots if (root / tokenizer).is_file()]
+        size = len(files[0].read_text(encoding="utf-8").splitlines()) if files else None
+    return {
+        name: spec if spec.vocab_size is not None else spec.model_copy(update={"vocab_size": size})
+        for name, spec in study.models.items()
+    }
+
+
+def _check_arm(study: Study, arm: Arm) -> None:
+    where = f"arms.{arm.name}"
+    strategy = build_strategy(arm.strategy, arm.name)
+    for role, name in (("student", arm.student), ("teacher", arm.teacher)):
+        if name is not None and name not in study.models:
+            raise unknown_name("model", name, study.models, f"{where}.{role}")
+    if strategy.uses_teacher and arm.teacher is None:
+        raise CallerError(f"{where}.strategy = {arm.strategy.name!r}", "it needs a teacher", 'add teacher = "MODEL"')
+    student, teacher = study.models[arm.student], study.teacher_of(arm)
+    if teacher is not None and not strategy.uses_teacher:
+        raise CallerError(f"{where}.teacher = {arm.teacher!r}", f"{arm.strategy.name} uses no teacher", "remove it")
+    if teacher is not None:
+        if teacher.vocab_size != student.vocab_size:
+            raise CallerError(
+                f"{where}.teacher = {arm.teacher!r}",
+                f"its vocabulary has {teacher.vocab_size} entries, the student's {student.vocab_size}",
+                "use one tokenizer for both",
+            )
+        if teacher.weights is None and teacher.pretrain is None:
+            raise CallerError(
+                f"{where}.teacher = {arm.teacher!r}",
+                "it has neither weights nor pretrain, and nobody asked to train it",
+                f"add one of them to [models.{arm.teacher}]",
+            )
+    if arm.recipe.batch_tokens < arm.recipe.seq_len:
+        raise CallerError(f"{where}.recipe.batch_tokens", "holds no whole sequence", "make it a multiple of seq_len")
+    try:
+        strategy.check(student, teacher)
+    except CallerError as error:
+        raise CallerError(f"{where}: {error.asked}", error.wrong, error.remedy) from None

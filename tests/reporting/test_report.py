@@ -1,0 +1,192 @@
+"""The report as a whole: honest about what is missing, self-contained, and without torch."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+import reporting_values as values
+from rich.console import Console
+
+from budgetlab.errors import BudgetlabError, CallerError
+from budgetlab.reporting import report
+
+VOID = {"meta", "br", "hr", "img", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Checks that tags close in order, and gathers ids, references and headings."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.ids, self.references, self.headings = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.note(attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.note(attrs)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open[-1:] == ["h2"]:
+            self.headings.append(data)
+
+    def note(self, attrs):
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value)
+            elif name == "href":
+                self.references.append(value)
+            assert name != "src"
+            self.references += re.findall(r"url\(([^)]+)\)", value or "")
+
+
+def make(folder, **changes):
+    given = {
+        "study": "synthetic", "plan": values.plan(), "profile": values.profile(), "records": values.records(),
+        "scores": values.scores(), "fits": values.fits(), "verdicts": values.verdicts(), "folder": folder,
+    }  # fmt: skip
+    return report(**(given | changes))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("whole"))
+
+
+def test_everything_is_written(whole):
+    folder = whole.page.parent
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    figures = [f"figures/{name}.{kind}" for name in ("cost_per_arm", "readout_loss_vs_flops", "score_vs_tokens")
+               for kind in ("csv", "png", "svg")]  # fmt: skip
+    assert names == [*figures, "report.html", "scores.csv"]
+    assert len(pd.read_csv(whole.scores)) == len(values.scores())
+
+
+def test_the_page_is_self_contained_and_well_formed(whole):
+    text = whole.page.read_text(encoding="utf-8")
+    page = Page(text)
+    assert len(page.ids) == len(set(page.ids))
+    assert all(reference.startswith("#") for reference in page.references)
+    assert {reference[1:] for reference in page.references} <= set(page.ids)
+    assert "http" not in text and "<script" not in text and "@import" not in text
+    assert text.count("<svg") == 3
+    assert page.headings[:3] == ["Gates", "Verdicts", "Figures"]
+
+
+def test_the_page_says_what_the_report_says(whole):
+    text = re.sub(r"<[^>]+>", "", whole.page.read_text(encoding="utf-8")).replace("&nbsp;", " ")
+    assert whole.sentence[1:] in text
+    assert all(gate.sentence[1:] in text for gate in whole.gates)
+    assert all(line in text for line in values.plan().audit)
+    assert "three budgets cannot identify a floor" in text
+    assert "n/a" in text and "nan" not in text.lower().replace("nanot", "")
+
+
+def test_captions_name_seeds_interval_hardware_and_dtype(whole):
+    for figure in whole.figures:
+        assert "synthetic processor" in figure.caption and "float32" in figure.caption
+        assert "\n" not in figure.caption
+    assert "2 run seeds" in whole.figures[0].caption
+    assert "95 % t interval" in whole.figures[0].caption
+
+
+def test_without_runs_the_report_is_the_plan_and_says_so(tmp_path):
+    empty = make(tmp_path, records=[], scores=[], fits=[], verdicts=[])
+    assert empty.sentence.startswith("no verdict yet: 0 of 24 planned runs are complete")
+    assert empty.gates == ()
+    assert [figure.name for figure in empty.figures] == ["cost_per_arm"]
+    assert empty.sheet.title.startswith("Plan")
+    page = Page(empty.page.read_text(encoding="utf-8"))
+    assert "Plan" in page.headings and "Gates" not in page.headings
+    assert list(pd.read_csv(empty.scores).columns)[:2] == ["run_id", "subject"]
+
+
+def test_with_some_scores_it_draws_what_there_is(tmp_path):
+    some = [s for s in values.scores() if s.subject == "run" and s.run_seed == 0 and s.arm != "tinybert"]
+    partial = make(tmp_path, scores=some, verdicts=[])
+    assert partial.sentence.startswith("no verdict: numbers are missing")
+    assert len(partial.figures) == 3
+    drawn = pd.read_csv(partial.figures[0].csv)
+    assert set(drawn["arm"]) == {"no_kd", "vanilla_kd", "minilm"}
+    assert "one run seed; no interval" in partial.figures[0].caption
+
+
+def test_given_gates_are_not_judged_again(tmp_path, whole):
+    failed = whole.gates[0].model_copy(update={"passed": False})
+    assert make(tmp_path, gates=[failed], scores=values.yardsticks()).sentence.startswith(
+        "below the learning threshold"
+    )
+
+
+def test_the_same_values_give_the_same_files(tmp_path, whole):
+    again = make(tmp_path)
+    assert again.page.read_bytes() == whole.page.read_bytes()
+    for one, other in zip(again.figures, whole.figures, strict=True):
+        assert one.svg.read_bytes() == other.svg.read_bytes()
+
+
+def test_a_report_prints_table_gates_sentence_and_paths(whole):
+    out = io.StringIO()
+    whole.print(Console(file=out, width=100, color_system=None))
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "At 4.00 TFLOP"
+    assert sum(line.startswith("passed  ") for line in lines) == 3
+    assert whole.sentence in lines
+    assert lines[-1] == f"page    {whole.page}"
+
+
+def test_a_report_is_json(whole):
+    data = json.loads(json.dumps(whole.as_json(), allow_nan=False))
+    row = next(r for r in data["closing_table"] if r["arm"] == "minilm" and r["rung"] == 2)
+    assert row["mlm_loss_nats"] is None
+    assert row["spent_required_flops"] > 0
+    assert [gate["passed"] for gate in data["gates"]] == [True, True, True]
+
+
+def test_names_from_a_study_cannot_break_the_page(tmp_path):
+    plan = values.plan().model_copy(update={"audit": ("<b>&amp;\"'",)})
+    text = make(tmp_path, study="<i>x</i>", plan=plan, scores=[]).page.read_text(encoding="utf-8")
+    Page(text)
+    assert "<i>x" not in text and "&lt;b&gt;&amp;amp;" in text
+
+
+def test_reporting_loads_no_torch_and_importing_it_no_matplotlib(tmp_path):
+    code = (
+        "import sys, pathlib; import budgetlab.reporting as r; import budgetlab.reporting.tables\n"
+        "assert 'matplotlib' not in sys.modules\n"
+        f"sys.path.insert(0, {str(__file__).rsplit('/', 1)[0]!r})\n"
+        "import reporting_values as v\n"
+        "known = dict(plan=v.plan(), profile=v.profile(), records=v.records(), fits=v.fits(), verdicts=v.verdicts())\n"
+        f"r.report(study='s', scores=v.scores()[:9], folder=pathlib.Path({str(tmp_path)!r}), **known)\n"
+        "assert 'matplotlib' in sys.modules\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
+        "assert not {'torch', 'transformers', 'datasets', 'sklearn'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)
+
+
+def test_a_table_that_is_no_table_of_scores_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(CallerError, match="a table of 1 scores: no column subject, arm"):
+        make(tmp_path, scores=pd.DataFrame({"loss": [1.0]}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BudgetlabError, match=r"writing .*cost_per_arm\.svg"):
+        make(tmp_path / "file", scores=[])

@@ -1,0 +1,113 @@
+"""The gates compare the stated numbers with the stated thresholds, and a missing number never passes."""
+
+from __future__ import annotations
+
+import reporting_values as values
+
+from budgetlab.reporting import Gate, conclude, learning_gates
+
+TEACHER, UNIGRAM, RANDOM = range(3)
+
+
+def changed(test, **update):
+    return [score.model_copy(update=update) if test(score) else score for score in values.scores()]
+
+
+def test_a_study_above_the_threshold_passes_all_gates_and_ends_with_its_verdicts():
+    gates = learning_gates(values.scores())
+    assert all(gate.passed and gate.judged for gate in gates)
+    sentence = conclude(gates, values.verdicts())
+    assert sentence == (
+        "At 4.00 TFLOP, on the read-out loss and for this teacher, in nats with 95 % intervals: "
+        "no_kd is better than vanilla_kd by 0.105 [+0.043, +0.167]; "
+        "minilm against no_kd is not resolved (-0.052 [-0.114, +0.010], detectable 0.087); "
+        "no_kd is better than tinybert by 0.203 [+0.141, +0.265]."
+    )
+
+
+def test_each_gate_states_its_numbers_and_units():
+    gates = learning_gates(values.scores())
+    assert "nats per target token: teacher 4.61" in gates[TEACHER].sentence
+    assert "(at least 0.30 below needed)" in gates[TEACHER].sentence
+    assert "unigram entropy 6.03" in gates[UNIGRAM].sentence
+    assert "replaced (matthews): " in gates[RANDOM].sentence
+    assert "random weights 51.4" in gates[RANDOM].sentence
+
+
+def test_the_teacher_must_be_ahead_by_exactly_the_threshold():
+    def students(value):
+        found = changed(lambda s: s.task == "mlm_loss" and s.subject == "run", value=value)
+        return learning_gates(found)[TEACHER].passed
+
+    assert students(4.91)
+    assert not students(4.90)
+
+
+def test_one_student_too_near_the_teacher_at_any_budget_fails():
+    near = changed(lambda s: s.task == "mlm_loss" and s.arm == "vanilla_kd" and s.rung == 0, value=4.7)
+    gate = learning_gates(near)[TEACHER]
+    assert gate.judged and not gate.passed
+    assert "0.09 below the nearest" in gate.sentence
+
+
+def test_the_best_student_must_be_half_a_nat_below_the_unigram_entropy():
+    weak = changed(lambda s: s.subject == "unigram", value=5.5)
+    assert not learning_gates(weak)[UNIGRAM].passed
+
+
+def test_every_arm_must_beat_random_weights_on_every_task_at_the_largest_budget():
+    weak = changed(lambda s: s.task == "belongs" and s.arm == "minilm" and s.rung == 2, value=0.514)
+    gate = learning_gates(weak)[RANDOM]
+    assert not gate.passed
+    assert gate.sentence.endswith("not above: minilm on belongs.")
+    early = changed(lambda s: s.task == "belongs" and s.arm == "minilm" and s.rung == 0, value=0.4)
+    assert learning_gates(early)[RANDOM].passed
+
+
+def test_a_failed_gate_replaces_the_verdict():
+    weak = changed(lambda s: s.subject == "unigram", value=5.5)
+    sentence = conclude(learning_gates(weak), values.verdicts())
+    assert sentence.startswith("below the learning threshold")
+    assert "no_kd" not in sentence
+
+
+def test_a_missing_number_passes_no_gate_and_fails_none():
+    for missing, index in (("teacher", TEACHER), ("unigram", UNIGRAM), ("random", RANDOM)):
+        gates = learning_gates([s for s in values.scores() if s.subject != missing])
+        assert not gates[index].passed and not gates[index].judged
+        assert "n/a" in gates[index].sentence
+        sentence = conclude(gates, values.verdicts())
+        assert sentence.startswith("no verdict: numbers are missing")
+    assert not any(gate.passed for gate in learning_gates([]))
+
+
+def test_an_arm_that_was_planned_but_not_scored_is_missing():
+    some = [s for s in values.scores() if not (s.arm == "tinybert" and s.rung == 2)]
+    gate = learning_gates(some, arms=values.ARMS, rung=2)[RANDOM]
+    assert not gate.passed and not gate.judged
+    assert "tinybert n/a" in gate.sentence
+
+
+def test_without_verdicts_there_is_none():
+    passed = [Gate(name="a", passed=True, sentence="b.")]
+    assert conclude(passed, []).startswith("no verdict:")
+
+
+def test_one_primary_contrast_ends_the_study_in_its_own_words():
+    primary, *others = values.verdicts()
+    others = [verdict.model_copy(update={"primary": False}) for verdict in others]
+    assert conclude([], [primary, *others]) == primary.sentence
+
+
+def test_all_four_verdicts_have_words():
+    better = values.verdicts()[0].model_copy(
+        update={"verdict": "a_better", "difference": 0.005, "interval": (0.001, 0.009)}
+    )
+    equal = values.verdicts()[1].model_copy(
+        update={"verdict": "equivalent", "difference": 0.001, "interval": (-0.004, 0.006)}
+    )
+    single = values.verdicts()[2].model_copy(update={"verdict": "not_resolved", "interval": None})
+    sentence = conclude([], [better, equal, single])
+    assert "vanilla_kd is better than no_kd by 0.005, less than the margin of 0.01, [+0.001, +0.009]" in sentence
+    assert "minilm and no_kd are equivalent within 0.01 (+0.001 [-0.004, +0.006])" in sentence
+    assert "these checkpoints of tinybert and no_kd differ by -0.203, which one run per arm cannot resolve" in sentence

@@ -1,0 +1,182 @@
+"""Tables: every cell from its own source, n/a for what is unknown, and a width that fits."""
+
+from __future__ import annotations
+
+import io
+
+import pandas as pd
+import pytest
+import reporting_values as values
+from rich.console import Console
+
+from budgetlab.reporting.frames import per_run, scores_frame, summarise
+from budgetlab.reporting.tables import (
+    closing_frame,
+    closing_note,
+    closing_sheet,
+    fit_sheet,
+    full_sheet,
+    plain_lines,
+    plan_sheet,
+    print_sheets,
+    profile_sheet,
+    stack,
+    status_sheet,
+    verdict_sheet,
+)
+from budgetlab.reporting.tables.sheets import Column, Sheet, fixed, scaled
+
+
+@pytest.fixture(scope="module")
+def frame():
+    return closing_frame(values.plan(), values.records(), values.scores())
+
+
+def printed(sheets, *, width, terminal):
+    out = io.StringIO()
+    print_sheets(sheets, Console(file=out, width=width, force_terminal=terminal, color_system=None))
+    return out.getvalue().splitlines()
+
+
+def test_closing_rows_are_arms_by_budget_then_the_yardsticks(frame):
+    assert list(frame["arm"][:4]) == list(values.ARMS)
+    assert list(frame["subject"][-4:]) == ["teacher", "random", "majority", "unigram"]
+    assert len(frame) == 4 * 3 + 4
+
+
+def test_planned_comes_from_the_plan_and_spent_from_the_records(frame):
+    doubled = [r.model_copy(update={"required_flops": 2 * r.required_flops}) for r in values.records()]
+    other = closing_frame(values.plan(), doubled, values.scores())
+    changed = [name for name in frame.columns if not frame[name].equals(other[name])]
+    assert changed == ["spent_required_flops"]
+    slower = values.plan()
+    slower = slower.model_copy(
+        update={"schedules": tuple(s.model_copy(update={"device_seconds": 1.0}) for s in slower.schedules)}
+    )
+    other = closing_frame(slower, values.records(), values.scores())
+    assert [n for n in frame.columns if not frame[n].equals(other[n])] == ["planned_device_seconds"]
+
+
+def test_spent_is_the_mean_over_complete_runs():
+    records = values.records()
+    half = [r.model_copy(update={"status": "running"}) if r.run_seed == 1 else r for r in records]
+    frame = closing_frame(values.plan(), half, values.scores())
+    row = frame[(frame["arm"] == "minilm") & (frame["rung"] == 2)].iloc[0]
+    only = next(r for r in records if r.run_id == "minilm-b2-s0")
+    assert row["runs"] == 1
+    assert row["spent_device_seconds"] == only.device_seconds
+
+
+def test_unknown_is_missing_in_the_frame_and_not_available_in_print(frame):
+    row = frame[(frame["arm"] == "tinybert") & (frame["rung"] == 2)].iloc[0]
+    assert pd.isna(row["mlm_loss_nats"])
+    empty = closing_frame(values.plan(), [], [])
+    assert empty["spent_required_flops"].isna().all()
+    assert empty["readout_loss_nats"].isna().all()
+    cells = closing_sheet(empty).rows[0]
+    headings = [c.heading for c in closing_sheet(empty).columns]
+    assert cells[headings.index("spent\nTFLOP")] == "n/a"
+    assert cells[headings.index("read-out\nnats")] == "n/a"
+
+
+def test_an_infeasible_arm_has_no_plan_and_says_why():
+    plan = values.plan(infeasible="tinybert")
+    frame = closing_frame(plan, [], [])
+    row = frame[(frame["arm"] == "tinybert") & (frame["rung"] == 0)].iloc[0]
+    assert pd.isna(row["planned_required_flops"]) and pd.isna(row["unspent_fraction"])
+    sheet = plan_sheet(plan)
+    assert sheet.rows[3][-1] == "no"
+    assert "smallest feasible budget is 1.3 TFLOP" in sheet.notes[0]
+
+
+def test_spread_is_printed_beside_the_mean(frame):
+    sheet = closing_sheet(frame, note="what ± is")
+    column = [c.heading for c in sheet.columns].index("replaced\npoints")
+    assert "±" in sheet.rows[0][column]
+    assert "±" not in sheet.rows[4][column]
+    assert sheet.notes == ("what ± is",)
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_tables_fit_a_terminal(frame, width):
+    sheets = [
+        closing_sheet(frame),
+        full_sheet(frame),
+        plan_sheet(values.plan()),
+        profile_sheet(values.profile()),
+        status_sheet(values.plan(), values.records()),
+        verdict_sheet(values.verdicts()),
+        fit_sheet(values.fits()),
+    ]
+    lines = printed(sheets, width=width, terminal=True)
+    assert max(len(line.rstrip()) for line in lines) <= width
+    assert not any("…" in line for line in lines)
+
+
+def test_the_closing_table_is_one_table_at_100_columns_and_stacked_at_80(frame):
+    sheet = closing_sheet(frame)
+    assert len(stack(sheet, 100)) == 1
+    parts = stack(sheet, 80)
+    assert [len(part.rows) for part in parts] == [7, 7]
+    assert all(part.columns[0].heading == "arm" for part in parts)
+    assert sum(len(part.columns) - 1 for part in parts) == len(sheet.columns) - 1
+
+
+def test_without_a_terminal_a_row_is_one_plain_line(frame):
+    lines = printed([closing_sheet(frame)], width=80, terminal=False)
+    assert lines == plain_lines(closing_sheet(frame))
+    assert sum(line.startswith("vanilla_kd ") for line in lines) == 1
+    assert any(line.startswith("random weights") for line in lines)
+
+
+def test_profile_says_not_available_where_nothing_was_measured():
+    sheet = profile_sheet(values.profile(timed=False))
+    columns = [c.heading for c in sheet.columns]
+    assert sheet.rows[0][columns.index("step\nms")] == "n/a"
+    assert sheet.rows[0][columns.index("energy\nmJ a token")] == "n/a"
+    assert sheet.rows[1][columns.index("ratio")] == "3.06"
+
+
+def test_status_counts_runs_by_state():
+    records = values.records()[1:8]
+    records = [*records[:-1], records[-1].model_copy(update={"status": "failed", "message": "disk full"})]
+    sheet = status_sheet(values.plan(), records)
+    rows = {row[0]: row[1:] for row in sheet.rows}
+    assert rows["no_kd"] == ("2/2", "0/2", "0/2", "2", "0", "0", "4")
+    assert rows["tinybert"] == ("0/2", "0/2", "0/2", "0", "0", "1", "5")
+    assert rows["teacher"][-1] == "1"
+    assert sheet.notes == ("failed: tinybert-b0-s0: disk full",)
+
+
+def test_a_note_never_speaks_of_an_interval_that_is_not_there():
+    one = [s for s in values.scores() if s.run_seed in (0, None)]
+    cells = summarise(per_run(scores_frame(one)))
+    assert "no interval" in closing_note(closing_frame(values.plan(), values.records(), one), cells)
+    assert cells["half_width"].isna().all()
+
+
+def test_verdicts_show_interval_and_detectable_difference():
+    sheet = verdict_sheet(values.verdicts())
+    assert sheet.rows[2] == (
+        "tinybert - no_kd *", "4.00 TFLOP", "read-out loss (nats)", "-0.203", "[-0.265, -0.141]", "0.087", "2", "0.01",
+        "no_kd is better",
+    )  # fmt: skip
+    assert sheet.rows[3][2:5] == ("mean score (points)", "-2.3", "[-5.4, +0.8]")
+    assert sheet.rows[3][7] == "0.03"
+    assert "MDD: minimum detectable difference" in sheet.notes[0]
+
+
+def test_numbers_are_printed_at_one_prefix():
+    assert scaled([1e12, None, 2.5e13], "FLOP") == ("TFLOP", ["1.000", "n/a", "25.000"])
+    assert scaled([None], "FLOP") == ("FLOP", ["n/a"])
+    assert fixed(1.234, 1, 0.56) == "1.2±0.6"
+    assert fixed(None, 2) == "n/a"
+
+
+def test_a_group_that_is_too_wide_is_split_and_keeps_its_keys():
+    columns = (Column("key", left=True), *(Column(f"column{i:02d}", "group") for i in range(12)))
+    sheet = Sheet("title", columns, (("a", *("1" for _ in range(12))),), ("a note",))
+    parts = stack(sheet, 40)
+    assert all(part.width() <= 40 for part in parts)
+    assert [part.notes for part in parts[:-1]] == [()] * (len(parts) - 1)
+    assert parts[-1].notes == ("a note",)
