@@ -49,9 +49,14 @@ class Network(nn.Module):
         self.model, self.spec = model, spec
 
     @property
-    def trunk(self) -> nn.Module:
+    def trunk(self) -> Any:
         """Embeddings and blocks, without the MLM head."""
         return getattr(self.model, _FAMILIES[self.spec.family].trunk)
+
+    @property
+    def word_embeddings(self) -> Tensor:
+        """The input embeddings, [V, D]."""
+        return self.trunk.embeddings.word_embeddings.weight
 
     def head(self, hidden: Tensor) -> Tensor:
         """The MLM head: [..., D] -> [..., V]."""

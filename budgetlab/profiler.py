@@ -168,7 +168,7 @@ def count_flops(
 def _count_once(step: TrainingStep, seq_len: int, targets: int, device: torch.device) -> dict[str, int]:
     zeros = torch.zeros(targets, dtype=torch.long, device=device)
     ids = torch.zeros((1, seq_len), dtype=torch.long, device=device)
-    found = dict.fromkeys(PHASES, 0)
+    found: dict[str, int] = dict.fromkeys(PHASES, 0)
     # torch's counter knows the CUDA kernels of attention but silently counts the CPU one as nothing.
     aten = torch.ops.aten
     cpu_attention: dict[Any, Any] = {

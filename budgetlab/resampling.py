@@ -75,7 +75,8 @@ def wild_multipliers(
 ) -> Iterator[Array]:
     """Yield the factors of a wild bootstrap (mean 0, variance 1), in chunks of shape (resamples, points).
 
-    Webb's six values: with few clusters two values would give too few distinct resamples.
+    Random signs, or with fewer than twelve clusters Webb's six values: so few signs would give too few distinct
+    resamples.
 
     References
     ----------
@@ -83,8 +84,9 @@ def wild_multipliers(
     """
     codes = np.arange(points) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
     units = int(codes.max()) + 1
+    values = _WEBB if units < 12 else np.array([-1.0, 1.0])
     for size in chunk_sizes(resamples, points):
-        yield _WEBB[rng.integers(0, len(_WEBB), size=(size, units))][:, codes]
+        yield values[rng.integers(0, len(values), size=(size, units))][:, codes]
 
 
 def percentile_interval(draws: Array, level: float = 0.95) -> tuple[float, float]:

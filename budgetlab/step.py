@@ -20,7 +20,7 @@ from budgetlab.values import Batch, ModelSpec, Needs, Recipe, Signals
 
 __all__ = ["PHASES", "TrainingStep", "build_step", "learning_rate_factor", "to_device"]
 
-PHASES = ("teacher_forward", "student_forward", "loss", "backward", "update")
+PHASES: tuple[str, ...] = ("teacher_forward", "student_forward", "loss", "backward", "update")
 
 OnPhase = Callable[[str], None]
 

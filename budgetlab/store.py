@@ -18,23 +18,31 @@ from pydantic import ValidationError
 from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.values import CostProfile, CurveFit, Plan, Point, RunRecord, Score, Value, Verdict
 
-__all__ = ["Store", "read_value", "scores_frame", "write_text"]
+__all__ = ["Store", "read_value", "scores_frame", "write_whole"]
 
 V = TypeVar("V", bound=Value)
 
 
-def write_text(path: Path, text: str) -> Path:
-    """Write a file so that a reader sees the old one or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+def write_whole(path: Path, content: str | bytes) -> Path:
+    """Write a file so that no reader and no crash ever sees half of it.
+
+    Raises
+    ------
+    BudgetlabError
+        When the disk is full or the folder cannot be written; nothing is left behind then.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with beside.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        beside.replace(path)
+    except OSError as error:
+        if path.parent.is_dir():
+            beside.unlink(missing_ok=True)
+        raise BudgetlabError(f"writing {path}", str(error), "free some room and give the same command again") from error
     return path
 
 
@@ -97,7 +105,7 @@ class Store:
 
     def write_study(self, toml: str) -> Path:
         """Write the resolved study."""
-        return write_text(self.folder / "study.toml", toml)
+        return write_whole(self.folder / "study.toml", toml)
 
     def write_profile(self, profile: CostProfile) -> Path:
         """Write profile.json and profile.csv (a row an arm and phase)."""
@@ -106,8 +114,8 @@ class Store:
             for cost in (*profile.arms, *profile.teachers)
             for phase, price in cost.phases.items()
         ]
-        write_text(self.folder / "profile.csv", pd.DataFrame(rows).to_csv(index=False))
-        return self._write(self.folder / "profile.json", profile)
+        write_whole(self.folder / "profile.csv", pd.DataFrame(rows).to_csv(index=False))
+        return write_whole(self.folder / "profile.json", profile.model_dump_json(indent=1))
 
     def write_plan(self, plan: Plan) -> Path:
         """Write plan.json and plan.csv (a row an arm and budget)."""
@@ -116,8 +124,8 @@ class Store:
             row = schedule.model_dump()
             budget = row.pop("budget")
             rows.append({**row, "budget_amount": budget["amount"], "budget_unit": budget["unit"]})
-        write_text(self.folder / "plan.csv", pd.DataFrame(rows).to_csv(index=False))
-        return self._write(self.folder / "plan.json", plan)
+        write_whole(self.folder / "plan.csv", pd.DataFrame(rows).to_csv(index=False))
+        return write_whole(self.folder / "plan.json", plan.model_dump_json(indent=1))
 
     def read_profile(self) -> CostProfile | None:
         """Return the profile, or None where there is none."""
@@ -131,7 +139,8 @@ class Store:
 
     def write_record(self, record: RunRecord) -> Path:
         """Write record.json; the points have their own file."""
-        return self._write(self.run_folder(record.run_id) / "record.json", record.model_copy(update={"points": ()}))
+        bare = record.model_copy(update={"points": ()})
+        return write_whole(self.run_folder(record.run_id) / "record.json", bare.model_dump_json(indent=1))
 
     def read_record(self, run_id: str) -> RunRecord | None:
         """Return one record with its points, or None."""
@@ -148,7 +157,7 @@ class Store:
     def write_points(self, run_id: str, points: Sequence[Point]) -> None:
         """Replace the points of a run (after a resume, those past its checkpoint are gone)."""
         lines = "".join(point.model_dump_json() + "\n" for point in points)
-        write_text(self.run_folder(run_id) / "points.jsonl", lines)
+        write_whole(self.run_folder(run_id) / "points.jsonl", lines)
 
     def append_point(self, run_id: str, point: Point) -> None:
         """Append one point; a torn last line is passed over by readers."""
@@ -170,7 +179,7 @@ class Store:
 
     def write_score(self, key: str, score: Score) -> Path:
         """Write one score under its content key."""
-        return self._write(self.score_path(score.run_id, key), score)
+        return write_whole(self.score_path(score.run_id, key), score.model_dump_json(indent=1))
 
     def scores_by_path(self) -> list[tuple[Path, Score]]:
         """Return all scores with the files they are in."""
@@ -178,7 +187,7 @@ class Store:
 
     def write_fits(self, fits: Sequence[CurveFit], verdicts: Sequence[Verdict]) -> None:
         """Write fits.json, fits.csv and verdict.json."""
-        write_text(self.folder / "fits.json", json.dumps([fit.model_dump(mode="json") for fit in fits], indent=1))
+        write_whole(self.folder / "fits.json", json.dumps([fit.model_dump(mode="json") for fit in fits], indent=1))
         rows = [
             {
                 "arm": fit.arm,
@@ -193,8 +202,8 @@ class Store:
             for name, value in fit.params.items()
             for low, high in [fit.intervals.get(name) or (None, None)]
         ]
-        write_text(self.folder / "fits.csv", pd.DataFrame(rows).to_csv(index=False))
-        write_text(self.folder / "verdict.json", json.dumps([v.model_dump(mode="json") for v in verdicts], indent=1))
+        write_whole(self.folder / "fits.csv", pd.DataFrame(rows).to_csv(index=False))
+        write_whole(self.folder / "verdict.json", json.dumps([v.model_dump(mode="json") for v in verdicts], indent=1))
 
     def read_fits(self) -> tuple[list[CurveFit], list[Verdict]]:
         """Return the fits and verdicts, empty where there are none."""
@@ -206,11 +215,3 @@ class Store:
             return [kind.model_validate(item) for item in json.loads(path.read_text())] if path.exists() else []
         except (ValidationError, ValueError) as error:
             raise CallerError(f"{kind.__name__} from {path}", "not one", "delete the file and fit again") from error
-
-    def _write(self, path: Path, value: Value) -> Path:
-        try:
-            return write_text(path, value.model_dump_json(indent=1))
-        except OSError as error:
-            raise BudgetlabError(
-                f"writing {path}", str(error), "free some room and run the same command again"
-            ) from error

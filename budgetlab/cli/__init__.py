@@ -35,18 +35,21 @@ DataRoot = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout; all else on stderr.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.")]
 RESULTS = Path("results")
+INTERRUPTED = 130
+STOPPED = "stopped; what was finished is kept, and the same command goes on from there"
 
 
 def run_command(arguments: list[str]) -> int:
     """Run one command and return its exit status: 0, 2 for a caller's mistake, 1 for a failure, 130 for Ctrl-C."""
     try:
-        return app(args=arguments or ["--help"], prog_name="budgetlab", standalone_mode=False) or 0
+        status = app(args=arguments or ["--help"], prog_name="budgetlab", standalone_mode=False) or 0
+        return _fail(arguments, STOPPED, status) if status == INTERRUPTED else status
     except TyperException as error:
         return _fail(arguments, f"{error}; see budgetlab --help, or budgetlab COMMAND --help", 2)
     except BudgetlabError as error:
         return _fail(arguments, str(error), error.exit_status)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail(arguments, "stopped; what was finished is kept, and the same command goes on from there", 130)
+        return _fail(arguments, STOPPED, INTERRUPTED)
     except OSError as error:
         return _fail(arguments, f"{error}; nothing that was finished is lost", 1)
     except Exception as error:

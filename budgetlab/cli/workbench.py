@@ -30,7 +30,7 @@ def open_workbench(
     loaded = load_study(study, data_root=data_root)
     if seeds is not None:
         loaded = loaded.model_copy(update={"seeds": seeds})
-    recorded = Path(study).with_suffix("").with_suffix(".profile.json")
+    recorded = Path(study).with_name(f"{Path(study).stem}.profile.json")
     return Workbench(loaded, Store(results, loaded.name), screen, recorded if recorded.is_file() else None)
 
 

@@ -207,7 +207,6 @@ class _Bench:
         self.recipe = _recipe(plan)
         self.tokenizer = corpus.tokenizer()
         self.train, self.heldout = (_batches(corpus, stream, self.recipe) for stream in (corpus.train, corpus.heldout))
-        self.log_unigram = log_unigram(corpus.train, corpus.vocab_size)
         self.loaded: tuple[str, Network] | None = None
 
     def network(self, subject: _Subject) -> Network:
@@ -240,7 +239,7 @@ class _Bench:
                         self.train.num_samples, max(1, self.spec.readout_tokens // self.recipe.seq_len)
                     ),
                     heldout_sequences=heldout_sequences,
-                    log_unigram=self.log_unigram,
+                    log_unigram=log_unigram(self.corpus.train, network.word_embeddings.shape[0]),
                     dtype=self.recipe.dtype,
                 )
             measured = {"metric": "nats", "value": value, "higher_is_better": False, "num_examples": count}
@@ -264,7 +263,7 @@ class _Bench:
         table = pd.DataFrame({"label": task.validation_labels, "prediction": predictions})
         path = self.store.run_folder(job.subject.run_id) / "predictions" / f"{job.key}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
-        table.to_parquet(path, index_label="example")
+        table.to_parquet(path)
         return {
             "metric": task.metric,
             "value": score_predictions(task.metric, task.validation_labels, predictions),
@@ -291,17 +290,29 @@ def _batches(corpus: Corpus, stream: Any, recipe: Recipe) -> Batches:
 
 def _yardsticks(plan: Plan, corpus: Corpus, tasks: Sequence[Task], store: Store) -> list[Path]:
     """What needs no network: the majority answer of each task and the unigram entropy of held-out text."""
-    run_id = f"yardsticks-{content_hash(corpus.content_hash)[:8]}"
-    shared: dict[str, Any] = {"run_id": run_id, "recipe_hash": "none"}
+    shared: dict[str, Any] = {"run_id": f"yardsticks-{content_hash(corpus.content_hash)[:8]}", "recipe_hash": "none"}
     unigram = Score(
-        **shared, subject="unigram", arm="unigram", task="mlm_loss", metric="nats", value=corpus.unigram_entropy_nats,
-        higher_is_better=False, num_examples=len(corpus.heldout),
-    )  # fmt: skip
+        **shared,
+        subject="unigram",
+        arm="unigram",
+        task="mlm_loss",
+        metric="nats",
+        value=corpus.unigram_entropy_nats,
+        higher_is_better=False,
+        num_examples=len(corpus.heldout),
+    )
     found = [store.write_score(content_hash("unigram", corpus.content_hash), unigram)]
     for task in tasks:
         majority = Score(
-            **shared, subject="majority", arm="majority", task=task.name, metric=task.metric,
-            value=majority_score(task), higher_is_better=True, num_examples=len(task.validation_labels), train_examples=len(task.train_labels),
-        )  # fmt: skip
+            **shared,
+            subject="majority",
+            arm="majority",
+            task=task.name,
+            metric=task.metric,
+            value=majority_score(task),
+            higher_is_better=True,
+            num_examples=len(task.validation_labels),
+            train_examples=len(task.train_labels),
+        )
         found.append(store.write_score(content_hash("majority", task.name, len(task.validation_labels)), majority))
     return found

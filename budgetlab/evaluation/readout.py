@@ -17,14 +17,14 @@ from budgetlab.values import Needs
 __all__ = ["log_unigram", "mlm_loss", "readout_loss"]
 
 SEQUENCES_AT_ONCE = 64
-HEAD_BATCH, HEAD_LEARNING_RATE, HEAD_WARMUP_STEPS = 128, 3e-3, 20
+HEAD_BATCH, HEAD_LEARNING_RATE, HEAD_WARMUP_STEPS, HEAD_MIN_STEPS = 128, 3e-3, 20, 300
 
 
 class _Readout(nn.Module):
     """A scalar mix of all layers (Peters et al. 2018, arXiv 1802.05365), then a fresh MLM head.
 
     As in BERT the decoder is tied to the word embeddings, which are frozen with the trunk: what is fresh is the
-    mix, the transform and the bias. A decoder of its own would overfit the few tokens (V x D weights) and rank arms by noise.
+    mix, the transform and the bias. A decoder of its own (V x D weights) would overfit the few tokens.
     """
 
     def __init__(self, num_states: int, embeddings_VD: Tensor, log_unigram_V: Tensor) -> None:
@@ -76,13 +76,16 @@ def readout_loss(
         Nats per target token, and how many targets it is a mean of.
     """
     device = next(network.parameters()).device
-    embeddings = network.trunk.embeddings.word_embeddings.weight.detach()
+    embeddings = network.word_embeddings.detach()
     states_MLD, targets_M = _states(network, train, train_sequences)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         head = _Readout(states_MLD.shape[1], embeddings, log_unigram.to(device)).to(device)
-        order = torch.randperm(len(targets_M), generator=torch.Generator().manual_seed(0))
-    steps = math.ceil(len(targets_M) / HEAD_BATCH)
+        generator = torch.Generator().manual_seed(0)
+        # Once through the targets, or as often as a head needs where they are few.
+        epochs = math.ceil(HEAD_MIN_STEPS * HEAD_BATCH / len(targets_M))
+        order = torch.cat([torch.randperm(len(targets_M), generator=generator) for _ in range(epochs)])
+    steps = math.ceil(len(order) / HEAD_BATCH)
     optimizer = torch.optim.AdamW(head.parameters(), lr=HEAD_LEARNING_RATE, weight_decay=0.01, fused=True)
     warmup = min(HEAD_WARMUP_STEPS, steps)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / warmup, 1 - step / steps))
@@ -129,6 +132,6 @@ def mlm_loss(network: Network, heldout: Batches, *, sequences: int) -> tuple[flo
 
 
 def log_unigram(stream: np.ndarray, vocab_size: int) -> Tensor:
-    """Add-one smoothed log frequencies of a token stream, [V]."""
+    """Add-one smoothed log frequencies of a token stream, [V], where V may exceed the tokenizer's entries."""
     counts = np.bincount(stream[: 1 << 24], minlength=vocab_size) + 1.0
     return torch.from_numpy(np.log(counts / counts.sum())).float()

@@ -152,7 +152,7 @@ def score_predictions(metric: str, labels: NDArray[Any], predictions: NDArray[An
     if metric == "matthews":
         return float(metrics.matthews_corrcoef(labels, predictions))
     if metric == "f1":
-        return float(metrics.f1_score(labels, predictions, zero_division=0.0))
+        return float(metrics.f1_score(labels, predictions, zero_division=0))  # type: ignore[arg-type]
     if np.ptp(predictions) == 0 or np.ptp(labels) == 0:
         return 0.0
     return float((stats.pearsonr(labels, predictions)[0] + stats.spearmanr(labels, predictions)[0]) / 2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -14,14 +14,15 @@ from budgetlab.fitting.intervals import choose_interval, draw, within_cell_noise
 from budgetlab.fitting.objectives import Objective
 from budgetlab.fitting.prepare import Prepared, prepare
 from budgetlab.fitting.scores import COMPUTE_COLUMNS, run_values
-from budgetlab.fitting.solve import solve
+from budgetlab.fitting.solve import Solution, solve
 from budgetlab.fitting.status import FitStatus
 from budgetlab.fitting.table import Points, read_points
 from budgetlab.laws import Law, get_law
+from budgetlab.laws.base import Array
 from budgetlab.resampling import PooledVariance
 from budgetlab.values import CurveFit, FitSpec
 
-__all__ = ["arm_points", "fit_arms", "pool_noise"]
+__all__ = ["Joint", "arm_points", "fit_arms", "pool_noise", "solve_jointly"]
 
 _DEFINITIONS = {
     "required_flops": "each matmul of the lean step once, trained parts three times, two FLOPs per multiply-add",
@@ -72,7 +73,7 @@ def fit_arms(scores: pd.DataFrame, spec: FitSpec) -> tuple[CurveFit, ...]:
                 prepared[arm] = Prepared(found, law, spec.pinned, refusal=f"{len(found)} points: {error.wrong}")
                 continue
             raise
-    joint = _fit_jointly(prepared, objective, spec, noise, runs) if spec.shared else {}
+    joint = _report_jointly(prepared, spec, noise, runs) if spec.shared else {}
     fits = []
     for arm in points:
         if arm in joint:
@@ -143,52 +144,76 @@ def pool_noise(points: Mapping[str, Points]) -> PooledVariance | None:
     )
 
 
-def _fit_jointly(
-    prepared: Mapping[str, Prepared],
-    objective: Objective,
-    spec: FitSpec,
-    noise: PooledVariance | None,
-    runs: pd.DataFrame,
+def _report_jointly(
+    prepared: Mapping[str, Prepared], spec: FitSpec, noise: PooledVariance | None, runs: pd.DataFrame
 ) -> dict[str, CurveFit]:
-    """Fit all arms that can carry the full law at once, with some parameters in common."""
+    joint = solve_jointly({arm: p.points for arm, p in prepared.items()}, spec, noise, certify=True)
+    if joint is None:
+        return {}
+    law = get_law(spec.law)
+    return {
+        arm: report_fit(
+            Prepared(replace(prepared[arm].points, law=law), law, spec.pinned), joint.solution, joint.draws,
+            method=joint.method, level=spec.interval_level, seed=spec.seed, record=_record(arm, runs, spec), group=arm,
+            notes=[_joint_note(arm, joint.arms, spec.shared)],
+        )
+        for arm in joint.arms
+    }  # fmt: skip
+
+
+def _joint_note(arm: str, arms: Sequence[str], shared: Sequence[str]) -> str:
+    return f"fitted jointly with {', '.join(a for a in arms if a != arm)}; shared: {', '.join(shared)}"
+
+
+@dataclass(frozen=True)
+class Joint:
+    """A fit of several arms with parameters in common, and its draws."""
+
+    arms: tuple[str, ...]
+    solution: Solution
+    draws: Array
+    method: str
+
+
+def solve_jointly(
+    points: Mapping[str, Points], spec: FitSpec, noise: PooledVariance | None, *, certify: bool
+) -> Joint | None:
+    """Fit the arms at once with `spec.shared` in common; None when fewer than two can take part.
+
+    What is shared is estimated by all arms together, so that three budgets can carry a common floor.
+    """
     law = get_law(spec.law)
     for name in spec.shared:
         if name not in law.params:
             raise unknown_name("parameter", name, law.params, f"shared {name}")
-    carried = {arm: p for arm, p in prepared.items() if not p.refusal or law.floor in spec.shared}
-    # What is shared is estimated by all arms together, so that three budgets can carry a common floor.
-    carried = {
-        arm: p for arm, p in carried.items() if len(np.unique(p.points.cells())) > len(law.params) - len(spec.shared)
-    }
-    if len(carried) < 2:
-        return {}
-    arms = list(carried)
-    stacked = _stack([carried[arm].points for arm in arms], law)
-    groups = [arm for arm in arms for _ in range(len(carried[arm].points))]
+    own = [name for name in law.params if name not in spec.shared and name not in spec.pinned]
+    arms = tuple(arm for arm, part in points.items() if len(np.unique(part.cells())) > max(1, len(own)))
+    if not spec.shared or len(arms) < 2:
+        return None
+    stacked = _stack([points[arm] for arm in arms], law)
+    groups = [arm for arm in arms for _ in range(len(points[arm]))]
     solution = solve(
-        stacked, law, objective, pinned=spec.pinned, groups=groups, shared=spec.shared, level=spec.interval_level
-    )
+        stacked, law, Objective(spec.objective, spec.delta), pinned=spec.pinned, groups=groups, shared=spec.shared,
+        level=spec.interval_level, certify=certify,
+    )  # fmt: skip
     method = "pooled_t" if noise is not None else choose_interval(stacked, "auto")[0]
     draws = np.empty((0, solution.design.size))
     if spec.resamples and solution.status is not FitStatus.NOT_CONVERGED:
-        rng = np.random.default_rng(spec.seed)
-        draws = draw(solution, stacked, method, spec.resamples, rng, noise).theta
-    return {
-        arm: report_fit(
-            Prepared(replace(carried[arm].points, law=law), law, spec.pinned), solution, draws, method=method,
-            level=spec.interval_level, seed=spec.seed, record=_record(arm, runs, spec), group=arm,
-            notes=[f"fitted jointly with {', '.join(a for a in arms if a != arm)}; shared: {', '.join(spec.shared)}"],
-        )
-        for arm in arms
-    }  # fmt: skip
+        draws = draw(solution, stacked, method, spec.resamples, np.random.default_rng(spec.seed), noise).theta
+    return Joint(arms, solution, draws, method)
 
 
 def _stack(parts: Sequence[Points], law: Law) -> Points:
+    # The same seed in two arms is two runs: their noise is drawn apart.
+    runs = [
+        f"{i}:{label}"
+        for i, part in enumerate(parts)
+        for label in (range(len(part)) if part.clusters is None else part.clusters)
+    ]
     return Points(
         law=law,
-        inputs={name: np.concatenate([p.inputs[name] for p in parts]) for name in law.inputs},
-        outcome=np.concatenate([p.outcome for p in parts]),
-        weights=np.concatenate([p.weights for p in parts]),
-        # The same seed in two arms is two runs: their noise is drawn apart.
-        clusters=np.array([f"{i}:{c}" for i, p in enumerate(parts) for c in (p.clusters if p.clusters is not None else range(len(p)))]),
-    )  # fmt: skip
+        inputs={name: np.concatenate([part.inputs[name] for part in parts]) for name in law.inputs},
+        outcome=np.concatenate([part.outcome for part in parts]),
+        weights=np.concatenate([part.weights for part in parts]),
+        clusters=np.array(runs),
+    )

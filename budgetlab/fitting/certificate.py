@@ -21,7 +21,7 @@ __all__ = ["GAP_TOLERANCE", "Profile", "allowance", "basins", "bounds_hit", "pro
 
 GAP_TOLERANCE = 1e-9
 """Relative gap to the best optimum found above which parameters are not the optimum."""
-_LADDER = np.array([0.12, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 40.0])
+_LADDER = np.array([0.25, 0.6, 1.0, 1.6, 4.0, 12.0, 40.0])
 """Where a profile is looked at, in units of its expected half width."""
 
 
@@ -80,12 +80,18 @@ def second_solver(
         return float(value[0]) / scale, gradient[0] / scale
 
     bounds = list(zip(design.lower, design.upper, strict=True))
-    options = {"maxiter": 400, "ftol": 1e-15, "gtol": 1e-10, "maxcor": 20}
     theta = np.asarray(start, dtype=float)
     # A line search that meets a kink of Huber's gradient gives up early; a fresh start from there goes on.
     for _ in range(3):
         before = divided(theta)[0]
-        theta = minimize(divided, theta, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
+        theta = minimize(
+            divided,
+            theta,
+            jac=True,
+            method="L-BFGS-B",
+            bounds=bounds,
+            options={"maxiter": 400, "ftol": 1e-15, "gtol": 1e-10, "maxcor": 20},
+        ).x
         if divided(theta)[0] > before * (1 - 1e-12):
             break
     return float(divided(theta)[0]) * scale, theta
@@ -117,7 +123,8 @@ def profile(
     smooth = _smooth(objective)
     if smooth is not objective:
         optimum = minimise(design, optimum[None], sample, smooth).theta[0]
-    best, _, hessian = evaluate(design, optimum[None], sample, smooth)
+    # Damped, since Huber may have no point within delta, and then no curvature at all.
+    best, _, hessian = evaluate(design, optimum[None], sample, smooth, damping=1.0)
     nothing = {name: Profile(float(optimum[design.names.index(name)]), None, None) for name in names}
     known = _gain(design, optimum, sample, smooth, clusters)
     if known is None:
@@ -127,7 +134,7 @@ def profile(
         return {name: Profile(found.estimate, found.estimate, found.estimate) for name, found in nothing.items()}
     critical = t_quantile((1 + level) / 2, freedom) ** 2
     curvature, axes = np.linalg.eigh(hessian[0])
-    curvature = np.maximum(np.abs(curvature), 1e-9 * np.abs(curvature).max())
+    curvature = np.maximum(np.abs(curvature), 1e-9 * np.abs(curvature).max() + 1e-300)
     spread = np.sqrt(np.einsum("pk,k->p", axes**2, 1 / curvature) * critical / gain)
     starts, fixed, owners = [], [], []
     for name in names:

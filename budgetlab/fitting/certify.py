@@ -85,7 +85,5 @@ def certify(
         Prepared(points, form, {}), judged, np.empty((0, solution.design.size)), method="none", level=0.95, seed=0
     )
     offered_params = {name: float(params[name]) for name in form.params}
-    derived = {
-        name: float(rule({k: np.asarray(v) for k, v in offered_params.items()})) for name, rule in form.derived.items()
-    }
+    derived = {name: float(value) for name, value in form.derive(offered_params).items() if np.isfinite(value)}
     return report.model_copy(update={"params": offered_params, "derived": derived, "band": {}})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -155,7 +156,12 @@ def compare_arms(
     margins = {q.y: spec.margin_nats if unit_of(q.y) == "nats" else spec.margin for q in (*main, *others)}
     equivalences = iter(holm([p for q in others if (p := q.contrast.p_equivalence(margins[q.y])) is not None]))
     made = make_curves(runs, y, spec)
-    verdicts = [_answer(q, margins[q.y], spec.interval_level, None, None, made) for q in main]
+    stand_in = (
+        ()
+        if any(reference_family(arms, reference))
+        else (f"no arm is called {reference or 'no_kd'}: the first one stands in",)
+    )
+    verdicts = [_answer(q, margins[q.y], spec.interval_level, None, None, made, stand_in) for q in main]
     for q in others:
         known = q.contrast.standard_error is not None
         verdicts.append(
@@ -180,7 +186,7 @@ def reference_arm(arm: str, arms: list[str], asked: str | None = None) -> str | 
     'no_kd@small'
     """
     word = asked or "no_kd"
-    family = [name for name in arms if name.partition("@")[0] == word.partition("@")[0]]
+    family = reference_family(arms, asked)
     if asked is not None and not family:
         raise unknown_name("arm", asked, arms, f"reference = {asked!r}")
     if word in arms:
@@ -192,6 +198,12 @@ def reference_arm(arm: str, arms: list[str], asked: str | None = None) -> str | 
         return None
     # Without a reference arm the first one serves: a comparison needs something to compare with.
     return family[0] if family else arms[0]
+
+
+def reference_family(arms: list[str], asked: str | None = None) -> list[str]:
+    """Return the arms that are the reference, one per student."""
+    word = (asked or "no_kd").partition("@")[0]
+    return [name for name in arms if name.partition("@")[0] == word]
 
 
 def _common_budgets(runs: pd.DataFrame, a: str, b: str) -> list[float]:
@@ -226,6 +238,7 @@ def _answer(
     adjusted: float | None,
     adjusted_equivalence: float | None,
     curves: Curves | None,
+    notes: Sequence[str] = (),
 ) -> Verdict:
     q, found = question, question.contrast
     p, p_equal = found.p_value(), found.p_equivalence(margin)
@@ -240,7 +253,7 @@ def _answer(
     unit = unit_of(q.y)
     one_teacher = "teachers" in here and int(here["teachers"].max()) <= 1 and bool((here["teachers"] > 0).any())
     budget = Budget(amount=q.budget, unit=str(here["budget_unit"].iloc[0]))
-    notes = []
+    notes = [*notes]
     if not found.paired:
         notes.append("no run seed in common: the difference is not paired")
     if found.noise is not None and found.noise.smallest_sd > 0 and found.noise.largest_sd > 4 * found.noise.smallest_sd:

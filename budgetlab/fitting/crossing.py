@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from budgetlab.errors import CallerError
-from budgetlab.fitting.arms import arm_points, pool_noise
+from budgetlab.fitting.arms import Joint, arm_points, pool_noise, solve_jointly
 from budgetlab.fitting.contrast import unit_of
 from budgetlab.fitting.intervals import draw
 from budgetlab.fitting.objectives import Objective
@@ -68,6 +69,7 @@ class Curves:
     x: str
     y: str
     level: float
+    resamples: int
     seed: int
 
     def multiplier(self, a: str, b: str, budget: float) -> dict[str, Any]:
@@ -100,7 +102,7 @@ class Curves:
             "method": self._methods(a, b),
         }
         if found.sum() > 20 and without is not None:
-            result["interval"] = list(np.exp(percentile_interval(log_ratio[1:][found], self.level)))
+            result["interval"] = _exp(percentile_interval(log_ratio[1:][found], self.level))
         if value is None:
             better = a if a_better[0] else b
             result["reason"] = f"{better} is better at its smallest budget already: outside both ranges"
@@ -130,7 +132,7 @@ class Curves:
         if result["value"] is None:
             result["reason"] = "never in range"
         elif found.sum() > 20:
-            result["interval"] = list(np.exp(percentile_interval(crossed[1:][found], self.level)))
+            result["interval"] = _exp(percentile_interval(crossed[1:][found], self.level))
         return result
 
     def decomposition(self, a: str, b: str, budget: float) -> dict[str, Any]:
@@ -147,25 +149,18 @@ class Curves:
         tokens_a, tokens_b = float(at_a["tokens"].mean()), float(at_b["tokens"].mean())
         same = runs[(runs["arm"] == b) & (abs(runs["tokens"] / tokens_a - 1) <= _SAME_TOKENS)]
         rng = np.random.default_rng(self.seed)
-        draws = (
-            max((len(c.levels) or len(next(iter(c.params.values())))) for c in self.by_tokens.values())
-            if self.by_tokens
-            else 1
-        )
-        kd = self._mean_draws(at_a, draws, rng)
+        count = 1 + (self.resamples if self.noise is not None else 0)
+        kd = self._mean_draws(at_a, count, rng)
         if not same.empty:
-            method, middle, own = (
-                "runs at equal tokens",
-                self._mean_draws(same, draws, rng),
-                self._mean_draws(at_b, draws, rng),
-            )
-            if abs(tokens_a / tokens_b - 1) <= _SAME_TOKENS:
-                middle = own
+            method = "runs at equal tokens"
+            own = self._mean_draws(at_b, count, rng)
+            middle = own if abs(tokens_a / tokens_b - 1) <= _SAME_TOKENS else self._mean_draws(same, count, rng)
         elif b in self.by_tokens and self.by_tokens[b].low <= tokens_a <= self.by_tokens[b].high:
             curve = self.by_tokens[b]
             method = f"{curve.method} of {b} over tokens"
             reach = np.log(np.array([tokens_a, min(tokens_b, curve.high)]))
             middle, own = np.exp(curve.at(reach)).T
+            kd = kd[: len(own)]
         else:
             return {
                 "method": None,
@@ -224,13 +219,22 @@ def make_curves(runs: pd.DataFrame, y: str, spec: FitSpec) -> Curves:
         if column in runs:
             points = {str(arm): arm_points(rows, law, column) for arm, rows in runs.groupby("arm", sort=True)}
             noise = pool_noise(points)
+            joint = solve_jointly(points, spec, noise, certify=False)
+            if joint is not None and joint.solution.status is FitStatus.CONVERGED:
+                found = {arm: _joint_curve(joint, arm, points[arm], spec) for arm in joint.arms}
             for k, (arm, part) in enumerate(points.items()):
-                rng = np.random.default_rng([spec.seed, k])
-                curve = _curve(part, spec, noise, rng)
+                curve = None if arm in found else _curve(part, spec, noise, np.random.default_rng([spec.seed, k]))
                 if curve is not None:
                     found[arm] = curve
         maps.append(found)
-    return Curves(maps[0], maps[1], runs, noise, spec.x, y, spec.interval_level, spec.seed)
+    return Curves(maps[0], maps[1], runs, noise, spec.x, y, spec.interval_level, spec.resamples, spec.seed)
+
+
+def _joint_curve(joint: Joint, arm: str, points: Points, spec: FitSpec) -> _Curve:
+    x = points.inputs[points.law.inputs[0]]
+    params = joint.solution.design.to_params(np.vstack([joint.solution.theta[None], joint.draws]), arm)
+    name = f"laws fitted jointly, shared {', '.join(spec.shared)}"
+    return _Curve(name, float(x.min()), float(x.max()), points.law, params, np.empty(0), np.empty((0, 0)))
 
 
 def _curve(points: Points, spec: FitSpec, noise: PooledVariance | None, rng: np.random.Generator) -> _Curve | None:
@@ -240,7 +244,7 @@ def _curve(points: Points, spec: FitSpec, noise: PooledVariance | None, rng: np.
         return None
     low, high = float(x.min()), float(x.max())
     try:
-        prepared = prepare(points, spec.pinned)
+        prepared = prepare(points, spec.pinned, saturated=True)
     except CallerError:
         prepared = None
     # A smaller law than the one asked for would bend the answer; between budgets a chord does not.
@@ -254,7 +258,12 @@ def _curve(points: Points, spec: FitSpec, noise: PooledVariance | None, rng: np.
                 found = draw(solution, prepared.points, "pooled_t", spec.resamples, rng, noise)
                 drawn = np.vstack([drawn, found.theta])
             params = solution.design.to_params(drawn)
-            return _Curve("fitted law", low, high, prepared.law, params, np.empty(0), np.empty((0, 0)))
+            name = (
+                "fitted law"
+                if len(cells) > len(prepared.law.params) - len(prepared.pinned)
+                else "law through the budgets"
+            )
+            return _Curve(name, low, high, prepared.law, params, np.empty(0), np.empty((0, 0)))
     labels = points.cells()
     places = np.array([np.log(x[labels == c]).mean() for c in cells])
     means = np.array([np.log(points.outcome[labels == c]).mean() for c in cells])
@@ -269,6 +278,10 @@ def _curve(points: Points, spec: FitSpec, noise: PooledVariance | None, rng: np.
             [levels, means + spread / np.sqrt(counts) * rng.standard_normal((spec.resamples, len(means)))]
         )
     return _Curve("interpolation between budgets", low, high, None, {}, places[order], levels[:, order])
+
+
+def _exp(ends: tuple[float, float]) -> list[float]:
+    return [math.exp(end) for end in ends]
 
 
 def _both(one: _Curve, other: _Curve, log_x: Array) -> tuple[Array, Array]:

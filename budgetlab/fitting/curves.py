@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from budgetlab.errors import CallerError
 from budgetlab.fitting.diagnostics import sensitivity_rows, validation_rows
-from budgetlab.fitting.intervals import choose_interval, draw
+from budgetlab.fitting.intervals import choose_interval, draw, lack_of_fit, within_cell_noise
 from budgetlab.fitting.objectives import OBJECTIVES, Objective
 from budgetlab.fitting.prepare import Prepared, prepare
 from budgetlab.fitting.solve import Solution, solve
@@ -23,6 +24,8 @@ from budgetlab.values import CurveFit
 __all__ = ["fit", "fit_points", "refused", "report_fit"]
 
 _BAND_POINTS = 49
+_MISFIT = 0.01
+"""Below this probability a lack of fit is said, and a smaller law than asked for is not offered."""
 
 
 def fit(
@@ -143,6 +146,14 @@ def fit_points(
     if prepared.refusal:
         return refused(prepared.refusal, points, objective, record)
     solution = solve(points, prepared.law, objective, pinned=prepared.pinned, starts=starts, level=interval_level)
+    misfit = lack_of_fit(solution, points, noise or within_cell_noise(points))
+    misses = (
+        f"the curve misses the means of the runs by more than their scatter explains (p = {misfit:.1e})"
+        if misfit is not None
+        else ""
+    )
+    if prepared.reason and misfit is not None and misfit < _MISFIT:
+        return refused(f"{prepared.reason}; with that smaller law {misses}", points, objective, record)
     method, note = choose_interval(points, interval) if noise is None else ("pooled_t", None)
     draws, failed = np.empty((0, solution.design.size)), 0
     if resamples and method != "none" and solution.status is not FitStatus.NOT_CONVERGED:
@@ -151,8 +162,11 @@ def fit_points(
     else:
         method, note = "none", None
     notes = [note] if note else []
+    if misfit is not None and misfit < _MISFIT:
+        notes.append(f"{misses}: the intervals hold for the law, not for the truth")
     if failed:
         notes.append(f"{failed} of {resamples} resamples did not converge and are left out of the intervals")
+    solution = replace(solution, certificate=dict(solution.certificate) | {"lack_of_fit_p_value": misfit})
     return report_fit(
         prepared, solution, draws, method=method, level=interval_level, seed=seed, notes=notes, record=record
     )
@@ -174,11 +188,13 @@ def report_fit(
     points, law, objective = prepared.points, prepared.law, solution.objective
     params = solution.design.to_params(solution.theta, group)
     drawn = solution.design.to_params(draws, group) if len(draws) > 1 else {}
-    derived = {name: float(rule(params)) for name, rule in law.derived.items()}
-    everything = dict(drawn) | ({name: rule(drawn) for name, rule in law.derived.items()} if drawn else {})
-    intervals = {
-        name: percentile_interval(values, level) for name, values in everything.items() if name not in prepared.pinned
+    derived = {name: float(value) for name, value in law.derive(params).items() if np.isfinite(value)}
+    everything = dict(drawn) | (law.derive(drawn) if drawn else {})
+    # A resample at the edge (both exponents zero) leaves a derived quantity undefined.
+    everything = {
+        name: values[np.isfinite(values)] for name, values in everything.items() if name not in prepared.pinned
     }
+    intervals = {name: percentile_interval(values, level) for name, values in everything.items() if len(values) > 1}
     status, detail = solution.status, solution.detail
     if prepared.reason:
         detail = "; ".join(filter(None, (prepared.reason, detail)))
@@ -191,8 +207,7 @@ def report_fit(
         "params": {name: float(value) for name, value in params.items()},
         "derived": derived,
         "intervals": intervals,
-        "standard_errors": {name: float(np.std(values, ddof=1)) for name, values in everything.items()
-                            if name not in prepared.pinned},
+        "standard_errors": {name: float(np.std(everything[name], ddof=1)) for name in intervals},
         "interval_level": level,
         "interval_method": method if drawn else "none",
         "resamples": len(draws),

@@ -37,11 +37,12 @@ class Sample:
         """Make a sample, taking the logarithm once."""
         return cls(outcome, weights, np.log(outcome))
 
-    def take(self, rows: Array) -> Sample:
+    def take(self, rows: np.ndarray | slice) -> Sample:
         """Keep some problems."""
-        return Sample(*(part if part.ndim == 1 else part[rows] for part in self._parts()))
+        return Sample(*(part if part.ndim == 1 else part[rows] for part in self.parts()))
 
-    def _parts(self) -> tuple[Array, Array, Array]:
+    def parts(self) -> tuple[Array, Array, Array]:
+        """Return outcomes, weights and log outcomes."""
         return self.outcome, self.weights, self.log_outcome
 
 
@@ -215,10 +216,12 @@ def build_design(
             # A floor needs one feature of one row: broadcasting saves its exponentials.
             features.append(np.stack(column, axis=1) if term.exponents else np.ones((1, 1)))
         products = {
-            (k, m): (features[k][:, :, None] * features[m][:, None, :]).reshape(-1, features[k].shape[1] * features[m].shape[1])
+            (k, m): (features[k][:, :, None] * features[m][:, None, :]).reshape(
+                max(len(features[k]), len(features[m])), -1
+            )
             for k in range(len(features))
             for m in range(k, len(features))
-        }  # fmt: skip
+        }
         blocks.append(_Block(rows, tuple(features), products, g * raw_size))
     lower, upper = np.zeros(len(free)), np.zeros(len(free))
     low, high = float(np.log(outcome.min())), float(np.log(outcome.max()))
@@ -277,7 +280,7 @@ def evaluate(
         prediction = terms[0] + terms[1] if len(terms) > 1 else terms[0]
         for term in terms[2:]:
             prediction = prediction + term
-        outcome, weights, log_outcome = (part[..., block.rows] for part in sample._parts())
+        outcome, weights, log_outcome = (part[..., block.rows] for part in sample.parts())
         cost, first, second = objective.derivatives(np.log(prediction), outcome, log_outcome, damping)
         value += np.einsum("...n,...n->...", *np.broadcast_arrays(cost, weights))
         # Shares of the terms sum to one: d log(prediction) = sum of share * feature.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,13 @@ from budgetlab.fitting.table import Points
 __all__ = ["SENSITIVITY", "sensitivity_rows", "validation_rows"]
 
 SENSITIVITY = (
-    ("huber_log", 1e-4), ("huber_log", 1e-3), ("huber_log", 1e-2), ("lad", None), ("squared_log", None), ("squared", None),
-)  # fmt: skip
+    ("huber_log", 1e-4),
+    ("huber_log", 1e-3),
+    ("huber_log", 1e-2),
+    ("lad", None),
+    ("squared_log", None),
+    ("squared", None),
+)
 """Objectives, with delta where there is one, that the answer is compared across."""
 _MOST_WINDOWS = 5
 
@@ -52,7 +58,7 @@ def validation_rows(points: Points, objective: Objective, pinned: Mapping[str, f
         cut = levels[np.searchsorted(levels, cut) - 1]
     rows.append({"scheme": "largest"} | _held_out(points, size, size < cut, size >= cut, objective, pinned))
     windows = np.unique(np.linspace(len(levels) / 2, len(levels), _MOST_WINDOWS + 1).round().astype(int))
-    for first, last in zip(windows[:-1], windows[1:], strict=True):
+    for first, last in pairwise(windows):
         test = (size > levels[first - 1]) & (size <= levels[last - 1])
         rows.append(
             {"scheme": "expanding"} | _held_out(points, size, size <= levels[first - 1], test, objective, pinned)
@@ -114,7 +120,7 @@ def sensitivity_rows(
         rows.append(
             {"objective_name": name, "delta": delta, "status": str(solution.status)}
             | {key: float(value) for key, value in params.items()}
-            | {key: float(rule(params)) for key, rule in prepared.law.derived.items()}
+            | {key: float(value) for key, value in prepared.law.derive(params).items() if np.isfinite(value)}
             | {"prediction_tenfold": float(prepared.law.predict(params, tenfold))}
         )
     return tuple(rows)

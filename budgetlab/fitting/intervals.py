@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import fdtrc
 
-from budgetlab.errors import unknown_name
+from budgetlab.errors import CallerError, unknown_name
 from budgetlab.fitting.design import Sample
 from budgetlab.fitting.newton import minimise
 from budgetlab.fitting.solve import Solution
@@ -15,13 +16,13 @@ from budgetlab.fitting.table import Points
 from budgetlab.laws.base import Array
 from budgetlab.resampling import PooledVariance, bootstrap_weights, chunk_sizes, pool_variance, wild_multipliers
 
-__all__ = ["INTERVALS", "Draws", "choose_interval", "draw", "within_cell_noise"]
+__all__ = ["INTERVALS", "Draws", "choose_interval", "draw", "lack_of_fit", "within_cell_noise"]
 
 INTERVALS = {
     "none": "no interval",
     "rows": "bootstrap over rows, percentiles",
     "clusters": "bootstrap over clusters (runs), percentiles",
-    "wild": "wild bootstrap of the residuals (of whole clusters, where there are any), percentiles",
+    "wild": "wild bootstrap of the residuals (of whole clusters, where there are any) with the tails of t, percentiles",
     "pooled_t": "noise pooled over the cells of replicates, heavy-tailed as t with its degrees of freedom",
 }
 """Name and meaning of every kind of interval; ``auto`` chooses among them."""
@@ -56,6 +57,12 @@ def choose_interval(points: Points, asked: str) -> tuple[str, str | None]:
             asked = "wild" if clusters < _FEW_CLUSTERS else "clusters"
         else:
             asked = "wild" if len(points) < _FEW_CLUSTERS else "rows"
+    if asked == "pooled_t" and within_cell_noise(points) is None:
+        raise CallerError(
+            f"interval pooled_t, {len(points)} points",
+            "no two runs have the same inputs, so there is no scatter to pool",
+            "choose rows, clusters or wild",
+        )
     if asked in ("clusters", "wild") and 0 < clusters < _FEW_CLUSTERS:
         return asked, f"only {clusters} clusters: a bootstrap over so few gives intervals that are too narrow"
     return asked, None
@@ -78,6 +85,25 @@ def within_cell_noise(points: Points) -> PooledVariance | None:
         row[[replicates[label] for label in labels[where].tolist()]] = logs[where] - logs[where].mean()
         aligned.append(row)
     return pool_variance(aligned, [int(np.isfinite(row).sum()) - 1 for row in aligned])
+
+
+def lack_of_fit(solution: Solution, points: Points, noise: PooledVariance | None) -> float | None:
+    """Probability that scatter alone takes the cells' means as far from the curve as they are; None if untestable.
+
+    The F test of pure error: how far the curve misses the mean log outcome of each cell, against the scatter of the
+    replicates within cells.
+    """
+    cells = points.cells()
+    counts = np.bincount(cells)
+    freedom = len(counts) - solution.design.size
+    if noise is None or freedom < 1:
+        return None
+    missed = np.log(points.outcome) - solution.design.log_prediction(solution.theta[None])[0]
+    means = np.bincount(cells, weights=missed) / counts
+    if noise.sd == 0:
+        return 0.0 if np.abs(means).max() > 1e-9 else 1.0
+    ratio = float((counts * means**2).sum()) / freedom / noise.sd**2
+    return float(fdtrc(freedom, noise.degrees_of_freedom, ratio))
 
 
 def _unaligned(residuals: list[Array]) -> list[Array]:
@@ -118,9 +144,9 @@ def draw(
     """
     kept, failed = [np.empty((0, solution.design.size))], 0
     for sample in _resampled(solution, points, method, resamples, rng, noise):
-        size = len(sample.outcome if sample.outcome.ndim == 2 else sample.weights)
+        size = next(len(part) for part in (sample.outcome, sample.weights) if part.ndim == 2)
         start = np.broadcast_to(solution.theta, (size, solution.design.size))
-        optima = minimise(solution.design, start, sample, solution.objective, damping=0.1, tolerance=1e-10)
+        optima = minimise(solution.design, start, sample, solution.objective.for_draws, damping=0.1, tolerance=1e-10)
         kept.append(optima.theta[optima.converged])
         failed += int((~optima.converged).sum())
     return Draws(np.vstack(kept), failed)
@@ -143,11 +169,7 @@ def _resampled(
         return
     log_prediction = solution.design.log_prediction(solution.theta[None])[0]
     if method == "wild":
-        # Residuals of a fit are too small by the share of points that the parameters use up.
-        used = min(solution.design.size / len(points), 0.9)
-        residual = (np.log(outcome) - log_prediction) / np.sqrt(1 - used)
-        for factors in wild_multipliers(len(points), resamples, rng, _labels(points.clusters)):
-            yield Sample.of(np.exp(log_prediction + factors * residual), weights)
+        yield from _flipped(solution, points, resamples, rng, log_prediction)
         return
     noise = noise or within_cell_noise(points)
     if noise is None:
@@ -161,6 +183,30 @@ def _resampled(
         common = rng.standard_normal((size, codes.max() + 1))[:, codes]
         errors = sd * (shared * common + own * rng.standard_normal((size, len(points))))
         yield Sample.of(np.exp(log_prediction + errors), weights)
+
+
+def _flipped(
+    solution: Solution, points: Points, resamples: int, rng: np.random.Generator, log_prediction: Array
+) -> Iterator[Sample]:
+    """Give each cluster's residuals, together, a random sign and size.
+
+    Residuals of a fit are too small by the share of clusters that its parameters use up, and few clusters call for
+    the tails of t. A robust fit uses points up whole: it passes exactly through some, whose residuals are replaced by
+    the median size of the others.
+    """
+    residual = np.log(points.outcome) - log_prediction
+    size = solution.design.size
+    if solution.objective.name in ("huber_log", "lad") and len(points) > 2 * size:
+        through = np.argsort(np.abs(residual), kind="stable")[:size]
+        others = np.delete(np.abs(residual), through)
+        residual[through] = np.where(residual[through] < 0, -1.0, 1.0) * np.median(others)
+    labels = np.arange(len(points)) if points.clusters is None else points.clusters
+    units = len(np.unique(labels))
+    freedom = max(1, units - size)
+    residual = residual * np.sqrt(units / freedom)
+    for factors in wild_multipliers(len(points), resamples, rng, labels.tolist()):
+        tails = np.sqrt(freedom / rng.chisquare(freedom, size=(len(factors), 1)))
+        yield Sample.of(np.exp(log_prediction + tails * factors * residual), points.weights)
 
 
 def _labels(labels: np.ndarray | None) -> list[object] | None:

@@ -21,6 +21,8 @@ __all__ = ["Optimum", "minimise"]
 _LONGEST_STEP = 3.0
 _EASE, _BRACE = 0.3, 30.0
 """Factors on the damping after a step that lowered the objective, and after one that did not."""
+_MOST_CELLS = 1_000_000
+"""Problems times points solved at once: about 200 MB of temporaries."""
 _TINY = 1e-28
 """Below this an objective is zero to rounding: noise-free data end here."""
 
@@ -46,10 +48,23 @@ class Optimum:
     theta: Array
     value: Array
     gradient: Array
-    hessian: Array
     decrement: Array
     converged: np.ndarray
     iterations: int
+
+    def improved(self, row: int, other: Optimum) -> Optimum:
+        """Replace one problem's end by the only end in `other`."""
+        ends = []
+        for old, new in (
+            (self.theta, other.theta),
+            (self.value, other.value),
+            (self.gradient, other.gradient),
+            (self.decrement, other.decrement),
+            (self.converged, other.converged),
+        ):
+            ends.append(old.copy())
+            ends[-1][row] = new[0]
+        return Optimum(*ends, iterations=self.iterations + other.iterations)
 
 
 def minimise(
@@ -86,6 +101,23 @@ def minimise(
     """
     theta = np.clip(start, design.lower, design.upper)
     held = np.zeros(theta.shape, dtype=bool) if fixed is None else fixed
+    most = max(1, _MOST_CELLS // sample.outcome.shape[-1])
+    if len(theta) > most:
+        parts = [
+            minimise(
+                design, theta[rows], sample.take(rows), objective, fixed=held[rows], damping=damping,
+                tolerance=tolerance, max_iterations=max_iterations,
+            )
+            for rows in (slice(first, first + most) for first in range(0, len(theta), most))
+        ]  # fmt: skip
+        return Optimum(
+            np.concatenate([part.theta for part in parts]),
+            np.concatenate([part.value for part in parts]),
+            np.concatenate([part.gradient for part in parts]),
+            np.concatenate([part.decrement for part in parts]),
+            np.concatenate([part.converged for part in parts]),
+            max(part.iterations for part in parts),
+        )
     iterations, result = 0, None
     last = objective.stages[-1]
     for stage in objective.stages:
@@ -94,9 +126,7 @@ def minimise(
         result = _descend(design, theta, sample, stage, held, damping, bar, most)
         theta, iterations = result.theta, iterations + result.iterations
     assert result is not None
-    return Optimum(
-        result.theta, result.value, result.gradient, result.hessian, result.decrement, result.converged, iterations
-    )
+    return Optimum(result.theta, result.value, result.gradient, result.decrement, result.converged, iterations)
 
 
 def _descend(
@@ -111,9 +141,13 @@ def _descend(
 ) -> Optimum:
     problems, size = theta.shape
     final = Optimum(
-        theta.copy(), np.zeros(problems), np.zeros((problems, size)), np.zeros((problems, size, size)),
-        np.full(problems, np.inf), np.zeros(problems, dtype=bool), 0,
-    )  # fmt: skip
+        theta.copy(),
+        np.zeros(problems),
+        np.zeros((problems, size)),
+        np.full(problems, np.inf),
+        np.zeros(problems, dtype=bool),
+        0,
+    )
     alive = np.arange(problems)
     damping = np.full((problems, 1), first_damping)
     value, gradient, hessian = evaluate(design, theta, sample, objective, damping)
@@ -122,16 +156,15 @@ def _descend(
     iteration = 0
     for iteration in range(max_iterations + 1):
         decrement = -0.5 * slope
-        converged = decrement <= tolerance * value + _TINY
+        converged = decrement <= tolerance * np.abs(value) + _TINY
         # A step that no longer lowers the value at 1e-8 of its length has met rounding.
         stalled = length < 1e-8
         done = converged | stalled | (iteration == max_iterations)
         if done.any():
             rows = alive[done]
             final.theta[rows], final.value[rows] = theta[done], value[done]
-            final.gradient[rows], final.hessian[rows] = gradient[done], hessian[done]
-            final.decrement[rows] = decrement[done]
-            final.converged[rows] = decrement[done] <= 1e3 * tolerance * value[done] + _TINY
+            final.gradient[rows], final.decrement[rows] = gradient[done], decrement[done]
+            final.converged[rows] = decrement[done] <= 1e3 * tolerance * np.abs(value[done]) + _TINY
             keep = ~done
             if not keep.any():
                 break
@@ -141,7 +174,7 @@ def _descend(
         trial = np.clip(theta + length[:, None] * step, design.lower, design.upper)
         new_value, new_gradient, new_hessian = evaluate(design, trial, sample, objective, damping)
         expected = np.einsum("rp,rp->r", gradient, trial - theta)
-        accepted = new_value <= value + 1e-4 * np.minimum(expected, 0.0) + 4e-16 * value
+        accepted = new_value <= value + 1e-4 * np.minimum(expected, 0.0) + 4e-16 * np.abs(value)
         if accepted.all():
             theta, value, gradient, hessian = trial, new_value, new_gradient, new_hessian
             length[:] = 1.0
@@ -152,7 +185,7 @@ def _descend(
         eased = np.where(damping > 1e-6, _EASE * damping, 0.0)
         damping = np.where(accepted[:, None], eased, np.clip(_BRACE * damping, 0.01, 1.0))
         step, slope = _direction(design, theta, gradient, hessian, held)
-    return Optimum(final.theta, final.value, final.gradient, final.hessian, final.decrement, final.converged, iteration)
+    return Optimum(final.theta, final.value, final.gradient, final.decrement, final.converged, iteration)
 
 
 def _direction(design: Design, theta: Array, gradient: Array, hessian: Array, held: np.ndarray) -> tuple[Array, Array]:

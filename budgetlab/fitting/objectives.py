@@ -23,6 +23,7 @@ OBJECTIVES = {
 }
 """Name and definition of every objective."""
 
+_INTERNAL = ("_smooth_lad", "_coarse_lad")
 LAD_DELTAS = tuple(1e-2 * 0.3**k for k in range(14))
 """Least absolute deviations is the limit of sqrt(r^2 + delta^2): it is reached by this continuation.
 
@@ -50,18 +51,24 @@ class Objective:
     asymmetry: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.name not in (*OBJECTIVES, "_smooth_lad"):
+        if self.name not in (*OBJECTIVES, *_INTERNAL):
             raise unknown_name("objective", self.name, OBJECTIVES)
         for what, value in (("delta", self.delta), ("asymmetry", self.asymmetry)):
             if not (np.isfinite(value) and value > 0):
                 raise CallerError(f"{what} = {value!r}", "not a positive number", "give one above zero")
 
     @property
+    def for_draws(self) -> Objective:
+        """What to minimise in resamples: least absolute deviations to a millionth, any other objective itself."""
+        return Objective("_coarse_lad", self.delta, self.asymmetry) if self.name == "lad" else self
+
+    @property
     def stages(self) -> tuple[Objective, ...]:
         """The smooth problems to solve in turn; the last one is the objective itself, or as good as it."""
-        if self.name != "lad":
+        if self.name not in ("lad", "_coarse_lad"):
             return (self,)
-        return tuple(Objective("_smooth_lad", delta, self.asymmetry) for delta in LAD_DELTAS)
+        deltas = LAD_DELTAS if self.name == "lad" else LAD_DELTAS[:9]
+        return tuple(Objective("_smooth_lad", delta, self.asymmetry) for delta in deltas)
 
     def value(self, log_prediction: Array, outcome: Array, weights: Array) -> Array:
         """Return the objective itself, summed over the last axis."""

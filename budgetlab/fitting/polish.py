@@ -57,7 +57,7 @@ def polish_lad(design: Design, theta: Array, sample: Sample, objective: Objectiv
             bounds=[*zip(low / scale, high / scale, strict=True), *[(0.0, None)] * (2 * points)],
             method="highs",
         )
-        if found.x is None:
+        if found.x is None or found.fun is None:
             return theta, decrease
         decrease = max(0.0, 1.0 - float(found.fun) * scale / max(value, 1e-300))
         trial = np.clip(theta + scale * found.x[: design.size], design.lower, design.upper)

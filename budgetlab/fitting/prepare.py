@@ -28,8 +28,18 @@ class Prepared:
     refusal: str = ""
 
 
-def prepare(points: Points, pinned: Mapping[str, float]) -> Prepared:
+def prepare(points: Points, pinned: Mapping[str, float], *, saturated: bool = False) -> Prepared:
     """Find the law that the points can carry: the one asked for, or a smaller one, or none.
+
+    Parameters
+    ----------
+    points
+        Checked points.
+    pinned
+        Parameters held at a value.
+    saturated
+        Whether a law may have as many parameters as there are distinct inputs: it then passes through the points
+        and is no more than a smooth way to interpolate between them.
 
     Raises
     ------
@@ -67,14 +77,15 @@ def prepare(points: Points, pinned: Mapping[str, float]) -> Prepared:
     if not law.inputs:
         return Prepared(points, law, pinned, refusal=f"{reasons[0]}, and nothing else does")
     cells = len(np.unique(points.cells()))
-    if cells <= len(free) and law.floor in free:
+    carried = cells + 1 if saturated else cells
+    if carried <= len(free) and law.floor in free:
         reasons.append(
             f"{cells} distinct inputs cannot identify {len(free)} parameters, so the floor {law.floor} is taken as 0"
         )
         law = law.without(law.floor)
         free = [name for name in law.params if name not in pinned]
     refusal = ""
-    if cells <= len(free) or not free:
+    if carried <= len(free) or not free:
         refusal = f"{cells} distinct inputs cannot carry {len(free)} free parameters ({', '.join(free) or 'none'})"
     return Prepared(replace(points, law=law), law, pinned, "; ".join(reasons), refusal)
 

@@ -74,18 +74,21 @@ def run_values(scores: pd.DataFrame, y: str) -> pd.DataFrame:
             f"{first['run_seed']} on {first['task']}",
             "keep one score per run, task and fine-tuning seed",
         )
-    compute = [c for c in COMPUTE_COLUMNS if c in rows.columns and c not in _RUN]
-    extra = {c: (c, "mean") for c in compute} | {
+    carried = [c for c in COMPUTE_COLUMNS if c in rows.columns and c not in _RUN]
+    of_task = {c: (c, "mean") for c in carried} | {
+        "value": ("value", "mean"),
         "higher_is_better": ("higher_is_better", "first"),
         "finetune_seeds": ("value", "size"),
     }
     if "teacher_seed" in rows.columns:
-        extra["teachers"] = ("teacher_seed", "nunique")
-    per_task = rows.groupby([*_RUN, "task"], dropna=False, sort=False).agg(value=("value", "mean"), **extra)
-    runs = per_task.reset_index().groupby(_RUN, dropna=False, sort=False).agg(
-        value=("value", "mean"), num_tasks=("value", "size"), higher_is_better=("higher_is_better", "first"),
-        finetune_seeds=("finetune_seeds", "min"), **{c: (c, "first") for c in (*compute, *(["teachers"] if "teachers" in extra else []))},
-    ).reset_index()  # fmt: skip
+        of_task["teachers"] = ("teacher_seed", "nunique")
+    of_run = {c: (c, "first") for c in of_task} | {
+        "value": ("value", "mean"),
+        "finetune_seeds": ("finetune_seeds", "min"),
+        "num_tasks": ("value", "size"),
+    }
+    per_task = rows.groupby([*_RUN, "task"], dropna=False, sort=False).agg(**of_task).reset_index()
+    runs = per_task.groupby(_RUN, dropna=False, sort=False).agg(**of_run).reset_index()
     complete = runs["num_tasks"] == len(wanted)
     result = runs[complete].sort_values(["arm", "budget_amount", "run_seed"], kind="stable", ignore_index=True)
     result.attrs["missing"] = int((~complete).sum())

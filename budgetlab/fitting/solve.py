@@ -32,6 +32,9 @@ _START_ITERATIONS = 60
 _WIDTH = 3.0
 """A parameter is determined when its profile interval is closed and its ends are within this factor."""
 
+_EXACT = 1e-9
+_TRACE = 1e-2
+"""A floor below this share of the smallest outcome is tried at zero."""
 _SHORTEST_SPAN = 2.0
 """An input that varies less says nothing of its power: any steep curve is straight over so short a stretch."""
 
@@ -95,7 +98,8 @@ def solve(
     best = int(optima.value.argmin())
     if not optima.converged[best]:
         again = minimise(design, optima.theta[best][None], sample, objective, max_iterations=1000)
-        optima = _replaced(optima, best, again)
+        optima = optima.improved(best, again)
+    optima = _without_a_trace(optima, best, design, sample, objective)
     theta = optima.theta[best]
     decrease = float(optima.decrement[best]) / max(float(optima.value[best]), 1e-300)
     ended = bool(optima.converged[best])
@@ -126,17 +130,18 @@ def _starts(design: Design, points: Points, groups: Sequence[str] | None, count:
     return design.to_theta(cut)
 
 
-def _replaced(optima: Optimum, row: int, one: Optimum) -> Optimum:
-    def put(old: Array, new: Array) -> Array:
-        old = old.copy()
-        old[row] = new[0]
-        return old
+def _without_a_trace(optima: Optimum, best: int, design: Design, sample: Sample, objective: Objective) -> Optimum:
+    """Put floors that have all but vanished on their bound, where that is better.
 
-    return Optimum(
-        put(optima.theta, one.theta), put(optima.value, one.value), put(optima.gradient, one.gradient),
-        put(optima.hessian, one.hessian), put(optima.decrement, one.decrement),
-        put(optima.converged, one.converged), optima.iterations + one.iterations,
-    )  # fmt: skip
+    A floor nears zero in equal steps of its logarithm, each worth less than the last: Newton would stop on the way.
+    """
+    floors = np.array([name.partition("[")[0] == design.law.floor for name in design.names])
+    theta = optima.theta[best].copy()
+    theta[floors & (theta < np.log(_TRACE * sample.outcome.min()))] = -np.inf
+    if np.isfinite(theta).all():
+        return optima
+    again = minimise(design, theta[None], sample, objective)
+    return optima.improved(best, again) if again.value[0] <= optima.value[best] else optima
 
 
 def _certified(
@@ -154,7 +159,8 @@ def _certified(
     points: Points,
 ) -> Solution:
     smooth_value = float(optima.value[best])
-    exact = smooth_value < 1e-20
+    # Noise-free data: what is left of the objective is rounding, and no ratio of it means anything.
+    exact = float(np.abs(sample.log_outcome - design.log_prediction(theta[None])[0]).max()) < _EXACT
     # The worst of the starts, so that the two solvers have nothing in common but the problem.
     other = _second_value(design, start[-1], sample, objective, smooth_value)
     if other > value * (1 + 1e-6):
@@ -162,7 +168,11 @@ def _certified(
     gap = 0.0 if exact else max(0.0, value / max(other, 1e-300) - 1)
     agreeing = int((optima.value <= smooth_value * (1 + GAP_TOLERANCE) + 1e-25).sum())
     judged = [name for name in design.names if name.partition("[")[0] in design.law.params]
-    profiles = profile(design, theta, sample, objective, tuple(judged), level, points.clusters)
+    profiles = (
+        {name: Profile(end, end, end) for name, end in zip(design.names, theta.tolist(), strict=True)}
+        if exact
+        else profile(design, theta, sample, objective, tuple(judged), level, points.clusters)
+    )
     distinct = basins(optima, best)
     rivals = [] if exact else _rivals(design, sample, objective, optima, distinct, theta, level, points.clusters)
     hits = bounds_hit(design, theta)

@@ -169,7 +169,7 @@ def _flags(points: Points, asked: str) -> tuple[str, ...]:
     repeated = len(points) - len(np.unique(stacked, axis=0))
     if repeated:
         flags.append(
-            f"{repeated} of {len(points)} rows repeat another row's inputs and outcome exactly: duplicated runs count twice"
+            f"{repeated} of {len(points)} rows repeat another row's inputs and outcome: duplicated runs count twice"
         )
     for name in (*points.law.inputs, points.law.outcome):
         values = points.outcome if name == points.law.outcome else points.inputs[name]

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from budgetlab.errors import CallerError
-from budgetlab.laws.base import Array
 from budgetlab.laws import Law, Term, get_law
+from budgetlab.laws.base import Array
 from budgetlab.values import CurveFit
 
 __all__ = ["fits_table", "optimum", "predict"]

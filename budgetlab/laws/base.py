@@ -135,6 +135,12 @@ class Law:
             total = total + np.exp(exponent)
         return total
 
+    def derive(self, params: Mapping[str, float | Array]) -> dict[str, Array]:
+        """Compute what follows from the parameters; NaN where that is undefined."""
+        arrays = {name: np.asarray(value, dtype=float) for name, value in params.items()}
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return {name: np.asarray(rule(arrays)) for name, rule in self.derived.items()}
+
     def without(self, *coefficients: str) -> Law:
         """Return the smaller law that lacks these terms, named by its shape, such as ``power without E``."""
         terms = tuple(term for term in self.terms if term.coefficient not in coefficients)
@@ -210,7 +216,7 @@ def _nonnegative(gram: Array, moment: Array, total: float) -> tuple[Array, Array
     best, error = np.zeros((points, terms)), np.full(points, total)
     pending = np.arange(points)
     for size in range(terms, 0, -1):
-        for kept in combinations(range(terms), size):
+        for kept in map(np.array, combinations(range(terms), size)):
             sub = gram[np.ix_(pending, kept, kept)]
             ridge = 1e-13 * np.trace(sub, axis1=1, axis2=2)[:, None, None] * np.eye(size)
             solution = np.linalg.solve(sub + ridge, moment[np.ix_(pending, kept)][..., None])[..., 0]
@@ -228,7 +234,7 @@ def _nonnegative(gram: Array, moment: Array, total: float) -> tuple[Array, Array
     return best, error
 
 
-def _spread(error: Array, exponents: Array, count: int) -> Array:
+def _spread(error: Array, exponents: Array, count: int) -> NDArray[np.intp]:
     """Take the best half of `count`, then the most distant among the best tenth of the grid."""
     order = np.argsort(error, kind="stable")
     chosen = list(order[: (count + 1) // 2])

@@ -22,7 +22,6 @@ from budgetlab.reporting.figures import (
     render,
     scores_table,
 )
-from budgetlab.reporting.files import write_whole
 from budgetlab.reporting.frames import interval_note, per_run, scores_frame, summarise
 from budgetlab.reporting.gates import Gate, learning_gates
 from budgetlab.reporting.page import Section, figure_html, gates_html, list_html, page_html, pairs_html, sheet_html
@@ -41,6 +40,7 @@ from budgetlab.reporting.tables import (
     status_sheet,
     verdict_sheet,
 )
+from budgetlab.store import write_whole
 from budgetlab.values import CostProfile, CurveFit, Environment, Plan, RunRecord, Score, Verdict
 
 if TYPE_CHECKING:

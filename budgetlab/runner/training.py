@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -157,7 +158,7 @@ class Training:
         )
         self.store.append_point(self.unit.run_id, point)
 
-    def _spent(self) -> dict[str, float]:
+    def _spent(self) -> dict[str, Any]:
         """What was really fed and drawn so far, and what it cost at the profile's prices per position and target."""
         cost = self.unit.cost
         return {

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from budgetlab.reporting.files import write_whole
 from budgetlab.reporting.frames import YARDSTICKS
 
 if TYPE_CHECKING:
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+
+from budgetlab.store import write_whole
 
 __all__ = [
     "COLUMN_INCHES",

@@ -1,0 +1,237 @@
+"""Plans are run exactly, once, and to the bit whatever interrupts them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from small import write_small_study
+
+from budgetlab.batches import Batches
+from budgetlab.checkpoint import load_checkpoint
+from budgetlab.corpus import Corpus, build_corpus
+from budgetlab.errors import BudgetlabError
+from budgetlab.planner import plan
+from budgetlab.profiler import profile
+from budgetlab.runner import run
+from budgetlab.step import TrainingStep
+from budgetlab.store import Store
+from budgetlab.studies import Study, dump_study, load_study
+from budgetlab.values import Plan, RunRecord
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("study")
+
+
+@pytest.fixture(scope="module")
+def study(folder: Path) -> Study:
+    return load_study(write_small_study(folder))
+
+
+@pytest.fixture(scope="module")
+def corpus(study: Study, folder: Path) -> Corpus:
+    return build_corpus(study.corpus, roots=study.data_roots, cache=folder / "cache")
+
+
+@pytest.fixture(scope="module")
+def made(study: Study) -> Plan:
+    return plan(study, profile(study, count_only=True))
+
+
+@pytest.fixture(scope="module")
+def finished(made: Plan, corpus: Corpus, folder: Path) -> tuple[Store, list[RunRecord]]:
+    store = Store(folder / "results", "small")
+    return store, run(made, corpus, store)
+
+
+def hashes(records: list[RunRecord]) -> dict[str, str | None]:
+    return {record.run_id: record.weights_hash for record in records}
+
+
+def without_time(record: RunRecord) -> RunRecord:
+    points = tuple(point.model_copy(update={"device_seconds": 0.0}) for point in record.points)
+    return record.model_copy(update={"device_seconds": 0.0, "points": points})
+
+
+def test_every_run_spends_what_was_planned(made: Plan, finished) -> None:
+    _, records = finished
+    rungs = [record for record in records if record.kind == "rung"]
+    assert len(rungs) == len(made.schedules) * len(made.seeds)
+    for record in rungs:
+        schedule = record.schedule
+        assert record.status == "complete"
+        assert (record.steps, record.tokens) == (schedule.steps, schedule.tokens)
+        assert record.target_tokens == schedule.target_tokens
+        assert record.required_flops == pytest.approx(schedule.required_flops)
+        assert record.required_flops <= schedule.budget.amount
+        assert record.points[-1].step == record.steps and record.points[-1].tokens == record.tokens
+        assert record.points[0].step > schedule.steps - schedule.cooldown_steps
+
+
+def test_a_rung_is_the_run_it_would_be_alone(made: Plan, corpus: Corpus, tmp_path: Path, finished) -> None:
+    _, branched = finished
+    separate = made.model_copy(update={"ladder": "separate", "seeds": (1,)})
+    alone = run(separate, corpus, Store(tmp_path, "small"))
+    expected = hashes([record for record in branched if record.kind == "rung" and record.run_seed == 1])
+    assert expected.items() <= hashes(alone).items()
+
+
+def test_arms_start_alike_and_seeds_differ(finished) -> None:
+    store, records = finished
+    by_arm = {r.arm: r for r in records if r.kind == "trunk" and r.run_seed == 0}
+    embeddings = "student.model.bert.embeddings.position_embeddings.weight"
+    tensors = {arm: load_checkpoint(sorted(store.checkpoints(r.run_id).iterdir())[-1])[0] for arm, r in by_arm.items()}
+    # Positions beyond the sequence are never trained, and decay of weights moves them alike at equal steps only.
+    assert all(torch.isfinite(t[embeddings]).all() for t in tensors.values())
+    assert len({r.weights_hash for r in records}) == len(records)
+
+
+def test_a_finished_plan_runs_nothing(made: Plan, corpus: Corpus, finished, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, records = finished
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("a finished unit was run again")
+
+    monkeypatch.setattr(TrainingStep, "run", never)
+    assert run(made, corpus, store) == records
+
+
+def test_checkpoints_may_be_deleted_once_all_is_done(made: Plan, corpus: Corpus, tmp_path: Path, finished) -> None:
+    import shutil
+
+    store, records = finished
+    copy = Store(tmp_path, "small")
+    shutil.copytree(store.folder, copy.folder, ignore=shutil.ignore_patterns("checkpoints"))
+    assert run(made, corpus, copy) == records
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("arm", ["no_kd", "vanilla_kd", "minilm", "tinybert"])
+def test_a_run_that_is_stopped_anywhere_ends_with_the_same_bits(
+    arm: str, made: Plan, corpus: Corpus, tmp_path: Path, finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, records = finished
+    one_arm = made.model_copy(
+        update={
+            "seeds": (0,),
+            "arms": {arm: made.arms[arm]},
+            "schedules": tuple(s for s in made.schedules if s.arm == arm),
+            "teachers": made.teachers if made.arms[arm].teacher else (),
+        }
+    )
+    monkeypatch.setattr("budgetlab.runner.training.CHECKPOINT_EVERY_SECONDS", 0.0)
+    store = Store(tmp_path, "small")
+    step = Batches.step
+    calls = 0
+
+    def failing(self: Batches, *args: int):
+        nonlocal calls
+        calls += 1
+        if calls % 23 == 0:
+            raise Stop
+        return step(self, *args)
+
+    monkeypatch.setattr(Batches, "step", failing)
+    for _ in range(50):
+        try:
+            resumed = run(one_arm, corpus, store)
+            break
+        except Stop:
+            continue
+    expected = {record.run_id: without_time(record) for record in records}
+    assert calls > 46
+    for record in resumed:
+        same = without_time(record).model_copy(update={"points": ()})
+        assert same == expected[record.run_id].model_copy(update={"points": ()})
+        assert record.points[-1].losses.keys() == expected[record.run_id].points[-1].losses.keys()
+
+
+def test_a_loss_that_is_not_finite_ends_its_unit_alone(
+    made: Plan, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_step = TrainingStep.run
+
+    def poisoned(self: TrainingStep, *args: object, **kwargs: object):
+        terms = run_step(self, *args, **kwargs)  # type: ignore[arg-type]
+        if self.arm == "minilm":
+            terms["queries"] = terms["queries"] * float("nan")
+        return terms
+
+    monkeypatch.setattr(TrainingStep, "run", poisoned)
+    small = made.model_copy(update={"ladder": "separate", "seeds": (0,), "schedules": made.schedules[:4]})
+    status = {record.arm: record.status for record in run(small, corpus, Store(tmp_path, "small"))}
+    assert status.pop("minilm") == "failed"
+    assert status == dict.fromkeys(("teacher", "no_kd", "vanilla_kd", "tinybert"), "complete")
+    record = next(r for r in Store(tmp_path, "small").records() if r.arm == "minilm")
+    assert "arm minilm: not finite by step" in record.message
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(
+    made: Plan, corpus: Corpus, tmp_path: Path, finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, records = finished
+    small = made.model_copy(update={"seeds": (0,), "schedules": tuple(s for s in made.schedules if s.arm == "no_kd")})
+    small = small.model_copy(update={"arms": {"no_kd": made.arms["no_kd"]}, "teachers": ()})
+    store = Store(tmp_path, "small")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("budgetlab.runner.training.save_checkpoint", full)
+        with pytest.raises(BudgetlabError, match=r"No space left on device.*nothing is lost") as caught:
+            run(small, corpus, store)
+        assert caught.value.exit_status == 1
+    assert hashes(run(small, corpus, store)).items() <= hashes(records).items()
+
+
+def command(folder: Path) -> list[str]:
+    return [sys.executable, "-m", "budgetlab", "run", str(folder / "small" / "plan.json")]
+
+
+@pytest.fixture(scope="module")
+def longer(study: Study) -> Plan:
+    """Two arms with enough steps to be killed in the middle of one."""
+    arms = {name: study.arms[name] for name in ("no_kd", "minilm")}
+    return plan(
+        study.model_copy(update={"arms": arms, "seeds": (0,)}), profile(study, count_only=True), budgets=(2e9, 6e9)
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(longer: Plan, corpus: Corpus, folder: Path) -> dict[str, str | None]:
+    return hashes(run(longer, corpus, Store(folder / "uninterrupted", "small")))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_command_goes_on_from_its_checkpoint(
+    number: int, longer: Plan, study: Study, folder: Path, uninterrupted: dict[str, str | None]
+) -> None:
+    results = folder / f"killed-{number}"
+    store = Store(results, "small")
+    store.write_plan(longer)
+    store.write_study(dump_study(study))
+    environment = {**os.environ, "BUDGETLAB_DATA_ROOT": str(folder)}
+    process = subprocess.Popen(command(results), env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    # Once a trunk has its first branch point, the process is in the middle of a unit.
+    while not list(store.folder.glob("runs/no_kd-trunk-*/checkpoints/step_*")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 130)
+    if number == signal.SIGINT:
+        assert errors.strip().splitlines()[-1].startswith("budgetlab: stopped; what was finished is kept")
+    assert len(store.records()) < len(uninterrupted)
+    subprocess.run(command(results), env=environment, check=True, capture_output=True)
+    assert hashes(store.records()) == uninterrupted

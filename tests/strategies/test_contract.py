@@ -1,0 +1,151 @@
+"""What every strategy must hold; one that is added to the folder is picked up on arrival."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from budgetlab.batches import Batches
+from budgetlab.errors import CallerError
+from budgetlab.step import TrainingStep, build_step, to_device
+from budgetlab.strategies import build_strategy, strategy_names
+from budgetlab.values import Batch, ModelSpec, Recipe, SpecialIds, StrategySpec
+
+STUDENT = ModelSpec(num_layers=2, hidden_size=32, num_heads=2, intermediate_size=64, vocab_size=120)
+TEACHER = ModelSpec(num_layers=4, hidden_size=64, num_heads=2, intermediate_size=128, vocab_size=120)
+RECIPE = Recipe(seq_len=16, batch_tokens=128, dtype="float32", attention="sdpa")
+NAMES = strategy_names()
+
+
+def make(name: str, student: ModelSpec = STUDENT, recipe: Recipe = RECIPE, **settings: Any) -> TrainingStep:
+    strategy = build_strategy(StrategySpec(name=name, **settings))
+    teacher = TEACHER if strategy.uses_teacher else None
+    return build_step(name, strategy, student, teacher, recipe, seed=0, device="cpu")
+
+
+def batches(seed: int = 0) -> Batches:
+    # A second-order pattern, so that there is something to learn.
+    draw = np.random.default_rng(0).integers(5, 30, size=4000)
+    stream = np.stack([draw, draw + 30, draw + 60], axis=1).ravel().astype(np.uint16)
+    special = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
+    return Batches(stream, special, 120, seq_len=16, masked_per_sequence=2, run_seed=seed)
+
+
+def gradients(step: TrainingStep, batch: Batch) -> dict[str, torch.Tensor]:
+    step.forward_backward(batch)
+    found = {name: parameter.grad.clone() for name, parameter in step.trained.items() if parameter.grad is not None}
+    for parameter in step.trained.values():
+        parameter.grad = None
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_terms_are_float32_scalars_under_autocast(name: str) -> None:
+    step = make(name, recipe=RECIPE.model_copy(update={"dtype": "bfloat16"}))
+    batch = to_device(batches().step(0, 8), torch.device("cpu"))
+    terms = step.loss(batch, step.student_forward(batch), step.teacher_forward(batch))
+    assert terms and all(term.dtype == torch.float32 and term.ndim == 0 for term in terms.values())
+    assert all(torch.isfinite(term) for term in terms.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_everything_gives_the_loss_and_gradient_of_lean(name: str) -> None:
+    batch = to_device(batches().step(0, 8), torch.device("cpu"))
+    lean, full = make(name), make(name, recipe=RECIPE.model_copy(update={"execute": "everything"}))
+    one, other = (step.forward_backward(batch) for step in (lean, full))
+    assert one.keys() == other.keys()
+    for term in one:
+        torch.testing.assert_close(one[term], other[term], rtol=1e-5, atol=1e-7)
+    assert lean.idle_parameters == full.idle_parameters
+    for name_, gradient in lean.trained.items():
+        torch.testing.assert_close(gradient.grad, full.trained[name_].grad, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_lean_attention_is_the_same_by_kernel_and_by_formula(name: str) -> None:
+    batch = to_device(batches().step(0, 8), torch.device("cpu"))
+    found = [
+        make(name, recipe=RECIPE.model_copy(update={"attention": a})).forward_backward(batch) for a in ("sdpa", "eager")
+    ]
+    for term in found[0]:
+        torch.testing.assert_close(found[0][term], found[1][term], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_micro_batches_add_up_to_one_large_batch(name: str) -> None:
+    batch = batches().step(0, 8)
+    weights = []
+    for micro in (None, 3, 1):
+        step = make(name)
+        step.run(batch, 1e-2, micro_batch_sequences=micro)
+        weights.append(
+            {key: value.clone() for key, value in step.tensors().items() if not key.startswith("optimizer.step")}
+        )
+    for other in weights[1:]:
+        for key, value in weights[0].items():
+            torch.testing.assert_close(value, other[key], rtol=1e-3, atol=2e-5, msg=key)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_appended_padding_changes_nothing(name: str) -> None:
+    step = make(name)
+    batch = to_device(batches().step(0, 4), torch.device("cpu"))
+    length = batch.input_ids.shape[1]
+    padded = Batch(
+        input_ids=torch.cat([batch.input_ids, torch.full((4, 5), 7)], dim=1),
+        target_positions=batch.target_positions // length * (length + 5) + batch.target_positions % length,
+        target_ids=batch.target_ids,
+        attention_mask=torch.arange(length + 5).expand(4, -1) < length,
+    )
+    plain, with_pads = step.forward_backward(batch), step.forward_backward(padded)
+    for term in plain:
+        torch.testing.assert_close(plain[term], with_pads[term], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_lowers_its_own_loss(name: str) -> None:
+    step, data = make(name), batches()
+    means = []
+    for start in (0, 60):
+        losses = []
+        for i in range(start, start + 20):
+            terms = step.run(data.step(i, 8), 3e-3)
+            losses.append(sum(float(value) for key, value in terms.items() if key != "gradient_norm"))
+        means.append(np.mean(losses))
+        for i in range(20, 60):
+            step.run(data.step(i, 8), 3e-3)
+    assert means[1] < 0.995 * means[0]  # of vanilla_kd most is the entropy of the untrained teacher
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_idle_parameters_stay_as_they_were_and_the_teacher_too(name: str) -> None:
+    step = make(name)
+    before = {key: value.clone() for key, value in step.student.named_parameters()}
+    teacher = step.teacher_hash()
+    for i in range(3):
+        step.run(batches().step(i, 8), 1e-2)
+    after = dict(step.student.named_parameters())
+    idle = set(step.idle_parameters)
+    assert {key for key in before if torch.equal(before[key], after[key])} == idle
+    assert not any(key.startswith("optimizer.") and key.split(".", 2)[2] in idle for key in step.tensors())
+    assert step.teacher_hash() == teacher
+    if step.teacher is not None:
+        assert not step.teacher.training and not any(p.requires_grad for p in step.teacher.parameters())
+
+
+def test_which_parameters_are_idle() -> None:
+    assert make("no_kd").idle_parameters == make("vanilla_kd").idle_parameters == ()
+    last = "model.bert.encoder.layer.1."
+    minilm = make("minilm").idle_parameters
+    assert all(name.startswith((last, "model.cls.")) for name in minilm)
+    kept = [f"{last}attention.self.{part}.{kind}" for part in ("query", "key", "value") for kind in ("weight", "bias")]
+    everything = [name for name, _ in make("minilm").student.named_parameters() if name.startswith(last)]
+    assert set(everything) - set(minilm) == set(kept)
+    assert all(name.startswith("model.cls.") for name in make("tinybert").idle_parameters)
+    assert make("tinybert", mlm_weight=0.5).idle_parameters == ()
+
+
+def test_a_teacher_with_other_words_is_refused() -> None:
+    with pytest.raises(CallerError, match="vocabulary has 120 entries, the student's 121"):
+        make("vanilla_kd", student=STUDENT.model_copy(update={"vocab_size": 121}))

@@ -1,0 +1,147 @@
+"""Loss values against independent NumPy arithmetic, and the known values at teacher = student."""
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from budgetlab.strategies import build_strategy
+from budgetlab.values import Batch, Signals, StrategySpec
+
+DRAW = np.random.default_rng(0)
+BATCH, LENGTH, HEADS, WIDTH, VOCAB, TARGETS = 3, 7, 2, 6, 11, 5
+
+
+def batch(mask: bool = False) -> Batch:
+    real = torch.ones(BATCH, LENGTH, dtype=torch.bool)
+    real[1, 5:] = False
+    return Batch(
+        input_ids=torch.zeros(BATCH, LENGTH, dtype=torch.long),
+        target_positions=torch.arange(TARGETS),
+        target_ids=torch.as_tensor(DRAW.integers(VOCAB, size=TARGETS)),
+        attention_mask=real if mask else None,
+    )
+
+
+def tensor(*shape: int) -> torch.Tensor:
+    return torch.as_tensor(DRAW.normal(size=shape)).float()
+
+
+def log_softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+def build(name: str, **settings: object):
+    return build_strategy(StrategySpec(name=name, **settings))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("divergence", ["soft_cross_entropy", "kl"])
+def test_vanilla_kd(temperature: float, divergence: str) -> None:
+    asked = batch()
+    z_s, z_t = tensor(TARGETS, VOCAB), tensor(TARGETS, VOCAB)
+    loss = build("vanilla_kd", temperature=temperature, hard_weight=0.5, soft_weight=3.0, divergence=divergence)
+    terms = loss.loss(asked, Signals(logits=z_s), Signals(logits=z_t))
+    log_s, log_t = (log_softmax(z.double().numpy() / temperature) for z in (z_s, z_t))
+    soft = -(np.exp(log_t) * log_s).sum(-1)
+    if divergence == "kl":
+        soft = soft + (np.exp(log_t) * log_t).sum(-1)
+    assert float(terms["soft"]) == pytest.approx(3.0 * temperature**2 * soft.mean(), rel=1e-5)
+    hard = -log_softmax(z_s.double().numpy())[np.arange(TARGETS), asked.target_ids.numpy()].mean()
+    assert float(terms["mlm"]) == pytest.approx(0.5 * hard, rel=1e-5)
+    assert float(build("no_kd").loss(asked, Signals(logits=z_s), None)["mlm"]) == pytest.approx(hard, rel=1e-5)
+
+
+def test_vanilla_kd_at_teacher_equals_student() -> None:
+    z = tensor(TARGETS, VOCAB)
+    log_p = log_softmax(z.double().numpy())
+    entropy = -(np.exp(log_p) * log_p).sum(-1).mean()
+    soft = build("vanilla_kd").loss(batch(), Signals(logits=z), Signals(logits=z))["soft"]
+    assert float(soft) == pytest.approx(entropy, rel=1e-5)
+    kl = build("vanilla_kd", divergence="kl").loss(batch(), Signals(logits=z), Signals(logits=z))["soft"]
+    assert float(kl) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_padded_vocabulary_changes_nothing_and_released_code_divides_by_it() -> None:
+    z_s, z_t = tensor(TARGETS, VOCAB), tensor(TARGETS, VOCAB)
+    padded = [torch.cat([z, torch.full((TARGETS, 4), -1e4)], dim=1) for z in (z_s, z_t)]
+    asked = batch()
+    plain, wide = (
+        build("vanilla_kd").loss(asked, Signals(logits=s), Signals(logits=t)) for s, t in ((z_s, z_t), padded)
+    )
+    assert float(plain["soft"]) == pytest.approx(float(wide["soft"]), rel=1e-6)
+    released = build("vanilla_kd", reduction="released_code").loss(asked, Signals(logits=z_s), Signals(logits=z_t))
+    assert float(released["soft"]) == pytest.approx(float(plain["soft"]) / VOCAB, rel=1e-6)
+
+
+def relation(x: NDArray[np.float64], heads: int, real: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Log relations by loops, [B][R] lists of [T, T], of real positions only."""
+    merged = np.concatenate([x[:, h] for h in range(x.shape[1])], axis=-1)
+    width = merged.shape[-1] // heads
+    found = []
+    for b in range(len(x)):
+        rows = merged[b][real[b]]
+        for r in range(heads):
+            part = rows[:, r * width : (r + 1) * width]
+            found.append(log_softmax(part @ part.T / np.sqrt(width)))
+    return found  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize("heads", [2, 3, 6])
+def test_minilm(mask: bool, heads: int) -> None:
+    asked = batch(mask)
+    real = np.ones((BATCH, LENGTH), bool) if asked.attention_mask is None else asked.attention_mask.numpy()
+    student = {name: {2: tensor(BATCH, HEADS, LENGTH, WIDTH // HEADS)} for name in ("queries", "keys", "values")}
+    teacher = {name: {4: tensor(BATCH, 3, LENGTH, 4)} for name in ("queries", "keys", "values")}
+    terms = build("minilm", relation_heads=heads).loss(asked, Signals(**student), Signals(**teacher))
+    for name in student:
+        of_t = relation(teacher[name][4].double().numpy(), heads, real)
+        of_s = relation(student[name][2].double().numpy(), heads, real)
+        rows = np.concatenate([(np.exp(t) * (t - s)).sum(-1) for t, s in zip(of_t, of_s, strict=True)])
+        assert float(terms[name]) == pytest.approx(rows.mean(), rel=1e-5)
+
+
+def test_minilm_is_zero_at_teacher_equals_student_and_regroups_through_merged_heads() -> None:
+    x = {name: {1: tensor(BATCH, HEADS, LENGTH, 3)} for name in ("queries", "keys", "values")}
+    terms = build("minilm", relation_heads=3).loss(batch(), Signals(**x), Signals(**x))
+    assert all(float(term) == pytest.approx(0.0, abs=1e-6) for term in terms.values())
+    naive = {name: {1: layers[1].reshape(BATCH, 3, LENGTH, 2)} for name, layers in x.items()}
+    differs = build("minilm", relation_heads=3).loss(batch(), Signals(**naive), Signals(**x))
+    assert all(float(term) > 1e-3 for term in differs.values())
+
+
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize("projection", ["shared", "per_layer", "none"])
+def test_tinybert(mask: bool, projection: str) -> None:
+    asked = batch(mask)
+    real = np.ones((BATCH, LENGTH), bool) if asked.attention_mask is None else asked.attention_mask.numpy()
+    width_t = WIDTH if projection == "none" else 8
+    student = Signals(
+        hidden={layer: tensor(BATCH, LENGTH, WIDTH) for layer in (0, 1, 2)},
+        scores={layer: tensor(BATCH, HEADS, LENGTH, LENGTH) for layer in (1, 2)},
+    )
+    teacher = Signals(
+        hidden={layer: tensor(BATCH, LENGTH, width_t) for layer in (0, 2, 4)},
+        scores={layer: tensor(BATCH, HEADS, LENGTH, LENGTH) for layer in (2, 4)},
+    )
+    names = {"shared": ["shared"], "per_layer": ["state_0", "state_1", "state_2"], "none": []}[projection]
+    maps = torch.nn.ModuleDict({name: torch.nn.Linear(WIDTH, width_t, bias=False) for name in names})
+    with torch.no_grad():
+        terms = build("tinybert", projection=projection).loss(asked, student, teacher, maps)
+
+    def error(layer: int, target: int) -> float:
+        state = student.hidden[layer].double().numpy()
+        if projection != "none":
+            linear = maps["shared" if projection == "shared" else f"state_{layer}"]
+            state = state @ linear.weight.detach().double().numpy().T
+        return float(((state - teacher.hidden[target].double().numpy()) ** 2)[real].mean())
+
+    assert float(terms["embeddings"]) == pytest.approx(error(0, 0), rel=1e-5)
+    assert float(terms["hidden"]) == pytest.approx(error(1, 2) + error(2, 4), rel=1e-5)
+    pairs = np.broadcast_to((real[:, :, None] & real[:, None, :])[:, None], (BATCH, HEADS, LENGTH, LENGTH))
+    attention = sum(
+        ((student.scores[one].double().numpy() - teacher.scores[other].double().numpy()) ** 2)[pairs].mean()
+        for one, other in ((1, 2), (2, 4))
+    )
+    assert float(terms["attention"]) == pytest.approx(attention, rel=1e-5)

@@ -1,0 +1,180 @@
+"""The command line end to end on a small study; a mistake is one line, exit status 2, nothing half-written."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from small import write_small_study
+
+from budgetlab.cli import run_command
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cli")
+
+
+@pytest.fixture(scope="module")
+def study(folder: Path) -> Path:
+    return write_small_study(folder)
+
+
+@pytest.fixture(scope="module")
+def finished(study: Path, folder: Path) -> dict:
+    """The whole study through the command, in a process of its own."""
+    command = [sys.executable, "-m", "budgetlab", "study", str(study), "--results", str(folder / "results"), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "100"})
+    assert "Traceback" not in done.stderr
+    return json.loads(done.stdout)
+
+
+def test_study_answers_and_leaves_its_files(finished: dict, folder: Path) -> None:
+    results = folder / "results" / "small"
+    tables = ("study.toml", "profile.json", "profile.csv", "plan.json", "plan.csv")
+    for name in (*tables, "scores.csv", "fits.json", "verdict.json", "report.html"):
+        assert (results / name).stat().st_size > 0, name
+    assert len(finished["figures"]) == 3
+    for figure in finished["figures"]:
+        assert all(Path(figure[kind]).stat().st_size > 0 for kind in ("svg", "png", "csv"))
+    assert finished["sentence"]
+    scores = pd.read_csv(results / "scores.csv")
+    runs = scores[scores.subject == "run"]
+    assert len(runs[runs.task == "readout_loss"]) == 4 * 2 * 2
+    assert set(runs[runs.task == "mlm_loss"].arm) == {"no_kd", "vanilla_kd"}
+    assert len(runs[runs.task == "colour"]) == 4 * 2 * 2 * 2
+    assert {"teacher", "random", "majority", "unigram"} < set(scores.subject)
+    verdicts = json.loads((results / "verdict.json").read_text())
+    assert {tuple(v["contrast"]) for v in verdicts} >= {("vanilla_kd", "no_kd")} or verdicts
+    assert all(v["verdict"] in ("a_better", "b_better", "equivalent", "not_resolved") for v in verdicts)
+
+
+def test_spent_flops_are_those_of_the_masks_really_drawn(finished: dict, folder: Path) -> None:
+    results = folder / "results" / "small"
+    costs = {cost["arm"]: cost for cost in json.loads((results / "profile.json").read_text())["arms"]}
+    for path in results.glob("runs/*-b*/record.json"):
+        record = json.loads(path.read_text())
+        cost = costs[record["arm"]]
+        expected = record["tokens"] * cost["required_flops_per_position"]
+        expected += record["target_tokens"] * cost["required_flops_per_target_token"]
+        assert record["required_flops"] == pytest.approx(expected)
+        assert record["required_flops"] <= record["schedule"]["budget"]["amount"]
+        assert record["device_seconds"] > 0
+
+
+@pytest.mark.parametrize("verb", ["status", "plan", "fit", "report", "run", "evaluate", "study"])
+def test_every_verb_on_a_finished_study(
+    verb: str, finished: dict, study: Path, folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (folder / "results").rglob("record.json")}
+    for as_json in (False, True):
+        arguments = [verb, str(study), "--results", str(folder / "results"), *(["--json"] if as_json else [])]
+        assert run_command(arguments) == 0
+        out = capsys.readouterr().out
+        assert out.strip()
+        if as_json:
+            json.loads(out)
+    assert {path: path.stat().st_mtime_ns for path in (folder / "results").rglob("record.json")} == before
+
+
+def test_a_plan_file_can_be_run(finished: dict, folder: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run_command(["run", str(folder / "results" / "small" / "plan.json"), "--data-root", str(folder)]) == 0
+    assert "no_kd" in capsys.readouterr().out
+
+
+def test_sensitivity_and_other_budgets(
+    finished: dict, study: Path, folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    results = ["--results", str(folder / "elsewhere")]
+    profile = str(folder / "results" / "small" / "profile.json")
+    arguments = ["plan", str(study), *results, "--profile", profile, "--sensitivity", "--match", "device_seconds"]
+    assert run_command([*arguments, "--budget", "1 min", "--budget", "2 min"]) == 0
+    out = capsys.readouterr().out
+    assert "equal_tokens" in out and "1 min 00 s" in out
+
+
+def test_fit_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    x = [10.0 ** (k / 2) for k in range(12)]
+    pd.DataFrame({"C": x, "L": [1.5 + 4.0 / v**0.4 for v in x]}).to_csv(tmp_path / "t.csv", index=False)
+    arguments = ["fit", "--table", str(tmp_path / "t.csv"), "--map", "x=C", "--map", "y=L", "--resamples", "50"]
+    assert run_command(arguments) == 0
+    assert "power" in capsys.readouterr().out
+    assert run_command([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["params"]["E"] == pytest.approx(1.5, rel=1e-5)
+    assert {"objective", "objective_name", "delta", "intervals", "status", "certificate"} <= found.keys()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["plan", "nowhere.toml"], "no such file"),
+        (["frob"], "frob"),
+        (["plan"], "study"),
+        (["plan", "presets/demo.toml", "--nope"], "--nope"),
+        (["fit"], "exactly one of STUDY and --table"),
+        (["fit", "--table", "nowhere.csv"], "no such file"),
+        (["fit", "presets/demo.toml", "--results", "{tmp}"], "it has no scores"),
+        (["status", "presets/demo.toml", "--results", "{tmp}"], "it has no plan yet"),
+        (["plan", "presets/demo.toml", "--profile", "{tmp}/none.json"], "no such file"),
+        (["run", "{tmp}/plan.json"], "no such file"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_status_2(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert run_command([part.format(tmp=tmp_path) for part in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and message in captured.err
+    assert captured.err.startswith("budgetlab: ") and captured.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('train = ["train.txt"]', 'train = ["nowhere.txt"]', "nowhere.txt"),
+        ('train = ["train.txt"]', 'train = ["empty.txt"]', "empty"),
+        ('train = "colour.train.jsonl"', 'train = "none.jsonl"', "none.jsonl"),
+        ('train = "colour.train.jsonl"', 'train = "empty.txt"', "empty"),
+        ('budgets = ["1.5e9", "3e9"]', 'budgets = ["10 flops"]', "too small for one step"),
+        ('device = "cpu"', 'device = "tpu"', "tpu"),
+    ],
+)
+def test_bad_input_is_one_line(
+    old: str,
+    new: str,
+    message: str,
+    finished: dict,
+    study: Path,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    (folder / "empty.txt").write_text("")
+    bad = folder / "bad.toml"
+    text = study.read_text()
+    assert old in text
+    bad.write_text(text.replace(old, new))
+    verb = "evaluate" if "colour" in old else "study"
+    results = folder / "results" if verb == "evaluate" else tmp_path / "results"
+    assert run_command([verb, str(bad), "--results", str(results)]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("budgetlab: ") and message in last
+    assert not list(tmp_path.glob("results/bad/runs/*/record.json"))
+
+
+def test_doctor(capsys: pytest.CaptureFixture) -> None:
+    assert run_command(["doctor", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["device"] in ("cpu", "cuda")
+
+
+def test_an_unwritable_results_folder(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "file").write_text("")
+    assert run_command(["study", str(study), "--results", str(tmp_path / "file" / "below")]) == 2
+    assert "choose another folder with --results" in capsys.readouterr().err

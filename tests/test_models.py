@@ -1,0 +1,107 @@
+"""A network yields what transformers' own model yields, and stops where nothing more is needed."""
+
+import pytest
+import torch
+from transformers import AutoModelForMaskedLM
+
+from budgetlab.errors import CallerError
+from budgetlab.models import build_network, count_parameters
+from budgetlab.values import ModelSpec, Needs
+
+SPEC = ModelSpec(num_layers=3, hidden_size=32, num_heads=4, intermediate_size=64, vocab_size=50)
+IDS = torch.arange(24).reshape(2, 12) + 5
+POSITIONS = torch.tensor([1, 4, 13, 20])
+ALL = Needs(logits="all", hidden=(0, 1, 2, 3), qkv=(1, 2, 3), scores=(1, 2, 3))
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_signals_equal_the_eager_model(family: str) -> None:
+    network = build_network(SPEC.model_copy(update={"family": family}), seed=1).eval()
+    kept = network(IDS, ALL)
+    peer = AutoModelForMaskedLM.from_config(network.model.config, attn_implementation="eager").eval()
+    peer.load_state_dict(network.model.state_dict())
+    found = peer(IDS, output_hidden_states=True, output_attentions=True)
+    torch.testing.assert_close(kept.logits, found.logits.flatten(0, 1), rtol=1e-5, atol=1e-5)
+    for layer, hidden in enumerate(found.hidden_states):
+        torch.testing.assert_close(kept.hidden[layer], hidden, rtol=1e-5, atol=1e-6)
+    for block, attention in enumerate(found.attentions, start=1):
+        torch.testing.assert_close(kept.scores[block].softmax(-1), attention, rtol=1e-5, atol=1e-6)
+        scores = kept.queries[block] @ kept.keys[block].transpose(2, 3) / 8**0.5
+        torch.testing.assert_close(kept.scores[block], scores)
+        mixed = (attention @ kept.values[block]).transpose(1, 2).flatten(2)
+        assert mixed.shape == (2, 12, 32)
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_masked_logits_are_rows_of_all_logits(everything: bool) -> None:
+    network = build_network(SPEC, seed=1).eval()
+    rows = network(IDS, Needs(logits="masked"), POSITIONS, everything=everything).logits
+    torch.testing.assert_close(rows, network(IDS, Needs(logits="all")).logits[POSITIONS], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("needs", "blocks"),
+    [
+        (Needs(logits="masked"), 3),
+        (Needs(hidden=(0, 2)), 2),
+        (Needs(scores=(1,)), 1),
+        (Needs(qkv=(3,)), 2),
+        (Needs(qkv=(2,), hidden=(2,)), 2),
+        (Needs(), 0),
+    ],
+)
+def test_no_block_runs_that_is_not_needed(needs: Needs, blocks: int) -> None:
+    network = build_network(SPEC, seed=1).eval()
+    ran = []
+    for number, block in enumerate(network.trunk.encoder.layer, start=1):
+        block.register_forward_hook(lambda *_, number=number: ran.append(number))
+    kept = network(IDS, needs, POSITIONS)
+    assert ran == list(range(1, blocks + 1))
+    whole = network(IDS, ALL)
+    for name in ("hidden", "queries", "keys", "values", "scores"):
+        for layer, value in getattr(kept, name).items():
+            torch.testing.assert_close(value, getattr(whole, name)[layer], rtol=1e-5, atol=1e-6)
+    assert set(kept.hidden) == set(needs.hidden) and set(kept.queries) == set(needs.qkv)
+
+
+def test_padding_is_ignored() -> None:
+    network = build_network(SPEC, seed=1).eval()
+    longer = torch.cat([IDS, torch.full((2, 3), 9)], dim=1)
+    mask = torch.arange(15).expand(2, -1) < 12
+    for needs in (Needs(hidden=(3,)), Needs(hidden=(3,), scores=(3,))):
+        with_pads = network(longer, needs, None, mask).hidden[3][:, :12]
+        torch.testing.assert_close(with_pads, network(IDS, needs).hidden[3], rtol=1e-5, atol=1e-6)
+
+
+def test_the_seed_decides_the_weights_and_nothing_else_moves() -> None:
+    state = torch.get_rng_state()
+    one, same, other = (build_network(SPEC, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), state)
+    pairs = list(zip(one.parameters(), same.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert any(not torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_parameters_are_counted_once() -> None:
+    total, other = count_parameters(build_network(SPEC))
+    block = 4 * (32 * 32 + 32) + 2 * 32 * 64 + 64 + 32 + 4 * 32
+    head = 32 * 32 + 32 + 2 * 32 + 50
+    embeddings = (50 + 512 + 2) * 32
+    assert (total, other) == (3 * block + head + embeddings + 2 * 32, 3 * block + head + 2 * 32)
+
+
+def test_saved_weights_load_and_must_fit(tmp_path) -> None:
+    network = build_network(SPEC, seed=4)
+    network.model.save_pretrained(tmp_path / "teacher")
+    spec = SPEC.model_copy(update={"weights": str(tmp_path / "teacher")})
+    loaded = build_network(spec).eval()
+    torch.testing.assert_close(loaded(IDS, ALL).logits, network.eval()(IDS, ALL).logits)
+    with pytest.raises(CallerError, match="the study says"):
+        build_network(spec.model_copy(update={"num_layers": 2}))
+    with pytest.raises(CallerError, match="cannot be loaded"):
+        build_network(spec.model_copy(update={"weights": str(tmp_path / "nowhere")}))
+
+
+def test_an_unknown_family() -> None:
+    with pytest.raises(CallerError, match="no family of that name; did you mean bert"):
+        build_network(SPEC.model_copy(update={"family": "bart"}))

@@ -1,0 +1,116 @@
+"""FLOPs to the unit against closed forms and published figures; time with its interval."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from small import write_small_study
+
+from budgetlab.errors import BudgetlabError
+from budgetlab.profiler import count_flops, median_interval, profile, second_opinion
+from budgetlab.step import PHASES, build_step
+from budgetlab.strategies import build_strategy
+from budgetlab.studies import load_study
+from budgetlab.values import ModelSpec, Recipe, StrategySpec
+
+
+def spec(layers: int, width: int, heads: int) -> ModelSpec:
+    return ModelSpec(
+        num_layers=layers, hidden_size=width, num_heads=heads, intermediate_size=4 * width, vocab_size=30522
+    )
+
+
+PAIRS = {"6 x 768": (spec(6, 768, 12), spec(12, 768, 12)), "12 x 1024": (spec(12, 1024, 16), spec(24, 1024, 16))}
+
+
+def prices(name: str, pair: str, **settings: object) -> dict[str, tuple[float, float]]:
+    strategy = build_strategy(StrategySpec(name=name, **settings))  # type: ignore[arg-type]
+    student, teacher = PAIRS[pair]
+    recipe = Recipe(seq_len=128, batch_tokens=128, dtype="float32")
+    step = build_step(
+        name, strategy, student, teacher if strategy.uses_teacher else None, recipe, seed=0, device="meta"
+    )
+    return count_flops(step, 128, 19)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "six", "twelve"),
+    [
+        ("no_kd", {}, 283.5, 953.9),
+        ("vanilla_kd", {}, 465.3, 1580.2),
+        ("tinybert", {"projection": "none"}, 436.5, 1541.4),
+        ("tinybert", {}, 461.2, 1623.2),
+        ("minilm", {}, 394.8, 1467.0),
+    ],
+)
+def test_published_mflop_per_token_at_15_percent_masks(name: str, settings: dict, six: float, twelve: float) -> None:
+    for pair, expected in (("6 x 768", six), ("12 x 1024", twelve)):
+        found = prices(name, pair, **settings)
+        total = sum(position + 0.15 * target for position, target in found.values())
+        assert round(total / 1e6, 1) == expected
+
+
+def test_no_kd_is_the_closed_form_to_the_unit() -> None:
+    found = prices("no_kd", "6 x 768")
+    width, length, vocab = 768, 128, 30522
+    trunk, head = 6 * (24 * width**2 + 4 * length * width), 2 * width**2 + 2 * width * vocab
+    assert found["student_forward"] == (trunk, head)
+    assert found["backward"] == (2 * trunk, 2 * head)
+    assert found["teacher_forward"] == found["loss"] == found["update"] == (0, 0)
+
+
+def test_fvcore_agrees_and_a_wrong_count_is_an_error() -> None:
+    student, teacher = spec(2, 64, 4), spec(4, 128, 4)
+    recipe = Recipe(seq_len=32, batch_tokens=32, dtype="float32")
+    for name in ("no_kd", "vanilla_kd", "minilm", "tinybert"):
+        strategy = build_strategy(StrategySpec(name=name))
+        step = build_step(
+            name, strategy, student, teacher if strategy.uses_teacher else None, recipe, seed=0, device="meta"
+        )
+        required = count_flops(step, 32, 5)
+        second_opinion(step, required, recipe)
+        position, target = required["student_forward"]
+        with pytest.raises(BudgetlabError, match="torch counts"):
+            second_opinion(step, {**required, "student_forward": (position * 1.001 + 1, target)}, recipe)
+
+
+@pytest.fixture(scope="module")
+def small_profile(tmp_path_factory: pytest.TempPathFactory):
+    return profile(load_study(write_small_study(tmp_path_factory.mktemp("study"))), steps=6)
+
+
+def test_profile_of_a_small_study(small_profile) -> None:
+    assert [cost.arm for cost in small_profile.arms] == ["no_kd", "vanilla_kd", "minilm", "tinybert"]
+    assert [cost.arm for cost in small_profile.teachers] == ["teacher"]
+    for cost in (*small_profile.arms, *small_profile.teachers):
+        assert set(cost.phases) == set(PHASES)
+        tokens, targets = 1280, round(1280 * cost.target_fraction)
+        assert cost.required_flops(tokens, targets) == pytest.approx(1280 * cost.train_required_flops_per_token)
+        assert cost.train_executed_flops_per_token >= cost.train_required_flops_per_token
+        low, high = cost.seconds_per_step_interval
+        assert 0 < low <= cost.seconds_per_step <= high
+        assert cost.steps_timed == 6
+        assert cost.joules_per_token is None and cost.peak_memory_bytes is None
+
+
+def test_everything_executes_more_than_is_required(tmp_path: Path) -> None:
+    path = write_small_study(tmp_path)
+    path.write_text(path.read_text().replace("seq_len = 16", 'execute = "everything"\nseq_len = 16'))
+    for cost in profile(load_study(path), count_only=True).arms:
+        assert cost.train_executed_flops_per_token > 1.05 * cost.train_required_flops_per_token
+        assert cost.seconds_per_step is None and cost.seconds_per_step_interval is None
+
+
+def test_executed_counts_recomputed_attention_scores(small_profile) -> None:
+    # The flash kernel recomputes QK' in its backward pass: 2 T D of each trained block, on top of the required work.
+    no_kd = small_profile.arms[0]
+    extra = no_kd.train_executed_flops_per_token - no_kd.train_required_flops_per_token
+    assert extra == pytest.approx(2 * (2 * 16 * 32))
+
+
+def test_interval_of_the_median_covers_it() -> None:
+    assert median_interval([1.0, 2.0]) is None
+    draws = torch.randn((2000, 15), generator=torch.Generator().manual_seed(0))
+    intervals = [median_interval(row) for row in draws.tolist()]
+    inside = sum(low <= 0 <= high for low, high in intervals)  # type: ignore[misc]
+    assert 0.94 < inside / 2000 < 0.985

@@ -1,0 +1,97 @@
+"""Study files: defaults, presets, expansion of arms, and one line for every mistake."""
+
+from pathlib import Path
+
+import pytest
+from small import write_small_study
+
+from budgetlab.errors import CallerError
+from budgetlab.studies import PRESETS, audit, dump_study, load_study
+
+
+def test_a_dumped_study_is_the_same_study(tmp_path: Path) -> None:
+    study = load_study("presets/demo.toml")
+    (tmp_path / "again.toml").write_text(dump_study(study))
+    again = load_study(tmp_path / "again.toml")
+    assert again.model_copy(update={"data_roots": study.data_roots}) == study
+
+
+@pytest.mark.parametrize(
+    "path", sorted([*PRESETS.glob("*.toml"), *Path("experiments").glob("*.toml")]), ids=lambda p: p.name
+)
+def test_shipped_studies_load(path: Path) -> None:
+    study = load_study(path.resolve())
+    assert study.arms and audit(study)
+
+
+def test_extends_merges_key_by_key(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('extends = "presets/demo.toml"\nname = "mine"\n[recipe]\nseq_len = 32\n')
+    mine, demo = load_study(tmp_path / "mine.toml"), load_study("presets/demo.toml")
+    assert mine.recipe.seq_len == 32 and mine.recipe.learning_rate == demo.recipe.learning_rate
+    assert all(arm.recipe.seq_len == 32 for arm in mine.arms.values())
+
+
+def test_a_list_of_students_expands(tmp_path: Path) -> None:
+    path = write_small_study(tmp_path, '[arms.scratch]\nstrategy = "no_kd"\nstudent = ["student", "teacher"]\n')
+    assert {"scratch@student", "scratch@teacher"} <= set(load_study(path).arms)
+
+
+def test_the_audit_prints_what_differs(tmp_path: Path) -> None:
+    path = write_small_study(tmp_path, "[arms.minilm.recipe]\nlearning_rate = 5e-4\n")
+    lines = audit(load_study(path))
+    assert "minilm: recipe.learning_rate 0.0005, no_kd has 0.002" in lines
+    assert not any("differ in strategy alone" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("seq_len = 16", "seqlen = 16", "'seqlen': no key in .recipe. of that name; did you mean seq_len"),
+        ("learning_rate = 2e-3", 'learning_rate = "fast"', "recipe.learning_rate: .*valid number.*'fast'"),
+        ("[plan]", "[pln]", "did you mean plan"),
+        ('strategy = "minilm"', 'strategy = "minlm"', "arms.minilm.strategy 'minlm': .* did you mean minilm"),
+        ('strategy = "minilm"', 'strategy = { name = "minilm", heads = 2 }', "no setting of minilm of that name"),
+        ('strategy = "minilm"', 'strategy = { name = "minilm", relation_heads = 5 }', "5: does not divide"),
+        ('strategy = "minilm"', 'strategy = { name = "minilm", teacher_layer = 9 }', "9: .*layers 1 to 4"),
+        ("num_layers = 4", "num_layers = 3", "arms.tinybert: .*do not divide the teacher's 3"),
+        ("num_heads = 2", "num_heads = 3", "num_heads 3 does not divide hidden_size 32"),
+        ("pretrain = { tokens = 4096, seed = 0 }", "", "neither weights nor pretrain"),
+        ("pretrain = { tokens = 4096, seed = 0 }", "pretrain = { tokens = 4096 }\nvocab_size = 77", "77 entries"),
+        ("pretrain = { tokens = 4096", 'pretrain = { tokens = "4Q"', "count = '4Q'"),
+        ('teacher = "teacher"', 'teacher = "teach"', "no model of that name; did you mean teacher"),
+        ("[arms.no_kd]", '[arms.no_kd]\nteacher = "teacher"', "no_kd uses no teacher"),
+        ("seeds = [0, 1]", "seeds = [0, 0]", "must be distinct"),
+        ("batch_tokens = 128", "batch_tokens = 100", "no multiple of seq_len"),
+        ('name = "small"', 'name = "../up"', "name: .*pattern"),
+        ('name = "small"', "name = small", "not valid TOML"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line(tmp_path: Path, old: str, new: str, message: str) -> None:
+    path = write_small_study(tmp_path)
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(CallerError, match=message) as caught:
+        load_study(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_names_the_presets() -> None:
+    with pytest.raises(CallerError, match=r"presets/demo\.toml"):
+        load_study("nowhere.toml")
+
+
+def test_a_study_that_extends_itself(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text('extends = "a.toml"\n')
+    with pytest.raises(CallerError, match="extends itself"):
+        load_study(tmp_path / "a.toml")
+
+
+def test_a_users_own_strategy_file(tmp_path: Path) -> None:
+    source = '"""Mine."""\nfrom budgetlab.strategies.no_kd import NoKD\n\n\nclass Mine(NoKD):\n    """As no_kd."""\n'
+    (tmp_path / "mine.py").write_text(source)
+    path = write_small_study(tmp_path, f'[arms.mine]\nstrategy = "{tmp_path}/mine.py"\nstudent = "student"\n')
+    assert "mine" in load_study(path).arms
+    (tmp_path / "mine.py").write_text("x = 1\n")
+    with pytest.raises(CallerError, match="defines 0 strategies"):
+        load_study(path)
