@@ -65,6 +65,8 @@ def plan(
     for arm in study.arms:
         if arm not in costs:
             raise CallerError(f"plan of {study.name}", f"the profile has no arm {arm!r}", "profile this study again")
+    if study.tuning is not None:
+        raise CallerError("[tuning]", "trials of learning rates are not built yet", "remove it, or set arms.X.recipe")
     amounts = _budgets(study, budgets or study.plan.budgets, match, costs)
     unit = amounts[0].unit
     if study.plan.ladder == "branched" and any(
@@ -207,6 +209,14 @@ def _charge_share(charge: str) -> float:
     return 1.0 / int(found.group(1))
 
 
+def _price(study: Study, cost: ArmCost, unit: str, charge: str) -> float:
+    """Price of a step on the study's devices; what several of them lose to each other is paid in their time."""
+    execution = study.execution
+    price = price_per_step(cost, unit, charge=charge, usd_per_device_hour=execution.usd_per_device_hour)
+    loses = execution.devices > 1 and unit in ("device_seconds", "usd", "joules")
+    return price / execution.scaling_efficiency if loses else price
+
+
 def _teacher_bill(study: Study, arm: str, costs: dict[str, ArmCost], unit: str, charge: str) -> float:
     teacher = study.arms[arm].teacher
     share = _charge_share(charge)
@@ -218,7 +228,7 @@ def _teacher_bill(study: Study, arm: str, costs: dict[str, ArmCost], unit: str, 
             f"teacher_charge = {charge!r}", f"the pretraining cost of {teacher!r} is unknown", "use inference or none"
         )
     steps = math.ceil(spec.pretrain.tokens / costs[teacher].batch_tokens)
-    price = price_per_step(costs[teacher], unit, usd_per_device_hour=study.execution.usd_per_device_hour)
+    price = _price(study, costs[teacher], unit, "inference")
     return share * steps * price
 
 
@@ -234,7 +244,7 @@ def _schedule(
 ) -> Schedule:
     cost, recipe = costs[arm], study.arms[arm].recipe
     bill = _teacher_bill(study, arm, costs, budget.unit, charge)
-    price = price_per_step(cost, budget.unit, charge=charge, usd_per_device_hour=study.execution.usd_per_device_hour)
+    price = _price(study, cost, budget.unit, charge)
 
     def affordable(amount: float) -> int:
         steps = max(0, math.floor((amount - bill) / price))

@@ -149,9 +149,20 @@ class Store:
             return None
         return read_value(RunRecord, path).model_copy(update={"points": self.read_points(run_id)})
 
+    def write_index(self, **what: Sequence[str]) -> None:
+        """Say which `runs`, and which `scores` ("run_id/key"), belong to the plan as it is now.
+
+        Earlier plans may have left others; they are kept, and count again when a plan asks for them.
+        """
+        write_whole(self.folder / "index.json", json.dumps({**self._index(), **what}, indent=1))
+
+    def _index(self) -> dict[str, list[str]]:
+        path = self.folder / "index.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
     def records(self) -> list[RunRecord]:
-        """Return all records with their points, by run_id."""
-        found = (self.read_record(path.parent.name) for path in sorted(self.folder.glob("runs/*/record.json")))
+        """Return the records of the plan's runs that have begun, with their points."""
+        found = (self.read_record(run_id) for run_id in self._index().get("runs", []))
         return [record for record in found if record is not None]
 
     def write_points(self, run_id: str, points: Sequence[Point]) -> None:
@@ -181,9 +192,11 @@ class Store:
         """Write one score under its content key."""
         return write_whole(self.score_path(score.run_id, key), score.model_dump_json(indent=1))
 
-    def scores_by_path(self) -> list[tuple[Path, Score]]:
-        """Return all scores with the files they are in."""
-        return [(path, read_value(Score, path)) for path in sorted(self.folder.glob("runs/*/scores/*.json"))]
+    def scores(self) -> list[Score]:
+        """Return the scores of the plan's runs, and its yardsticks."""
+        names = self._index().get("scores", [])
+        paths = [self.score_path(*name.rsplit("/", 1)) for name in names]
+        return [read_value(Score, path) for path in paths if path.exists()]
 
     def write_fits(self, fits: Sequence[CurveFit], verdicts: Sequence[Verdict]) -> None:
         """Write fits.json, fits.csv and verdict.json."""

@@ -105,6 +105,9 @@ def test_hours_are_wall_time_on_all_devices(study: Study) -> None:
     wall = plan(two, profile_of(two), match="device_seconds", budgets=("1 h",))
     device = plan(two, profile_of(two), match="device_seconds", budgets=("2 gpu-hours",))
     assert [s.steps for s in wall.schedules] == [s.steps for s in device.schedules] == [14_400] * 4
+    lossy = two.model_copy(update={"execution": two.execution.model_copy(update={"scaling_efficiency": 0.5})})
+    halved = plan(lossy, profile_of(two), match="device_seconds", budgets=("1 h",))
+    assert [s.steps for s in halved.schedules] == [7_200] * 4
 
 
 def test_the_teacher_is_charged_as_asked(study: Study) -> None:

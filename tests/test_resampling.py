@@ -82,24 +82,26 @@ def test_percentiles():
 
 
 def test_pooled_variance_of_independent_cells():
-    rng = np.random.default_rng(0)
-    cells = [r - r.mean() for r in rng.standard_normal((200, 3))]
-    pooled = pool_variance(cells, [2] * 200)
-    assert pooled.sd == pytest.approx(1.0, rel=0.1)
-    assert pooled.cells == 200
-    assert pooled.degrees_of_freedom == pytest.approx(400, rel=0.1)
+    values = np.random.default_rng(0).standard_normal((200, 3))
+    residuals = (values - values.mean(axis=1, keepdims=True)).ravel()
+    cells, replicates = np.repeat(np.arange(200), 3), np.tile(np.arange(3), 200)
+    for labels in (None, replicates):
+        pooled = pool_variance(residuals, cells, np.full(200, 2.0), labels)
+        assert pooled.sd == pytest.approx(1.0, rel=0.1)
+        assert pooled.cells == 200
+        assert pooled.degrees_of_freedom == pytest.approx(400, rel=0.1)
 
 
 def test_correlated_cells_count_for_less():
     """Rungs of one trunk repeat its luck: four identical cells know no more than one."""
-    one = np.array([1.0, 0.0, -1.0])
-    pooled = pool_variance([one] * 4, [2] * 4)
+    cells, replicates = np.repeat(np.arange(4), 3), np.tile(np.arange(3), 4)
+    pooled = pool_variance(np.tile([1.0, 0.0, -1.0], 4), cells, np.full(4, 2.0), replicates)
     assert pooled.correlation == pytest.approx(1.0)
     assert pooled.degrees_of_freedom == pytest.approx(2.0)
 
 
 def test_nothing_to_pool():
-    assert pool_variance([np.zeros(1), np.zeros(1)], [0, 0]) is None
+    assert pool_variance(np.zeros(2), np.arange(2), np.zeros(2)) is None
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))

@@ -28,6 +28,8 @@ def test_record_and_points_round_trip(tmp_path: Path) -> None:
     store.write_record(record)
     for step in (1, 2):
         store.append_point("r", point(step))
+    assert store.records() == []
+    store.write_index(runs=["r", "not begun yet"])
     assert store.records() == [record.model_copy(update={"points": (point(1), point(2))})]
 
 
@@ -44,7 +46,10 @@ def test_scores_are_one_tidy_table(tmp_path: Path) -> None:
     store = Store(tmp_path, "s")
     store.write_score("k1", score(budget=Budget(amount=2.0, unit="required_flops"), rung=0))
     store.write_score("k2", score(subject="random", arm="random"))
-    frame = scores_frame([found for _, found in store.scores_by_path()])
+    store.write_score("old", score(value=0.1))
+    store.write_index(runs=["r"])
+    store.write_index(scores=["r/k1", "r/k2"])
+    frame = scores_frame(store.scores())
     assert list(frame["budget_amount"].dropna()) == [2.0]
     assert "budget" not in frame and len(frame) == 2
     assert list(scores_frame([]).columns) == list(frame.columns)

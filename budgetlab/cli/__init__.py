@@ -212,7 +212,7 @@ def fit(
     from budgetlab.store import scores_frame
 
     bench = _bench(study or "", results, data_root)
-    scores = scores_frame([score for _, score in bench.store.scores_by_path()])
+    scores = scores_frame(bench.store.scores())
     if scores.empty:
         raise CallerError(f"fit {study}", "it has no scores", "run and evaluate it first")
     fits, verdicts = bench.fit(scores)
@@ -242,7 +242,7 @@ def report(
     from budgetlab.store import scores_frame
 
     bench, made = _planned(study, results, data_root)
-    scores = scores_frame([score for _, score in bench.store.scores_by_path()])
+    scores = scores_frame(bench.store.scores())
     fits, verdicts = bench.fit(scores) if len(scores) else ((), ())
     _show_report(bench.report(made, bench.profile(), bench.records(), scores, fits, verdicts), as_json)
 

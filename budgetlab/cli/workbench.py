@@ -161,6 +161,8 @@ class Workbench:
 
         spec = self.study.evaluate
         folder, probes = None, {}
+        if not spec.tasks:
+            return []
         if spec.source == "probes":
             folder = self.store.cache / f"probes-{self.corpus().content_hash}"
             probes = build_probes(self.corpus(), folder)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
@@ -131,7 +130,7 @@ def evaluate(
     subjects = _subjects(plan, records)
     by_name = {task.name: task for task in tasks}
     jobs = [job for subject in subjects for job in _jobs(subject, spec, corpus, by_name)]
-    yardsticks = _yardsticks(plan, corpus, tasks, store)
+    yardsticks = _yardsticks(corpus, tasks, store)
     todo = [job for job in jobs if not store.score_path(job.subject.run_id, job.key).exists()]
     bench = _Bench(plan, spec, corpus, store, by_name, device)
     started = time.perf_counter()
@@ -139,9 +138,9 @@ def evaluate(
         left = (time.perf_counter() - started) / done * (len(todo) - done) if done else None
         say(Progress(f"{job.subject.run_id} {job.task}", done, len(todo), left))
         bench.score(job)
-    paths = [store.score_path(job.subject.run_id, job.key) for job in jobs]
-    wanted = {(path.parent.parent.name, path.stem) for path in [*paths, *yardsticks]}
-    return [score for path, score in store.scores_by_path() if (path.parent.parent.name, path.stem) in wanted]
+    names = [*yardsticks, *(f"{job.subject.run_id}/{job.key}" for job in jobs)]
+    store.write_index(scores=names)
+    return store.scores()
 
 
 def _subjects(plan: Plan, records: Sequence[RunRecord]) -> list[_Subject]:
@@ -154,6 +153,11 @@ def _subjects(plan: Plan, records: Sequence[RunRecord]) -> list[_Subject]:
             found.append(_subject(record, "run", strategy.trains_head))
     if not any(subject.subject == "run" for subject in found):
         raise CallerError(f"evaluate {plan.study}", "it has no finished run", "run it first")
+    for teacher in plan.teachers:
+        if teacher.weights is not None:
+            key = content_hash("weights", plan.models[teacher.model])
+            run_id = f"{teacher.model}-weights-{key[:8]}"
+            found.append(_Subject(run_id, key, "teacher", teacher.model, teacher.model, None, 0, True))
     for model in dict.fromkeys(arm.student for arm in plan.arms.values()):
         for seed in plan.seeds:
             key = content_hash("random", plan.models[model], seed)
@@ -211,8 +215,10 @@ class _Bench:
 
     def network(self, subject: _Subject) -> Network:
         if self.loaded is None or self.loaded[0] != subject.run_id:
+            spec = self.plan.models[subject.model]
+            given = subject.subject == "teacher" and subject.record is None
             network = build_network(
-                _untrained(self.plan.models[subject.model]),
+                spec if given else _untrained(spec),
                 seed=subject.run_seed,
                 seq_len=self.recipe.seq_len,
                 device=self.device,
@@ -288,9 +294,10 @@ def _batches(corpus: Corpus, stream: Any, recipe: Recipe) -> Batches:
     )
 
 
-def _yardsticks(plan: Plan, corpus: Corpus, tasks: Sequence[Task], store: Store) -> list[Path]:
-    """What needs no network: the majority answer of each task and the unigram entropy of held-out text."""
-    shared: dict[str, Any] = {"run_id": f"yardsticks-{content_hash(corpus.content_hash)[:8]}", "recipe_hash": "none"}
+def _yardsticks(corpus: Corpus, tasks: Sequence[Task], store: Store) -> list[str]:
+    """Score what needs no network: each task's majority answer, the unigram entropy; return their index names."""
+    run_id = f"yardsticks-{content_hash(corpus.content_hash)[:8]}"
+    shared: dict[str, Any] = {"run_id": run_id, "recipe_hash": "none"}
     unigram = Score(
         **shared,
         subject="unigram",
@@ -301,9 +308,9 @@ def _yardsticks(plan: Plan, corpus: Corpus, tasks: Sequence[Task], store: Store)
         higher_is_better=False,
         num_examples=len(corpus.heldout),
     )
-    found = [store.write_score(content_hash("unigram", corpus.content_hash), unigram)]
+    found = {content_hash("unigram", corpus.content_hash): unigram}
     for task in tasks:
-        majority = Score(
+        found[content_hash("majority", task.name, len(task.validation_labels))] = Score(
             **shared,
             subject="majority",
             arm="majority",
@@ -314,5 +321,6 @@ def _yardsticks(plan: Plan, corpus: Corpus, tasks: Sequence[Task], store: Store)
             num_examples=len(task.validation_labels),
             train_examples=len(task.train_labels),
         )
-        found.append(store.write_score(content_hash("majority", task.name, len(task.validation_labels)), majority))
-    return found
+    for key, score in found.items():
+        store.write_score(key, score)
+    return [f"{run_id}/{key}" for key in found]

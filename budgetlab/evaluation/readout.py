@@ -68,7 +68,7 @@ def readout_loss(
     log_unigram
         Log frequencies of the training text, [V].
     dtype
-        "bfloat16" trains the head under autocast; the loss is measured in float32.
+        "bfloat16" runs the trunk and trains the head under autocast; the loss is measured in float32.
 
     Returns
     -------
@@ -77,7 +77,9 @@ def readout_loss(
     """
     device = next(network.parameters()).device
     embeddings = network.word_embeddings.detach()
-    states_MLD, targets_M = _states(network, train, train_sequences)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
+    with autocast:
+        states_MLD, targets_M = _states(network, train, train_sequences)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         head = _Readout(states_MLD.shape[1], embeddings, log_unigram.to(device)).to(device)
@@ -90,13 +92,14 @@ def readout_loss(
     warmup = min(HEAD_WARMUP_STEPS, steps)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / warmup, 1 - step / steps))
     for rows in order.to(device).split(HEAD_BATCH):
-        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+        with autocast:
             logits = head(states_MLD[rows])
         functional.cross_entropy(logits.float(), targets_M[rows]).backward()
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
-    states_MLD, targets_M = _states(network, heldout, heldout_sequences)
+    with autocast:
+        states_MLD, targets_M = _states(network, heldout, heldout_sequences)
     with torch.no_grad():
         parts = zip(states_MLD.split(4096), targets_M.split(4096), strict=True)
         total = sum(float(functional.cross_entropy(head(s), t, reduction="sum")) for s, t in parts)

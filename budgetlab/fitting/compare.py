@@ -332,6 +332,6 @@ def _sentence(
     if word == "equivalent":
         return f"{where}, {q.a} and {q.b} are equivalent on {what} within {margin:g} {unit}: {signed} ({basis}){scope}."
     return (
-        f"{where}, the difference of {q.a} and {q.b} on {what} is not resolved: {signed} ({basis}){scope}; this design "
-        f"resolves {detectable:.{digits}f} {unit} four times in five."
+        f"{where}, the difference between {q.a} and {q.b} on {what} is not resolved: {signed} ({basis}){scope}; this "
+        f"design resolves {detectable:.{digits}f} {unit} four times in five."
     )

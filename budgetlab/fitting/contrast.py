@@ -134,7 +134,9 @@ def _pool(runs: pd.DataFrame, residuals_of: Callable[[Array], tuple[Array, float
     values = np.full((len(budgets[0]), len(arms[0]), len(seeds[0])), np.nan)
     values[budgets[1], arms[1], seeds[1]] = runs["value"].to_numpy(dtype=float)
     found = [residuals_of(matrix) for matrix in values]
-    return pool_variance([residuals.ravel() for residuals, _ in found], [freedom for _, freedom in found])
+    residuals = np.stack([part for part, _ in found]).reshape(len(found), -1)
+    cells, runs_of = np.nonzero(np.isfinite(residuals))
+    return pool_variance(residuals[cells, runs_of], cells, np.array([freedom for _, freedom in found]), runs_of)
 
 
 def _two_way_residuals(matrix: Array) -> tuple[Array, float]:

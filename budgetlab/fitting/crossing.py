@@ -185,7 +185,7 @@ class Curves:
 
     def _lacking(self, a: str, b: str) -> str | None:
         absent = [arm for arm in (a, b) if arm not in self.by_compute]
-        return f"no curve for {' and '.join(absent)}: fewer than two budgets" if absent else None
+        return f"no curve for {' and '.join(absent)}: fewer than two budgets with {self.x}" if absent else None
 
     def _spent(self, a: str, b: str, budget: float) -> float:
         here = self.runs[(self.runs["budget_amount"] == budget) & self.runs["arm"].isin([a, b])]
@@ -203,7 +203,7 @@ class Curves:
         freedom = 1e9 if self.noise is None else self.noise.degrees_of_freedom
         noise = rng.standard_t(freedom, size=draws) * spread
         noise[0] = 0.0
-        return np.exp(np.log(outcome).mean() + noise)
+        return np.exp(np.log(outcome.mean()) + noise)
 
 
 def _outcome(rows: pd.DataFrame) -> Array:

@@ -277,23 +277,20 @@ def evaluate(
             spans.append(slice(position, position + features.shape[1]))
             terms.append(np.exp(raw[:, spans[-1]] @ features.T))
             position += features.shape[1]
-        prediction = terms[0] + terms[1] if len(terms) > 1 else terms[0]
-        for term in terms[2:]:
-            prediction = prediction + term
+        # The floor, one number a problem, is added last: it is cheaper so.
+        prediction = sum(terms[-2::-1], start=terms[-1])
         outcome, weights, log_outcome = (part[..., block.rows] for part in sample.parts())
         cost, first, second = objective.derivatives(np.log(prediction), outcome, log_outcome, damping)
         value += np.einsum("...n,...n->...", *np.broadcast_arrays(cost, weights))
-        # Shares of the terms sum to one: d log(prediction) = sum of share * feature.
-        slope = first * weights
-        bend = (second - first) * weights
-        inverse = 1.0 / prediction
-        shares = [term * inverse for term in terms]
-        for k, share in enumerate(shares):
-            pull = slope * share
+        # d log(prediction) is the mean of the terms' features, weighted by the terms' shares in the prediction.
+        inverse = weights / prediction
+        slope = first * inverse
+        bend = (second - first) * inverse / prediction
+        for k, term in enumerate(terms):
+            pull, weighted = slope * term, bend * term
             gradient[:, spans[k]] += _reduce(pull, block.features[k])
-            weighted = bend * share
-            for m in range(k, len(shares)):
-                curvature = weighted * shares[m]
+            for m in range(k, len(terms)):
+                curvature = weighted * terms[m]
                 if m == k:
                     curvature += pull
                 size = (spans[k].stop - spans[k].start, spans[m].stop - spans[m].start)

@@ -71,20 +71,11 @@ def choose_interval(points: Points, asked: str) -> tuple[str, str | None]:
 def within_cell_noise(points: Points) -> PooledVariance | None:
     """Pool the scatter of log outcomes over cells of replicates; None where no input point occurs twice."""
     cells = points.cells()
+    counts = np.bincount(cells)
     logs = np.log(points.outcome)
-    labels = np.arange(len(points)) if points.clusters is None else points.clusters
-    replicates = {label: i for i, label in enumerate(dict.fromkeys(labels.tolist()))}
-    if points.clusters is None:
-        # Without labels no two rows are known to be the same run: positions mean nothing.
-        residuals = [logs[cells == c] - logs[cells == c].mean() for c in np.unique(cells)]
-        return pool_variance(_unaligned(residuals), [len(r) - 1 for r in residuals])
-    aligned = []
-    for c in np.unique(cells):
-        row = np.full(len(replicates), np.nan)
-        where = np.flatnonzero(cells == c)
-        row[[replicates[label] for label in labels[where].tolist()]] = logs[where] - logs[where].mean()
-        aligned.append(row)
-    return pool_variance(aligned, [int(np.isfinite(row).sum()) - 1 for row in aligned])
+    residuals = logs - (np.bincount(cells, weights=logs) / counts)[cells]
+    replicates = None if points.clusters is None else np.unique(points.clusters, return_inverse=True)[1]
+    return pool_variance(residuals, cells, np.asarray(counts - 1, dtype=float), replicates)
 
 
 def lack_of_fit(solution: Solution, points: Points, noise: PooledVariance | None) -> float | None:
@@ -104,17 +95,6 @@ def lack_of_fit(solution: Solution, points: Points, noise: PooledVariance | None
         return 0.0 if np.abs(means).max() > 1e-9 else 1.0
     ratio = float((counts * means**2).sum()) / freedom / noise.sd**2
     return float(fdtrc(freedom, noise.degrees_of_freedom, ratio))
-
-
-def _unaligned(residuals: list[Array]) -> list[Array]:
-    """Place the cells side by side, so that no two share a replicate."""
-    total, position, rows = sum(map(len, residuals)), 0, []
-    for part in residuals:
-        row = np.full(total, np.nan)
-        row[position : position + len(part)] = part
-        position += len(part)
-        rows.append(row)
-    return rows
 
 
 def draw(

@@ -21,8 +21,8 @@ __all__ = ["Optimum", "minimise"]
 _LONGEST_STEP = 3.0
 _EASE, _BRACE = 0.3, 30.0
 """Factors on the damping after a step that lowered the objective, and after one that did not."""
-_MOST_CELLS = 1_000_000
-"""Problems times points solved at once: about 200 MB of temporaries."""
+_MOST_CELLS = 16_000
+"""Problems times points solved at once; why so few, `budgetlab.resampling` says."""
 _TINY = 1e-28
 """Below this an objective is zero to rounding: noise-free data end here."""
 

@@ -140,7 +140,9 @@ def summarise(runs: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
         # A cell a row, a run seed a column: the same column is the same replicate.
         table = own.pivot_table(index=["arm", "rung"], columns="run_seed", values="value", dropna=False)
         residuals = table.sub(table.mean(axis=1), axis=0).to_numpy(dtype=float)
-        pooled = pool_variance(list(residuals), list(np.isfinite(residuals).sum(axis=1) - 1.0))
+        known = np.isfinite(residuals)
+        of_cell, of_run = np.nonzero(known)
+        pooled = pool_variance(residuals[known], of_cell, known.sum(axis=1) - 1.0, of_run)
         if pooled is None:
             continue
         factor = t_quantile(0.5 + level / 2, pooled.degrees_of_freedom) * pooled.sd

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from budgetlab.checkpoint import load_checkpoint
 from budgetlab.corpus import Corpus
-from budgetlab.errors import BudgetlabError
+from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.hardware import environment, prepare
 from budgetlab.models import Network, build_network
 from budgetlab.runner.training import Training, step_name
@@ -63,13 +63,17 @@ def run(
     Raises
     ------
     CallerError
-        When the corpus is too small, or given weights do not fit.
+        When the corpus is too small, given weights do not fit, or more than one device is asked for.
     BudgetlabError
         When the disk is full: the last checkpoint is whole, and the same command goes on from there.
     KeyboardInterrupt
         After Ctrl-C or SIGTERM, once the step is finished and saved.
     """
+    if plan.execution.devices != 1:
+        asked = f"execution.devices = {plan.execution.devices}"
+        raise CallerError(asked, "a run takes one device so far", "set it to 1, or only plan")
     units = plan_units(plan, corpus)
+    store.write_index(runs=[unit.run_id for unit in units])
     crew = _Crew(plan, corpus, store, units, progress or (lambda where: None))
     with _finish_the_step_on_signals() as stop_asked:
         for unit in crew.todo:
@@ -79,8 +83,7 @@ def run(
                 raise BudgetlabError(
                     f"run {unit.run_id}", str(error), "free some room and give the same command again; nothing is lost"
                 ) from error
-    records = (store.read_record(unit.run_id) for unit in units)
-    return [record for record in records if record is not None]
+    return store.records()
 
 
 class _Crew:

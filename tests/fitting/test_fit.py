@@ -293,6 +293,14 @@ def test_what_may_not_be_used_is_not_used():
         optimum(fit(power_table(np.geomspace(1e13, 1e15, 8), noise=0.01), resamples=0), 1e20)
 
 
+def test_the_truth_of_noise_free_data_passes_and_its_neighbour_fails():
+    table = surface(40, np.random.default_rng(0), noise=0.0)
+    for objective in ("huber_log", "lad", "squared"):
+        assert certify(table, CHINCHILLA, law="chinchilla", objective=objective).status == "converged"
+        off = CHINCHILLA | {"alpha": 0.3501}
+        assert certify(table, off, law="chinchilla", objective=objective).status == "not_converged"
+
+
 def test_certify_names_wrong_parameters():
     table = power_table(np.geomspace(1e13, 1e15, 8))
     with pytest.raises(CallerError, match="law power has E, A, a"):

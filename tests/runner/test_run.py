@@ -14,7 +14,7 @@ from small import write_small_study
 from budgetlab.batches import Batches
 from budgetlab.checkpoint import load_checkpoint
 from budgetlab.corpus import Corpus, build_corpus
-from budgetlab.errors import BudgetlabError
+from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.planner import plan
 from budgetlab.profiler import profile
 from budgetlab.runner import run
@@ -100,6 +100,9 @@ def test_a_finished_plan_runs_nothing(made: Plan, corpus: Corpus, finished, monk
 
     monkeypatch.setattr(TrainingStep, "run", never)
     assert run(made, corpus, store) == records
+    with pytest.raises(CallerError, match="one device so far"):
+        two = made.execution.model_copy(update={"devices": 2})
+        run(made.model_copy(update={"execution": two}), corpus, store)
 
 
 def test_checkpoints_may_be_deleted_once_all_is_done(made: Plan, corpus: Corpus, tmp_path: Path, finished) -> None:

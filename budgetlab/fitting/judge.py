@@ -1,0 +1,195 @@
+"""What the certificate says: the findings as a record, and the status that follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from budgetlab.fitting.certificate import GAP_TOLERANCE, Profile, allowance, basins, bounds_hit, profile
+from budgetlab.fitting.design import Design, Sample
+from budgetlab.fitting.newton import Optimum
+from budgetlab.fitting.objectives import Objective
+from budgetlab.fitting.status import FitStatus
+from budgetlab.fitting.table import Points
+from budgetlab.laws.base import Array
+
+__all__ = ["Candidate", "judge"]
+
+_WIDTH = 3.0
+"""A parameter is determined when its profile interval is closed and its ends are within this factor."""
+_SHORTEST_SPAN = 2.0
+"""An input that varies less says nothing of its power: any steep curve is straight over so short a stretch."""
+_EXACT = 1e-9
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The best end of all starts, before it is judged.
+
+    Attributes
+    ----------
+    optima, best
+        Where the starts ended, and which of them is the best.
+    theta, value
+        The optimum (of the objective itself, where `optima` are of its smooth neighbour) and its objective.
+    ended
+        Whether the solver ended at an optimum.
+    decrease
+        The relative decrease that it still predicts.
+    """
+
+    design: Design
+    sample: Sample
+    objective: Objective
+    optima: Optimum
+    best: int
+    theta: Array
+    value: float
+    ended: bool
+    decrease: float
+
+    @property
+    def exact(self) -> bool:
+        """Whether the data are noise-free: what is left is rounding, and no ratio of it means anything."""
+        missed = self.sample.log_outcome - self.design.log_prediction(self.theta[None])[0]
+        return float(np.abs(missed).max()) < _EXACT
+
+
+def judge(found: Candidate, points: Points, other: float, level: float) -> tuple[FitStatus, str, dict[str, Any]]:
+    """Certify a candidate.
+
+    Parameters
+    ----------
+    found
+        The candidate.
+    points
+        Its points, whose clusters and ranges matter.
+    other
+        The objective that a second solver reached.
+    level
+        Of the profile intervals.
+
+    Returns
+    -------
+    status, detail, certificate
+        `detail` completes the status's sentence.
+    """
+    design, theta, exact = found.design, found.theta, found.exact
+    gap = 0.0 if exact else max(0.0, found.value / max(other, 1e-300) - 1)
+    # The smoothed absolute deviations are only nearly solved before the vertex is found.
+    same = 1e-6 if found.objective.name == "lad" else GAP_TOLERANCE
+    values, ends = found.optima.value, found.optima.theta
+    profiles = (
+        {name: Profile(end, end, end) for name, end in zip(design.names, theta.tolist(), strict=True)}
+        if exact
+        else profile(design, theta, found.sample, found.objective, design.names, level, points.clusters)
+    )
+    distinct = basins(found.optima, found.best)
+    rivals = [] if exact else _rivals(found, distinct, level, points.clusters)
+    hits = bounds_hit(design, theta)
+    decrease = 0.0 if exact else found.decrease
+    gradient = float(np.linalg.norm(found.optima.gradient[found.best]))
+    certificate = {
+        "gradient_norm": None if found.objective.name == "lad" else gradient,
+        "newton_decrement_relative": decrease,
+        "iterations": found.optima.iterations,
+        "starts": len(values),
+        "starts_agreeing": int((values <= values[found.best] * (1 + same) + 1e-25).sum()),
+        "basins": [{"objective": float(values[i]), "params": _natural(design, ends[i])} for i in distinct],
+        "second_solver": "scipy L-BFGS-B, exact gradient, another start",
+        "second_solver_objective": other,
+        "gap": gap,
+        "at_bound": list(hits),
+        "profile_level": level,
+        "profile": {_profiled(design, name): _profile_ends(design, name, profiles[name]) for name in design.names},
+    }
+    spans = {name: float(inputs.max() / inputs.min()) for name, inputs in points.inputs.items()}
+    weak = [_weakness(design, name, profiles[name], spans) for name in design.names if name not in hits]
+    weak = [text for text in weak if text]
+    status, detail = FitStatus.CONVERGED, ""
+    if not found.ended and not exact:
+        status, detail = FitStatus.NOT_CONVERGED, f"the solver still predicts a relative decrease of {decrease:.1e}"
+    elif gap > GAP_TOLERANCE:
+        status, detail = FitStatus.NOT_CONVERGED, f"a second solver ends {gap:.1e} lower"
+    elif rivals:
+        status, detail = FitStatus.SEVERAL_BASINS, "; ".join(rivals)
+    elif hits:
+        status, detail = FitStatus.AT_BOUND, ", ".join(_bound_text(design, theta, name) for name in hits)
+    elif weak:
+        status, detail = FitStatus.WEAKLY_IDENTIFIED, "; ".join(weak)
+    return status, detail, certificate
+
+
+def _rivals(found: Candidate, distinct: list[int], level: float, clusters: np.ndarray | None) -> list[str]:
+    """Describe the other optima that the data cannot tell from the best."""
+    limit = allowance(found.design, found.theta, found.sample, found.objective, level, clusters)
+    values, texts = found.optima.value, []
+    for index in distinct[1:]:
+        excess = float(values[index] - values[found.best])
+        if limit is not None and excess <= limit:
+            params = _natural(found.design, found.optima.theta[index])
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in params.items())
+            texts.append(f"{shown} at an objective only {excess / values[found.best]:.1e} higher")
+    return texts
+
+
+def _natural(design: Design, theta: Array) -> dict[str, float]:
+    values: dict[str, float] = {}
+    for group in design.groups:
+        for name, value in design.to_params(theta, group).items():
+            key = name if group is None or name in design.names else f"{name}[{group}]"
+            if key in design.names:
+                values[key] = float(value)
+    return values
+
+
+def _is_exponent(design: Design, name: str) -> bool:
+    return name.partition("[")[0] in design.law.exponents
+
+
+def _profiled(design: Design, name: str) -> str:
+    """Name what is profiled: a coefficient is, as the size of its term at the geometric mean of the inputs."""
+    return name if name == design.law.floor or _is_exponent(design, name) else f"{name}_term_at_centre"
+
+
+def _profile_ends(design: Design, name: str, found: Profile) -> list[float | None]:
+    ends = [found.low, found.high]
+    if _is_exponent(design, name):
+        return ends
+    return [None if end is None else float(np.exp(end)) for end in ends]
+
+
+def _label(design: Design, name: str) -> str:
+    plain = name.partition("[")[0]
+    return name if plain == design.law.floor or plain in design.law.exponents else f"the {name} term"
+
+
+def _weakness(design: Design, name: str, found: Profile, spans: Mapping[str, float]) -> str:
+    low, high = found.low, found.high
+    label = _label(design, name)
+    for term in design.law.terms:
+        for column, power in term.exponents.items():
+            if power == name.partition("[")[0] and spans[column] < _SHORTEST_SPAN:
+                return f"{label} ({column} spans a factor of {spans[column]:.3g} only)"
+    if low is None and high is None:
+        return f"{label} (any value fits)"
+    exponent = _is_exponent(design, name)
+    if low is None or (exponent and low <= 0):
+        return f"{label} (it may be zero)"
+    if high is None:
+        return f"{label} (unbounded above)"
+    if (high / low if exponent else np.exp(high - low)) > _WIDTH:
+        ends = (low, high) if exponent else (np.exp(low), np.exp(high))
+        return f"{label} (anywhere from {ends[0]:.3g} to {ends[1]:.3g})"
+    return ""
+
+
+def _bound_text(design: Design, theta: Array, name: str) -> str:
+    j = design.names.index(name)
+    at_lower = theta[j] - design.lower[j] < design.upper[j] - theta[j]
+    if _is_exponent(design, name):
+        return f"{name} at {design.lower[j] if at_lower else design.upper[j]:g}"
+    return f"{_label(design, name)} at zero" if at_lower else f"{_label(design, name)} at its upper bound"
