@@ -147,7 +147,7 @@ class PooledVariance:
     degrees_of_freedom
         Effective ones: fewer than counted where the cells' residuals are correlated.
     correlation
-        Mean correlation of residuals of the same replicate between cells, not below 0.
+        Correlation of residuals of the same replicate between cells, not below 0.
     cells, smallest_sd, largest_sd
         How many cells had replicates, and how much their standard deviations differ.
     """
@@ -189,28 +189,31 @@ def pool_variance(
     -----
     Runs that share a trunk have correlated residuals at all their budgets: then B cells tell less than B times as
     much about the variance. With correlation rho the effective degrees of freedom are their sum over
-    ``1 + (B - 1) rho^2`` (Satterthwaite). rho is estimated as the mean over pairs of cells: the sign of a single
-    estimate from few replicates is noise, and squaring it would turn noise into correlation.
+    ``1 + (B - 1) rho^2`` (Satterthwaite), B - 1 being how many other cells a replicate is in, on average. rho is
+    estimated from the products of residuals over all pairs of cells at once: squaring an estimate for each pair
+    would turn noise into correlation.
     """
     freedom = np.asarray(degrees_of_freedom, dtype=float)
-    sums = np.bincount(cells, weights=np.asarray(residuals, dtype=float) ** 2, minlength=len(freedom))
     used = freedom > 0
     if not used.any():
         return None
-    count, correlation = int(used.sum()), 0.0
-    seen = used & (sums > 0)
-    pairs = int(seen.sum()) * (int(seen.sum()) - 1)
-    if replicates is not None and pairs:
-        # The sum over all pairs of cells is the square of the sum over cells, less each cell with itself.
-        scaled = np.where(seen[cells], residuals, 0.0) / np.sqrt(np.where(seen, sums, 1.0))[cells]
-        together = float((np.bincount(replicates, weights=scaled) ** 2).sum())
-        correlation = max(0.0, (together - int(seen.sum())) / pairs)
-    sds = np.sqrt(sums[used] / freedom[used])
+    rows = used[cells]
+    values, total = np.asarray(residuals, dtype=float)[rows], float(freedom[used].sum())
+    sums = np.bincount(cells[rows], weights=values**2, minlength=len(freedom))[used]
+    variance = float(sums.sum()) / total
+    correlation, partners = 0.0, 0.0
+    if replicates is not None and variance > 0:
+        times = np.bincount(replicates[rows])
+        partners = float((times * (times - 1)).sum()) / len(values)
+        products = float((np.bincount(replicates[rows], weights=values) ** 2).sum() - sums.sum())
+        if partners > 0:
+            correlation = min(1.0, max(0.0, products / (variance * partners * total)))
+    sds = np.sqrt(sums / freedom[used])
     return PooledVariance(
-        sd=float(np.sqrt(sums[used].sum() / freedom[used].sum())),
-        degrees_of_freedom=float(freedom[used].sum() / (1 + (count - 1) * correlation**2)),
+        sd=float(np.sqrt(variance)),
+        degrees_of_freedom=total / (1 + partners * correlation**2),
         correlation=correlation,
-        cells=count,
+        cells=int(used.sum()),
         smallest_sd=float(sds.min()),
         largest_sd=float(sds.max()),
     )

@@ -191,7 +191,9 @@ def _jobs(subject: _Subject, spec: EvaluateSpec, corpus: Corpus, tasks: dict[str
 
 def recipe_hash(spec: EvaluateSpec) -> str:
     """Hash of what decides a fine-tuning's outcome, the seed apart."""
-    return content_hash(spec.epochs, spec.learning_rate, spec.batch_size, spec.max_train_examples)
+    return content_hash(
+        spec.epochs, spec.learning_rate, spec.batch_size, spec.max_train_examples, spec.dropout, spec.pooling
+    )
 
 
 class _Bench:
@@ -264,7 +266,13 @@ class _Bench:
     def _finetuned(self, job: _Job, network: Network) -> dict[str, Any]:
         task = self.tasks[job.task]
         predictions = finetune(
-            network, task, self.tokenizer, self.spec, seed=job.finetune_seed or 0, max_length=self.recipe.seq_len
+            network,
+            task,
+            self.tokenizer,
+            self.spec,
+            seed=job.finetune_seed or 0,
+            max_length=self.recipe.seq_len,
+            dtype=self.recipe.dtype,
         )
         table = pd.DataFrame({"label": task.validation_labels, "prediction": predictions})
         path = self.store.run_folder(job.subject.run_id) / "predictions" / f"{job.key}.parquet"

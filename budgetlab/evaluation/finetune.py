@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
 
 from budgetlab.batches import keyed_uniform
 from budgetlab.evaluation.tasks import Task
 from budgetlab.models import Network, build_classifier
-from budgetlab.values import EvaluateSpec
+from budgetlab.values import EvaluateSpec, Needs
 
 __all__ = ["finetune"]
 
-DROPOUT, WARMUP_FRACTION, WEIGHT_DECAY, CLIP_NORM = 0.1, 0.1, 0.01, 1.0
+WARMUP_FRACTION, WEIGHT_DECAY, CLIP_NORM = 0.1, 0.01, 1.0
 
 
 def finetune(
-    network: Network, task: Task, tokenizer: Any, spec: EvaluateSpec, *, seed: int, max_length: int
+    network: Network,
+    task: Task,
+    tokenizer: Any,
+    spec: EvaluateSpec,
+    *,
+    seed: int,
+    max_length: int,
+    dtype: str = "float32",
 ) -> NDArray[Any]:
     """Fine-tune a copy of the network and predict the validation set.
 
-    AdamW with bias correction, linear warm-up over 10 % of the steps and linear decay to zero, dropout 0.1.
+    AdamW with bias correction, linear warm-up over 10 % of the steps and linear decay to zero; the last epoch counts.
 
     Parameters
     ----------
@@ -36,6 +46,8 @@ def finetune(
         Of the classifier, the order of examples and dropout.
     max_length
         Longest sequence in positions.
+    dtype
+        "bfloat16" trains and predicts under autocast.
 
     Returns
     -------
@@ -43,50 +55,109 @@ def finetune(
         One a validation example: a class, or a score.
     """
     device = next(network.parameters()).device
-    model = build_classifier(network, task.num_labels, seed=seed, dropout=DROPOUT, regression=task.regression).train()
-    train = _encode(tokenizer, task.train_texts, max_length)
-    labels = task.train_labels
-    if spec.max_train_examples is not None and len(labels) > spec.max_train_examples:
-        chosen = np.argsort(keyed_uniform(0, 1, np.arange(len(labels))), kind="stable")[: spec.max_train_examples]
-        train, labels = [train[i] for i in chosen], labels[chosen]
+    examples = [
+        _encode(tokenizer, texts, max_length, spec.pooling) for texts in (task.train_texts, task.validation_texts)
+    ]
+    chosen = np.arange(len(task.train_labels))
+    if spec.max_train_examples is not None and len(chosen) > spec.max_train_examples:
+        chosen = np.argsort(keyed_uniform(0, 1, chosen), kind="stable")[: spec.max_train_examples]
+    train, labels = [examples[0][i] for i in chosen], task.train_labels[chosen]
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
     steps = spec.epochs * -(-len(labels) // spec.batch_size)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=spec.learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
     warmup = max(1, round(WARMUP_FRACTION * steps))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
-    )
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
+        model = _Classifier(network, task, spec, seed).to(device).train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=spec.learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
+        )
         for epoch in range(spec.epochs):
             order = np.argsort(keyed_uniform(seed, 2, epoch, np.arange(len(labels))), kind="stable")
             for rows in _chunks(order, spec.batch_size):
-                inputs = _pad([train[row] for row in rows], tokenizer.pad_token_id, device)
+                with autocast:
+                    outputs = model([train[row] for row in rows]).float()
                 wanted = torch.as_tensor(labels[rows], device=device)
-                loss = model(**inputs, labels=wanted.float() if task.regression else wanted).loss
+                if task.regression:
+                    loss = functional.mse_loss(outputs[:, 0], wanted.float())
+                else:
+                    loss = functional.cross_entropy(outputs, wanted)
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad(set_to_none=True)
-    return _predict(model.eval(), task, tokenizer, max_length, device)
+    with autocast:
+        return _predict(model.eval(), task, examples[1])
 
 
-Example = tuple[list[int], list[int]]
+class _Classifier(nn.Module):
+    """A copy of the trunk with a fresh head.
+
+    `pooling = "first"`: BERT's own classifier on [CLS] of the joined texts. `pooling = "mean"`: every text is encoded
+    on its own, all layers are averaged over its real positions, and a pair is (u, v, |u - v|, u v) (Conneau et al.
+    2017, arXiv 1705.02364; Reimers and Gurevych 2019, arXiv 1908.10084). It works for networks that are too small, or too
+    briefly trained, for [CLS] to have learned to gather anything, and for strategies that do not train the last block.
+    """
+
+    def __init__(self, network: Network, task: Task, spec: EvaluateSpec, seed: int) -> None:
+        super().__init__()
+        self.device = next(network.parameters()).device
+        if spec.pooling == "first":
+            self.whole = build_classifier(
+                network, task.num_labels, seed=seed, dropout=spec.dropout, regression=task.regression
+            )
+            return
+        self.whole = None
+        self.network = copy.deepcopy(network)
+        self.needs = Needs(hidden=tuple(range(network.spec.num_layers + 1)))
+        width = network.spec.hidden_size * len(self.needs.hidden)
+        texts = len(task.train_texts[0])
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.dropout = nn.Dropout(spec.dropout)
+        self.head = nn.Linear(width * (4 if texts == 2 else 1), task.num_labels)
+
+    def forward(self, examples: list[Example]) -> Tensor:
+        """Logits, [examples, labels]."""
+        parts = [_pad([example[i] for example in examples], self.device) for i in range(len(examples[0]))]
+        if self.whole is not None:
+            return self.whole(**parts[0]).logits
+        pooled = [self._mean(part) for part in parts]
+        if len(pooled) == 2:
+            u, v = pooled
+            pooled = [torch.cat([u, v, (u - v).abs(), u * v], dim=-1)]
+        return self.head(self.dropout(pooled[0]))
+
+    def _mean(self, part: dict[str, Tensor]) -> Tensor:
+        real_BT1 = part["attention_mask"][..., None].float()
+        hidden = self.network(part["input_ids"], self.needs, None, part["attention_mask"]).hidden
+        means = [(hidden[layer] * real_BT1).sum(1) / real_BT1.sum(1) for layer in self.needs.hidden]
+        return self.norm(torch.cat(means, dim=-1))
+
+
+Encoded = tuple[list[int], list[int]]
 """Token ids and segment ids."""
 
+Example = tuple[Encoded, ...]
+"""One sequence of the joined texts, or one for each text."""
 
-def _encode(tokenizer: Any, texts: tuple[tuple[str, ...], ...], max_length: int) -> list[Example]:
+
+def _encode(tokenizer: Any, texts: tuple[tuple[str, ...], ...], max_length: int, pooling: str) -> list[Example]:
     columns = [[text[i] for text in texts] for i in range(len(texts[0]))]
-    encoded = tokenizer(*columns, truncation=True, max_length=max_length, return_token_type_ids=True)
-    return list(zip(encoded["input_ids"], encoded["token_type_ids"], strict=True))
+    groups = [columns] if pooling == "first" else [[column] for column in columns]
+    parts = []
+    for group in groups:
+        found = tokenizer(*group, truncation=True, max_length=max_length, return_token_type_ids=True)
+        parts.append(list(zip(found["input_ids"], found["token_type_ids"], strict=True)))
+    return list(zip(*parts, strict=True))
 
 
-def _pad(examples: list[Example], pad: int, device: torch.device) -> dict[str, torch.Tensor]:
-    longest = max(len(ids) for ids, _ in examples)
-    ids = np.full((len(examples), longest), pad)
+def _pad(encoded: list[Encoded], device: torch.device) -> dict[str, Tensor]:
+    longest = max(len(ids) for ids, _ in encoded)
+    # What stands at padded positions is masked wherever it could be read, so any id will do.
+    ids = np.zeros((len(encoded), longest), dtype=np.int64)
     segments, mask = np.zeros_like(ids), np.zeros_like(ids)
-    for row, (tokens, kinds) in enumerate(examples):
+    for row, (tokens, kinds) in enumerate(encoded):
         ids[row, : len(tokens)], segments[row, : len(tokens)], mask[row, : len(tokens)] = tokens, kinds, 1
     arrays = {"input_ids": ids, "token_type_ids": segments, "attention_mask": mask}
     return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
@@ -98,14 +169,13 @@ def _chunks(order: NDArray[np.integer], size: int) -> Iterator[NDArray[np.intege
 
 
 @torch.no_grad()
-def _predict(model: Any, task: Task, tokenizer: Any, max_length: int, device: torch.device) -> NDArray[Any]:
-    examples = _encode(tokenizer, task.validation_texts, max_length)
+def _predict(model: _Classifier, task: Task, examples: list[Example]) -> NDArray[Any]:
     # By length, so that little is padded.
-    order = np.argsort([len(ids) for ids, _ in examples], kind="stable")
-    outputs: list[Any] = [None] * len(examples)
+    order = np.argsort([sum(len(ids) for ids, _ in example) for example in examples], kind="stable")
+    found: list[Any] = [None] * len(examples)
     for rows in _chunks(order, 64):
-        logits = model(**_pad([examples[row] for row in rows], tokenizer.pad_token_id, device)).logits.float().cpu()
-        answers = logits[:, 0] if task.regression else logits.argmax(-1)
+        outputs = model([examples[row] for row in rows]).float().cpu()
+        answers = outputs[:, 0] if task.regression else outputs.argmax(-1)
         for row, answer in zip(rows, answers.tolist(), strict=True):
-            outputs[row] = answer
-    return np.asarray(outputs)
+            found[row] = answer
+    return np.asarray(found)

@@ -22,7 +22,7 @@ from budgetlab.laws.base import Array
 from budgetlab.resampling import PooledVariance
 from budgetlab.values import CurveFit, FitSpec
 
-__all__ = ["Joint", "arm_points", "fit_arms", "pool_noise", "solve_jointly"]
+__all__ = ["Joint", "arm_points", "fit_arms", "solve_jointly"]
 
 _DEFINITIONS = {
     "required_flops": "each matmul of the lean step once, trained parts three times, two FLOPs per multiply-add",
@@ -63,7 +63,7 @@ def fit_arms(scores: pd.DataFrame, spec: FitSpec) -> tuple[CurveFit, ...]:
     objective = Objective(spec.objective, spec.delta)
     runs = run_values(scores, spec.y)
     points = {str(arm): arm_points(rows, law, spec.x) for arm, rows in runs.groupby("arm", sort=True)}
-    noise = pool_noise(points)
+    noise = within_cell_noise(*points.values())
     prepared: dict[str, Prepared] = {}
     for arm, found in points.items():
         try:
@@ -126,22 +126,6 @@ def arm_points(rows: pd.DataFrame, law: Law, x: str) -> Points:
             law, {law.inputs[0]: table[x].to_numpy(float)}, table["outcome"].to_numpy(float), np.ones(len(table)),
             table["run_seed"].to_numpy(), {law.inputs[0]: x, law.outcome: "outcome"},
         )  # fmt: skip
-
-
-def pool_noise(points: Mapping[str, Points]) -> PooledVariance | None:
-    """Pool the scatter of log outcomes between runs over all cells, arm by budget."""
-    found = [noise for noise in (within_cell_noise(p) for p in points.values()) if noise is not None]
-    if not found:
-        return None
-    freedom = np.array([noise.degrees_of_freedom for noise in found])
-    return PooledVariance(
-        sd=float(np.sqrt(np.average([noise.sd**2 for noise in found], weights=freedom))),
-        degrees_of_freedom=float(freedom.sum()),
-        correlation=float(np.average([noise.correlation for noise in found], weights=freedom)),
-        cells=sum(noise.cells for noise in found),
-        smallest_sd=min(noise.smallest_sd for noise in found),
-        largest_sd=max(noise.largest_sd for noise in found),
-    )
 
 
 def _report_jointly(

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 
 from budgetlab.errors import CallerError
-from budgetlab.fitting.arms import Joint, arm_points, pool_noise, solve_jointly
+from budgetlab.fitting.arms import Joint, arm_points, solve_jointly
 from budgetlab.fitting.contrast import unit_of
-from budgetlab.fitting.intervals import draw
+from budgetlab.fitting.intervals import draw, within_cell_noise
 from budgetlab.fitting.objectives import Objective
 from budgetlab.fitting.prepare import prepare
 from budgetlab.fitting.solve import solve
@@ -218,7 +218,7 @@ def make_curves(runs: pd.DataFrame, y: str, spec: FitSpec) -> Curves:
         found: dict[str, _Curve] = {}
         if column in runs:
             points = {str(arm): arm_points(rows, law, column) for arm, rows in runs.groupby("arm", sort=True)}
-            noise = pool_noise(points)
+            noise = within_cell_noise(*points.values())
             joint = solve_jointly(points, spec, noise, certify=False)
             if joint is not None and joint.solution.status is FitStatus.CONVERGED:
                 found = {arm: _joint_curve(joint, arm, points[arm], spec) for arm in joint.arms}
@@ -249,20 +249,18 @@ def _curve(points: Points, spec: FitSpec, noise: PooledVariance | None, rng: np.
         prepared = None
     # A smaller law than the one asked for would bend the answer; between budgets a chord does not.
     if prepared is not None and not prepared.refusal and not prepared.reason:
-        solution = solve(
-            prepared.points, prepared.law, Objective(spec.objective, spec.delta), pinned=prepared.pinned, certify=False
-        )
+        through = len(cells) <= len(prepared.law.params) - len(prepared.pinned)
+        # A law with as many parameters as budgets goes through the means of the runs; a robust one would be free to
+        # go anywhere between two replicates.
+        objective = Objective("squared_log") if through else Objective(spec.objective, spec.delta)
+        solution = solve(prepared.points, prepared.law, objective, pinned=prepared.pinned, certify=False)
         if solution.status is FitStatus.CONVERGED:
             drawn = solution.theta[None]
             if noise is not None and spec.resamples:
                 found = draw(solution, prepared.points, "pooled_t", spec.resamples, rng, noise)
                 drawn = np.vstack([drawn, found.theta])
+            name = "law through the means at the budgets" if through else "fitted law"
             params = solution.design.to_params(drawn)
-            name = (
-                "fitted law"
-                if len(cells) > len(prepared.law.params) - len(prepared.pinned)
-                else "law through the budgets"
-            )
             return _Curve(name, low, high, prepared.law, params, np.empty(0), np.empty((0, 0)))
     labels = points.cells()
     places = np.array([np.log(x[labels == c]).mean() for c in cells])

@@ -106,7 +106,7 @@ def fit(
     >>> found.status, round(found.params["E"], 6), round(found.params["a"], 6)
     ('converged', 2.0, 0.3)
     """
-    _check_level(interval_level, resamples)
+    _check_numbers(interval_level, resamples, starts)
     goal = Objective(objective, delta, asymmetry)
     points = read_points(
         table, get_law(law), columns, weights=weights, clusters=clusters, exclude_invalid=exclude_invalid
@@ -122,11 +122,13 @@ def fit(
     )  # fmt: skip
 
 
-def _check_level(level: float, resamples: int) -> None:
+def _check_numbers(level: float, resamples: int, starts: int) -> None:
     if not 0 < level < 1:
         raise CallerError(f"interval_level = {level!r}", "not between 0 and 1", "give a fraction such as 0.95")
     if resamples < 0:
         raise CallerError(f"resamples = {resamples!r}", "negative", "give a number, or 0 for no interval")
+    if starts < 1:
+        raise CallerError(f"starts = {starts!r}", "no start", "give at least 1; 8 lets the certificate compare them")
 
 
 def fit_points(
@@ -207,7 +209,7 @@ def report_fit(
         "params": {name: float(value) for name, value in params.items()},
         "derived": derived,
         "intervals": intervals,
-        "standard_errors": {name: float(np.std(everything[name], ddof=1)) for name in intervals},
+        "standard_errors": {name: sd for name in intervals if np.isfinite(sd := _spread(everything[name]))},
         "interval_level": level,
         "interval_method": method if drawn else "none",
         "resamples": len(draws),
@@ -228,6 +230,12 @@ def report_fit(
     if len(law.inputs) == 1:
         fields["band"] = _band(law, params, drawn, ranges[law.inputs[0]], level, fields["outcome_transform"])
     return CurveFit.model_validate(fields)
+
+
+def _spread(draws: Array) -> float:
+    """Return the standard deviation of draws; infinite where a coefficient's tail overflows."""
+    with np.errstate(over="ignore"):
+        return float(np.std(draws, ddof=1))
 
 
 def refused(

@@ -267,6 +267,14 @@ def evaluate(
     value, gradient, hessian
         Shapes (problems,), (problems, free), (problems, free, free).
     """
+    # What overflows is infinite, which no solver takes for an improvement.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _evaluate(design, theta, sample, objective, damping)
+
+
+def _evaluate(
+    design: Design, theta: Array, sample: Sample, objective: Objective, damping: Array | float
+) -> tuple[Array, Array, Array]:
     raw = theta @ design.map.T + design.offset
     problems, raw_size = raw.shape
     value = np.zeros(problems)

@@ -11,6 +11,7 @@ from scipy.special import fdtrc
 from budgetlab.errors import CallerError, unknown_name
 from budgetlab.fitting.design import Sample
 from budgetlab.fitting.newton import minimise
+from budgetlab.fitting.objectives import Objective
 from budgetlab.fitting.solve import Solution
 from budgetlab.fitting.table import Points
 from budgetlab.laws.base import Array
@@ -28,6 +29,8 @@ INTERVALS = {
 """Name and meaning of every kind of interval; ``auto`` chooses among them."""
 
 _FEW_CLUSTERS = 12
+_FARTHEST = 30.0
+"""Errors of a log outcome are cut here: with one degree of freedom, t has no variance and overflows."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +71,24 @@ def choose_interval(points: Points, asked: str) -> tuple[str, str | None]:
     return asked, None
 
 
-def within_cell_noise(points: Points) -> PooledVariance | None:
-    """Pool the scatter of log outcomes over cells of replicates; None where no input point occurs twice."""
-    cells = points.cells()
-    counts = np.bincount(cells)
-    logs = np.log(points.outcome)
-    residuals = logs - (np.bincount(cells, weights=logs) / counts)[cells]
-    replicates = None if points.clusters is None else np.unique(points.clusters, return_inverse=True)[1]
-    return pool_variance(residuals, cells, np.asarray(counts - 1, dtype=float), replicates)
+def within_cell_noise(*parts: Points) -> PooledVariance | None:
+    """Pool the scatter of log outcomes over cells of replicates; None where no input point occurs twice.
+
+    Of several arms every cell is its own, and so is every run.
+    """
+    residuals, cells, freedom, replicates = [], [], [], []
+    first_cell = first_run = 0
+    for points in parts:
+        codes, logs = points.cells(), np.log(points.outcome)
+        counts = np.bincount(codes)
+        labels = np.arange(len(points)) if points.clusters is None else points.clusters
+        runs = np.unique(labels, return_inverse=True)[1]
+        residuals.append(logs - (np.bincount(codes, weights=logs) / counts)[codes])
+        cells.append(codes + first_cell)
+        replicates.append(runs + first_run)
+        freedom.append(counts - 1.0)
+        first_cell, first_run = first_cell + len(counts), first_run + int(runs.max()) + 1
+    return pool_variance(*(np.concatenate(column) for column in (residuals, cells, freedom, replicates)))
 
 
 def lack_of_fit(solution: Solution, points: Points, noise: PooledVariance | None) -> float | None:
@@ -125,7 +138,11 @@ def draw(
     kept, failed = [np.empty((0, solution.design.size))], 0
     for sample in _resampled(solution, points, method, resamples, rng, noise):
         size = next(len(part) for part in (sample.outcome, sample.weights) if part.ndim == 2)
-        start = np.broadcast_to(solution.theta, (size, solution.design.size))
+        start = np.tile(solution.theta, (size, 1))
+        if method == "pooled_t":
+            # Between two replicates a robust objective is flat: every curve there is an optimum. Beginning at each
+            # draw's own means keeps the draws from staying where the estimate happens to be.
+            start = minimise(solution.design, start, sample, Objective("squared_log"), tolerance=1e-8).theta
         optima = minimise(solution.design, start, sample, solution.objective.for_draws, damping=0.1, tolerance=1e-10)
         kept.append(optima.theta[optima.converged])
         failed += int((~optima.converged).sum())
@@ -186,7 +203,8 @@ def _flipped(
     residual = residual * np.sqrt(units / freedom)
     for factors in wild_multipliers(len(points), resamples, rng, labels.tolist()):
         tails = np.sqrt(freedom / rng.chisquare(freedom, size=(len(factors), 1)))
-        yield Sample.of(np.exp(log_prediction + tails * factors * residual), points.weights)
+        errors = np.clip(tails * factors * residual, -_FARTHEST, _FARTHEST)
+        yield Sample.of(np.exp(log_prediction + errors), points.weights)
 
 
 def _labels(labels: np.ndarray | None) -> list[object] | None:

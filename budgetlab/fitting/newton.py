@@ -23,6 +23,8 @@ _EASE, _BRACE = 0.3, 30.0
 """Factors on the damping after a step that lowered the objective, and after one that did not."""
 _MOST_CELLS = 16_000
 """Problems times points solved at once; why so few, `budgetlab.resampling` says."""
+_NEAR = 1e-4
+"""Share of a parameter's range within which it counts as near its bound."""
 _TINY = 1e-28
 """Below this an objective is zero to rounding: noise-free data end here."""
 
@@ -151,6 +153,10 @@ def _descend(
     alive = np.arange(problems)
     damping = np.full((problems, 1), first_damping)
     value, gradient, hessian = evaluate(design, theta, sample, objective, damping)
+    lost = ~np.isfinite(value)
+    if lost.any():
+        # A start beyond what floating point can hold ends where it began, not converged.
+        value[lost], gradient[lost], hessian[lost] = np.finfo(float).max, 0.0, 0.0
     step, slope = _direction(design, theta, gradient, hessian, held)
     length = np.ones(problems)
     iteration = 0
@@ -164,7 +170,7 @@ def _descend(
             rows = alive[done]
             final.theta[rows], final.value[rows] = theta[done], value[done]
             final.gradient[rows], final.decrement[rows] = gradient[done], decrement[done]
-            final.converged[rows] = decrement[done] <= 1e3 * tolerance * np.abs(value[done]) + _TINY
+            final.converged[rows] = ~lost[rows] & (decrement[done] <= 1e3 * tolerance * np.abs(value[done]) + _TINY)
             keep = ~done
             if not keep.any():
                 break
@@ -189,19 +195,28 @@ def _descend(
 
 
 def _direction(design: Design, theta: Array, gradient: Array, hessian: Array, held: np.ndarray) -> tuple[Array, Array]:
-    """Newton's step with absolute eigenvalues, zero along held and outward-bound parameters; and its slope."""
-    still = held | ((theta <= design.lower) & (gradient > 0)) | ((theta >= design.upper) & (gradient < 0))
+    """Newton's step with absolute eigenvalues, and its slope.
+
+    Held parameters stay. A parameter near a bound that its gradient points to goes there by itself, and Newton moves
+    the others: clipping a joint step could turn it uphill (Bertsekas 1982, SIAM J. Control Optim. 20:221).
+    """
+    margin = _NEAR * (design.upper - design.lower)
+    to_lower = (theta <= design.lower + margin) & (gradient > 0) & ~held
+    to_upper = (theta >= design.upper - margin) & (gradient < 0) & ~held
+    still = held | to_lower | to_upper
+    inner = gradient
     if still.any():
         free = ~still
-        gradient = gradient * free
+        inner = gradient * free
         hessian = hessian * (free[:, :, None] & free[:, None, :])
         diagonal = np.einsum("rpp->rp", hessian)
         diagonal[still] = 1.0
     curvature, axes = np.linalg.eigh(hessian)
     curvature = np.abs(curvature)
     curvature = np.maximum(curvature, 1e-11 * curvature.max(axis=1, keepdims=True) + 1e-300)
-    turned = np.einsum("rpk,rp->rk", axes, gradient)
+    turned = np.einsum("rpk,rp->rk", axes, inner)
     step = -np.einsum("rpk,rk->rp", axes, turned / curvature)
     longest = np.abs(step).max(axis=1, keepdims=True)
-    slope = np.einsum("rp,rp->r", gradient, step)
-    return step * np.minimum(1.0, _LONGEST_STEP / np.maximum(longest, 1e-300)), slope
+    to_bound = np.where(to_lower, design.lower - theta, np.where(to_upper, design.upper - theta, 0.0))
+    slope = np.einsum("rp,rp->r", gradient, step + to_bound)
+    return step * np.minimum(1.0, _LONGEST_STEP / np.maximum(longest, 1e-300)) + to_bound, slope

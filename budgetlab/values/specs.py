@@ -193,6 +193,9 @@ class EvaluateSpec(Value):
     epochs: int = Field(default=3, ge=1)
     learning_rate: float = Field(default=1e-4, gt=0)
     batch_size: int = Field(default=32, ge=1)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    pooling: Literal["first", "mean"] = "first"
+    """"first": [CLS] of the joined texts, as BERT; "mean": each text on its own, all layers averaged."""
     max_train_examples: Count | None = None
     readout_tokens: Count = 300_000
     own: dict[str, TaskSpec] = {}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import doctest
 import json
+import sys
 
 import numpy as np
 import pandas as pd
@@ -202,6 +204,10 @@ def test_one_primary_contrast_per_arm_and_holm_for_the_others():
     assert all(isinstance(v, Verdict) for v in verdicts)
 
 
+def test_examples():
+    assert doctest.testmod(sys.modules["budgetlab.fitting.compare"]).failed == 0
+
+
 def test_each_student_has_its_own_reference():
     table = study(3, 2)
     small = table[table["arm"].isin(["kd", "no_kd"])]
@@ -374,11 +380,11 @@ def test_a_percentile_bootstrap_of_three_runs_would_not():
 
 
 def test_intervals_of_curves_cover():
-    """60 studies of 5 budgets x 3 seeds x 4 arms: exponent, curve and multiplier at a nominal 95 %."""
+    """45 studies of 5 budgets x 3 seeds x 4 arms: exponent, curve and multiplier at a nominal 95 %."""
     rng = np.random.default_rng(4)
     truth = multiplier_of_truth("kd", "no_kd", 3e14)
     hits = {"a": 0, "curve": 0, "multiplier": 0}
-    for seed in range(60):
+    for seed in range(45):
         table = study(5, 3, rng=rng)
         spec = FitSpec(resamples=200, seed=seed)
         kd = fit_arms(table[table["arm"].isin(["kd", "no_kd"])], spec)[0]
@@ -390,5 +396,5 @@ def test_intervals_of_curves_cover():
         )
         found = compare(table, a="kd", b="no_kd", task="readout_loss", resamples=200, seed=seed).compute_multiplier
         hits["multiplier"] += found["interval"][0] <= truth <= found["interval"][1]
-    # Of 60 at 95 %: 57, give or take 1.7.
-    assert all(count >= 53 for count in hits.values()), hits
+    # Of 45 at 95 %: 43, give or take 1.5.
+    assert all(count >= 39 for count in hits.values()), hits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 
 import numpy as np
@@ -20,6 +21,13 @@ def power_table(x, params=(2.0, 3.0, 0.3), noise=0.0, seed=0):
     floor, size, exponent = params
     y = (floor + size * (x / 1e13) ** -exponent) * np.exp(noise * rng.standard_normal(len(x)))
     return pd.DataFrame({"x": x, "y": y})
+
+
+def test_examples():
+    from budgetlab import laws
+    from budgetlab.fitting import curves
+
+    assert [doctest.testmod(module).failed for module in (laws, curves)] == [0, 0]
 
 
 # Bad input ------------------------------------------------------------------------------------------------------
@@ -102,6 +110,7 @@ def test_mixed_units_are_refused():
         ({"asymmetry": 0.0}, "asymmetry = 0.0"),
         ({"interval_level": 95}, "not between 0 and 1"),
         ({"resamples": -1}, "negative"),
+        ({"starts": 0}, "no start"),
         ({"weights": "w"}, "no column of that name"),
         ({"clusters": "run"}, "no column of that name"),
         ({"pinned": {"F": 1.0}}, "no parameter of that name"),
@@ -323,3 +332,25 @@ def test_a_second_basin_is_reported():
 def test_pooled_t_needs_replicates():
     with pytest.raises(CallerError, match="no two runs have the same inputs"):
         fit(surface(40, np.random.default_rng(0)), law="chinchilla", interval="pooled_t")
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_any_positive_table_gets_a_status(seed):
+    """Tables of noise, of steps, of rising values: a status or a caller's mistake, never a warning or a crash."""
+    rng = np.random.default_rng(seed)
+    law = ("power", "chinchilla")[seed % 2]
+    count, span = int(rng.integers(2, 30)), float(rng.choice([0.01, 0.5, 3, 10, 30]))
+    table = pd.DataFrame({name: np.exp(rng.uniform(0, span, count)) for name in ("num_params", "tokens")})
+    if rng.random() < 0.3:
+        table["tokens"] = rng.choice(table["tokens"].to_numpy(), count)
+    noise = np.exp(rng.standard_normal(count) * float(rng.choice([1e-6, 0.01, 1, 5])))
+    table["loss"] = noise * (1 + (table["tokens"] / table["tokens"].min()) ** -float(rng.choice([0, 0.3, 2, -0.5])))
+    columns = {"x": "tokens", "y": "loss"} if law == "power" else None
+    objective = str(rng.choice(["huber_log", "lad", "squared", "squared_log"]))
+    try:
+        found = fit(table, law=law, columns=columns, objective=objective, resamples=20)
+    except CallerError as error:
+        assert "parameters" in error.wrong or "constant" in error.wrong
+        return
+    assert found.status_text
+    assert CurveFit.model_validate_json(found.model_dump_json()).status == found.status
