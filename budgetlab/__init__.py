@@ -13,9 +13,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from budgetlab.corpus import Corpus, build_corpus, build_probes
+    from budgetlab.corpus import Corpus, build_corpus
     from budgetlab.errors import BudgetlabError, CallerError
-    from budgetlab.evaluation import evaluate, load_task
+    from budgetlab.evaluation import build_probes, evaluate, load_task
     from budgetlab.fitting import certify, compare, compare_arms, fit, fit_arms
     from budgetlab.planner import plan, sensitivity
     from budgetlab.profiler import profile
@@ -32,7 +32,7 @@ _HOMES = {
     "Study": "studies",
     "audit": "studies",
     "build_corpus": "corpus",
-    "build_probes": "corpus",
+    "build_probes": "evaluation",
     "certify": "fitting",
     "compare": "fitting",
     "compare_arms": "fitting",

@@ -156,8 +156,7 @@ class Workbench:
 
     def tasks(self) -> list[Task]:
         """Load the tasks of the study."""
-        from budgetlab.corpus import build_probes
-        from budgetlab.evaluation import load_task
+        from budgetlab.evaluation import build_probes, load_task
 
         spec = self.study.evaluate
         folder, probes = None, {}

@@ -1,7 +1,6 @@
-"""Text (built in, files, hub) becomes tokens on disk; and the probe tasks made from the built-in text."""
+"""Text (built in, files, hub) becomes tokens on disk."""
 
 from budgetlab.corpus.build import build_corpus
-from budgetlab.corpus.folder import Corpus, SpecialIds, open_corpus
-from budgetlab.corpus.probes import build_probes
+from budgetlab.corpus.folder import Corpus, open_corpus
 
-__all__ = ["Corpus", "SpecialIds", "build_corpus", "build_probes", "open_corpus"]
+__all__ = ["Corpus", "build_corpus", "open_corpus"]

@@ -14,11 +14,11 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
-from budgetlab.corpus.folder import Corpus, DamagedCorpus, SpecialIds, open_corpus, seal, unigram_entropy_nats
+from budgetlab.corpus.folder import Corpus, DamagedCorpus, open_corpus, seal, unigram_entropy_nats
 from budgetlab.corpus.sources import Source, make_source
 from budgetlab.corpus.tokenizing import SPECIAL_ROLES, TokenizerOrigin, encode
 from budgetlab.errors import BudgetlabError, CallerError
-from budgetlab.values import CorpusSpec, content_hash
+from budgetlab.values import CorpusSpec, SpecialIds, content_hash
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -126,8 +126,8 @@ def _build(source: Source, origin: TokenizerOrigin, key: str, folder: Path, say:
         description = {"found": source.found}
         for split in _SPLITS:
             description[split] = _tokenise(shuffled, split, tokenizer, special.sep, folder, dtype, say)
-    splits = [np.memmap(folder / f"{split}.bin", dtype=dtype, mode="r") for split in _SPLITS]
-    entropy = unigram_entropy_nats(*splits, vocab_size, special)
+    train, heldout = (np.memmap(folder / f"{split}.bin", dtype=dtype, mode="r") for split in _SPLITS)
+    entropy = unigram_entropy_nats(train, heldout, vocab_size, special)
     tokenizer.save(str(folder / "tokenizer.json"))
     seal(folder, key=key, dtype=dtype.str, names=names, vocab_size=vocab_size, special=special, entropy=entropy,
          description=description)  # fmt: skip

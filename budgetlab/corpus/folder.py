@@ -13,8 +13,9 @@ import numpy as np
 
 from budgetlab.corpus.tokenizing import SPECIAL_ROLES, load_fast_tokenizer
 from budgetlab.errors import BudgetlabError
+from budgetlab.values import SpecialIds
 
-__all__ = ["Corpus", "DamagedCorpus", "SpecialIds", "open_corpus", "seal", "unigram_entropy_nats"]
+__all__ = ["Corpus", "DamagedCorpus", "open_corpus", "seal", "unigram_entropy_nats"]
 
 FORMAT = "budgetlab corpus 1"
 _MANIFEST, _TOKENIZER = "manifest.json", "tokenizer.json"
@@ -23,21 +24,6 @@ _HASHED_BYTES = 256 << 20  # hashed on every open up to this size, about 0.2 s; 
 
 class DamagedCorpus(BudgetlabError):
     """A folder that is no finished corpus, or no longer one."""
-
-
-@dataclass(frozen=True)
-class SpecialIds:
-    """Ids of the special tokens."""
-
-    pad: int
-    unk: int
-    cls: int
-    sep: int
-    mask: int
-
-    def all(self) -> tuple[int, ...]:
-        """All of them, ascending and each once."""
-        return tuple(sorted({self.pad, self.unk, self.cls, self.sep, self.mask}))
 
 
 @dataclass(frozen=True, eq=False)

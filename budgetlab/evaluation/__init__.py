@@ -19,6 +19,7 @@ from budgetlab.checkpoint import load_checkpoint
 from budgetlab.corpus import Corpus
 from budgetlab.errors import CallerError
 from budgetlab.evaluation.finetune import finetune
+from budgetlab.evaluation.probes import PROBES, build_probes
 from budgetlab.evaluation.readout import log_unigram, mlm_loss, readout_loss
 from budgetlab.evaluation.tasks import GLUE, Task, load_task, majority_score, score_predictions
 from budgetlab.hardware import prepare
@@ -28,7 +29,7 @@ from budgetlab.store import Store
 from budgetlab.strategies import build_strategy
 from budgetlab.values import EvaluateSpec, ModelSpec, Plan, Recipe, RunRecord, Score, content_hash
 
-__all__ = ["GLUE", "Progress", "Task", "evaluate", "load_task"]
+__all__ = ["GLUE", "PROBES", "Progress", "Task", "build_probes", "evaluate", "load_task"]
 
 YARDSTICK_SEED = 20_240_430
 """Seed of the samples and masks that every network is measured with."""

@@ -96,8 +96,8 @@ class _Classifier(nn.Module):
 
     `pooling = "first"`: BERT's own classifier on [CLS] of the joined texts. `pooling = "mean"`: every text is encoded
     on its own, all layers are averaged over its real positions, and a pair is (u, v, |u - v|, u v) (Conneau et al.
-    2017, arXiv 1705.02364; Reimers and Gurevych 2019, arXiv 1908.10084). It works for networks that are too small, or too
-    briefly trained, for [CLS] to have learned to gather anything, and for strategies that do not train the last block.
+    2017, arXiv 1705.02364; Reimers and Gurevych 2019, arXiv 1908.10084). It works for networks that are too small or
+    too briefly trained for [CLS] to have learned to gather anything, and where the last block was not trained.
     """
 
     def __init__(self, network: Network, task: Task, spec: EvaluateSpec, seed: int) -> None:

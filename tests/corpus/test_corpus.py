@@ -1,0 +1,155 @@
+"""Text becomes the same tokens on every machine, whole or not at all; bad text is one line."""
+
+import json
+import lzma
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from budgetlab.corpus import build_corpus, open_corpus
+from budgetlab.corpus.docs import HELDOUT, PACKAGES, DocsSource, docstrings, drop_repeated_lines
+from budgetlab.errors import BudgetlabError, CallerError
+from budgetlab.values import CorpusSpec
+
+WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "seven", "wizards", "mix", "potion", "herbs"]
+
+
+def write_text(folder: Path, lines: int = 300) -> CorpusSpec:
+    draw = np.random.default_rng(0)
+    for name, count in (("train.txt", lines), ("heldout.txt", 40)):
+        text = [" ".join(draw.choice(WORDS, size=12)) + "." for _ in range(count)]
+        (folder / name).write_text("\n".join(text) + "\n")
+    return CorpusSpec(source="text", train=("train.txt",), heldout=("heldout.txt",), tokenizer={"train": 150})  # type: ignore[arg-type]
+
+
+def test_the_same_text_gives_the_same_bytes(tmp_path: Path) -> None:
+    spec = write_text(tmp_path)
+    one, other = (build_corpus(spec, roots=[tmp_path], cache=tmp_path / name) for name in ("a", "b"))
+    assert one.content_hash == other.content_hash and one.folder != other.folder
+    assert (np.asarray(one.train) == np.asarray(other.train)).all()
+    assert (one.folder / "tokenizer.json").read_bytes() == (other.folder / "tokenizer.json").read_bytes()
+
+
+def test_tokens_decode_to_the_documents(tmp_path: Path) -> None:
+    corpus = build_corpus(write_text(tmp_path), roots=[tmp_path], cache=tmp_path / "cache")
+    ids = np.asarray(corpus.train)
+    ends = np.flatnonzero(ids == corpus.special.sep)
+    assert len(ends) == 300 and ids[-1] == corpus.special.sep
+    assert not np.isin(ids, [corpus.special.cls, corpus.special.mask, corpus.special.pad]).any()
+    decode = corpus.tokenizer().decode
+    found = {decode(part).replace(" ", "") for part in np.split(ids[:-1], ends[:-1] + 1)}
+    found = {text.removesuffix("[SEP]") for text in found}
+    lines = (tmp_path / "train.txt").read_text().splitlines()
+    assert found == {line.replace(" ", "") for line in lines}
+    assert corpus.train.dtype == np.uint16 and corpus.vocab_size <= 150
+    with pytest.raises(ValueError, match="read-only"):
+        corpus.train[0] = 1
+
+
+def test_a_finished_corpus_is_opened_not_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = write_text(tmp_path)
+    first = build_corpus(spec, roots=[tmp_path], cache=tmp_path / "cache")
+    before = {path: path.stat().st_mtime_ns for path in first.folder.iterdir()}
+    again = build_corpus(spec, roots=[tmp_path], cache=tmp_path / "cache")
+    assert again.folder == first.folder
+    assert {path: path.stat().st_mtime_ns for path in again.folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "manifest"])
+def test_a_damaged_corpus_is_never_read(tmp_path: Path, damage: str) -> None:
+    spec = write_text(tmp_path)
+    corpus = build_corpus(spec, roots=[tmp_path], cache=tmp_path / "cache")
+    content = bytes(np.asarray(corpus.train).tobytes())
+    path = corpus.folder / ("manifest.json" if damage == "manifest" else "train.bin")
+    path.write_bytes(b"{}" if damage == "manifest" else content[:-2] if damage == "cut" else b"\x09" + content[1:])
+    with pytest.raises(BudgetlabError):
+        open_corpus(corpus.folder)
+    rebuilt = build_corpus(spec, roots=[tmp_path], cache=tmp_path / "cache")
+    assert np.asarray(rebuilt.train).tobytes() == content
+
+
+def test_unigram_entropy_is_the_cross_entropy_of_word_counts(tmp_path: Path) -> None:
+    corpus = build_corpus(write_text(tmp_path), roots=[tmp_path], cache=tmp_path / "cache")
+    counts = np.bincount(np.asarray(corpus.train), minlength=corpus.vocab_size).astype(float)
+    words = np.setdiff1d(np.arange(corpus.vocab_size), corpus.special.all())
+    log_p = np.log((counts[words] + 1) / (counts[words].sum() + len(words)))
+    index = {word: i for i, word in enumerate(words)}
+    heldout = [index[i] for i in np.asarray(corpus.heldout).tolist() if i in index]
+    assert corpus.unigram_entropy_nats == pytest.approx(-log_p[heldout].mean())
+
+
+def test_compressed_files_and_globs(tmp_path: Path) -> None:
+    spec = write_text(tmp_path)
+    plain = build_corpus(spec, roots=[tmp_path], cache=tmp_path / "cache")
+    lines = (tmp_path / "train.txt").read_text().splitlines(keepends=True)
+    for shard, part in enumerate((lines[:100], lines[100:])):
+        (tmp_path / f"part-{shard}.txt.xz").write_bytes(lzma.compress("".join(part).encode()))
+    packed = build_corpus(
+        spec.model_copy(update={"train": ("part-*.txt.xz",)}), roots=[tmp_path], cache=tmp_path / "cache"
+    )
+    assert (np.asarray(packed.train) == np.asarray(plain.train)).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": ("nowhere-*.txt",)}, "nowhere-"),
+        ({"train": ("empty.txt",)}, "empty"),
+        ({"train": ("binary.txt",)}, "binary.txt"),
+        ({"train": ("torn.txt.xz",)}, "torn.txt.xz"),
+        ({"heldout": ("train.txt",)}, "train.txt"),
+        ({"tokenizer": "nowhere/vocab.txt"}, "nowhere"),
+        ({"tokenizer": "bad.txt"}, "bad.txt"),
+    ],
+)
+def test_bad_text_is_one_line_and_leaves_nothing(tmp_path: Path, changes: dict, message: str) -> None:
+    spec = write_text(tmp_path)
+    (tmp_path / "empty.txt").write_text("\n\n")
+    (tmp_path / "binary.txt").write_bytes(bytes(range(256)) * 20)
+    (tmp_path / "torn.txt.xz").write_bytes(lzma.compress(b"one line\n" * 99)[:-9])
+    (tmp_path / "bad.txt").write_text("no\nspecial\ntokens\n")
+    with pytest.raises(CallerError, match=message) as caught:
+        build_corpus(spec.model_copy(update=changes), roots=[tmp_path], cache=tmp_path / "cache")
+    assert "\n" not in str(caught.value)
+    assert not [path for path in (tmp_path / "cache").glob("*") if (path / "manifest.json").exists()]
+
+
+def test_docs_of_a_few_packages(tmp_path: Path) -> None:
+    source = DocsSource(packages=("packaging", "typer", "joblib"), heldout=("joblib",))
+    documents = list(source.documents(lambda text: None))
+    assert {split for split, _ in documents} == {"train", "heldout"} and len(documents) > 100
+    # No long line stands twice anywhere, so none is on both sides.
+    lines = [line.strip() for _, text in documents for line in text.splitlines() if len(line.strip()) >= 24]
+    assert len(lines) == len(set(lines))
+    assert set(source.found["versions"]) == {"packaging", "typer", "joblib"}
+    assert set(HELDOUT) < set(PACKAGES)
+
+
+def test_docstrings_are_read_without_importing() -> None:
+    source = b'"""Of the module."""\nraise SystemExit\nclass A:\n    """Of a class."""\n    def f(self):\n        """Of f."""'
+    assert docstrings(source) == ["Of the module.", "Of a class.", "Of f."]
+
+
+@given(st.lists(st.sampled_from(["a long line of twenty-four", "another long line of them", "short", "short too"])))
+def test_repeated_lines_stay_once_and_short_ones_always(lines: list[str]) -> None:
+    seen: set[str] = set()
+    kept = drop_repeated_lines("\n".join(lines), seen).splitlines() if lines else []
+    long = [line for line in lines if len(line) >= 24]
+    assert [line for line in kept if len(line) >= 24] == list(dict.fromkeys(long))
+    assert [line for line in kept if 0 < len(line) < 24] == [line for line in lines if len(line) < 24]
+
+
+def test_real_wikipedia_with_the_bert_vocabulary(tmp_path: Path, data_root: Path) -> None:
+    spec = CorpusSpec(
+        source="text",
+        train=("corpus/wikitext103.validation.tokens.txt.xz",),
+        heldout=("corpus/wikitext103.test.tokens.txt.xz",),
+        tokenizer="vocab/bert-base-uncased-vocab.txt",
+    )
+    corpus = build_corpus(spec, roots=[data_root], cache=tmp_path)
+    assert corpus.vocab_size == 30522 and (corpus.special.cls, corpus.special.mask) == (101, 103)
+    assert 200_000 < len(corpus.train) < 400_000 and 6 < corpus.unigram_entropy_nats < 8
+    assert json.loads((corpus.folder / "manifest.json").read_text())["vocab_size"] == 30522
