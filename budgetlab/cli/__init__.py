@@ -342,4 +342,12 @@ def _fit_table(table: Path, law: str, mapping: list[str], objective: str, delta:
     except (ValueError, OSError) as error:
         raise CallerError(f"--table {table}", f"not a CSV table ({error})", "give a CSV file with a header") from None
     columns = {name: column for name, _, column in pairs}
-    return fit(frame, law=law, columns=columns or None, objective=objective, delta=delta, resamples=resamples)
+    return fit(
+        frame,
+        law=law,
+        columns=columns or None,
+        objective=objective,
+        delta=delta,
+        resamples=resamples,
+        diagnostics=True,
+    )

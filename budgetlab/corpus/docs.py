@@ -44,9 +44,9 @@ HELDOUT = ("pandas", "numpy", "networkx")
 """Packages whose text is never trained on."""
 
 _SKIPPED_FOLDERS = frozenset(
-    "__pycache__ test tests testing _vendor site-packages dist-packages idlelib lib2to3 turtledemo ensurepip"
-    " pydoc_data".split()
-)
+    ("__pycache__", "test", "tests", "testing", "_vendor", "site-packages", "dist-packages", "idlelib", "lib2to3",
+     "turtledemo", "ensurepip", "pydoc_data")
+)  # fmt: skip
 _MIN_WORDS = 5  # what deduplication leaves of a docstring is dropped below this
 _MIN_LINE = 24  # shorter lines ("Parameters", "axis : int") are the skeleton of documentation, not copied text
 

@@ -103,7 +103,8 @@ def train_wordpiece(texts: Sequence[str], size: int) -> list[str]:
     words: Counter[str] = Counter()
     for start in range(0, len(texts), 1024):
         words.update(normalizer.normalize_str("\n".join(texts[start : start + 1024])).split())
-    initial, inner = _alphabet(words, limit=min(1000, max(26, size // 32)))
+    # A character takes two entries, at a word's start and inside it; both must fit even into a tiny vocabulary.
+    initial, inner = _alphabet(words, limit=min(max(128, size // 32), 1000, (size - len(SPECIAL_ROLES)) // 2))
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

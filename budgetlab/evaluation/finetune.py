@@ -119,20 +119,19 @@ class _Classifier(nn.Module):
 
     def forward(self, examples: list[Example]) -> Tensor:
         """Logits, [examples, labels]."""
-        parts = [_pad([example[i] for example in examples], self.device) for i in range(len(examples[0]))]
+        # All texts go through the trunk at once, first all first texts, then all second ones.
+        encoded = [example[i] for i in range(len(examples[0])) for example in examples]
+        inputs = _pad(encoded, self.device)
         if self.whole is not None:
-            return self.whole(**parts[0]).logits
-        pooled = [self._mean(part) for part in parts]
-        if len(pooled) == 2:
-            u, v = pooled
-            pooled = [torch.cat([u, v, (u - v).abs(), u * v], dim=-1)]
-        return self.head(self.dropout(pooled[0]))
-
-    def _mean(self, part: dict[str, Tensor]) -> Tensor:
-        real_BT1 = part["attention_mask"][..., None].float()
-        hidden = self.network(part["input_ids"], self.needs, None, part["attention_mask"]).hidden
+            return self.whole(**inputs).logits
+        real_BT1 = inputs["attention_mask"][..., None].float()
+        hidden = self.network(inputs["input_ids"], self.needs, None, inputs["attention_mask"]).hidden
         means = [(hidden[layer] * real_BT1).sum(1) / real_BT1.sum(1) for layer in self.needs.hidden]
-        return self.norm(torch.cat(means, dim=-1))
+        pooled = self.norm(torch.cat(means, dim=-1))
+        if len(examples[0]) == 2:
+            u, v = pooled.chunk(2)
+            pooled = torch.cat([u, v, (u - v).abs(), u * v], dim=-1)
+        return self.head(self.dropout(pooled))
 
 
 Encoded = tuple[list[int], list[int]]

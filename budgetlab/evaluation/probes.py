@@ -30,7 +30,7 @@ PROBES = {
 }
 """replaced: were half of the words replaced, each by one about as frequent? belongs: is this the body's summary?"""
 
-TRAIN_EXAMPLES, VALIDATION_EXAMPLES = 2400, 1500
+TRAIN_EXAMPLES, VALIDATION_EXAMPLES = 2000, 1200
 SENTENCE_WORDS, SUMMARY_WORDS, BODY_WORDS = (8, 30), (4, 16), (12, 24)
 SENTENCES_PER_DOCUMENT = 3
 REPLACED_SHARE = 0.5

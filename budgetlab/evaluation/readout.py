@@ -17,7 +17,7 @@ from budgetlab.values import Needs
 __all__ = ["log_unigram", "mlm_loss", "readout_loss"]
 
 SEQUENCES_AT_ONCE = 64
-HEAD_BATCH, HEAD_LEARNING_RATE, HEAD_WARMUP_STEPS, HEAD_MIN_STEPS = 128, 3e-3, 20, 300
+HEAD_BATCH, HEAD_LEARNING_RATE, HEAD_WARMUP_STEPS, HEAD_MIN_STEPS = 128, 3e-3, 20, 200
 
 
 class _Readout(nn.Module):

@@ -129,7 +129,7 @@ def test_docs_of_a_few_packages(tmp_path: Path) -> None:
 
 
 def test_docstrings_are_read_without_importing() -> None:
-    source = b'"""Of the module."""\nraise SystemExit\nclass A:\n    """Of a class."""\n    def f(self):\n        """Of f."""'
+    source = b'"""Of the module."""\nraise SystemExit\nclass A:\n  """Of a class."""\n  def f(self):\n    """Of f."""'
     assert docstrings(source) == ["Of the module.", "Of a class.", "Of f."]
 
 
