@@ -11,7 +11,6 @@ import json
 import os
 import random
 import shutil
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,14 +27,15 @@ PROBES = {
     "replaced": TaskSpec(train="train", validation="validation", text=("sentence",), metric="matthews"),
     "belongs": TaskSpec(train="train", validation="validation", text=("sentence1", "sentence2"), metric="accuracy"),
 }
-"""replaced: were half of the words replaced, each by one about as frequent? belongs: is this the body's summary?"""
+"""replaced: is every seventh word or so a random word? belongs: is this the summary of this body?"""
 
 TRAIN_EXAMPLES, VALIDATION_EXAMPLES = 2000, 1200
 SENTENCE_WORDS, SUMMARY_WORDS, BODY_WORDS = (8, 30), (4, 16), (12, 24)
 SENTENCES_PER_DOCUMENT = 3
-REPLACED_SHARE = 0.5
-FREQUENCY_BAND = 1.5
-"""A word is replaced by one whose frequency rank is within this factor: frequency alone gives nothing away."""
+REPLACED_SHARE = 0.15
+MOST_FREQUENT_WORDS = 300
+"""Never drawn as random words. The others are drawn alike, so that hardly any occurs twice: a network that has read no
+other text cannot learn them one by one."""
 STEM_LETTERS = 5
 """Words of a body that begin as a word of its summary does are left out: shared words alone give nothing away."""
 
@@ -64,7 +64,7 @@ def build_probes(corpus: Corpus, folder: Path) -> dict[str, TaskSpec]:
     """
     if folder.is_dir():
         return PROBES
-    documents = list(_documents(corpus))
+    documents, words = list(_documents(corpus)), _whole_words(corpus)
     halves = {"train": [d for i, d in enumerate(documents) if i % 3], "validation": documents[::3]}
     limits = {"train": TRAIN_EXAMPLES, "validation": VALIDATION_EXAMPLES}
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
@@ -72,7 +72,7 @@ def build_probes(corpus: Corpus, folder: Path) -> dict[str, TaskSpec]:
     try:
         for name, make in (("replaced", _replaced), ("belongs", _belongs)):
             for split, part in halves.items():
-                rows = make(part, limits[split], random.Random(f"{name} {split}"))
+                rows = make(part, words, limits[split], random.Random(f"{name} {split}"))
                 if len(rows) < 100:
                     asked = f"probe {name}, {split}, from {len(part):,} held-out documents"
                     raise CallerError(
@@ -107,29 +107,37 @@ def _documents(corpus: Corpus) -> Iterator[list[list[str]]]:
             yield sentences
 
 
-def _replaced(documents: Sequence[list[list[str]]], limit: int, draw: random.Random) -> list[Row]:
+def _whole_words(corpus: Corpus) -> dict[str, int]:
+    """Words that are one entry of the vocabulary and occur in the train text, with their counts there."""
+    pieces = corpus.tokenizer().convert_ids_to_tokens(list(range(corpus.vocab_size)))
+    counts = np.zeros(corpus.vocab_size, dtype=np.int64)
+    for start in range(0, len(corpus.train), 1 << 24):  # bincount works on int64 copies
+        counts += np.bincount(corpus.train[start : start + (1 << 24)], minlength=corpus.vocab_size)
+    return {piece: int(n) for piece, n in zip(pieces, counts, strict=True) if n and piece.isalpha() and len(piece) > 1}
+
+
+def _replaced(
+    documents: Sequence[list[list[str]]], words: dict[str, int], limit: int, draw: random.Random
+) -> list[Row]:
     low, high = SENTENCE_WORDS
-    chosen = [s for d in documents for s in [s for s in d if low <= len(s) <= high][:SENTENCES_PER_DOCUMENT]]
+    chosen = []
+    for sentences in documents:
+        whole = [s for s in sentences if low <= len(s) <= high and all(word in words for word in s)]
+        chosen += whole[:SENTENCES_PER_DOCUMENT]
     draw.shuffle(chosen)
-    counts = Counter(word for sentence in chosen for word in sentence)
-    ranked = sorted(counts, key=lambda word: (-counts[word], word))
-    rank = {word: i + 8 for i, word in enumerate(ranked)}
-
-    def other(word: str) -> str:
-        low, high = int(rank[word] / FREQUENCY_BAND) - 8, int(rank[word] * FREQUENCY_BAND) - 8
-        return ranked[draw.randrange(max(0, low), min(len(ranked), high + 1))]
-
+    ranked = sorted(words, key=lambda word: (-words[word], word))
+    drawn = ranked[min(MOST_FREQUENT_WORDS, len(ranked) // 2) :]
     rows = []
     for index, sentence in enumerate(chosen[:limit]):
-        words, label = list(sentence), index % 2
+        shown, label = list(sentence), index % 2
         if label:
-            for place in draw.sample(range(len(words)), round(REPLACED_SHARE * len(words))):
-                words[place] = other(words[place])
-        rows.append({"sentence": " ".join(words), "label": label})
+            for place in draw.sample(range(len(shown)), max(1, round(REPLACED_SHARE * len(shown)))):
+                shown[place] = draw.choice(drawn)
+        rows.append({"sentence": " ".join(shown), "label": label})
     return _shuffled(rows, draw)
 
 
-def _belongs(documents: Sequence[list[list[str]]], limit: int, draw: random.Random) -> list[Row]:
+def _belongs(documents: Sequence[list[list[str]]], words: dict[str, int], limit: int, draw: random.Random) -> list[Row]:
     pairs: dict[str, tuple[list[str], list[str]]] = {}
     for first, *others in documents:
         summary, body = first[: SUMMARY_WORDS[1]], [word for sentence in others for word in sentence]

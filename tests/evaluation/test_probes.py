@@ -16,7 +16,7 @@ from budgetlab.values import CorpusSpec, EvaluateSpec
 
 def corpus_of(folder: Path, documents: int) -> Corpus:
     draw = np.random.default_rng(0)
-    words = ["".join(draw.choice(list("abcdefghij"), size=6)) for _ in range(400)]
+    words = ["".join(draw.choice(list("abcdefghij"), size=6)) for _ in range(60)]
     for name, count in (("train.txt", 300), ("heldout.txt", documents)):
         lines = []
         for _ in range(count):
