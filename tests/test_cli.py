@@ -57,8 +57,10 @@ def test_study_answers_and_leaves_its_files(finished: dict, folder: Path) -> Non
 def test_spent_flops_are_those_of_the_masks_really_drawn(finished: dict, folder: Path) -> None:
     results = folder / "results" / "small"
     costs = {cost["arm"]: cost for cost in json.loads((results / "profile.json").read_text())["arms"]}
-    for path in results.glob("runs/*-b*/record.json"):
-        record = json.loads(path.read_text())
+    records = [json.loads(path.read_text()) for path in results.glob("runs/*/record.json")]
+    rungs = [record for record in records if record["kind"] == "rung"]
+    assert len(rungs) == 16
+    for record in rungs:
         cost = costs[record["arm"]]
         expected = record["tokens"] * cost["required_flops_per_position"]
         expected += record["target_tokens"] * cost["required_flops_per_target_token"]
