@@ -224,6 +224,7 @@ class _Bench:
                 spec if given else _untrained(spec),
                 seed=subject.run_seed,
                 seq_len=self.recipe.seq_len,
+                attention=self.recipe.attention if self.recipe.attention != "auto" else "sdpa",
                 device=self.device,
             )
             if subject.record is not None:
