@@ -112,12 +112,9 @@ def _set(recipe: Recipe, dtype: str, attention: str) -> Recipe:
 
 def _build(job: Job, device: str | torch.device) -> TrainingStep:
     name, strategy, student, teacher, recipe = job
-    return build_step(name, build_strategy(strategy, name), student, _random(teacher), recipe, seed=0, device=device)
-
-
-def _random(spec: ModelSpec | None) -> ModelSpec | None:
-    """A network of random weights costs what one of given weights does."""
-    return None if spec is None else spec.model_copy(update={"weights": None, "pretrain": None})
+    # Random weights cost what given ones do.
+    teacher = None if teacher is None else teacher.untrained()
+    return build_step(name, build_strategy(strategy, name), student, teacher, recipe, seed=0, device=device)
 
 
 def _resolve(

@@ -312,7 +312,7 @@ def build_step(
             "use one tokenizer for both",
         )
     network = build_network(
-        replace_random(student),
+        student.untrained(),
         seed=seed,
         seq_len=recipe.seq_len,
         dropout=recipe.dropout,
@@ -322,8 +322,3 @@ def build_step(
     return TrainingStep(
         arm, strategy, network, teacher if strategy.uses_teacher else None, recipe, projection_seed=seed
     )
-
-
-def replace_random(spec: ModelSpec) -> ModelSpec:
-    """The same network without given weights."""
-    return spec.model_copy(update={"weights": None, "pretrain": None})

@@ -27,7 +27,7 @@ from budgetlab.models import Network, build_network
 from budgetlab.step import load_parameters
 from budgetlab.store import Store
 from budgetlab.strategies import build_strategy
-from budgetlab.values import EvaluateSpec, ModelSpec, Plan, Recipe, RunRecord, Score, content_hash
+from budgetlab.values import EvaluateSpec, Plan, Recipe, RunRecord, Score, content_hash
 
 __all__ = ["GLUE", "PROBES", "Progress", "Task", "build_probes", "evaluate", "load_task"]
 
@@ -221,7 +221,7 @@ class _Bench:
             spec = self.plan.models[subject.model]
             given = subject.subject == "teacher" and subject.record is None
             network = build_network(
-                spec if given else _untrained(spec),
+                spec if given else spec.untrained(),
                 seed=subject.run_seed,
                 seq_len=self.recipe.seq_len,
                 attention=self.recipe.attention if self.recipe.attention != "auto" else "sdpa",
@@ -287,10 +287,6 @@ class _Bench:
             "num_examples": len(task.validation_labels),
             "train_examples": min(len(task.train_labels), self.spec.max_train_examples or len(task.train_labels)),
         }
-
-
-def _untrained(spec: ModelSpec) -> ModelSpec:
-    return spec.model_copy(update={"weights": None, "pretrain": None})
 
 
 def _batches(corpus: Corpus, stream: Any, recipe: Recipe) -> Batches:

@@ -77,10 +77,6 @@ def plan_units(plan: Plan, corpus: Corpus) -> list[Unit]:
     return [*teachers, *arms]
 
 
-def _random(spec: ModelSpec) -> ModelSpec:
-    return spec.model_copy(update={"weights": None, "pretrain": None})
-
-
 def _teacher(plan: Plan, teacher: TeacherPlan, corpus_key: str) -> Unit:
     cost = plan.costs[teacher.model]
     return Unit(
@@ -88,7 +84,7 @@ def _teacher(plan: Plan, teacher: TeacherPlan, corpus_key: str) -> Unit:
         arm=teacher.model,
         strategy=StrategySpec(name="no_kd"),
         model=teacher.model,
-        spec=_random(plan.models[teacher.model]),
+        spec=plan.models[teacher.model].untrained(),
         recipe=plan.recipe.model_copy(update={"dtype": cost.dtype, "attention": cost.attention}),
         cost=cost,
         seed=teacher.seed,
@@ -109,7 +105,7 @@ def _arm(plan: Plan, name: str, seed: int, teacher_keys: dict[str, str], corpus_
         "arm": name,
         "strategy": arm.strategy,
         "model": arm.student,
-        "spec": _random(plan.models[arm.student]),
+        "spec": plan.models[arm.student].untrained(),
         "recipe": arm.recipe,
         "cost": plan.costs[name],
         "seed": seed,

@@ -57,6 +57,10 @@ class ModelSpec(Value):
             raise ValueError("both weights and pretrain are set; give exactly one")
         return self
 
+    def untrained(self) -> ModelSpec:
+        """Return the same network with random weights."""
+        return self.model_copy(update={"weights": None, "pretrain": None})
+
 
 class TokenizerSpec(Value):
     """Train a WordPiece vocabulary of this size on the corpus itself."""
