@@ -27,6 +27,9 @@ class BudgetlabError(Exception):
         self.asked, self.wrong, self.remedy = asked, wrong, remedy
         super().__init__(" ".join(f"{asked}: {wrong}; {remedy}".split()))
 
+    def __reduce__(self) -> tuple[type[BudgetlabError], tuple[str, str, str]]:
+        return type(self), (self.asked, self.wrong, self.remedy)
+
 
 class CallerError(BudgetlabError, ValueError):
     """A mistake of the caller: a wrong key, type, unit, name, path or an impossible request."""

@@ -12,7 +12,7 @@ FLOORS = [
     ({"errors"}, set()),
     ({"units"}, set()),
     ({"values"}, set()),
-    ({"strategies", "laws", "resampling"}, {"hardware", "models", "corpus", "batches", "checkpoint"}),
+    ({"strategies", "laws", "resampling"}, {"crew", "hardware", "models", "corpus", "batches", "checkpoint"}),
     ({"studies", "store"}, set()),
     ({"planner", "fitting"}, {"step"}),
     ({"reporting"}, {"profiler", "runner", "evaluation"}),

@@ -236,5 +236,5 @@ def profile_key(study: Study) -> str:
         [study.models[name].model_dump(mode="json", exclude={"pretrain", "weights"}) for name in sorted(study.models)],
         [arm.model_dump(mode="json") for arm in study.arms.values()],
         study.recipe,
-        study.execution.model_dump(mode="json", exclude={"usd_per_device_hour", "scaling_efficiency"}),
+        study.execution.model_dump(mode="json", exclude={"usd_per_device_hour", "scaling_efficiency", "workers"}),
     )

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import pandas as pd
-import torch
 
 from budgetlab.batches import Batches
 from budgetlab.checkpoint import load_checkpoint
 from budgetlab.corpus import Corpus
+from budgetlab.crew import work
 from budgetlab.errors import CallerError
 from budgetlab.evaluation.finetune import finetune
 from budgetlab.evaluation.probes import PROBES, build_probes
@@ -127,18 +127,16 @@ def evaluate(
         When a checkpoint is missing or does not verify.
     """
     say = progress or (lambda where: None)
-    device = prepare(plan.execution)
     subjects = _subjects(plan, records)
     by_name = {task.name: task for task in tasks}
     jobs = [job for subject in subjects for job in _jobs(subject, spec, corpus, by_name)]
     yardsticks = _yardsticks(corpus, tasks, store)
     todo = [job for job in jobs if not store.score_path(job.subject.run_id, job.key).exists()]
-    bench = _Bench(plan, spec, corpus, store, by_name, device)
-    started = time.perf_counter()
-    for done, job in enumerate(todo):
-        left = (time.perf_counter() - started) / done * (len(todo) - done) if done else None
-        say(Progress(f"{job.subject.run_id} {job.task}", done, len(todo), left))
-        bench.score(job)
+    started = time.monotonic()
+    ended = work(_Bench, (plan, spec, corpus, store, by_name), todo, workers=plan.execution.workers)
+    for done, (number, _) in enumerate(ended, start=1):
+        left = (time.monotonic() - started) / done * (len(todo) - done)
+        say(Progress(f"{todo[number].subject.run_id} {todo[number].task}", done, len(todo), left))
     names = [*yardsticks, *(f"{job.subject.run_id}/{job.key}" for job in jobs)]
     store.write_index(scores=names)
     return store.scores()
@@ -200,17 +198,9 @@ def recipe_hash(spec: EvaluateSpec) -> str:
 class _Bench:
     """Scores one job after the other; networks and batches are built once."""
 
-    def __init__(
-        self, plan: Plan, spec: EvaluateSpec, corpus: Corpus, store: Store, tasks: dict[str, Task], device: torch.device
-    ) -> None:
-        self.plan, self.spec, self.corpus, self.store, self.tasks, self.device = (
-            plan,
-            spec,
-            corpus,
-            store,
-            tasks,
-            device,
-        )
+    def __init__(self, plan: Plan, spec: EvaluateSpec, corpus: Corpus, store: Store, tasks: dict[str, Task]) -> None:
+        self.plan, self.spec, self.corpus, self.store, self.tasks = plan, spec, corpus, store, tasks
+        self.device = prepare(plan.execution)
         self.recipe = _recipe(plan)
         self.tokenizer = corpus.tokenizer()
         self.train, self.heldout = (_batches(corpus, stream, self.recipe) for stream in (corpus.train, corpus.heldout))
@@ -233,7 +223,7 @@ class _Bench:
             self.loaded = (subject.run_id, network.eval())
         return self.loaded[1]
 
-    def score(self, job: _Job) -> None:
+    def __call__(self, job: _Job, tell: object, stop_asked: object) -> None:
         network, started = self.network(job.subject), time.perf_counter()
         measured: dict[str, Any]
         if job.task in ("readout_loss", "mlm_loss"):

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from budgetlab.checkpoint import load_checkpoint
 from budgetlab.corpus import Corpus
+from budgetlab.crew import work
 from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.hardware import environment, prepare
 from budgetlab.models import Network, build_network
@@ -74,33 +76,75 @@ def run(
         raise CallerError(asked, "a run takes one device so far", "set it to 1, or only plan")
     units = plan_units(plan, corpus)
     store.write_index(runs=[unit.run_id for unit in units])
-    crew = _Crew(plan, corpus, store, units, progress or (lambda where: None))
+    todo = _unfinished(units, store)
+    numbers = {unit.run_id: number for number, unit in enumerate(todo)}
+    needs = [[numbers[run_id] for run_id in _needs(unit, units) if run_id in numbers] for unit in todo]
+    meter = _Meter(todo, progress or (lambda where: None))
     with _finish_the_step_on_signals() as stop_asked:
-        for unit in crew.todo:
-            try:
-                crew.train(unit, stop_asked)
-            except OSError as error:
-                raise BudgetlabError(
-                    f"run {unit.run_id}", str(error), "free some room and give the same command again; nothing is lost"
-                ) from error
+        for _ in work(
+            _Worker,
+            (plan, corpus, store, units),
+            todo,
+            needs=needs,
+            workers=plan.execution.workers,
+            tell=meter,
+            stop_asked=stop_asked,
+        ):
+            pass
     return store.records()
 
 
-class _Crew:
-    """What the units of one call share: the device, the teachers, the time left."""
+def _needs(unit: Unit, units: list[Unit]) -> list[str]:
+    """List the units that must have ended before this one: its teacher, its trunk."""
+    return [
+        other.run_id
+        for other in units
+        if other.run_id == unit.trunk or (other.kind == "teacher" and other.model == unit.teacher)
+    ]
 
-    def __init__(
-        self, plan: Plan, corpus: Corpus, store: Store, units: list[Unit], progress: Callable[[Progress], None]
-    ) -> None:
-        self.plan, self.corpus, self.store, self.progress = plan, corpus, store, progress
+
+@dataclass(frozen=True)
+class _Moved:
+    """What a worker tells: where a unit stands now."""
+
+    run_id: str
+    step: int
+    loss: float
+    resumed: bool = False
+
+
+class _Meter:
+    """Adds up what the workers tell into one share and one time left."""
+
+    def __init__(self, todo: list[Unit], progress: Callable[[Progress], None]) -> None:
+        self.units = {unit.run_id: unit for unit in todo}
+        self.at = {unit.run_id: unit.first_step for unit in todo}
+        self.progress, self.started = progress, time.monotonic()
+        self.total = self.left = sum((unit.last_step - unit.first_step) * unit.step_price for unit in todo)
+        self.trained = 0.0
+
+    def __call__(self, moved: _Moved) -> None:
+        unit = self.units[moved.run_id]
+        price = (moved.step - self.at[moved.run_id]) * unit.step_price
+        self.at[moved.run_id] = moved.step
+        self.left -= price
+        if moved.resumed:
+            return
+        self.trained += price
+        left = max(0.0, self.left * (time.monotonic() - self.started) / self.trained)
+        fraction = 1.0 - max(0.0, self.left) / self.total
+        self.progress(Progress(unit.run_id, moved.step, unit.last_step, moved.loss, fraction, left))
+
+
+class _Worker:
+    """Trains one unit after the other; what they share, it makes once: the device, the teachers."""
+
+    def __init__(self, plan: Plan, corpus: Corpus, store: Store, units: list[Unit]) -> None:
+        self.plan, self.corpus, self.store, self.units = plan, corpus, store, units
         self.device, self.environment = prepare(plan.execution), environment(plan.execution)
-        self.teacher_units = {unit.model: unit for unit in units if unit.kind == "teacher"}
         self.teachers: dict[str, Network] = {}
-        self.todo = _unfinished(units, store)
-        self.total = sum((unit.last_step - unit.first_step) * unit.step_price for unit in self.todo)
-        self.left, self.done, self.seconds = self.total, 0.0, 0.0
 
-    def train(self, unit: Unit, stop_asked: Callable[[], bool]) -> None:
+    def __call__(self, unit: Unit, tell: Callable[[_Moved], None], stop_asked: Callable[[], bool]) -> None:
         record = RunRecord(
             run_id=unit.run_id,
             key=unit.key,
@@ -113,27 +157,25 @@ class _Crew:
             teacher_key=unit.teacher_key,
             environment=self.environment,
         )
-        self.store.write_record(record)
-        training = Training(
-            unit,
-            record,
-            plan=self.plan,
-            corpus=self.corpus,
-            store=self.store,
-            teacher=self._teacher(unit),
-            device=self.device,
-        )
-        self.left -= (training.at - unit.first_step) * unit.step_price
-
-        def on_point(step: int, steps: int, seconds: float, loss: float) -> None:
-            self.seconds += seconds
-            self.done += steps * unit.step_price
-            self.left -= steps * unit.step_price
-            left = max(0.0, self.left * self.seconds / self.done)
-            fraction = 1.0 - max(0.0, self.left) / self.total
-            self.progress(Progress(unit.run_id, step, unit.last_step, loss, fraction, left))
-
-        training.go(stop_asked, on_point)
+        try:
+            needed = [self.store.read_record(run_id) for run_id in _needs(unit, self.units)]
+            if any(other is None or other.status != "complete" for other in needed):
+                return  # what it needs has failed and says why; once that is mended, this one runs
+            self.store.write_record(record)
+            training = Training(
+                unit,
+                record,
+                plan=self.plan,
+                corpus=self.corpus,
+                store=self.store,
+                teacher=self._teacher(unit),
+                device=self.device,
+            )
+            tell(_Moved(unit.run_id, training.at, float("nan"), resumed=True))
+            training.go(stop_asked, lambda step, loss: tell(_Moved(unit.run_id, step, loss)))
+        except OSError as error:
+            remedy = "free some room and give the same command again; nothing is lost"
+            raise BudgetlabError(f"run {unit.run_id}", str(error), remedy) from error
 
     def _teacher(self, unit: Unit) -> Network | None:
         """The teacher of a unit, built once."""
@@ -142,23 +184,16 @@ class _Crew:
             return None
         if name not in self.teachers:
             attention = unit.recipe.attention if unit.recipe.attention != "auto" else "sdpa"
-            spec, made = self.plan.models[name], self.teacher_units.get(name)
+            made = next((other for other in self.units if other.kind == "teacher" and other.model == name), None)
             network = build_network(
-                spec if made is None else made.spec,
+                self.plan.models[name] if made is None else made.spec,
                 seq_len=unit.recipe.seq_len,
                 attention=attention,
                 device=self.device,
             )
             if made is not None:
-                record = self.store.read_record(made.run_id)
-                if record is None or record.status != "complete":
-                    asked = f"arm {unit.arm}"
-                    raise BudgetlabError(
-                        asked, f"its teacher {name} is not trained", f"see runs/{made.run_id}/record.json"
-                    )
-                load_parameters(
-                    network, load_checkpoint(self.store.checkpoints(made.run_id) / step_name(made.last_step))[0]
-                )
+                folder = self.store.checkpoints(made.run_id) / step_name(made.last_step)
+                load_parameters(network, load_checkpoint(folder)[0])
             self.teachers[name] = network
         return self.teachers[name]
 

@@ -90,7 +90,7 @@ class Training:
         points = [point for point in self.store.read_points(self.unit.run_id) if point.step <= self.at]
         self.store.write_points(self.unit.run_id, points)
 
-    def go(self, stop_asked: Callable[[], bool], on_point: Callable[[int, int, float, float], None]) -> RunRecord:
+    def go(self, stop_asked: Callable[[], bool], on_point: Callable[[int, float], None]) -> RunRecord:
         """Train to the last step.
 
         Parameters
@@ -98,7 +98,7 @@ class Training:
         stop_asked
             Looked at after each step; the step is then saved.
         on_point
-            Told (step, steps since the last call, seconds they took, loss).
+            Told (step, loss).
 
         Raises
         ------
@@ -141,7 +141,7 @@ class Training:
             if not all(math.isfinite(value) for value in losses.values()):
                 return self._write("failed", f"arm {unit.arm}: not finite by step {self.at}: {losses}")
             self._append_point(losses, rate)
-            on_point(self.at, counted, seconds, _total(losses))
+            on_point(self.at, _total(losses))
             if stopping or ended or due:
                 self._save()
                 saved_at = clock()

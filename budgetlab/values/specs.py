@@ -134,6 +134,10 @@ class ExecutionSpec(Value):
     device: str = "auto"
     devices: int = Field(default=1, ge=1)
     threads: int = Field(default=2, ge=1)
+    """Of each worker."""
+    workers: int = Field(default=1, ge=1)
+    """Processes that train and evaluate small units side by side. Prices are those of a worker that has the device to
+    itself, so this pays where a unit does not fill the device."""
     micro_batch_sequences: int | Literal["auto"] = "auto"
     scaling_efficiency: float = Field(default=1.0, gt=0, le=1)
     usd_per_device_hour: float | None = Field(default=None, gt=0)

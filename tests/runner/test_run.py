@@ -217,13 +217,15 @@ def uninterrupted(longer: Plan, corpus: Corpus, folder: Path) -> dict[str, str |
     return hashes(run(longer, corpus, Store(folder / "uninterrupted", "small")))
 
 
+@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_command_goes_on_from_its_checkpoint(
-    number: int, longer: Plan, study: Study, folder: Path, uninterrupted: dict[str, str | None]
+    number: int, workers: int, longer: Plan, study: Study, folder: Path, uninterrupted: dict[str, str | None]
 ) -> None:
-    results = folder / f"killed-{number}"
+    results = folder / f"killed-{number}-{workers}"
     store = Store(results, "small")
-    store.write_plan(longer)
+    execution = longer.execution.model_copy(update={"workers": workers})
+    store.write_plan(longer.model_copy(update={"execution": execution}))
     store.write_study(dump_study(study))
     environment = {**os.environ, "BUDGETLAB_DATA_ROOT": str(folder)}
     process = subprocess.Popen(command(results), env=environment, stderr=subprocess.PIPE, text=True)
@@ -237,6 +239,6 @@ def test_a_killed_command_goes_on_from_its_checkpoint(
     assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 130)
     if number == signal.SIGINT:
         assert errors.strip().splitlines()[-1].startswith("budgetlab: stopped; what was finished is kept")
-    assert len(store.records()) < len(uninterrupted)
+    assert sum(record.status == "complete" for record in store.records()) < len(uninterrupted)
     subprocess.run(command(results), env=environment, check=True, capture_output=True)
     assert hashes(store.records()) == uninterrupted

@@ -1,0 +1,144 @@
+"""Jobs on worker processes side by side, each begun once what it needs is done; or one after the other, in this one."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from budgetlab.errors import BudgetlabError
+
+__all__ = ["work"]
+
+POLL_SECONDS = 0.2
+
+Tell = Callable[[Any], None]
+StopAsked = Callable[[], bool]
+Worker = Callable[[Any, Tell, StopAsked], Any]
+
+
+def work(
+    build: Callable[..., Worker],
+    arguments: tuple[Any, ...],
+    jobs: Sequence[Any],
+    *,
+    needs: Sequence[Collection[int]] | None = None,
+    workers: int = 1,
+    tell: Tell = lambda event: None,
+    stop_asked: StopAsked = lambda: False,
+) -> Iterator[tuple[int, Any]]:
+    """Do every job once and yield (its number, its result) as each ends.
+
+    Parameters
+    ----------
+    build, arguments
+        `build(*arguments)` makes what does the jobs, `worker(job, tell, stop_asked)`, once in each process.
+    jobs
+        In an order in which they can be done.
+    needs
+        For each job, the numbers of the jobs that must have ended before it begins.
+    workers
+        Processes at a time; one means this process.
+    tell
+        Called here with whatever a worker tells.
+    stop_asked
+        Once it is true no job begins, and the workers are asked to stop.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        When it was asked to stop and every running job has stopped.
+    BudgetlabError
+        When a worker was killed.
+    Exception
+        What a job raised, once the other running jobs have stopped.
+    """
+    if workers == 1 or len(jobs) < 2:
+        worker = build(*arguments)
+        for number, job in enumerate(jobs):
+            yield number, worker(job, tell, stop_asked)
+        return
+    # Spawned, not forked: a forked child of a process that has used OpenMP or CUDA may hang.
+    context = multiprocessing.get_context("spawn")
+    told, stop = context.SimpleQueue(), context.Event()
+    before = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(
+        min(workers, len(jobs)), context, initializer=_begin, initargs=(build, arguments, told, stop)
+    )
+    try:
+        yield from _dispatch(pool, jobs, needs or [()] * len(jobs), workers, told, tell, stop, stop_asked)
+    except BrokenProcessPool:
+        remedy = "free some memory, or set execution.workers = 1, and give the same command again; nothing is lost"
+        guard = "or it is a script without `if __name__ == '__main__':`"
+        raise BudgetlabError(f"{workers} workers", f"one was killed, perhaps for its memory, {guard}", remedy) from None
+    except BaseException:
+        # What they write is whole or absent, so that they can go at any moment.
+        for child in set(multiprocessing.active_children()) - before:
+            child.kill()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _dispatch(
+    pool: ProcessPoolExecutor,
+    jobs: Sequence[Any],
+    needs: Sequence[Collection[int]],
+    workers: int,
+    told: Any,
+    tell: Tell,
+    stop: Any,
+    stop_asked: StopAsked,
+) -> Iterator[tuple[int, Any]]:
+    waiting, running, ended = dict(enumerate(jobs)), dict[Future[Any], int](), set[int]()
+    failure: BaseException | None = None
+    while running or (waiting and failure is None):
+        if stop_asked() or failure is not None:
+            failure = failure or KeyboardInterrupt()
+            stop.set()
+        ready = [number for number in waiting if ended.issuperset(needs[number])] if failure is None else []
+        for number in ready[: workers - len(running)]:
+            running[pool.submit(_do, waiting.pop(number))] = number
+        done = wait(running, POLL_SECONDS, FIRST_COMPLETED).done
+        while not told.empty():
+            tell(told.get())
+        for future in done:
+            number, error = running.pop(future), future.exception()
+            if error is not None:
+                failure = failure or error
+                continue
+            ended.add(number)
+            yield number, future.result()
+    if failure is not None:
+        raise failure
+
+
+_HERE: dict[str, Any] = {}
+"""What a worker process keeps from job to job."""
+
+
+def _begin(build: Callable[..., Worker], arguments: tuple[Any, ...], told: Any, stop: Any) -> None:
+    # Ctrl-C reaches the whole group of processes; the first one decides what becomes of it.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _HERE.update(build=build, arguments=arguments, tell=told.put, stop_asked=stop.is_set)
+
+
+def _end_with_parent() -> None:
+    """End at once when the first process is killed: its successor may begin the same job again."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _do(job: Any) -> Any:
+    if "worker" not in _HERE:  # not in `_begin`, where an error could not be told
+        _HERE["worker"] = _HERE["build"](*_HERE["arguments"])
+    return _HERE["worker"](job, _HERE["tell"], _HERE["stop_asked"])
