@@ -229,7 +229,7 @@ class _Bench:
         if job.task in ("readout_loss", "mlm_loss"):
             heldout_sequences = min(HELDOUT_SEQUENCES, self.heldout.num_samples)
             if job.task == "mlm_loss":
-                value, count = mlm_loss(network, self.heldout, sequences=heldout_sequences)
+                value, count = mlm_loss(network, self.heldout, sequences=heldout_sequences, dtype=self.recipe.dtype)
             else:
                 value, count = readout_loss(
                     network,

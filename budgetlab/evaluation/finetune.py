@@ -20,6 +20,7 @@ from budgetlab.values import EvaluateSpec, Needs
 __all__ = ["finetune"]
 
 WARMUP_FRACTION, WEIGHT_DECAY, CLIP_NORM = 0.1, 0.01, 1.0
+PAD_TO = 8
 
 
 def finetune(
@@ -67,7 +68,7 @@ def finetune(
     warmup = max(1, round(WARMUP_FRACTION * steps))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        model = _Classifier(network, task, spec, seed).to(device).train()
+        model = _Classifier(network, task, spec, seed, max_length).to(device).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=spec.learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
@@ -100,8 +101,9 @@ class _Classifier(nn.Module):
     too briefly trained for [CLS] to have learned to gather anything, and where the last block was not trained.
     """
 
-    def __init__(self, network: Network, task: Task, spec: EvaluateSpec, seed: int) -> None:
+    def __init__(self, network: Network, task: Task, spec: EvaluateSpec, seed: int, max_length: int) -> None:
         super().__init__()
+        self.max_length = max_length
         self.device = next(network.parameters()).device
         if spec.pooling == "first":
             self.whole = build_classifier(
@@ -121,7 +123,7 @@ class _Classifier(nn.Module):
         """Logits, [examples, labels]."""
         # All texts go through the trunk at once, first all first texts, then all second ones.
         encoded = [example[i] for i in range(len(examples[0])) for example in examples]
-        inputs = _pad(encoded, self.device)
+        inputs = _pad(encoded, self.max_length, self.device)
         if self.whole is not None:
             return self.whole(**inputs).logits
         real_BT1 = inputs["attention_mask"][..., None].float()
@@ -151,8 +153,9 @@ def _encode(tokenizer: Any, texts: tuple[tuple[str, ...], ...], max_length: int,
     return list(zip(*parts, strict=True))
 
 
-def _pad(encoded: list[Encoded], device: torch.device) -> dict[str, Tensor]:
-    longest = max(len(ids) for ids, _ in encoded)
+def _pad(encoded: list[Encoded], max_length: int, device: torch.device) -> dict[str, Tensor]:
+    # Few different lengths: kernels are prepared, and kept in memory, for each shape that they meet.
+    longest = min(max_length, -(-max(len(ids) for ids, _ in encoded) // PAD_TO) * PAD_TO)
     # What stands at padded positions is masked wherever it could be read, so any id will do.
     ids = np.zeros((len(encoded), longest), dtype=np.int64)
     segments, mask = np.zeros_like(ids), np.zeros_like(ids)

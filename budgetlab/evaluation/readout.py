@@ -101,7 +101,7 @@ def readout_loss(
     with autocast:
         states_MLD, targets_M = _states(network, heldout, heldout_sequences)
     with torch.no_grad():
-        parts = zip(states_MLD.split(4096), targets_M.split(4096), strict=True)
+        parts = zip(states_MLD.split(1024), targets_M.split(1024), strict=True)
         total = sum(float(functional.cross_entropy(head(s), t, reduction="sum")) for s, t in parts)
     return total / len(targets_M), len(targets_M)
 
@@ -122,13 +122,14 @@ def _states(network: Network, batches: Batches, sequences: int) -> tuple[Tensor,
 
 
 @torch.no_grad()
-def mlm_loss(network: Network, heldout: Batches, *, sequences: int) -> tuple[float, int]:
+def mlm_loss(network: Network, heldout: Batches, *, sequences: int, dtype: str = "float32") -> tuple[float, int]:
     """Held-out loss of the network's own head: (nats per target token, number of targets)."""
     device = next(network.parameters()).device
     total, count = 0.0, 0
     for first in range(0, sequences, SEQUENCES_AT_ONCE):
         batch = to_device(heldout.in_order(first, min(SEQUENCES_AT_ONCE, sequences - first)), device)
-        logits = network(batch.input_ids, Needs(logits="masked"), batch.target_positions).logits
+        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+            logits = network(batch.input_ids, Needs(logits="masked"), batch.target_positions).logits
         total += float(functional.cross_entropy(logits.float(), batch.target_ids, reduction="sum"))
         count += len(batch.target_ids)
     return total / count, count
