@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from typing import Any
+
+from loky import ProcessPoolExecutor
+from loky.backend import get_context
 
 from budgetlab.errors import BudgetlabError
 
@@ -63,26 +65,21 @@ def work(
         for number, job in enumerate(jobs):
             yield number, worker(job, tell, stop_asked)
         return
-    # Spawned, not forked: a forked child of a process that has used OpenMP or CUDA may hang.
-    context = multiprocessing.get_context("spawn")
+    # Fresh processes, not forks: a forked child of a process that has used OpenMP or CUDA may hang. loky's, not the
+    # standard library's: those import the main script again, which would have to be guarded.
+    context = get_context("loky")
     told, stop = context.SimpleQueue(), context.Event()
-    before = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(
-        min(workers, len(jobs)), context, initializer=_begin, initargs=(build, arguments, told, stop)
+        min(workers, len(jobs)), initializer=_begin, initargs=(build, arguments, told, stop, os.getpid())
     )
     try:
         yield from _dispatch(pool, jobs, needs or [()] * len(jobs), workers, told, tell, stop, stop_asked)
-    except BrokenProcessPool:
+    except BrokenExecutor:
         remedy = "free some memory, or set execution.workers = 1, and give the same command again; nothing is lost"
-        guard = "or it is a script without `if __name__ == '__main__':`"
-        raise BudgetlabError(f"{workers} workers", f"one was killed, perhaps for its memory, {guard}", remedy) from None
-    except BaseException:
-        # What they write is whole or absent, so that they can go at any moment.
-        for child in set(multiprocessing.active_children()) - before:
-            child.kill()
-        raise
+        raise BudgetlabError(f"{workers} workers", "one was killed, perhaps for its memory", remedy) from None
     finally:
-        pool.shutdown(cancel_futures=True)
+        # Whether done or interrupted: what they write is whole or absent, so that they can go at any moment.
+        pool.shutdown(kill_workers=True)
 
 
 def _dispatch(
@@ -122,20 +119,19 @@ _HERE: dict[str, Any] = {}
 """What a worker process keeps from job to job."""
 
 
-def _begin(build: Callable[..., Worker], arguments: tuple[Any, ...], told: Any, stop: Any) -> None:
+def _begin(build: Callable[..., Worker], arguments: tuple[Any, ...], told: Any, stop: Any, first: int) -> None:
     # Ctrl-C reaches the whole group of processes; the first one decides what becomes of it.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with, args=(first,), daemon=True).start()
     _HERE.update(build=build, arguments=arguments, tell=told.put, stop_asked=stop.is_set)
 
 
-def _end_with_parent() -> None:
-    """End at once when the first process is killed: its successor may begin the same job again."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+def _end_with(first: int) -> None:
+    """End when the first process has been killed: its successor may begin the same job again."""
+    while os.getppid() == first:
+        time.sleep(POLL_SECONDS)
+    os._exit(1)
 
 
 def _do(job: Any) -> Any:

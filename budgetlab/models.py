@@ -7,6 +7,9 @@ and raw scores out of the attention itself (never through `output_attentions`, w
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,23 +17,41 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface, AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers.initialization import no_init_weights
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from budgetlab.errors import CallerError, unknown_name
+from budgetlab.errors import CallerError
 from budgetlab.values import ModelSpec, Needs, Signals
 
-__all__ = ["Network", "build_classifier", "build_network", "count_parameters"]
+__all__ = ["Network", "build_classifier", "build_network", "count_parameters", "start_from_teacher"]
 
 
 @dataclass(frozen=True)
 class _Family:
-    """Where a family keeps its parts."""
+    """Where a family keeps its parts, by attribute; the parts of a head are applied one after the other."""
 
     trunk: str
-    head: str
+    head: tuple[str, ...]
+    blocks: str = "encoder.layer"
+    attentions: tuple[str, ...] = ("sdpa", "eager")
+    dropouts: tuple[str, ...] = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+    defaults: tuple[tuple[str, Any], ...] = ()
+    """Configuration that does not fit every vocabulary as transformers has it."""
 
 
-_FAMILIES = {"bert": _Family("bert", "cls"), "roberta": _Family("roberta", "lm_head")}
+_FAMILIES = {
+    "bert": _Family("bert", ("cls",)),
+    "roberta": _Family("roberta", ("lm_head",)),
+    "electra": _Family("electra", ("generator_predictions", "generator_lm_head")),
+    "megatron-bert": _Family("bert", ("cls",), attentions=("eager",)),
+    "modernbert": _Family(
+        "model",
+        ("head", "decoder"),
+        "layers",
+        dropouts=("embedding_dropout", "attention_dropout", "mlp_dropout"),
+        defaults=tuple((f"{role}_token_id", None) for role in ("bos", "eos", "cls", "sep")),
+    ),
+}
 
 
 class Network(nn.Module):
@@ -55,12 +76,14 @@ class Network(nn.Module):
 
     @property
     def word_embeddings(self) -> Tensor:
-        """The input embeddings, [V, D]."""
-        return self.trunk.embeddings.word_embeddings.weight
+        """The input embeddings, [V, D] (ELECTRA: [V, embedding_size])."""
+        return self.trunk.get_input_embeddings().weight
 
     def head(self, hidden: Tensor) -> Tensor:
         """The MLM head: [..., D] -> [..., V]."""
-        return getattr(self.model, _FAMILIES[self.spec.family].head)(hidden)
+        for part in _FAMILIES[self.spec.family].head:
+            hidden = getattr(self.model, part)(hidden)
+        return hidden
 
     def forward(
         self,
@@ -86,11 +109,37 @@ class Network(nn.Module):
             Compute all blocks, all attention scores and all logits as well, whether needed or not.
         """
         kept = Signals()
-        blocks = self.trunk.encoder.layer
-        depth = len(blocks)
+        depth = self.spec.num_layers
         whole = depth if everything or needs.trunk_depth < 0 else max(needs.trunk_depth, needs.projected_depth - 1)
+        run = self._run_tapped if self.spec.taps_attention else self._run_whole
+        hidden_BTD = run(kept, input_ids_BT, needs, whole, attention_mask_BT, everything)
+        if needs.logits != "none" or everything:
+            flat = hidden_BTD.flatten(0, 1)
+            if everything:
+                logits = self.head(flat)
+                if needs.logits == "masked":
+                    logits = logits[target_positions_M]
+            else:
+                logits = self.head(flat[target_positions_M] if needs.logits == "masked" else flat)
+            kept.logits = logits if needs.logits != "none" else None
+        return kept
+
+    def _run_tapped(
+        self,
+        kept: Signals,
+        input_ids_BT: Tensor,
+        needs: Needs,
+        whole: int,
+        attention_mask_BT: Tensor | None,
+        everything: bool,
+    ) -> Tensor:
+        """Run the blocks one by one, and take what is needed out of their attention."""
+        trunk = self.trunk
+        blocks = trunk.encoder.layer
         mask = None if attention_mask_BT is None else attention_mask_BT[:, None, None, :].bool()
-        hidden_BTD = self.trunk.embeddings(input_ids=input_ids_BT)
+        hidden_BTD = trunk.embeddings(input_ids=input_ids_BT)
+        if hasattr(trunk, "embeddings_project"):  # ELECTRA with embeddings of another width
+            hidden_BTD = trunk.embeddings_project(hidden_BTD)
         if 0 in needs.hidden:
             kept.hidden[0] = hidden_BTD
         for number, block in enumerate(blocks[:whole], start=1):
@@ -108,16 +157,47 @@ class Network(nn.Module):
                 (kept.values, attention.value),
             ):
                 target[whole + 1] = linear(hidden_BTD).view(shape).transpose(1, 2)
-        if needs.logits != "none" or everything:
-            flat = hidden_BTD.flatten(0, 1)
-            if everything:
-                logits = self.head(flat)
-                if needs.logits == "masked":
-                    logits = logits[target_positions_M]
-            else:
-                logits = self.head(flat[target_positions_M] if needs.logits == "masked" else flat)
-            kept.logits = logits if needs.logits != "none" else None
-        return kept
+        return hidden_BTD
+
+    def _run_whole(
+        self,
+        kept: Signals,
+        input_ids_BT: Tensor,
+        needs: Needs,
+        whole: int,
+        attention_mask_BT: Tensor | None,
+        everything: bool,
+    ) -> Tensor:
+        """Run the family's own forward on its first `whole` blocks; its last state is the one after the final norm."""
+        *path, name = _FAMILIES[self.spec.family].blocks.split(".")
+        holder = functools.reduce(getattr, path, self.trunk)
+        blocks = getattr(holder, name)
+
+        def keep(number: int) -> Any:
+            def hook(module: nn.Module, inputs: object, output: Any) -> None:
+                kept.hidden[number] = output[0] if isinstance(output, tuple) else output
+
+            return hook
+
+        asked = [number for number in needs.hidden if number < self.spec.num_layers]
+        hooks = [
+            (self.trunk.embeddings if number == 0 else blocks[number - 1]).register_forward_hook(keep(number))
+            for number in asked
+        ]
+        setattr(holder, name, blocks[:whole])
+        try:
+            mask = None if attention_mask_BT is None else attention_mask_BT.long()
+            if mask is None and self.spec.family == "megatron-bert":
+                # Its own forward would make a mask, and look at what it holds, which waits for the device.
+                mask = torch.zeros((1, 1, 1, 1), device=input_ids_BT.device)
+            hidden_BTD = self.trunk(input_ids=input_ids_BT, attention_mask=mask)[0]
+        finally:
+            setattr(holder, name, blocks)
+            for hook in hooks:
+                hook.remove()
+        if self.spec.num_layers in needs.hidden:
+            kept.hidden[self.spec.num_layers] = hidden_BTD
+        return hidden_BTD
 
 
 @dataclass
@@ -199,7 +279,7 @@ def build_network(
     CallerError
         When the family is unknown, the vocabulary missing, or the weights do not fit the specification.
     """
-    model = _build(AutoModelForMaskedLM, spec, seed, seq_len, dropout, f"budgetlab_{attention}", device)
+    model = _build(AutoModelForMaskedLM, spec, seed, seq_len, dropout, attention, device)
     return Network(model, spec)
 
 
@@ -229,11 +309,14 @@ def _build(
     device: str | torch.device,
     extra: dict[str, Any] | None = None,
 ) -> nn.Module:
-    if spec.family not in _FAMILIES:
-        raise unknown_name("family", spec.family, _FAMILIES, "models.*.family")
+    family = _FAMILIES[spec.family]
     if spec.vocab_size is None:
         raise CallerError(f"a {spec.family} of {spec.num_layers} layers", "no vocab_size", "set it, or a tokenizer")
-    dropouts = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    dropouts = dict.fromkeys(family.dropouts, dropout)
+    if attention not in family.attentions:
+        attention = family.attentions[0]
+    if spec.taps_attention and extra is None:
+        attention = f"budgetlab_{attention}"
     if spec.weights is not None and extra is None and str(device) != "meta":
         return _load_pretrained(auto, spec, attention, dropouts).to(device)
     fields = {
@@ -243,12 +326,18 @@ def _build(
         "num_attention_heads": spec.num_heads,
         "intermediate_size": spec.intermediate_size,
         "max_position_embeddings": max(512, seq_len) + (2 if spec.family == "roberta" else 0),
+        # RoBERTa counts positions of tokens that are not padding, so its default of 1 would skip a word.
+        "pad_token_id": 0,
+        **dict(family.defaults),
     }
     config = CONFIG_MAPPING[spec.family](**{**fields, **spec.config, **dropouts, **(extra or {})})
     devices = [torch.device(device).index or 0] if torch.device(device).type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.device(device):
         torch.manual_seed(seed)
-        return auto.from_config(config, attn_implementation=attention)
+        # Under a fake-tensor mode, as on meta, there are no values.
+        shapes_only = type(torch.empty(0)) is not Tensor or str(device) == "meta"
+        with no_init_weights() if shapes_only else nullcontext():
+            return auto.from_config(config, attn_implementation=attention)
 
 
 def _load_pretrained(auto: Any, spec: ModelSpec, attention: str, dropouts: dict[str, float]) -> nn.Module:
@@ -271,6 +360,26 @@ def _load_pretrained(auto: Any, spec: ModelSpec, attention: str, dropouts: dict[
     if info["missing_keys"]:
         raise CallerError(asked, f"weights are missing: {sorted(info['missing_keys'])[:3]}", "give complete weights")
     return model
+
+
+def start_from_teacher(student: Network, teacher: Network, layers: Sequence[int]) -> None:
+    """Copy the teacher's embeddings, head and chosen blocks into the student (Sanh et al. 2019, arXiv 1910.01108).
+
+    Parameters
+    ----------
+    student, teacher
+        Of one family and one width.
+    layers
+        A block of the teacher for each block of the student, counted from 0.
+    """
+    blocks = f"model.{_FAMILIES[student.spec.family].trunk}.{_FAMILIES[student.spec.family].blocks}."
+    given = dict(teacher.named_parameters())
+    with torch.no_grad():
+        for name, parameter in student.named_parameters():
+            if name.startswith(blocks):
+                number, _, rest = name.removeprefix(blocks).partition(".")
+                name = f"{blocks}{layers[int(number)]}.{rest}"
+            parameter.copy_(given[name])
 
 
 def count_parameters(network: Network) -> tuple[int, int]:

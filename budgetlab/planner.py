@@ -299,7 +299,7 @@ def _teacher_plan(study: Study, name: str, costs: dict[str, ArmCost]) -> Teacher
         tokens=steps * recipe.batch_tokens,
         steps=steps,
         warmup_steps=math.ceil(recipe.warmup_fraction * steps),
-        cooldown_steps=max(1, round(recipe.cooldown_fraction * steps)),
+        cooldown_steps=min(steps, max(1, round(recipe.cooldown_fraction * steps))),
         seed=spec.pretrain.seed,
         required_flops=0.0 if cost is None else cost.train_required_flops_per_token * steps * recipe.batch_tokens,
         device_seconds=seconds,

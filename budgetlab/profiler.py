@@ -100,9 +100,10 @@ def _jobs(study: Study) -> list[Job]:
         (arm.name, arm.strategy, study.models[arm.student], study.teacher_of(arm), arm.recipe)
         for arm in study.arms.values()
     ]
+    recipe = study.recipe.model_copy(update={"initialisation": "random"})
     for name in study.teacher_names():
         if study.models[name].pretrain is not None:
-            jobs.append((name, StrategySpec(name="no_kd"), study.models[name], None, study.recipe))
+            jobs.append((name, StrategySpec(name="no_kd"), study.models[name], None, recipe))
     return jobs
 
 
@@ -290,7 +291,7 @@ def median_interval(values: list[float], level: float = 0.95) -> tuple[float, fl
 _LIGHT = (
     "add", "embedding", "expand", "eq", "gelu", "gather", "index", "mul", "dropout", "softmax", "tanh", "div", "sub",
     "clone", "ones", "zeros", "where", "masked_fill", "rsub", "unsqueeze", "contiguous", "to", "view", "slice",
-    "arange",
+    "arange", "ne", "cumsum", "cos", "sin", "neg",
 )  # fmt: skip
 """Operators that fvcore does not count and that are element-wise or a look-up."""
 

@@ -7,6 +7,7 @@ here. What no loss reads is not computed (`Needs`); with `execute = "everything"
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from budgetlab.batches import MaskedBatch
 from budgetlab.checkpoint import tensors_hash
 from budgetlab.errors import BudgetlabError, CallerError
-from budgetlab.models import Network, build_network
+from budgetlab.models import Network, build_network, start_from_teacher
 from budgetlab.strategies import Strategy
 from budgetlab.values import Batch, ModelSpec, Needs, Recipe, Signals
 
@@ -165,6 +166,7 @@ class TrainingStep:
     def forward_backward(self, batch: Batch, share: float = 1.0, on_phase: OnPhase | None = None) -> dict[str, Tensor]:
         """Run phases 1 to 4 and return the detached terms; `on_phase(name)` is called as each one ends."""
         done = on_phase or (lambda phase: None)
+        batch = _unmasked(batch) if self.strategy.reads_unmasked else batch
         teacher = self.teacher_forward(batch)
         done("teacher_forward")
         student = self.student_forward(batch)
@@ -264,6 +266,12 @@ def load_parameters(network: Network, state: dict[str, Tensor]) -> None:
         parameter.data.copy_(saved[name])
 
 
+def _unmasked(batch: Batch) -> Batch:
+    """The same samples with the words themselves at the masked positions."""
+    ids = batch.input_ids.flatten().index_copy(0, batch.target_positions, batch.target_ids)
+    return replace(batch, input_ids=ids.view_as(batch.input_ids))
+
+
 def _is_moment(key: str, name: str) -> bool:
     parts = key.split(".", 2)
     return len(parts) == 3 and parts[0] == "optimizer" and parts[2] == name
@@ -319,6 +327,10 @@ def build_step(
         attention=attention,
         device=device,
     )
+    if recipe.initialisation != "random":
+        if teacher is None:
+            raise CallerError(f"arm {arm}", "its student starts from a teacher's layers", "name the teacher")
+        start_from_teacher(network, teacher, recipe.initialisation.teacher_layers)
     return TrainingStep(
         arm, strategy, network, teacher if strategy.uses_teacher else None, recipe, projection_seed=seed
     )

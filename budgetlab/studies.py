@@ -11,7 +11,7 @@ import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
 from budgetlab.errors import CallerError, unknown_name
-from budgetlab.strategies import build_strategy
+from budgetlab.strategies import Strategy, build_strategy
 from budgetlab.values import (
     Arm,
     CorpusSpec,
@@ -24,6 +24,7 @@ from budgetlab.values import (
     TuningSpec,
     Value,
 )
+from budgetlab.values.specs import TAPPED_FAMILIES
 
 __all__ = ["PRESETS", "Study", "audit", "dump_study", "find_data", "load_study"]
 
@@ -247,7 +248,10 @@ def _check_arm(study: Study, arm: Arm) -> None:
     if strategy.uses_teacher and arm.teacher is None:
         raise CallerError(f"{where}.strategy = {arm.strategy.name!r}", "it needs a teacher", 'add teacher = "MODEL"')
     student, teacher = study.models[arm.student], study.teacher_of(arm)
-    if teacher is not None and not strategy.uses_teacher:
+    starts_from_teacher = arm.recipe.initialisation != "random"
+    if starts_from_teacher:
+        _check_initialisation(where, arm, student, teacher)
+    if teacher is not None and not strategy.uses_teacher and not starts_from_teacher:
         raise CallerError(f"{where}.teacher = {arm.teacher!r}", f"{arm.strategy.name} uses no teacher", "remove it")
     if teacher is not None:
         if teacher.vocab_size != student.vocab_size:
@@ -266,5 +270,35 @@ def _check_arm(study: Study, arm: Arm) -> None:
         raise CallerError(f"{where}.recipe.batch_tokens", "holds no whole sequence", "make it a multiple of seq_len")
     try:
         strategy.check(student, teacher)
+        _check_families(strategy, student, teacher)
     except CallerError as error:
         raise CallerError(f"{where}: {error.asked}", error.wrong, error.remedy) from None
+
+
+def _check_initialisation(where: str, arm: Arm, student: ModelSpec, teacher: ModelSpec | None) -> None:
+    assert arm.recipe.initialisation != "random"
+    layers = arm.recipe.initialisation.teacher_layers
+    asked = f"{where}.recipe.initialisation.teacher_layers = {list(layers)}"
+    if teacher is None:
+        raise CallerError(asked, "the arm has no teacher", 'add teacher = "MODEL"')
+    if len(layers) != student.num_layers or max(layers) >= teacher.num_layers:
+        known = f"the student has {student.num_layers} layers, the teacher's are 0 to {teacher.num_layers - 1}"
+        raise CallerError(asked, known, "give one teacher layer for each student layer")
+    shape = ("family", "hidden_size", "num_heads", "intermediate_size")
+    for field in shape:
+        ours, theirs = getattr(student, field), getattr(teacher, field)
+        if ours != theirs:
+            raise CallerError(asked, f"{field} differs: student {ours}, teacher {theirs}", "give both the same")
+
+
+def _check_families(strategy: Strategy, student: ModelSpec, teacher: ModelSpec | None) -> None:
+    needs = {"student": (student, strategy.student_needs(student, teacher))}
+    if teacher is not None:
+        needs["teacher"] = teacher, strategy.teacher_needs(student, teacher)
+    for role, (spec, read) in needs.items():
+        if (read.qkv or read.scores) and not spec.taps_attention:
+            raise CallerError(
+                f"a {role} of family {spec.family!r}",
+                f"the loss reads its attention, which can be taken only from {', '.join(TAPPED_FAMILIES)}",
+                "choose one of those, or a strategy that reads hidden states or logits",
+            )

@@ -74,8 +74,7 @@ def test_workers_end_with_a_killed_first_process(tmp_path: Path) -> None:
         "import sys; from pathlib import Path\n"
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from test_crew import note, work\n"
-        "if __name__ == '__main__':\n"
-        f"    list(work(note, (Path({str(tmp_path)!r}),), ['long:a', 'long:b'], workers=2))\n"
+        f"list(work(note, (Path({str(tmp_path)!r}),), ['long:a', 'long:b'], workers=2))\n"
     )
     process = subprocess.Popen([sys.executable, str(script)])
     deadline = time.monotonic() + 60

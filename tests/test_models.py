@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForMaskedLM
 
 from budgetlab.errors import CallerError
-from budgetlab.models import build_network, count_parameters
+from budgetlab.models import build_network, count_parameters, start_from_teacher
 from budgetlab.values import ModelSpec, Needs
 
 SPEC = ModelSpec(num_layers=3, hidden_size=32, num_heads=4, intermediate_size=64, vocab_size=50)
@@ -14,7 +14,7 @@ POSITIONS = torch.tensor([1, 4, 13, 20])
 ALL = Needs(logits="all", hidden=(0, 1, 2, 3), qkv=(1, 2, 3), scores=(1, 2, 3))
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "electra"])
 def test_signals_equal_the_eager_model(family: str) -> None:
     network = build_network(SPEC.model_copy(update={"family": family}), seed=1).eval()
     kept = network(IDS, ALL)
@@ -103,5 +103,54 @@ def test_saved_weights_load_and_must_fit(tmp_path) -> None:
 
 
 def test_an_unknown_family() -> None:
-    with pytest.raises(CallerError, match="no family of that name; did you mean bert"):
-        build_network(SPEC.model_copy(update={"family": "bart"}))
+    with pytest.raises(ValueError, match="no family 'bart'; known: bert, roberta, electra, megatron-bert, modernbert"):
+        ModelSpec(**{**SPEC.model_dump(), "family": "bart"})
+
+
+def test_electra_projects_narrow_embeddings() -> None:
+    network = build_network(SPEC.model_copy(update={"family": "electra", "config": {"embedding_size": 16}}), seed=1)
+    network.eval()
+    assert network.word_embeddings.shape == (50, 16)
+    kept = network(IDS, Needs(logits="all", hidden=(0,)))
+    peer = network.model(IDS, output_hidden_states=True)
+    torch.testing.assert_close(kept.hidden[0], peer.hidden_states[0])
+    torch.testing.assert_close(kept.logits, peer.logits.flatten(0, 1), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["megatron-bert", "modernbert"])
+def test_a_pre_norm_family_is_cut_after_whole_blocks(family: str) -> None:
+    network = build_network(SPEC.model_copy(update={"family": family}), seed=1).eval()
+    names = [name for name, _ in network.named_parameters()]
+    mask = torch.ones(2, 12, dtype=torch.bool)
+    mask[1, 8:] = False
+    for attention_mask in (None, mask):
+        kept = network(IDS, Needs(logits="masked", hidden=(0, 1, 2, 3)), POSITIONS, attention_mask)
+        asked = {} if attention_mask is None else {"attention_mask": attention_mask.long()}
+        found = network.model(IDS, output_hidden_states=True, **asked)
+        torch.testing.assert_close(kept.logits, found.logits.flatten(0, 1)[POSITIONS], rtol=1e-5, atol=1e-6)
+        for layer in (0, 1, 2):
+            torch.testing.assert_close(kept.hidden[layer], found.hidden_states[layer], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(kept.hidden[3], network.trunk(IDS, **asked)[0])
+    ran = []
+    blocks = network.trunk.layers if family == "modernbert" else network.trunk.encoder.layer
+    for number, block in enumerate(blocks, start=1):
+        block.register_forward_hook(lambda *_, number=number: ran.append(number))
+    network(IDS, Needs(hidden=(2,)), POSITIONS)
+    assert ran == [1, 2]
+    assert [name for name, _ in network.named_parameters()] == names
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "electra", "megatron-bert", "modernbert"])
+def test_a_student_that_starts_from_a_teacher(family: str) -> None:
+    teacher = build_network(SPEC.model_copy(update={"family": family}), seed=1).eval()
+    student = build_network(SPEC.model_copy(update={"family": family, "num_layers": 2}), seed=2).eval()
+    start_from_teacher(student, teacher, (0, 2))
+    needs = Needs(hidden=(1,))
+    torch.testing.assert_close(student(IDS, needs).hidden[1], teacher(IDS, needs).hidden[1])
+    last = [dict(part.trunk.named_parameters()) for part in (student, teacher)]
+    copied = {name: name.replace("layer.1.", "layer.2.").replace("layers.1.", "layers.2.") for name in last[0]}
+    assert all(torch.equal(last[0][name], last[1][other]) for name, other in copied.items())
+    # A whole copy is the teacher.
+    whole = build_network(teacher.spec, seed=3).eval()
+    start_from_teacher(whole, teacher, (0, 1, 2))
+    torch.testing.assert_close(whole(IDS, Needs(logits="all")).logits, teacher(IDS, Needs(logits="all")).logits)

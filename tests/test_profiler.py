@@ -59,6 +59,41 @@ def test_no_kd_is_the_closed_form_to_the_unit() -> None:
     assert found["teacher_forward"] == found["loss"] == found["update"] == (0, 0)
 
 
+def test_the_other_strategies_are_their_closed_forms_to_the_unit() -> None:
+    width, length, vocab = 768, 128, 30522
+    block, head = 24 * width**2 + 4 * length * width, 2 * width**2 + 2 * width * vocab
+    # positions = "all": both heads everywhere, the teacher's forward only.
+    every = prices("vanilla_kd", "6 x 768", positions="all")
+    assert every == prices("distilbert", "6 x 768")
+    assert every["student_forward"] == (6 * block + head, 0) and every["backward"] == (2 * (6 * block + head), 0)
+    assert every["teacher_forward"] == (12 * block + head, 0)
+    # minilm_v1: all blocks but the last, its Q, K, V, and the two relations; the teacher's once, the student's thrice.
+    relations, projections = 4 * length * width, 6 * width**2
+    cut = prices("minilm_v1", "6 x 768")
+    assert cut["student_forward"] == (5 * block + projections, 0)
+    assert cut["teacher_forward"] == (11 * block + projections, 0)
+    assert cut["loss"] == (2 * relations, 0)
+    assert cut["backward"] == (2 * (5 * block + projections + relations), 0)
+    # tinybert: scores are those that the attention computes anyway.
+    last = prices("tinybert", "6 x 768", variant="released_code")
+    assert last["student_forward"] == (6 * block, 0) and last["teacher_forward"] == (12 * block, 0)
+    assert last["loss"] == (0, 0) and last["backward"] == (12 * block, 0)
+
+
+@pytest.mark.parametrize("family", ["roberta", "electra", "megatron-bert", "modernbert"])
+def test_fvcore_agrees_for_every_family(family: str) -> None:
+    def of(layers: int) -> ModelSpec:
+        return spec(layers, 64, 4).model_copy(update={"family": family})
+
+    recipe = Recipe(seq_len=32, batch_tokens=32, dtype="float32")
+    for name in ("no_kd", "distilbert", *(("minilm", "tinybert") if of(2).taps_attention else ())):
+        strategy = build_strategy(StrategySpec(name=name))
+        step = build_step(
+            name, strategy, of(2), of(4) if strategy.uses_teacher else None, recipe, seed=0, device="meta"
+        )
+        second_opinion(step, count_flops(step, 32, 5), recipe)
+
+
 def test_fvcore_agrees_and_a_wrong_count_is_an_error() -> None:
     student, teacher = spec(2, 64, 4), spec(4, 128, 4)
     recipe = Recipe(seq_len=32, batch_tokens=32, dtype="float32")

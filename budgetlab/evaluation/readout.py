@@ -27,13 +27,12 @@ class _Readout(nn.Module):
     mix, the transform and the bias. A decoder of its own (V x D weights) would overfit the few tokens.
     """
 
-    def __init__(self, num_states: int, embeddings_VD: Tensor, log_unigram_V: Tensor) -> None:
+    def __init__(self, num_states: int, width: int, embeddings_VD: Tensor, log_unigram_V: Tensor) -> None:
         super().__init__()
-        hidden_size = embeddings_VD.shape[1]
         self.mix = nn.Parameter(torch.zeros(num_states))
         self.scale = nn.Parameter(torch.ones(()))
-        self.dense = nn.Linear(hidden_size, hidden_size)
-        self.norm = nn.LayerNorm(hidden_size)
+        self.dense = nn.Linear(width, embeddings_VD.shape[1])
+        self.norm = nn.LayerNorm(embeddings_VD.shape[1])
         # It starts at the word frequencies, so that the few tokens are spent on what the trunk knows.
         self.bias = nn.Parameter(log_unigram_V.clone())
         self.embeddings_VD = embeddings_VD
@@ -82,7 +81,8 @@ def readout_loss(
         states_MLD, targets_M = _states(network, train, train_sequences)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        head = _Readout(states_MLD.shape[1], embeddings, log_unigram.to(device)).to(device)
+        _, num_states, width = states_MLD.shape
+        head = _Readout(num_states, width, embeddings, log_unigram.to(device)).to(device)
         generator = torch.Generator().manual_seed(0)
         # Once through the targets, or as often as a head needs where they are few.
         epochs = math.ceil(HEAD_MIN_STEPS * HEAD_BATCH / len(targets_M))

@@ -120,8 +120,8 @@ class _Meter:
         self.units = {unit.run_id: unit for unit in todo}
         self.at = {unit.run_id: unit.first_step for unit in todo}
         self.progress, self.started = progress, time.monotonic()
-        self.total = self.left = sum((unit.last_step - unit.first_step) * unit.step_price for unit in todo)
-        self.trained = 0.0
+        self.left = sum((unit.last_step - unit.first_step) * unit.step_price for unit in todo)
+        self.total, self.trained = self.left or 1.0, 0.0
 
     def __call__(self, moved: _Moved) -> None:
         unit = self.units[moved.run_id]

@@ -113,6 +113,8 @@ class Training:
         mark = saved_at = clock()
         sums: dict[str, torch.Tensor] = {}
         counted = 0
+        if unit.last_step == 0:  # an untrained teacher
+            self._save()
         while self.at < unit.last_step:
             batch = self.batches.step(self.at, recipe.batch_sequences)
             steps = unit.last_step

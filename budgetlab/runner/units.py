@@ -85,7 +85,9 @@ def _teacher(plan: Plan, teacher: TeacherPlan, corpus_key: str) -> Unit:
         strategy=StrategySpec(name="no_kd"),
         model=teacher.model,
         spec=plan.models[teacher.model].untrained(),
-        recipe=plan.recipe.model_copy(update={"dtype": cost.dtype, "attention": cost.attention}),
+        recipe=plan.recipe.model_copy(
+            update={"dtype": cost.dtype, "attention": cost.attention, "initialisation": "random"}
+        ),
         cost=cost,
         seed=teacher.seed,
         corpus_key=corpus_key,

@@ -6,15 +6,18 @@ import hashlib
 import sys
 from abc import abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field, model_validator
 
 from budgetlab.errors import CallerError
+from budgetlab.strategies.losses import masked_lm
 from budgetlab.values import Batch, ModelSpec, Needs, Signals, Value
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["Strategy"]
+__all__ = ["FeatureStrategy", "Strategy", "layer_index"]
 
 
 class Strategy(Value):
@@ -75,6 +78,49 @@ class Strategy(Value):
     def trains_head(self) -> bool:
         """Whether the student's own MLM head learns (else its `mlm_loss` is null)."""
         return True
+
+    @property
+    def reads_unmasked(self) -> bool:
+        """Whether both networks read the words themselves at the masked positions."""
+        return False
+
+
+class FeatureStrategy(Strategy):
+    """A strategy whose published loss compares features only.
+
+    `mlm_weight` adds the MLM loss (0: the method as published), which separates what the teacher's features give from
+    what the words do. `inputs`: both networks read the masked samples, or the same text unmasked.
+    """
+
+    mlm_weight: float = Field(default=0.0, ge=0)
+    inputs: Literal["masked", "unmasked"] = "masked"
+
+    @model_validator(mode="after")
+    def _words_to_guess_are_hidden(self) -> FeatureStrategy:
+        if self.mlm_weight and self.inputs == "unmasked":
+            raise ValueError('mlm_weight needs inputs = "masked": the words to be guessed would be read')
+        return self
+
+    @property
+    def mlm_logits(self) -> Literal["none", "masked"]:
+        """The logits that the MLM term needs."""
+        return "masked" if self.mlm_weight else "none"
+
+    def mlm_term(self, batch: Batch, student: Signals) -> dict[str, Tensor]:
+        """Return {"mlm"} where it is weighted, else nothing."""
+        if student.logits is None:
+            return {}
+        return {"mlm": self.mlm_weight * masked_lm(student.logits, batch.target_ids)}
+
+    @property
+    def trains_head(self) -> bool:
+        """Only with an MLM term."""
+        return self.mlm_weight > 0
+
+    @property
+    def reads_unmasked(self) -> bool:
+        """As the setting says."""
+        return self.inputs == "unmasked"
 
 
 def layer_index(layer: int, num_layers: int, setting: str) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["masked_lm", "mean_over_pairs", "relation_divergence"]
+__all__ = ["masked_lm", "mean_over_pairs", "real_rows", "relation_divergence", "soft_divergence"]
 
 
 def masked_lm(logits_MV: Tensor, target_ids_M: Tensor) -> Tensor:
@@ -20,16 +20,40 @@ def masked_lm(logits_MV: Tensor, target_ids_M: Tensor) -> Tensor:
     return functional.cross_entropy(logits_MV.float(), target_ids_M)
 
 
-def relation_divergence(
-    teacher_BHTE: Tensor, student_BHTE: Tensor, relation_heads: int, attention_mask_BT: Tensor | None
+def soft_divergence(
+    teacher_MV: Tensor, student_MV: Tensor, temperature: float, *, minus_entropy: bool = True
 ) -> Tensor:
-    """KL(R_teacher || R_student) of self-relations, mean over relation heads and real queries, in nats.
+    """T^2 KL(softmax(z_T / T) || softmax(z_S / T)), nats per row: a mean over rows, a sum over the vocabulary.
 
-    R = softmax(X X' / sqrt(D/R)) with X regrouped from attention heads to `relation_heads` of equal width (MiniLMv2,
-    Wang et al. 2021, arXiv 2012.15828, section 3.1). Keys are masked to real tokens.
+    Hinton et al. 2015 (arXiv 1503.02531), section 2; T^2 keeps the size of its gradient. With `minus_entropy=False` it
+    is the soft cross-entropy: the teacher's entropy more, the same gradient.
     """
-    teacher_log_BRTT = _log_relation(teacher_BHTE, relation_heads, attention_mask_BT)
-    student_log_BRTT = _log_relation(student_BHTE, relation_heads, attention_mask_BT)
+    teacher_log_MV = (teacher_MV.float() / temperature).log_softmax(-1)
+    student_log_MV = (student_MV.float() / temperature).log_softmax(-1)
+    compared_MV = teacher_log_MV - student_log_MV if minus_entropy else -student_log_MV
+    return (teacher_log_MV.exp() * compared_MV).sum(-1).mean() * temperature**2
+
+
+def real_rows(x_NX: Tensor, attention_mask_BT: Tensor | None) -> Tensor:
+    """Rows of [B*T, X] or [B, T, X] at real tokens, [N, X]."""
+    flat = x_NX.flatten(0, -2)
+    return flat if attention_mask_BT is None else flat[attention_mask_BT.flatten()]
+
+
+def relation_divergence(
+    teacher_BHTE: tuple[Tensor, Tensor],
+    student_BHTE: tuple[Tensor, Tensor],
+    relation_heads: int,
+    attention_mask_BT: Tensor | None,
+) -> Tensor:
+    """KL(R_teacher || R_student) of relations, mean over relation heads and real queries, in nats.
+
+    R = softmax(X Y' / sqrt(D/R)) of a pair (X, Y), regrouped from attention heads to `relation_heads` of equal width:
+    (Q, K) is the attention distribution (MiniLM, Wang et al. 2020, arXiv 2002.10957, section 3.1), (X, X) a
+    self-relation (MiniLMv2, Wang et al. 2021, arXiv 2012.15828, section 3.1). Keys are masked to real tokens.
+    """
+    teacher_log_BRTT = _log_relation(*teacher_BHTE, relation_heads, attention_mask_BT)
+    student_log_BRTT = _log_relation(*student_BHTE, relation_heads, attention_mask_BT)
     # exp(-inf) * (-inf - -inf) is NaN at padded keys: both are zero there, so the difference is set to zero.
     difference_BRTT = teacher_log_BRTT - student_log_BRTT
     if attention_mask_BT is not None:
@@ -41,15 +65,19 @@ def relation_divergence(
     return divergence_BRT[real_BRT].mean()
 
 
-def _log_relation(x_BHTE: Tensor, relation_heads: int, attention_mask_BT: Tensor | None) -> Tensor:
-    batch, heads, length, width = x_BHTE.shape
-    # Heads must be merged before they are regrouped: reshaping [B, H, T, E] directly would mix positions and heads.
-    merged_BTD = x_BHTE.transpose(1, 2).reshape(batch, length, heads * width)
-    x_BRTE = merged_BTD.reshape(batch, length, relation_heads, -1).transpose(1, 2).float()
-    scores_BRTT = x_BRTE @ x_BRTE.transpose(-1, -2) / x_BRTE.shape[-1] ** 0.5
+def _log_relation(x_BHTE: Tensor, y_BHTE: Tensor, relation_heads: int, attention_mask_BT: Tensor | None) -> Tensor:
+    x_BRTE, y_BRTE = _regroup(x_BHTE, relation_heads), _regroup(y_BHTE, relation_heads)
+    scores_BRTT = x_BRTE @ y_BRTE.transpose(-1, -2) / x_BRTE.shape[-1] ** 0.5
     if attention_mask_BT is not None:
         scores_BRTT = scores_BRTT.masked_fill(~attention_mask_BT[:, None, None, :], float("-inf"))
     return scores_BRTT.log_softmax(-1)
+
+
+def _regroup(x_BHTE: Tensor, relation_heads: int) -> Tensor:
+    batch, heads, length, width = x_BHTE.shape
+    # Heads must be merged before they are regrouped: reshaping [B, H, T, E] directly would mix positions and heads.
+    merged_BTD = x_BHTE.transpose(1, 2).reshape(batch, length, heads * width)
+    return merged_BTD.reshape(batch, length, relation_heads, -1).transpose(1, 2).float()
 
 
 def mean_over_pairs(squared_BHTT: Tensor, attention_mask_BT: Tensor | None) -> Tensor:

@@ -7,27 +7,26 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from budgetlab.errors import CallerError
-from budgetlab.strategies.base import Strategy, layer_index
-from budgetlab.strategies.losses import masked_lm, relation_divergence
+from budgetlab.strategies.base import FeatureStrategy, layer_index
+from budgetlab.strategies.losses import relation_divergence
 from budgetlab.values import Batch, ModelSpec, Needs, Signals
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-class MiniLM(Strategy):
+class MiniLM(FeatureStrategy):
     """L = sum over X in {Q, K, V} of KL(R_X^teacher || R_X^student), mean over relation heads and real positions.
 
     Wang et al. 2021 (arXiv 2012.15828). R_X = softmax(X_r X_r' / sqrt(d_r)) after X is regrouped into
-    `relation_heads` heads of equal width, so widths and head counts of teacher and student may differ.
-    `mlm_weight` adds the MLM loss (0: the method as published). Without it the last student block after Q, K, V
-    and the MLM head get no gradient and are not computed.
+    `relation_heads` heads of equal width, so widths and head counts of teacher and student may differ. Without
+    `mlm_weight` the last student block after Q, K, V and the MLM head get no gradient and are not computed.
     """
 
     relation_heads: int | None = Field(default=None, gt=0)
     """None: the teacher's attention heads."""
     teacher_layer: int = -1
-    mlm_weight: float = Field(default=0.0, ge=0)
+    """Counted from 1, or from the end with -1."""
 
     def check(self, student: ModelSpec, teacher: ModelSpec | None) -> None:
         """Refuse relation heads that do not divide a width, and layers that do not exist."""
@@ -44,7 +43,7 @@ class MiniLM(Strategy):
 
     def student_needs(self, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
         """Q, K, V of the last block."""
-        return Needs(logits="masked" if self.mlm_weight else "none", qkv=(student.num_layers,))
+        return Needs(logits=self.mlm_logits, qkv=(student.num_layers,))
 
     def teacher_needs(self, student: ModelSpec, teacher: ModelSpec) -> Needs:
         """Q, K, V of the chosen block."""
@@ -64,13 +63,6 @@ class MiniLM(Strategy):
             (x_teacher_BHTE,) = getattr(teacher, name).values()
             (x_student_BHTE,) = getattr(student, name).values()
             heads = self.relation_heads or x_teacher_BHTE.shape[1]
-            terms[name] = relation_divergence(x_teacher_BHTE, x_student_BHTE, heads, batch.attention_mask)
-        if self.mlm_weight:
-            assert student.logits is not None
-            terms["mlm"] = self.mlm_weight * masked_lm(student.logits, batch.target_ids)
-        return terms
-
-    @property
-    def trains_head(self) -> bool:
-        """Only with an MLM term."""
-        return self.mlm_weight > 0
+            pairs = (x_teacher_BHTE, x_teacher_BHTE), (x_student_BHTE, x_student_BHTE)
+            terms[name] = relation_divergence(*pairs, heads, batch.attention_mask)
+        return terms | self.mlm_term(batch, student)

@@ -2,39 +2,68 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import PositiveInt, model_validator
 
 from budgetlab.errors import CallerError
-from budgetlab.strategies.base import Strategy
-from budgetlab.strategies.losses import masked_lm, mean_over_pairs
+from budgetlab.strategies.base import FeatureStrategy, layer_index
+from budgetlab.strategies.losses import mean_over_pairs, real_rows
 from budgetlab.values import Batch, ModelSpec, Needs, Signals
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-class TinyBERT(Strategy):
-    """L = MSE(E_S W, E_T) + sum_l MSE(H_S,l W, H_T,g(l)) + sum_l MSE(A_S,l, A_T,g(l)), g(l) = l L_T / L_S.
+class TinyBERT(FeatureStrategy):
+    """L = MSE(E_S W, E_T) + sum_l MSE(H_S,l W, H_T,g(l)) + sum_l MSE(A_S,l, A_T,g(l)).
 
     Jiao et al. 2020 (arXiv 1909.10351), general distillation only: no prediction loss, all weights 1. A are raw scaled
-    scores before mask and softmax; means run over real positions and real pairs. `projection`: one learned W for
-    all states as in the authors' code ("shared"), one per state ("per_layer"), or "none" at equal width.
+    scores before mask and softmax; means run over real positions and real pairs.
+
+    `layer_map`: g(l) = l L_T / L_S ("uniform"), the last layer alone from the last one ("last"), or a list with the
+    teacher's layer for each student layer, counted from 1. `projection`: one learned W for all states as in the
+    authors' code ("shared"), one per state ("per_layer"), or "none" at equal width.
+
+    `variant = "released_code"` is what the code released with arXiv 2404.19319 computes: the last layer alone, no
+    projection, and the first layers' attention scores in the place of the embeddings.
     """
 
+    layer_map: Literal["uniform", "last"] | tuple[PositiveInt, ...] = "uniform"
     projection: Literal["shared", "per_layer", "none"] = "shared"
-    mlm_weight: float = Field(default=0.0, ge=0)
+    variant: Literal["published", "released_code"] = "published"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _released_code_says_the_rest(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("variant") == "released_code":
+            return {"layer_map": "last", "projection": "none", **given}
+        return given
+
+    @model_validator(mode="after")
+    def _released_code_has_no_choice(self) -> TinyBERT:
+        if self.variant == "released_code" and (self.layer_map, self.projection) != ("last", "none"):
+            raise ValueError('variant = "released_code" has layer_map = "last" and projection = "none"')
+        return self
 
     def check(self, student: ModelSpec, teacher: ModelSpec | None) -> None:
-        """Refuse depths without a uniform map, unequal heads, and unequal widths without a projection."""
+        """Refuse layer maps that do not fit, unequal heads, and unequal widths without a projection."""
         assert teacher is not None
-        if teacher.num_layers % student.num_layers:
+        if self.layer_map == "uniform" and teacher.num_layers % student.num_layers:
             raise CallerError(
                 f"tinybert with a student of {student.num_layers} layers",
                 f"they do not divide the teacher's {teacher.num_layers}",
-                "choose depths that divide",
+                f"choose depths that divide, or give layer_map a list of {student.num_layers} teacher layers",
             )
+        if isinstance(self.layer_map, tuple):
+            if len(self.layer_map) != student.num_layers:
+                raise CallerError(
+                    f"layer_map = {list(self.layer_map)}",
+                    f"{len(self.layer_map)} entries for a student of {student.num_layers} layers",
+                    "give one teacher layer for each student layer",
+                )
+            for layer in self.layer_map:
+                layer_index(layer, teacher.num_layers, "layer_map entry")
         if teacher.num_heads != student.num_heads:
             raise CallerError(
                 f"tinybert with a student of {student.num_heads} heads",
@@ -48,23 +77,36 @@ class TinyBERT(Strategy):
                 'use projection = "shared" or "per_layer"',
             )
 
+    def _pairs(self, student_layers: int, teacher_layers: int) -> list[tuple[int, int]]:
+        """Student layers and the teacher layers that they learn from."""
+        if self.layer_map == "last":
+            return [(student_layers, teacher_layers)]
+        if self.layer_map == "uniform":
+            stride = teacher_layers // student_layers
+            return [(layer, layer * stride) for layer in range(1, student_layers + 1)]
+        return list(enumerate(self.layer_map, start=1))
+
+    def _needs(self, blocks: set[int]) -> Needs:
+        if self.variant == "released_code":
+            return Needs(logits=self.mlm_logits, hidden=tuple(blocks), scores=tuple(sorted({1, *blocks})))
+        return Needs(logits=self.mlm_logits, hidden=(0, *sorted(blocks)), scores=tuple(sorted(blocks)))
+
     def student_needs(self, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
-        """All states and all scores."""
-        blocks = tuple(range(1, student.num_layers + 1))
-        return Needs(logits="masked" if self.mlm_weight else "none", hidden=(0, *blocks), scores=blocks)
+        """States and scores of the layers that learn, and the embeddings."""
+        assert teacher is not None
+        return self._needs({ours for ours, _ in self._pairs(student.num_layers, teacher.num_layers)})
 
     def teacher_needs(self, student: ModelSpec, teacher: ModelSpec) -> Needs:
         """States and scores at g(l)."""
-        stride = teacher.num_layers // student.num_layers
-        blocks = tuple(stride * block for block in range(1, student.num_layers + 1))
-        return Needs(hidden=(0, *blocks), scores=blocks)
+        needs = self._needs({theirs for _, theirs in self._pairs(student.num_layers, teacher.num_layers)})
+        return Needs(hidden=needs.hidden, scores=needs.scores)
 
     def projections(self, student: ModelSpec, teacher: ModelSpec | None) -> dict[str, tuple[int, int]]:
         """One map, one per state, or none."""
         assert teacher is not None
         names = {
             "shared": ["shared"],
-            "per_layer": [f"state_{i}" for i in range(student.num_layers + 1)],
+            "per_layer": [f"state_{layer}" for layer in self.student_needs(student, teacher).hidden],
             "none": [],
         }
         return {name: (student.hidden_size, teacher.hidden_size) for name in names[self.projection]}
@@ -79,25 +121,25 @@ class TinyBERT(Strategy):
         """Return {"embeddings", "hidden", "attention"} and "mlm" where it is weighted."""
         assert teacher is not None
         real_BT = batch.attention_mask
-        errors: list[Tensor] = []
-        for index, (layer, target_layer) in enumerate(zip(sorted(student.hidden), sorted(teacher.hidden), strict=True)):
-            state_BTD = student.hidden[layer]
-            if projections is not None and self.projection != "none":
-                state_BTD = projections["shared" if self.projection == "shared" else f"state_{index}"](state_BTD)
-            squared_BTD = (state_BTD.float() - teacher.hidden[target_layer].float()).square()
-            errors.append(squared_BTD.mean() if real_BT is None else squared_BTD[real_BT].mean())
-        terms = {"embeddings": errors[0], "hidden": sum(errors[2:], errors[1])}
-        scores = [
-            mean_over_pairs((student.scores[ours].float() - teacher.scores[theirs].float()).square(), real_BT)
-            for ours, theirs in zip(sorted(student.scores), sorted(teacher.scores), strict=True)
-        ]
-        terms["attention"] = sum(scores[1:], scores[0])
-        if self.mlm_weight:
-            assert student.logits is not None
-            terms["mlm"] = self.mlm_weight * masked_lm(student.logits, batch.target_ids)
-        return terms
 
-    @property
-    def trains_head(self) -> bool:
-        """Only with an MLM term."""
-        return self.mlm_weight > 0
+        def state_error(ours: int, theirs: int) -> Tensor:
+            state_ND = real_rows(student.hidden[ours], real_BT)
+            if projections is not None and self.projection != "none":
+                state_ND = projections["shared" if self.projection == "shared" else f"state_{ours}"](state_ND)
+            return (state_ND.float() - real_rows(teacher.hidden[theirs], real_BT).float()).square().mean()
+
+        def score_error(ours: int, theirs: int) -> Tensor:
+            return mean_over_pairs((student.scores[ours].float() - teacher.scores[theirs].float()).square(), real_BT)
+
+        if isinstance(self.layer_map, tuple):
+            pairs = list(enumerate(self.layer_map, start=1))
+        else:
+            ours, theirs = (sorted(of.hidden.keys() - {0}) for of in (student, teacher))
+            pairs = list(zip(ours, theirs, strict=True))
+        hidden, attention = ([error(*pair) for pair in pairs] for error in (state_error, score_error))
+        first = score_error(1, 1) if self.variant == "released_code" else state_error(0, 0)
+        return {
+            "embeddings": first,
+            "hidden": sum(hidden[1:], hidden[0]),
+            "attention": sum(attention[1:], attention[0]),
+        } | self.mlm_term(batch, student)

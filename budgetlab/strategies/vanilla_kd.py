@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from budgetlab.strategies.base import Strategy
-from budgetlab.strategies.losses import masked_lm
+from budgetlab.strategies.losses import masked_lm, real_rows, soft_divergence
 from budgetlab.values import Batch, ModelSpec, Needs, Signals
 
 if TYPE_CHECKING:
@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
 
 class VanillaKD(Strategy):
-    """L = w_hard CE(z_S, y) + w_soft T^2 (1/M) sum_i H(softmax(z_T,i / T), softmax(z_S,i / T)), in nats.
+    """L = w_hard CE(z_S, y) + w_soft T^2 (1/N) sum_i H(softmax(z_T,i / T), softmax(z_S,i / T)), in nats.
 
-    Hinton et al. 2015 (arXiv 1503.02531) at the M masked positions. `divergence = "kl"` subtracts the teacher's
-    entropy: same gradient, zero at teacher = student. `reduction = "released_code"` also divides the soft term by
-    the vocabulary size, as the code released with arXiv 2404.19319 does, so that its effect can be shown.
+    Hinton et al. 2015 (arXiv 1503.02531). The hard term runs over masked positions; the soft one over the same, or
+    over all N real tokens (`positions = "all"`, which needs both heads everywhere). `divergence = "kl"` subtracts the
+    teacher's entropy: same gradient, zero at teacher = student. `reduction = "released_code"` also divides the soft
+    term by the vocabulary size, as the code released with arXiv 2404.19319 does, so that its effect can be shown.
     """
 
     temperature: float = Field(default=1.0, gt=0)
@@ -27,14 +28,15 @@ class VanillaKD(Strategy):
     soft_weight: float = Field(default=1.0, ge=0)
     divergence: Literal["soft_cross_entropy", "kl"] = "soft_cross_entropy"
     reduction: Literal["per_token", "released_code"] = "per_token"
+    positions: Literal["masked", "all"] = "masked"
 
     def student_needs(self, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
-        """Logits at masked positions."""
-        return Needs(logits="masked")
+        """Logits where the soft term runs."""
+        return Needs(logits=self.positions)
 
     def teacher_needs(self, student: ModelSpec, teacher: ModelSpec) -> Needs:
-        """Logits at masked positions."""
-        return Needs(logits="masked")
+        """Logits where the soft term runs."""
+        return Needs(logits=self.positions)
 
     def loss(
         self,
@@ -45,12 +47,14 @@ class VanillaKD(Strategy):
     ) -> dict[str, Tensor]:
         """Return {"mlm", "soft"}."""
         assert student.logits is not None and teacher is not None and teacher.logits is not None
-        teacher_log_MV = (teacher.logits.float() / self.temperature).log_softmax(-1)
-        student_log_MV = (student.logits.float() / self.temperature).log_softmax(-1)
-        teacher_MV = teacher_log_MV.exp()
-        compared_MV = teacher_log_MV - student_log_MV if self.divergence == "kl" else -student_log_MV
-        soft = (teacher_MV * compared_MV).sum(-1).mean() * self.temperature**2
+        ours, theirs, at_targets = student.logits, teacher.logits, student.logits
+        if self.positions == "all":
+            at_targets = ours[batch.target_positions]
+            ours, theirs = (real_rows(logits, batch.attention_mask) for logits in (ours, theirs))
+        soft = soft_divergence(theirs, ours, self.temperature, minus_entropy=self.divergence == "kl")
         if self.reduction == "released_code":
-            soft = soft / student.logits.shape[-1]
-        hard = masked_lm(student.logits, batch.target_ids)
-        return {"mlm": self.hard_weight * hard, "soft": self.soft_weight * soft}
+            soft = soft / ours.shape[-1]
+        return {
+            "mlm": self.hard_weight * masked_lm(at_targets, batch.target_ids),
+            "soft": self.soft_weight * soft,
+        }

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 from budgetlab.errors import CallerError
 from budgetlab.units import parse_count
 
-__all__ = ["Count", "Interval", "Value", "content_hash"]
+__all__ = ["Count", "CountOrZero", "Interval", "Value", "content_hash"]
 
 
 def _count(raw: object) -> int:
@@ -22,6 +22,9 @@ def _count(raw: object) -> int:
 
 Count = Annotated[int, BeforeValidator(_count)]
 """A whole number above zero, written 8192, "0.3M" or "2.6B tokens"."""
+
+CountOrZero = Annotated[int, BeforeValidator(lambda raw: 0 if raw == 0 else _count(raw))]
+"""The same, or 0."""
 
 Interval = tuple[float, float]
 """[low, high] at the value's `interval_level`."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, field_validator, model_validator
 
-from budgetlab.values.base import Count, Value
+from budgetlab.values.base import Count, CountOrZero, Value
 
 __all__ = [
     "Arm",
@@ -20,17 +20,23 @@ __all__ = [
     "Recipe",
     "StrategySpec",
     "TaskSpec",
+    "TeacherLayers",
     "TokenizerSpec",
     "TuningSpec",
 ]
 
 Fraction = Field(ge=0.0, le=1.0)
 
+TAPPED_FAMILIES = ("bert", "roberta", "electra")
+"""Run block by block: every strategy works."""
+WHOLE_FAMILIES = ("megatron-bert", "modernbert")
+"""Cut after whole blocks only: strategies that read hidden states and logits work."""
+
 
 class Pretrain(Value):
-    """How a teacher is made: masked language modelling on `tokens` tokens of the study's corpus."""
+    """How a teacher is made: masked language modelling on `tokens` tokens of the study's corpus (0: random weights)."""
 
-    tokens: Count
+    tokens: CountOrZero
     seed: int = Field(default=0, ge=0)
 
 
@@ -51,11 +57,18 @@ class ModelSpec(Value):
 
     @model_validator(mode="after")
     def _whole_heads_and_one_origin(self) -> ModelSpec:
+        if self.family not in TAPPED_FAMILIES + WHOLE_FAMILIES:
+            raise ValueError(f"no family {self.family!r}; known: {', '.join(TAPPED_FAMILIES + WHOLE_FAMILIES)}")
         if self.hidden_size % self.num_heads:
             raise ValueError(f"num_heads {self.num_heads} does not divide hidden_size {self.hidden_size}")
         if self.weights is not None and self.pretrain is not None:
             raise ValueError("both weights and pretrain are set; give exactly one")
         return self
+
+    @property
+    def taps_attention(self) -> bool:
+        """Whether queries, keys, values and scores of its blocks can be read."""
+        return self.family in TAPPED_FAMILIES
 
     def untrained(self) -> ModelSpec:
         """Return the same network with random weights."""
@@ -91,6 +104,13 @@ class CorpusSpec(Value):
         return self
 
 
+class TeacherLayers(Value):
+    """Start the student from these blocks of the teacher, its embeddings and its head."""
+
+    teacher_layers: tuple[NonNegativeInt, ...] = Field(min_length=1)
+    """One for each block of the student, counted from 0 as in DistilBERT's scripts (Sanh et al. 2019, 1910.01108)."""
+
+
 class Recipe(Value):
     """Everything that two arms share: batch, schedule, optimizer, masking, precision."""
 
@@ -106,7 +126,7 @@ class Recipe(Value):
     clip_norm: float | None = Field(default=1.0, gt=0)
     mask_fraction: float = Field(default=0.15, gt=0, lt=1)
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    initialisation: Literal["random"] = "random"
+    initialisation: Literal["random"] | TeacherLayers = "random"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     attention: Literal["auto", "sdpa", "eager"] = "auto"
     execute: Literal["lean", "everything"] = "lean"

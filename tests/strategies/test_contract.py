@@ -9,7 +9,7 @@ import torch
 from budgetlab.batches import Batches
 from budgetlab.errors import CallerError
 from budgetlab.step import TrainingStep, build_step, to_device
-from budgetlab.strategies import build_strategy, strategy_names
+from budgetlab.strategies import Strategy, build_strategy, strategy_names
 from budgetlab.values import Batch, ModelSpec, Recipe, SpecialIds, StrategySpec
 
 STUDENT = ModelSpec(num_layers=2, hidden_size=32, num_heads=2, intermediate_size=64, vocab_size=120)
@@ -20,8 +20,20 @@ NAMES = strategy_names()
 
 def make(name: str, student: ModelSpec = STUDENT, recipe: Recipe = RECIPE, **settings: Any) -> TrainingStep:
     strategy = build_strategy(StrategySpec(name=name, **settings))
-    teacher = TEACHER if strategy.uses_teacher else None
-    return build_step(name, strategy, student, teacher, recipe, seed=0, device="cpu")
+    return build_step(name, strategy, student, teacher_for(strategy, student), recipe, seed=0, device="cpu")
+
+
+def teacher_for(strategy: Strategy, student: ModelSpec) -> ModelSpec | None:
+    """A wider teacher, or one of the student's width for a strategy that cannot work with it."""
+    if not strategy.uses_teacher:
+        return None
+    try:
+        strategy.check(student, TEACHER)
+        return TEACHER
+    except CallerError:
+        narrow = TEACHER.model_copy(update={"hidden_size": student.hidden_size})
+        strategy.check(student, narrow)
+        return narrow
 
 
 def batches(seed: int = 0) -> Batches:
@@ -149,3 +161,89 @@ def test_which_parameters_are_idle() -> None:
 def test_a_teacher_with_other_words_is_refused() -> None:
     with pytest.raises(CallerError, match="vocabulary has 120 entries, the student's 121"):
         make("vanilla_kd", student=STUDENT.model_copy(update={"vocab_size": 121}))
+
+
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    ("vanilla_kd", {"positions": "all"}),
+    ("vanilla_kd", {"reduction": "released_code"}),
+    ("distilbert", {"positions": "masked"}),
+    ("distilbert", {"cosine_weight": 0.0}),
+    ("minilm", {"relation_heads": 8, "mlm_weight": 1.0}),
+    ("minilm_v1", {"mlm_weight": 1.0}),
+    ("tinybert", {"layer_map": "last"}),
+    ("tinybert", {"layer_map": (1, 4), "projection": "per_layer"}),
+    ("tinybert", {"variant": "released_code"}),
+    ("tinybert", {"inputs": "unmasked"}),
+]
+
+
+@pytest.mark.parametrize(("name", "settings"), VARIANTS)
+def test_every_variant_is_lean_and_lowers_its_loss(name: str, settings: dict[str, Any]) -> None:
+    batch = to_device(batches().step(0, 8), torch.device("cpu"))
+    lean, full = (
+        make(name, recipe=RECIPE.model_copy(update={"execute": how}), **settings) for how in ("lean", "everything")
+    )
+    one, other = (gradients(step, batch) for step in (lean, full))
+    assert one.keys() == other.keys()
+    for key, gradient in one.items():
+        torch.testing.assert_close(gradient, other[key], rtol=1e-4, atol=1e-7)
+    losses = []
+    for i in range(40):
+        terms = lean.run(batches().step(i, 8), 3e-3)
+        losses.append(sum(float(value) for key, value in terms.items() if key != "gradient_norm"))
+    assert np.mean(losses[-10:]) < np.mean(losses[:10])
+
+
+@pytest.mark.parametrize("name", ["minilm", "minilm_v1", "tinybert"])
+def test_unmasked_inputs_are_the_words_themselves(name: str) -> None:
+    data = batches().step(0, 8)
+    batch = to_device(data, torch.device("cpu"))
+    whole = batch.input_ids.flatten().clone()
+    whole[batch.target_positions] = batch.target_ids
+    words = Batch(input_ids=whole.view_as(batch.input_ids), target_positions=batch.target_positions,
+                  target_ids=batch.target_ids)  # fmt: skip
+    unmasked = make(name, inputs="unmasked").forward_backward(batch)
+    assert unmasked == make(name).forward_backward(words)
+    assert unmasked != make(name).forward_backward(batch)
+    with pytest.raises(CallerError, match="would be read"):
+        build_strategy(StrategySpec(name=name, inputs="unmasked", mlm_weight=1.0))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("tinybert", {"layer_map": (1, 2, 3)}, "3 entries for a student of 2 layers"),
+        ("tinybert", {"layer_map": (1, 5)}, "layers 1 to 4"),
+        ("tinybert", {"projection": "none"}, "the widths differ: student 32, teacher 64"),
+        ("tinybert", {"variant": "released_code"}, "the widths differ"),
+        ("minilm", {"relation_heads": 5}, "does not divide the student's hidden_size 32"),
+        ("minilm", {"teacher_layer": 5}, "layers 1 to 4"),
+        ("minilm_v1", {"teacher_layer": -5}, "layers 1 to 4"),
+        ("distilbert", {}, "the widths differ"),
+    ],
+)
+def test_what_cannot_work_is_refused(name: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(CallerError, match=message):
+        build_strategy(StrategySpec(name=name, **settings)).check(STUDENT, TEACHER)
+
+
+@pytest.mark.parametrize("name", ["tinybert", "minilm_v1"])
+def test_heads_that_differ_are_refused(name: str) -> None:
+    four_heads = TEACHER.model_copy(update={"num_heads": 4})
+    with pytest.raises(CallerError, match="head by head"):
+        build_strategy(StrategySpec(name=name)).check(STUDENT, four_heads)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "electra", "megatron-bert", "modernbert"])
+@pytest.mark.parametrize("name", ["no_kd", "vanilla_kd", "distilbert"])
+def test_every_family_trains(family: str, name: str) -> None:
+    student = STUDENT.model_copy(update={"family": family, "hidden_size": 64})
+    strategy = build_strategy(StrategySpec(name=name))
+    teacher = None if not strategy.uses_teacher else TEACHER.model_copy(update={"family": family})
+    step = build_step(name, strategy, student, teacher, RECIPE, seed=0, device="cpu")
+    losses = []
+    for i in range(30):
+        terms = step.run(batches().step(i, 8), 1e-3)
+        losses.append(sum(float(value) for key, value in terms.items() if key != "gradient_norm"))
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+    assert step.idle_parameters == ()

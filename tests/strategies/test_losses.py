@@ -145,3 +145,118 @@ def test_tinybert(mask: bool, projection: str) -> None:
         for one, other in ((1, 2), (2, 4))
     )
     assert float(terms["attention"]) == pytest.approx(attention, rel=1e-5)
+
+
+def rows(x: torch.Tensor, real: NDArray[np.bool_]) -> NDArray[np.float64]:
+    return x.double().numpy()[real]
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_soft_targets_at_all_positions(mask: bool) -> None:
+    asked = batch(mask)
+    real = np.ones((BATCH, LENGTH), bool) if asked.attention_mask is None else asked.attention_mask.numpy()
+    z_s, z_t = tensor(BATCH, LENGTH, VOCAB), tensor(BATCH, LENGTH, VOCAB)
+    signals = [Signals(logits=z.flatten(0, 1)) for z in (z_s, z_t)]
+    terms = build("vanilla_kd", positions="all", temperature=2.0).loss(asked, *signals)
+    log_s, log_t = (log_softmax(rows(z, real) / 2.0) for z in (z_s, z_t))
+    assert float(terms["soft"]) == pytest.approx(-4.0 * (np.exp(log_t) * log_s).sum(-1).mean(), rel=1e-5)
+    at_targets = log_softmax(z_s.double().flatten(0, 1).numpy()[:TARGETS])
+    hard = -at_targets[np.arange(TARGETS), asked.target_ids.numpy()].mean()
+    assert float(terms["mlm"]) == pytest.approx(hard, rel=1e-5)
+
+
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize("positions", ["masked", "all"])
+def test_distilbert(mask: bool, positions: str) -> None:
+    asked = batch(mask)
+    real = np.ones((BATCH, LENGTH), bool) if asked.attention_mask is None else asked.attention_mask.numpy()
+    z_s, z_t = tensor(BATCH, LENGTH, VOCAB), tensor(BATCH, LENGTH, VOCAB)
+    h_s, h_t = tensor(BATCH, LENGTH, WIDTH), tensor(BATCH, LENGTH, WIDTH)
+    first = slice(None) if positions == "all" else slice(TARGETS)
+    student, teacher = (
+        Signals(logits=z.flatten(0, 1)[first], hidden={layer: h}) for z, h, layer in ((z_s, h_s, 2), (z_t, h_t, 4))
+    )
+    terms = build("distilbert", positions=positions).loss(asked, student, teacher)
+    flat_s, flat_t = ((rows(z, real) if positions == "all" else z.double().flatten(0, 1).numpy()[:TARGETS])
+                      for z in (z_s, z_t))  # fmt: skip
+    log_s, log_t = log_softmax(flat_s / 2.0), log_softmax(flat_t / 2.0)
+    soft = (np.exp(log_t) * (log_t - log_s)).sum(-1).mean() * 4.0
+    assert float(terms["soft"]) == pytest.approx(5.0 * soft, rel=1e-5)
+    at_targets = log_softmax(z_s.double().flatten(0, 1).numpy()[:TARGETS])
+    hard = -at_targets[np.arange(TARGETS), asked.target_ids.numpy()].mean()
+    assert float(terms["mlm"]) == pytest.approx(2.0 * hard, rel=1e-5)
+    a, b = rows(h_s, real), rows(h_t, real)
+    cosine = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+    assert float(terms["cosine"]) == pytest.approx((1 - cosine).mean(), rel=1e-5)
+    same = build("distilbert").loss(asked, Signals(logits=z_t.flatten(0, 1), hidden={2: h_t}),
+                                    Signals(logits=z_t.flatten(0, 1), hidden={4: h_t}))  # fmt: skip
+    assert float(same["soft"]) == pytest.approx(0.0, abs=1e-5)
+    assert float(same["cosine"]) == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_minilm_v1(mask: bool) -> None:
+    asked = batch(mask)
+    real = np.ones((BATCH, LENGTH), bool) if asked.attention_mask is None else asked.attention_mask.numpy()
+    names = ("queries", "keys", "values")
+    student = {name: tensor(BATCH, HEADS, LENGTH, 3) for name in names}
+    teacher = {name: tensor(BATCH, HEADS, LENGTH, 5) for name in names}
+    signals = [Signals(**{name: {1: x} for name, x in parts.items()}) for parts in (student, teacher)]
+    terms = build("minilm_v1").loss(asked, *signals)
+
+    def log_relation(first: torch.Tensor, second: torch.Tensor) -> list[NDArray[np.float64]]:
+        found = []
+        for b in range(BATCH):
+            for h in range(HEADS):
+                x, y = (part.double().numpy()[b, h][real[b]] for part in (first, second))
+                found.append(log_softmax(x @ y.T / np.sqrt(x.shape[-1])))
+        return found
+
+    for term, first, second in (("attention", "queries", "keys"), ("values", "values", "values")):
+        of_t, of_s = (log_relation(parts[first], parts[second]) for parts in (teacher, student))
+        expected = np.concatenate([(np.exp(t) * (t - s)).sum(-1) for t, s in zip(of_t, of_s, strict=True)]).mean()
+        assert float(terms[term]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_tinybert_layer_maps_and_the_released_code() -> None:
+    asked = batch()
+    student = Signals(
+        hidden={layer: tensor(BATCH, LENGTH, WIDTH) for layer in (0, 1, 2)},
+        scores={layer: tensor(BATCH, HEADS, LENGTH, LENGTH) for layer in (1, 2)},
+    )
+    teacher = Signals(
+        hidden={layer: tensor(BATCH, LENGTH, WIDTH) for layer in range(5)},
+        scores={layer: tensor(BATCH, HEADS, LENGTH, LENGTH) for layer in range(1, 5)},
+    )
+
+    def chosen(signals: Signals, hidden: tuple[int, ...], scores: tuple[int, ...]) -> Signals:
+        return Signals(hidden={i: signals.hidden[i] for i in hidden}, scores={i: signals.scores[i] for i in scores})
+
+    def error(kind: str, ours: int, theirs: int) -> float:
+        pair = (getattr(student, kind)[ours], getattr(teacher, kind)[theirs])
+        return float(((pair[0].double() - pair[1].double()) ** 2).mean())
+
+    crossed = build("tinybert", projection="none", layer_map=(3, 1))
+    terms = crossed.loss(asked, student, chosen(teacher, (0, 1, 3), (1, 3)))
+    assert float(terms["hidden"]) == pytest.approx(error("hidden", 1, 3) + error("hidden", 2, 1), rel=1e-5)
+    assert float(terms["attention"]) == pytest.approx(error("scores", 1, 3) + error("scores", 2, 1), rel=1e-5)
+    last = build("tinybert", projection="none", layer_map="last")
+    terms = last.loss(asked, chosen(student, (0, 2), (2,)), chosen(teacher, (0, 4), (4,)))
+    assert float(terms["embeddings"]) == pytest.approx(error("hidden", 0, 0), rel=1e-5)
+    assert float(terms["hidden"]) == pytest.approx(error("hidden", 2, 4), rel=1e-5)
+    assert float(terms["attention"]) == pytest.approx(error("scores", 2, 4), rel=1e-5)
+    released = build("tinybert", variant="released_code")
+    terms = released.loss(asked, chosen(student, (2,), (1, 2)), chosen(teacher, (4,), (1, 4)))
+    assert float(terms["embeddings"]) == pytest.approx(error("scores", 1, 1), rel=1e-5)
+    assert float(terms["hidden"]) == pytest.approx(error("hidden", 2, 4), rel=1e-5)
+    assert float(terms["attention"]) == pytest.approx(error("scores", 2, 4), rel=1e-5)
+
+
+def test_the_soft_gradient_vanishes_in_the_released_reduction() -> None:
+    asked = batch()
+    z_t, z_s = tensor(TARGETS, VOCAB), tensor(TARGETS, VOCAB).requires_grad_()
+    norms = {}
+    for reduction in ("per_token", "released_code"):
+        terms = build("vanilla_kd", reduction=reduction).loss(asked, Signals(logits=z_s), Signals(logits=z_t))
+        norms[reduction] = float(torch.autograd.grad(terms["soft"], z_s)[0].norm())
+    assert norms["released_code"] == pytest.approx(norms["per_token"] / VOCAB, rel=1e-5)
