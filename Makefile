@@ -8,13 +8,16 @@ export OMP_WAIT_POLICY        ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 export MPLBACKEND             ?= Agg
 
-.PHONY: demo test install lint clean
+.PHONY: demo test stress install lint clean
 
 demo: $(STAMP)
 	$(PY) -m budgetlab demo
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest -n 2
+
+stress: $(STAMP)
+	HF_HUB_OFFLINE=1 $(PY) -m pytest -m stress -s
 
 install: $(STAMP)
 

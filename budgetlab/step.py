@@ -166,6 +166,12 @@ class TrainingStep:
     def forward_backward(self, batch: Batch, share: float = 1.0, on_phase: OnPhase | None = None) -> dict[str, Tensor]:
         """Run phases 1 to 4 and return the detached terms; `on_phase(name)` is called as each one ends."""
         done = on_phase or (lambda phase: None)
+        terms = self._terms(batch, done)
+        self.backward(terms, share)
+        done("backward")
+        return {name: term.detach() for name, term in terms.items()}
+
+    def _terms(self, batch: Batch, done: OnPhase) -> dict[str, Tensor]:
         batch = _unmasked(batch) if self.strategy.reads_unmasked else batch
         teacher = self.teacher_forward(batch)
         done("teacher_forward")
@@ -173,9 +179,7 @@ class TrainingStep:
         done("student_forward")
         terms = self.loss(batch, student, teacher)
         done("loss")
-        self.backward(terms, share)
-        done("backward")
-        return {name: term.detach() for name, term in terms.items()}
+        return terms
 
     def run(
         self,
@@ -217,6 +221,36 @@ class TrainingStep:
         if on_phase is not None:
             on_phase("update")
         return sums
+
+    def signs(self, batch: MaskedBatch, sequences: int = 4) -> dict[str, float]:
+        """Look how the terms and the optimiser fare, on a few sequences; nothing is changed.
+
+        Returns
+        -------
+        signs
+            "gradient_share.TERM": the norm of a term's gradient, over the sum of these norms. "below_eps_fraction": the
+            share of trained numbers whose root mean squared gradient is below AdamW's eps, so that eps, not the
+            gradient, decides their step. Feature losses have small gradients.
+        """
+        few = next(iter(_micro_batches(batch, sequences)))[0]
+        terms = self._terms(to_device(few, self.device), lambda phase: None)
+        parameters = list(self.trained.values())
+        norms = {}
+        for name, term in terms.items():
+            found = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+            norms[name] = float(torch.stack([g.norm() for g in found if g is not None]).norm())
+        total = sum(norms.values()) or 1.0
+        return {f"gradient_share.{name}": norm / total for name, norm in norms.items()} | self._below_eps()
+
+    def _below_eps(self) -> dict[str, float]:
+        below, numbers = 0, 0
+        for parameter in self.trained.values():
+            state = {} if self.optimizer is None else self.optimizer.state.get(parameter, {})
+            if state:
+                mean_square = state["exp_avg_sq"] / (1 - self.recipe.betas[1] ** float(state["step"]))
+                below += int((mean_square.sqrt() < self.recipe.eps).sum())
+                numbers += parameter.numel()
+        return {"below_eps_fraction": below / numbers} if numbers else {}
 
     def tensors(self) -> dict[str, Tensor]:
         """Return everything that must be saved to go on bit for bit: parameters and optimizer moments by name."""

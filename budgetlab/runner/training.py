@@ -22,7 +22,7 @@ from budgetlab.values import Plan, Point, RunRecord
 
 __all__ = ["Training", "step_name"]
 
-POINTS_PER_RUN = 40
+POINTS_PER_RUN, SIGNS_EVERY_POINTS = 40, 5
 CHECKPOINT_EVERY_SECONDS = 30.0
 _DROPOUT_STREAM = 99
 
@@ -127,6 +127,8 @@ class Training:
                 micro_batch_sequences=None if micro == "auto" else micro,
                 dropout_seed=int(keyed_uniform(unit.seed, _DROPOUT_STREAM, self.at) * 2**31),
             )
+            if recipe.clip_norm is not None:
+                terms["clipped_fraction"] = (terms["gradient_norm"] > recipe.clip_norm).float()
             sums = {name: sums[name] + term if name in sums else term for name, term in terms.items()}
             self.at, counted = self.at + 1, counted + 1
             self.tokens += batch.tokens
@@ -140,10 +142,14 @@ class Training:
             seconds = clock() - mark
             self.device_seconds += seconds * self.plan.execution.devices
             losses = {name: float(total) / counted for name, total in sums.items()}
+            signs = {name: losses.pop(name) for name in ("gradient_norm", "clipped_fraction") if name in losses}
             if not all(math.isfinite(value) for value in losses.values()):
-                return self._write("failed", f"arm {unit.arm}: not finite by step {self.at}: {losses}")
-            self._append_point(losses, rate)
-            on_point(self.at, _total(losses))
+                what = f"arm {unit.arm}: not finite by step {self.at}: {losses}"
+                return self._write("failed", f"{what}; try a lower recipe.learning_rate than {recipe.learning_rate:g}")
+            if self.at % (every * SIGNS_EVERY_POINTS) == 0 or ended:
+                signs |= self.step.signs(batch)
+            self._append_point(losses, signs, rate)
+            on_point(self.at, sum(losses.values()))
             if stopping or ended or due:
                 self._save()
                 saved_at = clock()
@@ -154,10 +160,9 @@ class Training:
             raise BudgetlabError(f"run {unit.run_id}", "the frozen teacher's weights changed", "report this")
         return self._write("complete")
 
-    def _append_point(self, losses: dict[str, float], learning_rate: float) -> None:
-        point = Point(
-            step=self.at, learning_rate=learning_rate, losses={"loss": _total(losses), **losses}, **self._spent()
-        )
+    def _append_point(self, losses: dict[str, float], signs: dict[str, float], learning_rate: float) -> None:
+        losses = {"loss": sum(losses.values()), **losses}
+        point = Point(step=self.at, learning_rate=learning_rate, losses=losses, signs=signs, **self._spent())
         self.store.append_point(self.unit.run_id, point)
 
     def _spent(self) -> dict[str, Any]:
@@ -183,7 +188,3 @@ class Training:
         record = self.record.model_copy(update=update)
         self.store.write_record(record)
         return record.model_copy(update={"points": self.store.read_points(record.run_id)})
-
-
-def _total(losses: dict[str, float]) -> float:
-    return sum(value for name, value in losses.items() if name != "gradient_norm")

@@ -194,6 +194,9 @@ class Point(Value):
     learning_rate: float
     losses: dict[str, float]
     """Means over the steps since the last point, by term; "loss" is their weighted sum."""
+    signs: dict[str, float] = {}
+    """How the optimiser fares, by the same steps: "gradient_norm" (before clipping), "clipped_fraction" of steps; at
+    every few points "gradient_share.TERM" and "below_eps_fraction" (`TrainingStep.signs`)."""
 
 
 class RunRecord(Value):

@@ -242,3 +242,73 @@ def test_a_killed_command_goes_on_from_its_checkpoint(
     assert sum(record.status == "complete" for record in store.records()) < len(uninterrupted)
     subprocess.run(command(results), env=environment, check=True, capture_output=True)
     assert hashes(store.records()) == uninterrupted
+
+
+CONTROLS = """
+[models.untrained]
+num_layers = 4
+hidden_size = 64
+num_heads = 2
+intermediate_size = 128
+pretrain = { tokens = 0, seed = 3 }
+
+[models.twin]
+num_layers = 2
+hidden_size = 32
+num_heads = 2
+intermediate_size = 64
+pretrain = { tokens = 2048, seed = 0 }
+
+[arms.untrained_teacher]
+strategy = "minilm"
+student = "student"
+teacher = "untrained"
+
+[arms.self_distillation]
+strategy = "vanilla_kd"
+student = "student"
+teacher = "twin"
+
+[arms.from_teacher]
+strategy = "no_kd"
+student = "student"
+teacher = "twin"
+recipe = { initialisation = { teacher_layers = [0, 1] } }
+"""
+
+
+def test_controls_of_what_the_teacher_knows(tmp_path: Path, corpus: Corpus) -> None:
+    path = write_small_study(tmp_path, CONTROLS)
+    study = load_study(path)
+    names = ("no_kd", "untrained_teacher", "self_distillation", "from_teacher")
+    study = study.model_copy(update={"arms": {name: study.arms[name] for name in names}, "seeds": (0,)})
+    prices = profile(study, count_only=True)
+    controls = plan(study, prices, budgets=(2e9,))
+    store = Store(tmp_path, "controls")
+    records = run(controls, corpus, store)
+    assert {record.status for record in records} == {"complete"}
+    untrained = next(record for record in records if record.arm == "untrained")
+    assert (untrained.steps, untrained.tokens, untrained.required_flops) == (0, 0, 0)
+    assert any("from_teacher: recipe.initialisation" in line for line in controls.audit)
+
+    def first_loss(arm: str) -> float:
+        trunk = next(record for record in records if record.arm == arm and record.kind == "trunk")
+        return trunk.points[0].losses["mlm"]
+
+    # It starts from what its teacher has learned, and owes the teacher's pretraining too.
+    assert first_loss("from_teacher") < first_loss("no_kd") - 0.5
+    charged = plan(study, prices, budgets=(2e9,), teacher_charge="pretraining")
+    bills = {schedule.arm: schedule.teacher_charge for schedule in charged.schedules}
+    assert bills["no_kd"] == bills["untrained_teacher"] == 0.0
+    assert bills["from_teacher"] == bills["self_distillation"] > 0.0
+
+
+def test_the_points_say_how_the_optimiser_fares(finished) -> None:
+    _, records = finished
+    for record in records:
+        last = record.points[-1].signs
+        assert 0.0 <= last["clipped_fraction"] <= 1.0 and last["gradient_norm"] > 0.0
+        assert 0.0 <= last["below_eps_fraction"] <= 1.0
+        shares = {name: value for name, value in last.items() if name.startswith("gradient_share.")}
+        assert sum(shares.values()) == pytest.approx(1.0)
+        assert {f"gradient_share.{name}" for name in record.points[-1].losses if name != "loss"} == set(shares)

@@ -156,6 +156,41 @@ def test_which_parameters_are_idle() -> None:
     assert set(everything) - set(minilm) == set(kept)
     assert all(name.startswith("model.cls.") for name in make("tinybert").idle_parameters)
     assert make("tinybert", mlm_weight=0.5).idle_parameters == ()
+    assert make("minilm_v1").idle_parameters == minilm
+    assert make("distilbert").idle_parameters == ()
+    assert set(minilm) < set(make("minilm", mlm_weight=1.0).trained)
+    released = make("tinybert", variant="released_code", mlm_weight=0.0).idle_parameters
+    assert all(name.startswith("model.cls.") for name in released)
+
+
+def test_signs_are_the_terms_gradients_and_change_nothing() -> None:
+    step, data = make("vanilla_kd"), batches().step(0, 4)
+    step.run(data, 1e-3)
+    before = {name: value.clone() for name, value in step.tensors().items()}
+    found = step.signs(data)
+    assert all(torch.equal(before[name], value) for name, value in step.tensors().items())
+    assert all(parameter.grad is None for parameter in step.trained.values())
+    batch = to_device(data, torch.device("cpu"))
+    norms = {}
+    for term in ("mlm", "soft"):
+        terms = step.loss(batch, step.student_forward(batch), step.teacher_forward(batch))
+        grads = torch.autograd.grad(terms[term], list(step.trained.values()), allow_unused=True)
+        norms[term] = float(torch.cat([g.flatten() for g in grads if g is not None]).norm())
+    for term, norm in norms.items():
+        assert found[f"gradient_share.{term}"] == pytest.approx(norm / sum(norms.values()), rel=1e-4)
+    # The reduction of the released code leaves next to nothing of the soft term (here V = 120).
+    odds = [
+        found["gradient_share.soft"] / found["gradient_share.mlm"]
+        for found in (
+            make("vanilla_kd", reduction=reduction).signs(data) for reduction in ("per_token", "released_code")
+        )
+    ]
+    assert odds[1] == pytest.approx(odds[0] / 120, rel=1e-3)
+    # With an eps above every gradient, all steps are eps's.
+    assert make("no_kd", recipe=RECIPE.model_copy(update={"eps": 1e-20})).signs(data).get("below_eps_fraction") is None
+    small = make("no_kd", recipe=RECIPE.model_copy(update={"eps": 1e3}))
+    small.run(data, 1e-3)
+    assert small.signs(data)["below_eps_fraction"] == 1.0
 
 
 def test_a_teacher_with_other_words_is_refused() -> None:

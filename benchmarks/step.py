@@ -1,0 +1,260 @@
+"""The training step against transformers' Trainer and against itself with everything computed, side by side in one run.
+
+    python benchmarks/step.py                              # CPU: 4 x 256 and 6 x 768, vocabulary 30,522, one thread
+    python benchmarks/step.py --device cuda --students 6x768 12x1024
+
+(a) no_kd against `transformers.Trainer` on the same model, samples and precision, and against Trainer's defaults with
+the fastest precision and attention of ours; (b) every strategy lean against `execute = "everything"`. What is compared
+alternates in rounds within one process; a ratio is the median over rounds, with the lowest and highest beside it. On a
+CPU seconds are CPU seconds, on a GPU they are between synchronised clocks.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+import argparse
+import platform
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from transformers import AutoModelForMaskedLM, Trainer, TrainerCallback, TrainingArguments
+
+from budgetlab.batches import MaskedBatch
+from budgetlab.models import build_network
+from budgetlab.profiler import count_flops
+from budgetlab.step import TrainingStep, build_step
+from budgetlab.strategies import build_strategy, strategy_names
+from budgetlab.values import ModelSpec, Recipe, StrategySpec
+
+VOCAB, LENGTH = 30_522, 128
+STUDENTS = {
+    "4x256": (4, 256, 4, 8),
+    "6x768": (6, 768, 12, 12),
+    "12x1024": (12, 1024, 16, 24),
+}
+"""layers, width, heads, layers of a teacher of the same width"""
+
+
+def spec(layers: int, width: int, heads: int) -> ModelSpec:
+    """Return a BERT of these sizes."""
+    return ModelSpec(
+        num_layers=layers, hidden_size=width, num_heads=heads, intermediate_size=4 * width, vocab_size=VOCAB
+    )
+
+
+def recipe(sequences: int, dtype: str, attention: str, execute: str = "lean") -> Recipe:
+    """Return the recipe of a measurement."""
+    return Recipe.model_validate(
+        {
+            "seq_len": LENGTH,
+            "batch_tokens": sequences * LENGTH,
+            "dtype": dtype,
+            "attention": attention,
+            "execute": execute,
+        }
+    )
+
+
+def batch(sequences: int, masked: int) -> MaskedBatch:
+    """Return samples with `masked` targets a sequence."""
+    draw = np.random.default_rng(0)
+    ids = draw.integers(5, VOCAB, size=(sequences, LENGTH))
+    columns = np.tile(np.arange(masked), sequences)
+    rows = np.repeat(np.arange(sequences), masked)
+    return MaskedBatch(ids, rows * LENGTH + columns, draw.integers(5, VOCAB, size=len(rows)))
+
+
+def seconds_now(device: torch.device) -> float:
+    """Read the clock: CPU seconds, or wall seconds once the GPU has finished."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
+
+
+class OurStep:
+    """Times steps of ours."""
+
+    def __init__(self, step: TrainingStep, samples: MaskedBatch) -> None:
+        self.step, self.samples = step, samples
+        self.step.run(samples, 1e-5)
+
+    def __call__(self, steps: int) -> float:
+        """Take steps and return seconds a step."""
+        started = seconds_now(self.step.device)
+        for _ in range(steps):
+            self.step.run(self.samples, 1e-5)
+        return (seconds_now(self.step.device) - started) / steps
+
+
+class TrainerStep:
+    """Times steps of transformers' Trainer, from the end of its second step, so that its set-up is not charged."""
+
+    def __init__(self, student: ModelSpec, samples: MaskedBatch, device: torch.device, *, bf16: bool) -> None:
+        config = build_network(student, device="meta").model.config
+        self.model = AutoModelForMaskedLM.from_config(config, attn_implementation="sdpa")
+        self.device, self.bf16 = device, bf16
+        labels = np.full(samples.input_ids.size, -100)
+        labels[samples.target_positions] = samples.target_ids
+        labels = labels.reshape(samples.input_ids.shape)
+        self.rows = [
+            {"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": label}
+            for ids, label in zip(samples.input_ids, labels, strict=True)
+        ]
+
+    def __call__(self, steps: int) -> float:
+        """Take steps and return seconds a step."""
+        marks: list[float] = []
+        device = self.device
+
+        class Clock(TrainerCallback):
+            def on_step_end(self, *_: Any, **__: Any) -> None:
+                marks.append(seconds_now(device))
+
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = TrainingArguments(
+                output_dir=folder,
+                max_steps=steps + 2,
+                per_device_train_batch_size=len(self.rows),
+                use_cpu=device.type == "cpu",
+                bf16=self.bf16,
+                report_to=[],
+                save_strategy="no",
+                logging_strategy="no",
+                disable_tqdm=True,
+                learning_rate=1e-5,
+            )
+            Trainer(self.model, arguments, train_dataset=self.rows * (steps + 2), callbacks=[Clock()]).train()
+        return (marks[-1] - marks[1]) / steps
+
+
+def alternate(sides: dict[str, Callable[[int], float]], rounds: int, target_seconds: float) -> dict[str, list[float]]:
+    """Measure the sides in turn, each for about `target_seconds` a round."""
+    steps = {name: max(1, round(target_seconds / side(1))) for name, side in sides.items()}
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, side in sides.items():
+            found[name].append(side(steps[name]))
+    return found
+
+
+def ratio(slow: list[float], fast: list[float]) -> tuple[float, str]:
+    """Median over rounds, and the line that prints it."""
+    ratios = [a / b for a, b in zip(slow, fast, strict=True)]
+    middle = statistics.median(ratios)
+    return middle, f"{middle:5.2f} x ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
+def required(step: TrainingStep, masked: int) -> float:
+    """Return the FLOPs of a token of a step that was built on the meta device."""
+    prices = count_flops(step, LENGTH, masked).values()
+    return sum(position + target * masked / LENGTH for position, target in prices)
+
+
+def built(name: str, sizes: str, how: Recipe, device: str | torch.device, **settings: Any) -> TrainingStep:
+    """Build a strategy's step."""
+    layers, width, heads, teacher_layers = STUDENTS[sizes]
+    strategy = build_strategy(StrategySpec(name=name, **settings))
+    teacher = spec(teacher_layers, width, heads) if strategy.uses_teacher else None
+    return build_step(name, strategy, spec(layers, width, heads), teacher, how, seed=0, device=device)
+
+
+def against_trainer(sizes: str, sequences: int, device: torch.device, rounds: int, seconds: float) -> tuple[str, str]:
+    """Print (a), and return the fastest precision and attention."""
+    layers, width, heads, _ = STUDENTS[sizes]
+    plain = recipe(sequences, "float32", "sdpa")
+    masked = plain.masked_per_sequence
+    samples = batch(sequences, masked)
+    tokens = sequences * LENGTH
+    step = built("no_kd", sizes, plain, "meta")
+    lean = required(step, masked)
+    head = 3 * (2 * width**2 + 2 * width * VOCAB)
+    flops_ratio = (lean + head * (1 - masked / LENGTH)) / lean
+    choices = list(product(["float32", "bfloat16"], ["sdpa", "eager"]))
+    ours = {
+        f"{dtype} {kind}": OurStep(built("no_kd", sizes, recipe(sequences, dtype, kind), device), samples)
+        for dtype, kind in choices
+    }
+    first = {name: side(1) for name, side in ours.items()}
+    best = min(first, key=lambda name: first[name])
+    sides: dict[str, Callable[[int], float]] = {
+        "trainer": TrainerStep(spec(layers, width, heads), samples, device, bf16=False),
+        "ours": ours["float32 sdpa"],
+        "ours, probed": ours[best],
+    }
+    if device.type == "cuda":
+        sides["trainer bf16"] = TrainerStep(spec(layers, width, heads), samples, device, bf16=True)
+        sides["ours bf16"] = ours["bfloat16 sdpa"]
+    found = alternate(sides, rounds, seconds)
+    for name, times in found.items():
+        print(f"  {name:<14} {tokens / statistics.median(times):9,.0f} tokens/s")
+    middle, line = ratio(found["trainer"], found["ours"])
+    goal = 0.95 * flops_ratio
+    print(f"  (a) over Trainer, float32 both: {line}; required FLOPs {flops_ratio:.2f} x; goal {goal:.2f}: "
+          f"{'met' if middle >= goal else 'MISSED'}")  # fmt: skip
+    print(f"  (a) over Trainer's defaults, ours {best}: {ratio(found['trainer'], found['ours, probed'])[1]}")
+    if device.type == "cuda":
+        print(f"  (a) over Trainer, bfloat16 both: {ratio(found['trainer bf16'], found['ours bf16'])[1]}")
+    dtype, kind = best.split()
+    return dtype, kind
+
+
+def against_everything(
+    sizes: str, sequences: int, device: torch.device, how: tuple[str, str], rounds: int, seconds: float
+) -> None:
+    """Print (b) for every strategy."""
+    for name in strategy_names():
+        ways = {execute: recipe(sequences, *how, execute) for execute in ("lean", "everything")}
+        masked = ways["lean"].masked_per_sequence
+        counted = {e: required(built(name, sizes, way, "meta"), masked) for e, way in ways.items()}
+        samples = batch(sequences, masked)
+        sides: dict[str, Callable[[int], float]] = {
+            e: OurStep(built(name, sizes, way, device), samples) for e, way in ways.items()
+        }
+        found = alternate(sides, rounds, seconds)
+        flops_ratio = counted["everything"] / counted["lean"]
+        middle, line = ratio(found["everything"], found["lean"])
+        speed = sequences * LENGTH / statistics.median(found["lean"])
+        print(f"  (b) {name:<10} {speed:8,.0f} tokens/s lean; over everything {line}; FLOPs {flops_ratio:.2f} x; "
+              f"{middle / flops_ratio:.0%} of it: {'met' if middle >= 0.95 * flops_ratio else 'MISSED'}")  # fmt: skip
+
+
+def main() -> None:
+    """Run what was asked and print it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--students", nargs="+", default=["4x256", "6x768"], choices=list(STUDENTS))
+    parser.add_argument("--sequences", type=int, default=8, help="of 128 tokens in a batch")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=1.5, help="of each side in a round")
+    asked = parser.parse_args()
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    device = torch.device(asked.device)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.processor() or platform.machine()}"
+    print(f"{where}, {torch.get_num_threads()} thread(s), torch {torch.__version__}, transformers "
+          f"{transformers.__version__}, {asked.sequences} x {LENGTH} tokens a step, vocabulary {VOCAB:,}, "
+          f"{asked.rounds} rounds")  # fmt: skip
+    for sizes in asked.students:
+        print(sizes)
+        how = against_trainer(sizes, asked.sequences, device, asked.rounds, asked.seconds)
+        print(f"  strategies in {' '.join(how)}; teacher {STUDENTS[sizes][3]} layers of the same width")
+        against_everything(sizes, asked.sequences, device, how, asked.rounds, asked.seconds)
+
+
+if __name__ == "__main__":
+    main()
