@@ -1,5 +1,6 @@
 """The training step against transformers' Trainer and against itself with everything computed, side by side in one run.
 
+    pip install -c constraints.txt -e '.[benchmarks]'      # once: Trainer needs accelerate
     python benchmarks/step.py                              # CPU: 4 x 256 and 6 x 768, vocabulary 30,522, one thread
     python benchmarks/step.py --device cuda --students 6x768 12x1024
 

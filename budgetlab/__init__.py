@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from budgetlab.corpus import Corpus, build_corpus
     from budgetlab.errors import BudgetlabError, CallerError
     from budgetlab.evaluation import build_probes, evaluate, load_task
-    from budgetlab.fitting import certify, compare, compare_arms, fit, fit_arms
+    from budgetlab.fitting import certify, compare, compare_arms, fit, fit_arms, optimum, predict
     from budgetlab.planner import plan, sensitivity
     from budgetlab.profiler import profile
     from budgetlab.reporting import report
     from budgetlab.runner import run
-    from budgetlab.store import Store, scores_frame
+    from budgetlab.store import Store, fits_frame, scores_frame
     from budgetlab.studies import Study, audit, load_study
 
 _HOMES = {
@@ -39,9 +39,12 @@ _HOMES = {
     "evaluate": "evaluation",
     "fit": "fitting",
     "fit_arms": "fitting",
+    "fits_frame": "store",
     "load_study": "studies",
     "load_task": "evaluation",
+    "optimum": "fitting",
     "plan": "planner",
+    "predict": "fitting",
     "profile": "profiler",
     "report": "reporting",
     "run": "runner",
@@ -64,9 +67,12 @@ __all__ = [
     "evaluate",
     "fit",
     "fit_arms",
+    "fits_frame",
     "load_study",
     "load_task",
+    "optimum",
     "plan",
+    "predict",
     "profile",
     "report",
     "run",

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.values import CostProfile, CurveFit, Plan, Point, RunRecord, Score, Value, Verdict
 
-__all__ = ["Store", "read_value", "scores_frame", "write_whole"]
+__all__ = ["Store", "fits_frame", "read_value", "scores_frame", "write_fits", "write_whole"]
 
 V = TypeVar("V", bound=Value)
 
@@ -77,6 +77,25 @@ def scores_frame(scores: Iterable[Score]) -> pd.DataFrame:
     columns = [name for name in Score.model_fields if name != "budget"] + ["budget_amount", "budget_unit"]
     frame = pd.DataFrame(rows, columns=columns)
     return frame.sort_values(["arm", "rung", "run_seed", "task", "finetune_seed"], kind="stable", ignore_index=True)
+
+
+def fits_frame(fits: Iterable[CurveFit]) -> pd.DataFrame:
+    """Tidy table, a row per parameter of each fit: what ``fits.csv`` holds."""
+    columns = ["arm", "law", "formula", "parameter", "estimate", "low", "high", "interval_level", "interval_method",
+               "status", "usable_for", "objective_name", "delta", "objective", "num_points"]  # fmt: skip
+    rows = []
+    for fit in fits:
+        shared = {name: getattr(fit, name) for name in columns if name in type(fit).model_fields}
+        for name, value in (fit.params | fit.derived or {"": None}).items():
+            low, high = fit.intervals.get(name) or (None, None)
+            rows.append(shared | {"parameter": name or None, "estimate": value, "low": low, "high": high})
+    return pd.DataFrame(rows, columns=columns)
+
+
+def write_fits(folder: Path, fits: Sequence[CurveFit]) -> None:
+    """Write fits.json and fits.csv."""
+    write_whole(folder / "fits.json", json.dumps([fit.model_dump(mode="json") for fit in fits], indent=1))
+    write_whole(folder / "fits.csv", fits_frame(fits).to_csv(index=False))
 
 
 class Store:
@@ -200,22 +219,7 @@ class Store:
 
     def write_fits(self, fits: Sequence[CurveFit], verdicts: Sequence[Verdict]) -> None:
         """Write fits.json, fits.csv and verdict.json."""
-        write_whole(self.folder / "fits.json", json.dumps([fit.model_dump(mode="json") for fit in fits], indent=1))
-        rows = [
-            {
-                "arm": fit.arm,
-                "law": fit.law,
-                "parameter": name,
-                "value": value,
-                "low": low,
-                "high": high,
-                "status": fit.status,
-            }
-            for fit in fits
-            for name, value in fit.params.items()
-            for low, high in [fit.intervals.get(name) or (None, None)]
-        ]
-        write_whole(self.folder / "fits.csv", pd.DataFrame(rows).to_csv(index=False))
+        write_fits(self.folder, fits)
         write_whole(self.folder / "verdict.json", json.dumps([v.model_dump(mode="json") for v in verdicts], indent=1))
 
     def read_fits(self) -> tuple[list[CurveFit], list[Verdict]]:

@@ -111,6 +111,21 @@ def test_fit_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     found = json.loads(capsys.readouterr().out)
     assert found["params"]["E"] == pytest.approx(1.5, rel=1e-5)
     assert {"objective", "objective_name", "delta", "intervals", "status", "certificate"} <= found.keys()
+    out = tmp_path / "out"
+    more = ["--pin", "E=1.5", "--seed", "7", "--define", "x=6 N D", "--interval", "rows", "--out", str(out), "--json"]
+    assert run_command([*arguments, *more]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["pinned"], found["seed"], found["definitions"]["x"]) == ({"E": 1.5}, 7, "6 N D")
+    assert json.loads((out / "fits.json").read_text())[0] == found
+    assert set(pd.read_csv(out / "fits.csv")["parameter"]) == {"E", "A", "a"}
+    drawn = pd.read_csv(out / "fit.csv")
+    assert list(drawn.loc[drawn["layer"] == "point", "x"]) == pytest.approx(x)
+    curve = drawn[drawn["layer"] == "curve"]
+    assert (curve["extrapolated"] == ((curve["x"] < x[0]) | (curve["x"] > x[-1]))).all() and curve["extrapolated"].any()
+    assert all((out / f"fit.{kind}").stat().st_size > 1000 for kind in ("png", "svg"))
+    for option, value in (("--pin", "E"), ("--pin", "E=low"), ("--map", "x"), ("--define", "=1")):
+        assert run_command(["fit", "--table", str(tmp_path / "t.csv"), option, value]) == 2
+        assert f"budgetlab: {option}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

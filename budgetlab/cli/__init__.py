@@ -193,17 +193,49 @@ def fit(
     ] = None,
     objective: Annotated[str, typer.Option("--objective", help="huber_log, lad, squared, squared_log.")] = "huber_log",
     delta: Annotated[float, typer.Option("--delta", help="Of the Huber loss.")] = 1e-3,
-    resamples: Annotated[int, typer.Option("--resamples", help="Bootstrap resamples.")] = 1000,
+    resamples: Annotated[int, typer.Option("--resamples", help="Resamples of the interval; 0 for none.")] = 1000,
+    interval: Annotated[str, typer.Option("--interval", help="auto, rows, clusters, wild or pooled_t.")] = "auto",
+    seed: Annotated[int, typer.Option("--seed", help="Of the resampling.")] = 0,
+    weights: Annotated[str | None, typer.Option("--weights", help="Column of positive weights.")] = None,
+    clusters: Annotated[str | None, typer.Option("--clusters", help="Column that names the run of a row.")] = None,
+    pin: Annotated[
+        list[str] | None, typer.Option("--pin", help="PARAMETER=VALUE held fixed, repeated.", metavar="NAME=VALUE")
+    ] = None,
+    define: Annotated[
+        list[str] | None, typer.Option("--define", help="NAME=MEANING for the record, repeated.", metavar="NAME=TEXT")
+    ] = None,
+    exclude_invalid: Annotated[
+        bool, typer.Option("--exclude-invalid", help="Leave out, and count, rows that no power law can have.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Also write fits.json, fits.csv and the figure.", metavar="DIR")
+    ] = None,
     results: Results = RESULTS,
     data_root: DataRoot = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Fit scaling curves and compare the arms; or fit a law to any table."""
+    """Fit scaling curves and compare the arms; or, with --table and the options above --results, a law to any table."""
     if (study is None) == (table is None):
         raise CallerError("budgetlab fit", "give exactly one of STUDY and --table", "see budgetlab fit --help")
     if table is not None:
-        found = _fit_table(table, law, mapping or [], objective, delta, resamples)
+        found = _fit_table(
+            table,
+            out,
+            law=law,
+            columns=_pairs("--map", mapping) or None,
+            objective=objective,
+            delta=delta,
+            resamples=resamples,
+            interval=interval,
+            seed=seed,
+            weights=weights,
+            clusters=clusters,
+            pinned=_numbers("--pin", pin),
+            definitions=_pairs("--define", define),
+            exclude_invalid=exclude_invalid,
+            diagnostics=True,
+        )
         if as_json:
             _print_json(found.model_dump(mode="json"))
         else:
@@ -326,28 +358,42 @@ def _print_status(made: Any, records: Any) -> None:
     print_sheets([status_sheet(made, records)])
 
 
-def _fit_table(table: Path, law: str, mapping: list[str], objective: str, delta: float, resamples: int) -> Any:
+def _fit_table(path: Path, out: Path | None, **settings: Any) -> Any:
     import pandas as pd
 
     from budgetlab.fitting import fit
 
-    pairs = [item.partition("=") for item in mapping]
-    for name, equals, column in pairs:
-        if not (name and equals and column):
-            raise CallerError(f"--map {name}{equals}{column}", "not NAME=COLUMN", "write --map tokens=D")
     try:
-        frame = pd.read_csv(table)
+        table = pd.read_csv(path)
     except FileNotFoundError:
-        raise CallerError(f"--table {table}", "no such file", "give the path of a CSV file") from None
+        raise CallerError(f"--table {path}", "no such file", "give the path of a CSV file") from None
     except (ValueError, OSError) as error:
-        raise CallerError(f"--table {table}", f"not a CSV table ({error})", "give a CSV file with a header") from None
-    columns = {name: column for name, _, column in pairs}
-    return fit(
-        frame,
-        law=law,
-        columns=columns or None,
-        objective=objective,
-        delta=delta,
-        resamples=resamples,
-        diagnostics=True,
-    )
+        raise CallerError(f"--table {path}", f"not a CSV table ({error})", "give a CSV file with a header") from None
+    found = fit(table, **settings)
+    if out is not None:
+        from budgetlab.reporting.figures import draw_fit, fit_table, render
+        from budgetlab.store import write_fits
+
+        write_fits(out, [found])
+        if found.usable_for != "nothing":
+            caption = f"{found.formula} fitted to {path.name}: curve, {100 * found.interval_level:g} % band, points"
+            render("fit", draw_fit, fit_table(found, table), out, caption)
+    return found
+
+
+def _pairs(option: str, given: list[str] | None) -> dict[str, str]:
+    pairs = [item.partition("=") for item in given or []]
+    for name, equals, value in pairs:
+        if not (name and equals and value):
+            raise CallerError(f"{option} {name}{equals}{value}", "not NAME=VALUE", f"write {option} tokens=D")
+    return {name: value for name, _, value in pairs}
+
+
+def _numbers(option: str, given: list[str] | None) -> dict[str, float]:
+    found = {}
+    for name, value in _pairs(option, given).items():
+        try:
+            found[name] = float(value)
+        except ValueError:
+            raise CallerError(f"{option} {name}={value}", "not a number", f"write {option} E=1.69") from None
+    return found

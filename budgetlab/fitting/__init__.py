@@ -5,6 +5,6 @@ from budgetlab.fitting.certify import certify
 from budgetlab.fitting.compare import compare, compare_arms
 from budgetlab.fitting.curves import fit
 from budgetlab.fitting.status import FitStatus
-from budgetlab.fitting.use import fits_table, optimum, predict
+from budgetlab.fitting.use import optimum, predict
 
-__all__ = ["FitStatus", "certify", "compare", "compare_arms", "fit", "fit_arms", "fits_table", "optimum", "predict"]
+__all__ = ["FitStatus", "certify", "compare", "compare_arms", "fit", "fit_arms", "optimum", "predict"]

@@ -1,8 +1,8 @@
-"""Using a fit: predictions and compute optima with intervals, and fits as one table."""
+"""Using a fit: predictions and compute optima with intervals."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ from budgetlab.laws import Law, Term, get_law
 from budgetlab.laws.base import Array
 from budgetlab.values import CurveFit
 
-__all__ = ["fits_table", "optimum", "predict"]
+__all__ = ["optimum", "predict"]
 
 
 def predict(fit: CurveFit, inputs: Mapping[str, Array | float | list[float]]) -> pd.DataFrame:
@@ -140,18 +140,3 @@ def _law_of(fit: CurveFit) -> Law:
 def _ends(cloud: Array, level: float) -> tuple[Array, Array]:
     low, high = np.quantile(cloud, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return low, high
-
-
-def fits_table(fits: Iterable[CurveFit]) -> pd.DataFrame:
-    """Lay fits out as one tidy table, a row per parameter: what ``fits.csv`` holds."""
-    columns = ["arm", "law", "formula", "parameter", "estimate", "low", "high", "interval_level", "interval_method",
-               "status", "usable_for", "objective_name", "delta", "objective", "num_points"]  # fmt: skip
-    rows = []
-    for fit in fits:
-        shared = {name: getattr(fit, name) for name in columns if name in type(fit).model_fields}
-        for name, value in (fit.params | fit.derived).items():
-            low, high = fit.intervals.get(name) or (None, None)
-            rows.append(shared | {"parameter": name, "estimate": value, "low": low, "high": high})
-        if not fit.params:
-            rows.append(shared | {"parameter": None, "estimate": None, "low": None, "high": None})
-    return pd.DataFrame(rows, columns=columns)

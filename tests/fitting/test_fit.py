@@ -11,7 +11,8 @@ import pytest
 from fitting_tables import CHINCHILLA, surface
 
 from budgetlab.errors import CallerError
-from budgetlab.fitting import certify, fit, fits_table, optimum, predict
+from budgetlab.fitting import certify, fit, optimum, predict
+from budgetlab.store import fits_frame
 from budgetlab.values import CurveFit
 
 
@@ -273,7 +274,7 @@ def test_it_prints_itself():
 def test_fits_as_one_table():
     fits = [fit(surface(60, np.random.default_rng(0)), law="chinchilla", resamples=20, arm="a"),
             fit(power_table(np.repeat(np.geomspace(1e13, 1e15, 3), 4), noise=0.001), resamples=0, arm="b")]  # fmt: skip
-    table = fits_table(fits)
+    table = fits_frame(fits)
     assert list(table.loc[table["arm"] == "a", "parameter"]) == [*fits[0].params, *fits[0].derived]
     assert list(table.loc[table["arm"] == "b", "status"]) == ["refused"]
 

@@ -1,6 +1,7 @@
-"""Figures: score against tokens, read-out loss against FLOPs, cost per arm, each with its CSV beside it."""
+"""Figures: score against tokens, read-out loss against FLOPs, cost per arm, any fit; each with its CSV beside it."""
 
 from budgetlab.reporting.figures.costs import costs_table, draw_costs
+from budgetlab.reporting.figures.fits import draw_fit, fit_table
 from budgetlab.reporting.figures.losses import curves_table, draw_losses, fit_note, losses_table
 from budgetlab.reporting.figures.scores import draw_scores, scores_table
 from budgetlab.reporting.figures.style import FigureFiles, arm_styles, render
@@ -11,9 +12,11 @@ __all__ = [
     "costs_table",
     "curves_table",
     "draw_costs",
+    "draw_fit",
     "draw_losses",
     "draw_scores",
     "fit_note",
+    "fit_table",
     "losses_table",
     "render",
     "scores_table",
