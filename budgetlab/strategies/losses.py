@@ -28,10 +28,17 @@ def soft_divergence(
     Hinton et al. 2015 (arXiv 1503.02531), section 2; T^2 keeps the size of its gradient. With `minus_entropy=False` it
     is the soft cross-entropy: the teacher's entropy more, the same gradient.
     """
-    teacher_log_MV = (teacher_MV.float() / temperature).log_softmax(-1)
-    student_log_MV = (student_MV.float() / temperature).log_softmax(-1)
-    compared_MV = teacher_log_MV - student_log_MV if minus_entropy else -student_log_MV
-    return (teacher_log_MV.exp() * compared_MV).sum(-1).mean() * temperature**2
+    from torch.nn import functional
+
+    teacher_MV, student_MV = teacher_MV.float(), student_MV.float()
+    if temperature != 1:
+        teacher_MV, student_MV = teacher_MV / temperature, student_MV / temperature
+    if minus_entropy:
+        logs_MV = student_MV.log_softmax(-1), teacher_MV.log_softmax(-1)
+        found = functional.kl_div(*logs_MV, reduction="batchmean", log_target=True)
+    else:
+        found = functional.cross_entropy(student_MV, teacher_MV.softmax(-1))
+    return found * temperature**2
 
 
 def real_rows(x_NX: Tensor, attention_mask_BT: Tensor | None) -> Tensor:
