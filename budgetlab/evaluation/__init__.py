@@ -129,7 +129,8 @@ def evaluate(
     say = progress or (lambda where: None)
     subjects = _subjects(plan, records)
     by_name = {task.name: task for task in tasks}
-    jobs = [job for subject in subjects for job in _jobs(subject, spec, corpus, by_name)]
+    top = max(schedule.rung for schedule in plan.schedules if schedule.feasible)
+    jobs = [job for subject in subjects for job in _jobs(subject, spec, corpus, by_name, top)]
     yardsticks = _yardsticks(corpus, tasks, store)
     todo = [job for job in jobs if not store.score_path(job.subject.run_id, job.key).exists()]
     started = time.monotonic()
@@ -175,14 +176,17 @@ def _recipe(plan: Plan) -> Recipe:
     return next(iter(plan.arms.values())).recipe
 
 
-def _jobs(subject: _Subject, spec: EvaluateSpec, corpus: Corpus, tasks: dict[str, Task]) -> list[_Job]:
+def _jobs(subject: _Subject, spec: EvaluateSpec, corpus: Corpus, tasks: dict[str, Task], top: int) -> list[_Job]:
     def job(task: str, seed: int | None, *what: Any) -> _Job:
         return _Job(subject, task, seed, content_hash(subject.key, task, seed, *what))
 
     jobs = [job("readout_loss", None, spec.readout_tokens, corpus.content_hash)]
     if subject.trains_head:
         jobs.append(job("mlm_loss", None, corpus.content_hash))
+    schedule = None if subject.record is None else subject.record.schedule
     for name, task in tasks.items():
+        if name in spec.largest_budget_only and schedule is not None and schedule.rung != top:
+            continue
         for seed in spec.seeds:
             jobs.append(job(name, seed, recipe_hash(spec), len(task.train_labels), len(task.validation_labels)))
     return jobs

@@ -72,7 +72,7 @@ class Training:
             masked_per_sequence=unit.recipe.masked_per_sequence,
             run_seed=unit.seed,
             static_masks=plan.corpus.masking == "static",
-            unique_tokens=plan.corpus.unique_tokens,
+            unique_tokens=None if unit.kind == "teacher" else plan.corpus.unique_tokens,
         )
         self.at, self.tokens, self.target_tokens, self.device_seconds = 0, 0, 0, 0.0
         self._restore()

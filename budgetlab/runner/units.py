@@ -70,7 +70,8 @@ class Unit:
 def plan_units(plan: Plan, corpus: Corpus) -> list[Unit]:
     """List the units of a plan in the order in which they can run: each after what it needs."""
     corpus_key = content_hash(corpus.content_hash, plan.corpus.masking, plan.corpus.unique_tokens)
-    teachers = [_teacher(plan, teacher, corpus_key) for teacher in plan.teachers if teacher.weights is None]
+    whole = content_hash(corpus.content_hash, plan.corpus.masking, None)
+    teachers = [_teacher(plan, teacher, whole) for teacher in plan.teachers if teacher.weights is None]
     keys = {teacher.model: content_hash("weights", plan.models[teacher.model]) for teacher in plan.teachers}
     keys |= {unit.model: unit.key for unit in teachers}
     arms = [unit for seed in plan.seeds for arm in plan.arms for unit in _arm(plan, arm, seed, keys, corpus_key)]

@@ -93,6 +93,7 @@ class CorpusSpec(Value):
     column: str = "text"
     tokenizer: TokenizerSpec | str = TokenizerSpec(train=8192)
     unique_tokens: Count | None = None
+    """The text that the arms may read, and repeat; a teacher that is pretrained here reads all of it."""
     masking: Literal["dynamic", "static"] = "dynamic"
 
     @model_validator(mode="after")
@@ -225,8 +226,17 @@ class EvaluateSpec(Value):
     pooling: Literal["first", "mean"] = "first"
     """"first": [CLS] of the joined texts, as BERT; "mean": each text on its own, all layers averaged."""
     max_train_examples: Count | None = None
+    largest_budget_only: tuple[str, ...] = ()
+    """Tasks that are too dear, or too hard, for the smaller budgets."""
     readout_tokens: Count = 300_000
     own: dict[str, TaskSpec] = {}
+
+    @model_validator(mode="after")
+    def _tasks_are_asked_for(self) -> EvaluateSpec:
+        unknown = set(self.largest_budget_only) - set(self.tasks)
+        if unknown:
+            raise ValueError(f"largest_budget_only names {sorted(unknown)}, which are not among the tasks")
+        return self
 
 
 class FitSpec(Value):
