@@ -7,10 +7,10 @@ import pandas as pd
 
 from budgetlab.errors import CallerError, unknown_name
 
-__all__ = ["AGGREGATE", "COMPUTE_COLUMNS", "LOSSES", "outcome_names", "run_values"]
+__all__ = ["AGGREGATE", "COMPUTE_COLUMNS", "LOSSES", "averaged_tasks", "outcome_names", "run_values"]
 
 AGGREGATE = "score"
-"""The unweighted mean over tasks, of runs that have every task."""
+"""The unweighted mean over the tasks that were scored at every budget, of runs that have all of these."""
 LOSSES = ("readout_loss", "mlm_loss")
 """Outcomes in nats per target token; every other outcome is a score, where 0.01 is a point."""
 COMPUTE_COLUMNS = (
@@ -26,7 +26,15 @@ def outcome_names(scores: pd.DataFrame) -> tuple[str, ...]:
     rows = _runs(scores)
     tasks = [task for task in dict.fromkeys(rows["task"]) if task not in LOSSES]
     losses = [task for task in LOSSES if task in set(rows["task"])]
-    return (*losses, *([AGGREGATE] if len(tasks) > 1 else []), *tasks)
+    return (*losses, *([AGGREGATE] if len(averaged_tasks(scores)) > 1 else []), *tasks)
+
+
+def averaged_tasks(scores: pd.DataFrame) -> list[str]:
+    """Tasks that the mean score runs over: those scored at every budget, so that its curve is of one thing."""
+    rows = _runs(scores)
+    rows = rows[~rows["task"].isin(LOSSES)]
+    budgets = rows.groupby("task", sort=False)["budget_amount"].nunique()
+    return [str(task) for task, count in budgets.items() if count == rows["budget_amount"].nunique()]
 
 
 def run_values(scores: pd.DataFrame, y: str) -> pd.DataFrame:
@@ -55,7 +63,7 @@ def run_values(scores: pd.DataFrame, y: str) -> pd.DataFrame:
     known = outcome_names(scores)
     tasks = [task for task in dict.fromkeys(rows["task"]) if task not in LOSSES]
     if y == AGGREGATE and tasks:
-        wanted = tasks
+        wanted = averaged_tasks(scores)
     elif y in known:
         wanted = [y]
     else:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from budgetlab.errors import CallerError
+from budgetlab.fitting.scores import averaged_tasks
 from budgetlab.resampling import pool_variance, t_quantile
 from budgetlab.store import scores_frame as tidy_scores
 from budgetlab.values import Score
@@ -35,7 +36,7 @@ LOSSES = ("readout_loss", "mlm_loss")
 """Tasks in nats per target token, lower is better; every other task is a score, shown as points (x 100)."""
 
 MEAN = "score"
-"""The mean over all scored tasks, of the runs that have them all."""
+"""The mean over the tasks that were scored at every budget, of the runs that have all of these."""
 
 OUTCOMES = {"readout_loss": "the read-out loss", "mlm_loss": "the own MLM loss", MEAN: "the mean score"}
 """How outcomes that are no tasks are called in sentences."""
@@ -98,7 +99,7 @@ def per_run(scores: pd.DataFrame) -> pd.DataFrame:
     runs = scores.groupby(_RUN, dropna=False, sort=False).agg(how).reset_index()
     runs["unit"] = runs["task"].map(unit_of)
     runs["value"] = runs["value"].astype(float) * runs["unit"].map({"points": 100.0}).fillna(1.0)
-    tasks = probe_tasks(scores)
+    tasks = averaged_tasks(scores)
     if len(tasks) > 1:
         scored = runs[runs["task"].isin(tasks)]
         keys = [key for key in _RUN if key != "task"]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from budgetlab.fitting.scores import averaged_tasks
 from budgetlab.reporting.frames import largest_rung, per_run, probe_tasks, scores_frame, summarise
 from budgetlab.units import format_amount
 from budgetlab.values import Score, Value
@@ -55,7 +56,7 @@ def learning_gates(
     rung
         Index of the largest budget; default: the largest that was scored.
     tasks
-        The tasks on which they must; default: all that were scored.
+        The tasks on which they must; default: those that were scored at every budget.
 
     Returns
     -------
@@ -66,7 +67,7 @@ def learning_gates(
     cells = summarise(per_run(frame))
     rung = largest_rung(frame) if rung is None else rung
     own = cells[(cells["subject"] == "run") & (cells["task"] == "mlm_loss")]
-    tasks = probe_tasks(frame) if tasks is None else tuple(tasks)
+    tasks = tuple(averaged_tasks(frame) or probe_tasks(frame)) if tasks is None else tuple(tasks)
     if arms is None:
         arms = tuple(pd.unique(frame.loc[frame["subject"] == "run", "arm"]))
     return (

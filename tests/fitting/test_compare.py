@@ -14,7 +14,7 @@ from fitting_tables import curve, study
 from budgetlab.errors import CallerError
 from budgetlab.fitting import compare, compare_arms, fit_arms
 from budgetlab.fitting.contrast import contrast, paired_noise, signed_values
-from budgetlab.fitting.scores import run_values
+from budgetlab.fitting.scores import averaged_tasks, outcome_names, run_values
 from budgetlab.values import FitSpec, Verdict
 
 FAST = FitSpec(resamples=150)
@@ -398,3 +398,16 @@ def test_intervals_of_curves_cover():
         hits["multiplier"] += found["interval"][0] <= truth <= found["interval"][1]
     # Of 45 at 95 %: 43, give or take 1.5.
     assert all(count >= 39 for count in hits.values()), hits
+
+
+def test_a_task_of_the_largest_budget_only_is_not_in_the_mean():
+    scores = pd.DataFrame([
+        {"arm": "a", "budget_amount": budget, "budget_unit": "required_flops", "run_seed": 0, "task": task, "value": value}
+        for budget in (1.0, 2.0)
+        for task, value in (("sst2", 0.8), ("stsb", 0.4), ("cola", 0.0))
+        if task != "cola" or budget == 2.0
+    ])  # fmt: skip
+    assert averaged_tasks(scores) == ["sst2", "stsb"]
+    assert "cola" in outcome_names(scores)
+    means = run_values(scores, "score")
+    assert list(means["value"]) == pytest.approx([0.6, 0.6])
