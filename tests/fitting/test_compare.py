@@ -402,10 +402,10 @@ def test_intervals_of_curves_cover():
 
 def test_a_task_of_the_largest_budget_only_is_not_in_the_mean():
     scores = pd.DataFrame([
-        {"arm": "a", "budget_amount": budget, "budget_unit": "required_flops", "run_seed": 0, "task": task, "value": value}
-        for budget in (1.0, 2.0)
+        {"arm": "a", "budget_amount": b, "budget_unit": "required_flops", "run_seed": 0, "task": task, "value": value}
+        for b in (1.0, 2.0)
         for task, value in (("sst2", 0.8), ("stsb", 0.4), ("cola", 0.0))
-        if task != "cola" or budget == 2.0
+        if task != "cola" or b == 2.0
     ])  # fmt: skip
     assert averaged_tasks(scores) == ["sst2", "stsb"]
     assert "cola" in outcome_names(scores)
