@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
+from contextlib import contextmanager
 from typing import Any
 
 from loky import ProcessPoolExecutor
@@ -99,8 +100,9 @@ def _dispatch(
             failure = failure or KeyboardInterrupt()
             stop.set()
         ready = [number for number in waiting if ended.issuperset(needs[number])] if failure is None else []
-        for number in ready[: workers - len(running)]:
-            running[pool.submit(_do, waiting.pop(number))] = number
+        with _deaf():
+            for number in ready[: workers - len(running)]:
+                running[pool.submit(_do, waiting.pop(number))] = number
         done = wait(running, POLL_SECONDS, FIRST_COMPLETED).done
         while not told.empty():
             tell(told.get())
@@ -115,12 +117,24 @@ def _dispatch(
         raise failure
 
 
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Let processes that start here inherit that Ctrl-C is ignored: it reaches the whole group, and one decides."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 _HERE: dict[str, Any] = {}
 """What a worker process keeps from job to job."""
 
 
 def _begin(build: Callable[..., Worker], arguments: tuple[Any, ...], told: Any, stop: Any, first: int) -> None:
-    # Ctrl-C reaches the whole group of processes; the first one decides what becomes of it.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(first,), daemon=True).start()
