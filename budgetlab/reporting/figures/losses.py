@@ -105,8 +105,10 @@ def fit_note(fits: Sequence[CurveFit]) -> str:
     own = [fit for fit in fits if fit.arm is not None and _is_this_figure(fit)]
     reasons: dict[tuple[bool, str, str], list[str]] = {}
     for fit in own:
-        # The first clause tells what happened; the page has the whole text.
-        clause = re.split(r"; |\. |\.$", fit.status_text)[0]
+        # The first clause tells what happened, of a refusal the last before its full stop; the page has the whole text.
+        clauses = re.split(r"; ", re.split(r"\. |\.$", fit.status_text)[0])
+        refused = clauses[0].startswith("No curve: ") and len(clauses) > 1
+        clause = f"No curve: {clauses[-1]}" if refused else clauses[0]
         reasons.setdefault((_may_be_drawn(fit), fit.law, clause), []).append(str(fit.arm))
     parts = []
     for (drawn, law, clause), arms in reasons.items():
