@@ -1,16 +1,38 @@
 """Plans never exceed their budget, and follow from prices alone."""
 
+import re
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from small import write_small_study
 
 from budgetlab.errors import CallerError
-from budgetlab.planner import MATCHES, plan, price_per_step, sensitivity
+from budgetlab.planner import (
+    MATCHES,
+    all_in,
+    cached_teacher,
+    compute_statement,
+    effective_tokens,
+    latex_table,
+    methods_paragraph,
+    plan,
+    price_per_step,
+    sensitivity,
+    training_arguments,
+    what_if,
+    with_throughput,
+)
+from budgetlab.store import read_value
 from budgetlab.studies import Study, load_study
+from budgetlab.units import format_amount
 from budgetlab.values import ArmCost, CostProfile, Environment, PhaseCost
+from budgetlab.values.specs import Pretrain
+
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
 ENVIRONMENT = Environment(
     device="cpu", device_name="made up", threads=1, python="3", torch="2", transformers="5", budgetlab="0"
@@ -168,3 +190,182 @@ def test_branched_needs_a_schedule_that_can_be_cut(tmp_path: Path) -> None:
     found = load_study(path)
     with pytest.raises(CallerError, match='use schedule = "wsd"'):
         plan(found, profile_of(found))
+
+
+def test_the_published_token_counts_from_their_throughput() -> None:
+    def tokens(name: str, hours: float, throughput: str) -> list[float]:
+        study = load_study(EXPERIMENTS / f"{name}.toml")
+        counted = read_value(CostProfile, EXPERIMENTS / f"{name}.profile.json")
+        table = pd.read_csv(EXPERIMENTS / f"{throughput}.throughput.csv")
+        timed = with_throughput(counted, table, "published token counts")
+        made = plan(study, timed, match="device_seconds", budgets=(f"{hours} gpu-hours",))
+        return [round(schedule.tokens / 1e9, 1) for schedule in made.schedules]
+
+    # Bui et al. 2024 (arXiv 2404.19319); the hours are those of the released scripts.
+    assert tokens("paper_6l", 4.0, "paper_6l") == [4.6, 2.6, 2.6, 2.6]
+    assert tokens("paper_12l", 11.3, "paper_12l") == [4.6, 2.6, 2.6, 2.6]
+    assert tokens("paper_6l_limited", 24.0, "paper_6l_limited") == [27.9, 15.4, 15.6, 15.6]
+    # Circular within a row, so the 24 h row from the 4 h one alone: 1 % off.
+    assert tokens("paper_6l_limited", 24.0, "paper_6l") == [27.6, 15.6, 15.6, 15.6]
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"arm": ["no_kd"]}, "no column tokens_per_second"),
+        ({"arm": ["no_kd"], "tokens_per_second": [1.0]}, "no row for vanilla_kd, minilm, tinybert"),
+        (
+            {"arm": ["no_kd", "vanilla_kd", "minilm", "tinybert"], "tokens_per_second": [1.0, 0.0, 1.0, 1.0]},
+            "not above zero for vanilla_kd",
+        ),
+    ],
+)
+def test_a_throughput_that_cannot_stand_in(study: Study, table: dict[str, list], message: str) -> None:
+    with pytest.raises(CallerError, match=message):
+        with_throughput(profile_of(study, None), pd.DataFrame(table), "t.csv")
+
+
+def test_a_throughput_has_no_phases_so_the_teacher_cannot_be_taken_out(study: Study) -> None:
+    table = pd.DataFrame({"arm": list(study.arms), "tokens_per_second": 100.0, "low": 90.0, "high": 110.0})
+    timed = with_throughput(profile_of(study, None), table, "t.csv")
+    made = plan(study, timed, match="device_seconds", budgets=("1 h",))
+    for schedule in made.schedules:
+        low, high = schedule.tokens_interval
+        assert 0.89 * schedule.tokens < low < schedule.tokens < high < 1.11 * schedule.tokens
+    with pytest.raises(CallerError, match="not timed by phase"):
+        plan(study, timed, match="device_seconds", budgets=("1 h",), teacher_charge="none")
+
+
+@given(amount=st.floats(1e7, 1e13), charge=st.sampled_from(["none", "inference", "pretraining"]))
+def test_what_if_is_the_planners_own_arithmetic(study: Study, amount: float, charge: str) -> None:
+    made = plan(study, profile_of(study), match="required_flops", budgets=(amount,), teacher_charge=charge)
+    rows = []
+    for schedule in made.schedules:
+        cost = made.costs[schedule.arm]
+        teacher = cost.phases["teacher_forward"].required_flops_per_token
+        has_teacher = study.arms[schedule.arm].teacher is not None
+        rows.append({
+            "budget": amount, "charge": charge, "batch_tokens": cost.batch_tokens, "teacher_per_token": teacher,
+            "price_per_token": cost.train_required_flops_per_token - teacher,
+            "teacher_pretraining": made.teachers[0].required_flops if has_teacher else 0.0,
+        })  # fmt: skip
+    found = what_if(pd.DataFrame(rows))
+    for schedule, row in zip(made.schedules, found.to_dict("records"), strict=True):
+        if schedule.feasible:
+            assert row["tokens"] == pytest.approx(schedule.tokens, abs=schedule.tokens / max(1, schedule.steps))
+            assert 0.0 <= row["unspent_fraction"] <= 1.0
+
+
+@given(tokens=st.floats(1.0, 1e13), unique=st.floats(1.0, 1e12))
+def test_repeated_text_is_worth_less_than_fresh_text(tokens: float, unique: float) -> None:
+    worth = float(effective_tokens(tokens, unique))
+    assert 0 < worth <= tokens * (1 + 1e-9)
+    assert worth >= min(tokens, unique) * (1 - 1e-9)
+    if tokens <= unique:
+        assert worth == pytest.approx(tokens)
+
+
+def test_effective_tokens_give_the_published_losses() -> None:
+    # Muennighoff et al. 2023 (arXiv 2305.16264), "Parametric Fit" in huggingface/datablations.
+    a, b, e, exponent, r_n = np.exp(6.255414), np.exp(7.3049974), np.exp(0.6254804), 0.3526596, 5.309743
+
+    def loss(params: float, tokens: float, unique: float) -> float:
+        g = (a / b) ** (1 / (2 * exponent))
+        best = g * unique  # N_opt(U_D) with equal exponents: (D G)^(b/a) G is D G G
+        kept = min(params, best * g)
+        repeats = max(params / kept - 1, 0)
+        worth = kept + kept * r_n * (1 - np.exp(-repeats / r_n))
+        return e + a / worth**exponent + b / float(effective_tokens(tokens, unique)) ** exponent
+
+    assert loss(6.34e9, 242e9, 25e9) == pytest.approx(2.2256440889984477, rel=1e-6)
+    assert loss(8.67e9, 178e9, 25e9) == pytest.approx(2.2269634075087867, rel=1e-6)
+
+
+def test_a_million_scenarios_are_planned_at_once() -> None:
+    draw = np.random.default_rng(0)
+    table = pd.DataFrame({
+        "budget": draw.uniform(1e18, 1e20, 1_000_000), "price_per_token": 3e8, "teacher_per_token": 1.8e8,
+        "teacher_pretraining": 1e19, "students_per_teacher": draw.integers(1, 50, 1_000_000).astype(float),
+        "charge": draw.choice(["none", "inference", "pretraining"], 1_000_000), "batch_tokens": 131072.0,
+        "unique_tokens": 2.6e9, "cached_teacher": draw.random(1_000_000) < 0.5,
+    })  # fmt: skip
+    found = what_if(table)
+    assert len(found) == 1_000_000 and found["feasible"].any() and not found["feasible"].all()
+    live, cached = (found[(found["charge"] == "inference") & (found["cached_teacher"] == is_)] for is_ in (False, True))
+    assert cached["passes"].mean() > live["passes"].mean()
+    for wrong, message in (
+        ({"charge": "some"}, "unknown"),
+        ({"price_per_token": 0.0}, "not above zero"),
+        ({"unique_tokens": np.inf, "cached_teacher": True}, "give unique_tokens"),
+    ):
+        with pytest.raises(CallerError, match=message):
+            what_if(table.head(3).assign(**wrong))
+    with pytest.raises(CallerError, match="no column price_per_token"):
+        what_if(table[["budget"]])
+
+
+def test_all_in_is_what_pretraining_alone_would_get(study: Study) -> None:
+    found = all_in(study, profile_of(study)).set_index(["arm", "rung"])
+    made = plan(study, profile_of(study))
+    teacher = made.teachers[0].required_flops
+    for schedule in made.schedules:
+        if schedule.arm == "no_kd":
+            assert (schedule.arm, schedule.rung) not in found.index
+            continue
+        row = found.loc[(schedule.arm, schedule.rung)]
+        assert row["all_in_flops"] == pytest.approx(schedule.required_flops + teacher)
+        assert row["reference_tokens"] == int((schedule.required_flops + teacher) / 300.0)
+
+
+def test_a_cached_teacher_pays_from_the_second_pass(study: Study) -> None:
+    static = study.model_copy(
+        update={"corpus": study.corpus.model_copy(update={"masking": "static", "unique_tokens": 100_000})}
+    )
+    prices = profile_of(static)
+    few = cached_teacher(static, prices, top_k=8).set_index("arm")
+    assert few.loc["vanilla_kd", "possible"] and not few.loc["minilm", "possible"]
+    row = few.loc["vanilla_kd"]
+    assert row["passes"] > 1 and row["tokens_cached"] > row["tokens_live"]
+    assert row["bytes_per_token"] == pytest.approx(8 * 4 * 0.125)
+    assert row["total_bytes"] == pytest.approx(row["bytes_per_token"] * 100_000) and not row["absurd"]
+    dynamic = cached_teacher(study, profile_of(study)).set_index("arm")
+    assert "dynamic" in dynamic.loc["vanilla_kd", "why_not"] and pd.isna(dynamic.loc["vanilla_kd", "tokens_cached"])
+
+
+def test_an_infeasible_arm_says_how_many_must_share_its_teacher(study: Study) -> None:
+    poor = study.model_copy(
+        update={"models": {**study.models, "teacher": study.models["teacher"].model_copy(
+            update={"pretrain": Pretrain(tokens=10_000_000)})}}
+    )  # fmt: skip
+    made = plan(poor, profile_of(poor), match="required_flops", budgets=(1.5e9,), teacher_charge="pretraining")
+    reason = next(schedule.reason for schedule in made.schedules if schedule.arm == "minilm")
+    shared = int(re.search(r"amortised:(\d+)", reason).group(1))
+    for students, feasible in ((shared, True), (shared - 1, False)):
+        again = plan(poor, profile_of(poor), match="required_flops", budgets=(1.5e9,),
+                     teacher_charge=f"amortised:{students}")  # fmt: skip
+        found = next(schedule for schedule in again.schedules if schedule.arm == "minilm")
+        assert found.feasible == feasible or (found.steps + 2 * found.warmup_steps >= 0 and students == shared)
+
+
+def test_a_plan_in_words_and_for_other_trainers(study: Study) -> None:
+    made = plan(study, profile_of(study))
+    words = methods_paragraph(made)
+    assert "no_kd, vanilla_kd, minilm, tinybert at equal required flops" in words and "2 run seeds" in words
+    table = latex_table(made)
+    assert table.count(r" \\") == 1 + len(made.schedules) and r"no\_kd" in table
+    # Trunk once, cooldowns each: what the statement adds up.
+    total = 0.0
+    for arm in made.arms:
+        own = [schedule for schedule in made.schedules if schedule.arm == arm]
+        steps = max(s.steps - s.cooldown_steps for s in own) + sum(s.cooldown_steps for s in own)
+        total += 2 * steps * own[0].required_flops / own[0].steps
+    assert format_amount(total, "required_flops") in compute_statement(made)
+    arguments = training_arguments(made, "minilm")
+    top = max((s for s in made.schedules if s.arm == "minilm"), key=lambda s: s.rung)
+    assert (arguments["max_steps"], arguments["warmup_steps"]) == (top.steps, top.warmup_steps)
+    kinds = arguments["lr_scheduler_kwargs"]
+    assert kinds["num_stable_steps"] + kinds["num_decay_steps"] + arguments["warmup_steps"] == top.steps
+    with pytest.raises(CallerError, match="rungs 0 to 1"):
+        training_arguments(made, "minilm", 2)
+    with pytest.raises(CallerError, match="did you mean minilm"):
+        training_arguments(made, "minlm")

@@ -120,7 +120,15 @@ def plan(
     teacher_charge: Annotated[
         str | None, typer.Option("--teacher-charge", help="none, inference, pretraining or amortised:K.")
     ] = None,
+    throughput: Annotated[
+        Path | None,
+        typer.Option("--throughput", help="CSV of arm, tokens_per_second measured elsewhere.", metavar="FILE"),
+    ] = None,
     sensitivity: Annotated[bool, typer.Option("--sensitivity", help="Tokens under every meaning of compute.")] = False,
+    paper: Annotated[bool, typer.Option("--paper", help="Methods paragraph, compute statement, LaTeX table.")] = False,
+    export: Annotated[
+        str | None, typer.Option("--export", help="Print ARM's largest run as TrainingArguments.", metavar="ARM")
+    ] = None,
     results: Results = RESULTS,
     data_root: DataRoot = None,
     as_json: Json = False,
@@ -132,7 +140,16 @@ def plan(
 
     bench = _bench(study, results, data_root)
     prices = bench.profile() if recorded is None else read_value(CostProfile, recorded)
+    if throughput is not None:
+        from budgetlab.planner import with_throughput
+
+        prices = with_throughput(prices, _read_csv("--throughput", throughput), throughput.name)
     made = bench.plan(profile=prices, budgets=budget or (), match=match, teacher_charge=teacher_charge)
+    if export is not None:
+        from budgetlab.planner import training_arguments
+
+        _print_json(training_arguments(made, export))
+        return
     if as_json:
         _print_json(made.model_dump(mode="json"))
         return
@@ -142,7 +159,16 @@ def plan(
     if sensitivity:
         from budgetlab.planner import sensitivity as table
 
-        print(table(bench.study, prices).to_string(index=False, float_format="{:.3f}".format))
+        found = table(bench.study, prices)
+        wide = found.pivot_table(index=["match", "charge"], columns="arm", values="ratio", sort=False, dropna=False)
+        wide = wide.dropna(how="all").rename_axis(columns=None)
+        first = next(iter(bench.study.arms))
+        print(f"\nTokens relative to {first} in this plan's largest budget, under every meaning of compute:\n")
+        print(wide.to_string(float_format="{:.3f}".format, na_rep="n/a"))
+    if paper:
+        from budgetlab.planner import compute_statement, latex_table, methods_paragraph
+
+        print("\n".join(["", methods_paragraph(made), "", compute_statement(made), "", latex_table(made)]))
     print("\n".join(["", "What differs between the arms:", *(f"  {line}" for line in made.audit)]))
 
 
@@ -359,16 +385,9 @@ def _print_status(made: Any, records: Any) -> None:
 
 
 def _fit_table(path: Path, out: Path | None, **settings: Any) -> Any:
-    import pandas as pd
-
     from budgetlab.fitting import fit
 
-    try:
-        table = pd.read_csv(path)
-    except FileNotFoundError:
-        raise CallerError(f"--table {path}", "no such file", "give the path of a CSV file") from None
-    except (ValueError, OSError) as error:
-        raise CallerError(f"--table {path}", f"not a CSV table ({error})", "give a CSV file with a header") from None
+    table = _read_csv("--table", path)
     found = fit(table, **settings)
     if out is not None:
         from budgetlab.reporting.figures import draw_fit, fit_table, render
@@ -379,6 +398,17 @@ def _fit_table(path: Path, out: Path | None, **settings: Any) -> Any:
             caption = f"{found.formula} fitted to {path.name}: curve, {100 * found.interval_level:g} % band, points"
             render("fit", draw_fit, fit_table(found, table), out, caption)
     return found
+
+
+def _read_csv(option: str, path: Path) -> Any:
+    import pandas as pd
+
+    try:
+        return pd.read_csv(path)
+    except FileNotFoundError:
+        raise CallerError(f"{option} {path}", "no such file", "give the path of a CSV file") from None
+    except (ValueError, OSError) as error:
+        raise CallerError(f"{option} {path}", f"not a CSV table ({error})", "give a CSV file with a header") from None
 
 
 def _pairs(option: str, given: list[str] | None) -> dict[str, str]:

@@ -129,8 +129,12 @@ class Schedule(Value):
     reason: str | None = None
     """Why the arm is infeasible, with the smallest feasible budget."""
     tokens: int
+    tokens_interval: Interval | None = None
+    """At the ends of the step time's interval, where the budget is time or money."""
     target_tokens: int
     steps: int
+    effective_tokens: float | None = None
+    """What repeated text is worth in fresh text, by a law of causal models: an indication, never planned with."""
     passes: float | None = None
     unique_tokens: int | None = None
     """Tokens in one pass over the data; None where the corpus has not been read yet."""

@@ -1,18 +1,19 @@
-"""One budget -> matched token schedules, in integer steps that never cost more: pure arithmetic."""
+"""One budget -> matched token schedules, in integer steps that never cost more."""
 
 from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
-import pandas as pd
+import numpy as np
 
 from budgetlab.errors import CallerError, unknown_name
 from budgetlab.studies import Study, audit
 from budgetlab.units import format_amount, parse_amount
 from budgetlab.values import ArmCost, Budget, CostProfile, Plan, Recipe, Schedule, TeacherPlan
 
-__all__ = ["MATCHES", "plan", "price_per_step", "sensitivity"]
+__all__ = ["MATCHES", "charge_share", "effective_tokens", "plan", "price_per_step", "whole_steps"]
 
 MATCHES = {
     "required_flops": "required_flops",
@@ -134,37 +135,14 @@ def price_per_step(
         return cost.joules_per_token * cost.batch_tokens
     if cost.seconds_per_step is None:
         raise CallerError(f"match by {unit}", f"{cost.arm} was counted, not timed", "profile without --count-only")
+    if free and teacher.seconds_per_step is None:
+        raise CallerError(f"teacher_charge = none by {unit}", f"{cost.arm} was not timed by phase", "profile it here")
     seconds = cost.seconds_per_step - ((teacher.seconds_per_step or 0.0) if free else 0.0)
     if unit == "usd":
         if usd_per_device_hour is None:
             raise CallerError("match = usd", "no price of a device hour", "set execution.usd_per_device_hour")
         return seconds / 3600.0 * usd_per_device_hour
     return seconds
-
-
-def sensitivity(study: Study, profile: CostProfile) -> pd.DataFrame:
-    """Table of each arm's tokens at the largest budget under every meaning of compute that the profile can price.
-
-    The budget in each currency is what the first arm spends on its tokens in the study's own plan. Columns: match,
-    charge, arm, tokens, ratio (to the first arm).
-    """
-    base = plan(study, profile)
-    reference = next(iter(study.arms))
-    top = max((s for s in base.schedules if s.arm == reference), key=lambda s: s.rung)
-    rows = []
-    for match in ("required_flops", "executed_flops", "device_seconds", "joules", "equal_tokens"):
-        for charge in ("none", "inference"):
-            try:
-                price = price_per_step(base.costs[reference], MATCHES[match], charge=charge)
-                asked = f"{price * top.steps * (1 + 1e-9)!r} {MATCHES[match].replace('joules', 'J')}"
-                variant = plan(study, profile, budgets=(asked,), match=match, teacher_charge=charge)
-            except CallerError:
-                continue  # not priced in this profile: no row
-            rows += [
-                {"match": match, "charge": charge, "arm": s.arm, "tokens": s.tokens, "ratio": s.tokens / top.tokens}
-                for s in variant.schedules
-            ]
-    return pd.DataFrame(rows, columns=["match", "charge", "arm", "tokens", "ratio"])
 
 
 def _budgets(study: Study, asked: tuple[str | float, ...], match: str, costs: dict[str, ArmCost]) -> list[Budget]:
@@ -197,8 +175,8 @@ def _budgets(study: Study, asked: tuple[str | float, ...], match: str, costs: di
     return sorted(budgets, key=lambda budget: budget.amount)
 
 
-def _charge_share(charge: str) -> float:
-    """Share of the teacher's pretraining that one schedule is billed."""
+def charge_share(charge: str) -> float:
+    """Share of the teacher's pretraining that one schedule is billed: 0, 1, or 1/K of "amortised:K"."""
     if charge in ("none", "inference"):
         return 0.0
     if charge == "pretraining":
@@ -219,7 +197,7 @@ def _price(study: Study, cost: ArmCost, unit: str, charge: str) -> float:
 
 def _teacher_bill(study: Study, arm: str, costs: dict[str, ArmCost], unit: str, charge: str) -> float:
     teacher = study.arms[arm].teacher
-    share = _charge_share(charge)
+    share = charge_share(charge)
     if teacher is None or share == 0.0 or unit == "tokens":
         return 0.0
     spec = study.models[teacher]
@@ -246,11 +224,7 @@ def _schedule(
     bill = _teacher_bill(study, arm, costs, budget.unit, charge)
     price = _price(study, cost, budget.unit, charge)
 
-    def affordable(amount: float) -> int:
-        steps = max(0, math.floor((amount - bill) / price))
-        return steps - 1 if steps and bill + steps * price > amount else steps
-
-    steps, first_steps = affordable(budget.amount), affordable(smallest.amount)
+    steps, first_steps = (int(whole_steps(amount, bill, price)) for amount in (budget.amount, smallest.amount))
     # Rungs of one trunk share its warm-up, which is therefore a share of the smallest rung.
     warmup = math.ceil(recipe.warmup_fraction * (first_steps if study.plan.ladder == "branched" else steps))
     cooldown = max(1, round(recipe.cooldown_fraction * steps)) if recipe.schedule == "wsd" and steps else 0
@@ -260,10 +234,14 @@ def _schedule(
     if not feasible:
         enough = format_amount(bill + 2 * price, budget.unit)
         reason = f"{arm} can take {steps} steps; the smallest feasible budget is {enough}"
+        if bill and budget.amount > 2 * price:
+            share = charge_share(charge) * (budget.amount - 2 * price) / bill
+            reason += f", or share the teacher among {math.ceil(1 / share)} students (amortised:{math.ceil(1 / share)})"
         steps = warmup = cooldown = 0
     tokens = steps * cost.batch_tokens
     targets = round(tokens * cost.target_fraction)
     seconds, interval = cost.seconds_per_step, cost.seconds_per_step_interval
+    by_time = budget.unit in ("device_seconds", "usd") and interval is not None and seconds is not None and feasible
     return Schedule(
         arm=arm,
         budget=budget,
@@ -273,7 +251,9 @@ def _schedule(
         tokens=tokens,
         target_tokens=targets,
         steps=steps,
+        tokens_interval=_tokens_interval(budget.amount, bill, price, cost) if by_time else None,
         passes=tokens / unique if unique else None,
+        effective_tokens=float(effective_tokens(tokens, unique)) if unique else None,
         unique_tokens=unique,
         warmup_steps=warmup,
         cooldown_steps=cooldown,
@@ -285,6 +265,41 @@ def _schedule(
         teacher_charge=bill,
         unspent_fraction=1.0 - (bill + steps * price) / budget.amount if feasible else 1.0,
     )
+
+
+def _tokens_interval(amount: float, bill: float, price: float, cost: ArmCost) -> tuple[float, float]:
+    """What the budget would buy at either end of the step time's interval."""
+    assert cost.seconds_per_step is not None and cost.seconds_per_step_interval is not None
+    fast, slow = (price * end / cost.seconds_per_step for end in cost.seconds_per_step_interval)
+    low, high = (float(whole_steps(amount, bill, end)) * cost.batch_tokens for end in (slow, fast))
+    return low, high
+
+
+def whole_steps(amount: Any, bill: Any, price: Any) -> Any:
+    """Steps that a budget pays for after the bill: whole, never costing more, at least 0; arrays broadcast."""
+    steps = np.maximum(0.0, np.floor((np.asarray(amount, dtype=float) - bill) / price))
+    return np.where((steps > 0) & (bill + steps * price > amount), steps - 1.0, steps)
+
+
+DATA_HALF_LIFE_PASSES = 15.387756
+"""R_D* of the data-constrained law, of causal models on C4 (Muennighoff et al. 2023, arXiv 2305.16264)."""
+
+
+def effective_tokens(tokens: Any, unique_tokens: Any) -> Any:
+    """Tokens of fresh text that would be worth as much as reading `unique_tokens` of text again and again.
+
+    D' = U + U R* (1 - exp(-R / R*)) with U unique tokens read and R = D / U - 1 repetitions (Muennighoff et al. 2023,
+    arXiv 2305.16264, equation 5). Fitted on causal models; for masked ones it is an indication.
+
+    Parameters
+    ----------
+    tokens, unique_tokens
+        Read in all, and in one pass; arrays broadcast.
+    """
+    tokens = np.asarray(tokens, dtype=float)
+    unique = np.minimum(tokens, unique_tokens)
+    repeats = np.divide(tokens, unique, out=np.ones_like(tokens + unique), where=unique > 0) - 1.0
+    return unique * (1.0 + DATA_HALF_LIFE_PASSES * -np.expm1(-repeats / DATA_HALF_LIFE_PASSES))
 
 
 def _teacher_plan(study: Study, name: str, costs: dict[str, ArmCost]) -> TeacherPlan:

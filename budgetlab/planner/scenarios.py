@@ -1,0 +1,247 @@
+"""The same arithmetic under other settings: sensitivity, all-in cost, cached teachers, throughput from elsewhere."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from budgetlab.errors import CallerError
+from budgetlab.planner.match import MATCHES, effective_tokens, plan, price_per_step, whole_steps
+from budgetlab.strategies import build_strategy
+from budgetlab.studies import Study
+from budgetlab.values import ArmCost, CostProfile
+
+__all__ = ["all_in", "cached_teacher", "sensitivity", "what_if", "with_throughput"]
+
+
+def sensitivity(study: Study, profile: CostProfile) -> pd.DataFrame:
+    """Table of each arm's tokens at the largest budget under every meaning of compute that the profile can price.
+
+    The budget in each currency is what the first arm spends on its tokens in the study's own plan. Charges: none,
+    inference, cached (inference once per unique token, where the strategy allows it), pretraining.
+
+    Returns
+    -------
+    DataFrame
+        Columns match, charge, arm, tokens, ratio (to the first arm); missing where an arm is infeasible.
+    """
+    base = plan(study, profile)
+    reference = next(iter(study.arms))
+    top = max((s for s in base.schedules if s.arm == reference), key=lambda s: s.rung)
+    rows = []
+    for match in ("required_flops", "executed_flops", "device_seconds", "joules", "equal_tokens"):
+        for charge in ("inference",) if match == "equal_tokens" else ("none", "inference", "pretraining"):
+            try:
+                price = price_per_step(base.costs[reference], MATCHES[match], charge=charge)
+                asked = f"{price * top.steps * (1 + 1e-9)!r} {MATCHES[match].replace('joules', 'J')}"
+                variant = plan(study, profile, budgets=(asked,), match=match, teacher_charge=charge)
+            except CallerError:
+                continue  # not priced in this profile: no row
+            rows += [
+                {
+                    "match": match,
+                    "charge": charge,
+                    "arm": s.arm,
+                    "tokens": s.tokens if s.feasible else None,
+                    "ratio": s.tokens / top.tokens if s.feasible else None,
+                }
+                for s in variant.schedules
+            ]
+    for row in cached_teacher(study, profile).to_dict("records"):
+        tokens = row["tokens_cached"] if row["possible"] else None
+        ratio = None if tokens is None else tokens / top.tokens
+        rows.append({"match": base.match, "charge": "cached", "arm": row["arm"], "tokens": tokens, "ratio": ratio})
+    return pd.DataFrame(rows, columns=["match", "charge", "arm", "tokens", "ratio"])
+
+
+def what_if(scenarios: pd.DataFrame) -> pd.DataFrame:
+    """Plan every row of a table: the planner's arithmetic, vectorised.
+
+    Parameters
+    ----------
+    scenarios
+        Columns `budget` and `price_per_token` (the student's own part of a step) in one currency; optional
+        `teacher_per_token` (its forward pass), `teacher_pretraining`, `students_per_teacher` (1), `charge` ("none",
+        "inference", "pretraining", which is divided among the students), `batch_tokens` (1), `unique_tokens`,
+        `cached_teacher` (its forward pass is paid once per unique token).
+
+    Returns
+    -------
+    DataFrame
+        The columns given, and `steps`, `tokens`, `passes`, `effective_tokens`, `unspent_fraction`, `feasible` (at least
+        one step).
+
+    Raises
+    ------
+    CallerError
+        For a missing column, an unknown charge, a price that is not above zero, or a cached teacher without
+        `unique_tokens`.
+    """
+    missing = [name for name in ("budget", "price_per_token") if name not in scenarios]
+    if missing:
+        raise CallerError(f"{len(scenarios)} scenarios", f"no column {', '.join(missing)}", "add it")
+    defaults = {"teacher_per_token": 0.0, "teacher_pretraining": 0.0, "students_per_teacher": 1.0, "batch_tokens": 1.0,
+                "unique_tokens": np.inf}  # fmt: skip
+    given = {name: scenarios.get(name, pd.Series(value, scenarios.index)).to_numpy(float)
+             for name, value in defaults.items()}  # fmt: skip
+    charge = scenarios.get("charge", pd.Series("inference", scenarios.index))
+    unknown = sorted(set(charge) - {"none", "inference", "pretraining"})
+    if unknown:
+        raise CallerError(
+            f"charge {unknown}", "unknown", "use none, inference or pretraining with students_per_teacher"
+        )
+    budget, own = (scenarios[name].to_numpy(float) for name in ("budget", "price_per_token"))
+    if not ((own > 0).all() and (given["batch_tokens"] > 0).all() and (given["students_per_teacher"] > 0).all()):
+        raise CallerError(
+            f"{len(scenarios)} scenarios", "a price, batch or number of students is not above zero", "correct it"
+        )
+    cached = scenarios.get("cached_teacher", pd.Series(False, scenarios.index)).to_numpy(bool)
+    if np.isinf(given["unique_tokens"][cached]).any():
+        raise CallerError("cached_teacher", "how often text is repeated is unknown", "give unique_tokens")
+    pays = (charge != "none").to_numpy()
+    bill = np.where(charge == "pretraining", given["teacher_pretraining"] / given["students_per_teacher"], 0.0)
+    bill = bill + np.where(
+        cached & pays, given["teacher_per_token"] * np.where(cached, given["unique_tokens"], 0.0), 0.0
+    )
+    price = (own + np.where(pays & ~cached, given["teacher_per_token"], 0.0)) * given["batch_tokens"]
+    steps = whole_steps(budget, bill, price)
+    tokens = steps * given["batch_tokens"]
+    unique = np.where(np.isinf(given["unique_tokens"]), np.maximum(tokens, 1.0), given["unique_tokens"])
+    return scenarios.assign(
+        steps=steps,
+        tokens=tokens,
+        passes=np.where(np.isinf(given["unique_tokens"]), np.nan, tokens / unique),
+        effective_tokens=effective_tokens(tokens, unique),
+        unspent_fraction=np.where(steps > 0, 1.0 - (bill + steps * price) / budget, 1.0),
+        feasible=steps > 0,
+    )
+
+
+def all_in(study: Study, profile: CostProfile) -> pd.DataFrame:
+    """Say what the reference arm would read for all that a distilled arm costs, its teacher's pretraining included.
+
+    Returns
+    -------
+    DataFrame
+        A row a distilled arm and budget, in required FLOPs: `arm`, `rung`, `tokens`, `spent_flops` (student and teacher
+        forward), `teacher_flops` (its pretraining; None where it is unknown), `all_in_flops`, `reference`, and
+        `reference_tokens` for the same.
+    """
+    made = plan(study, profile, teacher_charge="inference")
+    reference = next((arm for arm in study.arms if arm.split("@")[0] == "no_kd"), next(iter(study.arms)))
+    price = made.costs[reference].train_required_flops_per_token
+    pretraining = {teacher.model: teacher.required_flops or None for teacher in made.teachers}
+    rows = []
+    for schedule in made.schedules:
+        teacher = study.arms[schedule.arm].teacher
+        if teacher is None or not schedule.feasible:
+            continue
+        bill = pretraining.get(teacher)
+        total = None if bill is None else schedule.required_flops + bill
+        rows.append({
+            "arm": schedule.arm, "rung": schedule.rung, "tokens": schedule.tokens,
+            "spent_flops": schedule.required_flops, "teacher_flops": bill, "all_in_flops": total,
+            "reference": reference, "reference_tokens": None if total is None else math.floor(total / price),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def cached_teacher(study: Study, profile: CostProfile, *, top_k: int | None = None) -> pd.DataFrame:
+    """Say what it would save, and store, to run the teacher once per unique token and to keep its logits.
+
+    It is possible only where a strategy reads nothing of the teacher but logits at masked positions, and masks are
+    static. A cache pays from its second pass over the text on (in FLOPs; reading and writing it are not priced).
+
+    Parameters
+    ----------
+    study, profile
+        With `corpus.unique_tokens`, else one pass of each arm's largest budget counts as unique.
+    top_k
+        Logits kept at a target, in 2 bytes each and 2 or 4 for its index; None keeps all of them.
+
+    Returns
+    -------
+    DataFrame
+        A row a distilled arm: `possible` and `why_not`, `passes`, `tokens_live`, `tokens_cached` at the largest budget,
+        `bytes_per_token`, `total_bytes`, `absurd` (more than a terabyte).
+    """
+    made = (
+        plan(study, profile, match="required_flops") if study.plan.match == "required_flops" else plan(study, profile)
+    )
+    rows = []
+    for schedule in made.schedules:
+        arm = study.arms[schedule.arm]
+        if arm.teacher is None or schedule.rung != max(s.rung for s in made.schedules) or not schedule.feasible:
+            continue
+        teacher = study.models[arm.teacher]
+        needs = build_strategy(arm.strategy, arm.name).teacher_needs(study.models[arm.student], teacher)
+        only_logits = needs.logits == "masked" and not (needs.hidden or needs.qkv or needs.scores)
+        why = None if only_logits else "its loss reads more than logits at masked positions"
+        if study.corpus.masking != "static":
+            why = why or 'masks are dynamic; set corpus.masking = "static"'
+        cost, vocab = made.costs[arm.name], teacher.vocab_size or 0
+        kept = vocab if top_k is None else min(top_k, vocab)
+        size = kept * (2 if top_k is None else 4 if vocab <= 65_536 else 6) * cost.target_fraction
+        unique = study.corpus.unique_tokens or schedule.tokens
+        forward = cost.phases["teacher_forward"].required_flops_per_token
+        own = cost.train_required_flops_per_token - forward
+        found = what_if(pd.DataFrame([{
+            "budget": schedule.required_flops, "price_per_token": own, "teacher_per_token": forward,
+            "batch_tokens": cost.batch_tokens, "unique_tokens": unique, "cached_teacher": True,
+        }])).iloc[0]  # fmt: skip
+        rows.append({
+            "arm": arm.name, "possible": why is None, "why_not": why, "passes": schedule.tokens / unique,
+            "tokens_live": schedule.tokens, "tokens_cached": int(found["tokens"]) if why is None else None,
+            "bytes_per_token": size, "total_bytes": size * unique, "absurd": size * unique > 1e12,
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def with_throughput(profile: CostProfile, table: pd.DataFrame, source: str) -> CostProfile:
+    """Take seconds from a throughput that was measured elsewhere, in another trainer or published.
+
+    Parameters
+    ----------
+    profile
+        Counted FLOPs of the arms.
+    table
+        Columns `arm` and `tokens_per_second` (of all devices together); optional `low` and `high` of its interval.
+    source
+        Where it comes from; kept in the profile's conventions.
+
+    Raises
+    ------
+    CallerError
+        For a missing column or arm, or a throughput that is not above zero.
+    """
+    missing = {"arm", "tokens_per_second"} - set(table.columns)
+    if missing:
+        raise CallerError(f"throughput from {source}", f"no column {', '.join(sorted(missing))}", "add it")
+    rows = {str(row["arm"]): row for row in table.to_dict("records")}
+    absent = [cost.arm for cost in profile.arms if cost.arm not in rows]
+    if absent:
+        raise CallerError(f"throughput from {source}", f"no row for {', '.join(absent)}", "add one for every arm")
+    wrong = [arm for arm, row in rows.items() if not float(row["tokens_per_second"]) > 0]
+    if wrong:
+        raise CallerError(f"throughput from {source}", f"not above zero for {', '.join(wrong)}", "correct it")
+
+    def timed(cost: ArmCost) -> ArmCost:
+        row = rows.get(cost.arm)
+        if row is None:
+            return cost
+        rate = float(row["tokens_per_second"])
+        ends = [float(row[end]) for end in ("high", "low") if not pd.isna(row.get(end, np.nan))]
+        phases = {name: price.model_copy(update={"seconds_per_step": None}) for name, price in cost.phases.items()}
+        return cost.model_copy(update={
+            "seconds_per_step": cost.batch_tokens / rate, "tokens_per_second": rate, "phases": phases,
+            "seconds_per_step_interval": (cost.batch_tokens / ends[0], cost.batch_tokens / ends[1]) if len(ends) == 2
+            else None, "steps_timed": 0,
+        })  # fmt: skip
+
+    return profile.model_copy(update={
+        "arms": tuple(timed(cost) for cost in profile.arms),
+        "teachers": tuple(timed(cost) for cost in profile.teachers),
+        "conventions": {**profile.conventions, "seconds": f"measured elsewhere: {source}"},
+    })  # fmt: skip
