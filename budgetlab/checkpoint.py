@@ -85,11 +85,12 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return load_file(path / _TENSORS), json.loads((path / _STATE).read_text())
 
 
-def latest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint that verifies, or None; torn ones are passed over."""
+def latest_checkpoint(folder: Path, last: str | None = None) -> Path | None:
+    """Return the newest checkpoint (up to the name `last`) that verifies, or None; torn ones are passed over."""
     if not folder.is_dir():
         return None
-    for path in sorted((p for p in folder.iterdir() if p.name.startswith("step_")), reverse=True):
+    names = (path.name for path in folder.iterdir() if path.name.startswith("step_"))
+    for path in (folder / name for name in sorted(names, reverse=True) if last is None or name <= last):
         try:
             load_checkpoint(path)
         except BudgetlabError:

@@ -64,6 +64,8 @@ def work(
     if workers == 1 or len(jobs) < 2:
         worker = build(*arguments)
         for number, job in enumerate(jobs):
+            if stop_asked():
+                raise KeyboardInterrupt
             yield number, worker(job, tell, stop_asked)
         return
     # Fresh processes, not forks: a forked child of a process that has used OpenMP or CUDA may hang. loky's, not the
@@ -100,8 +102,8 @@ def _dispatch(
             failure = failure or KeyboardInterrupt()
             stop.set()
         ready = [number for number in waiting if ended.issuperset(needs[number])] if failure is None else []
-        with _deaf():
-            for number in ready[: workers - len(running)]:
+        for number in ready[: workers - len(running)]:
+            with _held_signals():
                 running[pool.submit(_do, waiting.pop(number))] = number
         done = wait(running, POLL_SECONDS, FIRST_COMPLETED).done
         while not told.empty():
@@ -109,7 +111,8 @@ def _dispatch(
         for future in done:
             number, error = running.pop(future), future.exception()
             if error is not None:
-                failure = failure or error
+                # What a job ran into while it was stopping is worth more than that it was asked to stop.
+                failure = error if failure is None or isinstance(failure, KeyboardInterrupt) else failure
                 continue
             ended.add(number)
             yield number, future.result()
@@ -118,16 +121,19 @@ def _dispatch(
 
 
 @contextmanager
-def _deaf() -> Iterator[None]:
-    """Let processes that start here inherit that Ctrl-C is ignored: it reaches the whole group, and one decides."""
-    if threading.current_thread() is not threading.main_thread():
+def _held_signals() -> Iterator[None]:
+    """Hold back signals; processes that start meanwhile never get them.
+
+    Ctrl-C reaches the whole group of processes, and the first one decides what becomes of it.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _HERE: dict[str, Any] = {}

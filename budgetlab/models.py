@@ -7,6 +7,7 @@ and raw scores out of the attention itself (never through `output_attentions`, w
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -287,11 +288,17 @@ def build_classifier(
     network: Network, num_labels: int, *, seed: int, dropout: float, regression: bool = False
 ) -> nn.Module:
     """Build a sequence classifier on a copy of a network's trunk, with a fresh head."""
-    spec = network.spec
-    device = next(network.parameters()).device
-    extra = {"num_labels": num_labels, "problem_type": "regression" if regression else "single_label_classification"}
-    model = _build(AutoModelForSequenceClassification, spec, seed, 512, dropout, "sdpa", device, extra)
-    trunk = getattr(model, _FAMILIES[spec.family].trunk)
+    family, device = _FAMILIES[network.spec.family], next(network.parameters()).device
+    # The network's own configuration, so that whatever it was built or loaded with holds for the classifier too.
+    config: Any = copy.deepcopy(network.model.config)
+    config.num_labels = num_labels
+    config.problem_type = "regression" if regression else "single_label_classification"
+    for name in family.dropouts:
+        setattr(config, name, dropout)
+    with torch.random.fork_rng(devices=_cuda(device)), torch.device(device):
+        torch.manual_seed(seed)
+        model = AutoModelForSequenceClassification.from_config(config, attn_implementation=family.attentions[0])
+    trunk = getattr(model, family.trunk)
     missing, unexpected = trunk.load_state_dict(network.trunk.state_dict(), strict=False)
     wrong = [name for name in missing if not name.startswith("pooler")] + list(unexpected)
     if wrong:
@@ -307,7 +314,6 @@ def _build(
     dropout: float,
     attention: str,
     device: str | torch.device,
-    extra: dict[str, Any] | None = None,
 ) -> nn.Module:
     family = _FAMILIES[spec.family]
     if spec.vocab_size is None:
@@ -315,9 +321,9 @@ def _build(
     dropouts = dict.fromkeys(family.dropouts, dropout)
     if attention not in family.attentions:
         attention = family.attentions[0]
-    if spec.taps_attention and extra is None:
+    if spec.taps_attention:
         attention = f"budgetlab_{attention}"
-    if spec.weights is not None and extra is None and str(device) != "meta":
+    if spec.weights is not None and str(device) != "meta":
         return _load_pretrained(auto, spec, attention, dropouts).to(device)
     fields = {
         "vocab_size": spec.vocab_size,
@@ -330,9 +336,8 @@ def _build(
         "pad_token_id": 0,
         **dict(family.defaults),
     }
-    config = CONFIG_MAPPING[spec.family](**{**fields, **spec.config, **dropouts, **(extra or {})})
-    devices = [torch.device(device).index or 0] if torch.device(device).type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.device(device):
+    config = CONFIG_MAPPING[spec.family](**{**fields, **spec.config, **dropouts})
+    with torch.random.fork_rng(devices=_cuda(device)), torch.device(device):
         torch.manual_seed(seed)
         # Under a fake-tensor mode, as on meta, there are no values.
         shapes_only = type(torch.empty(0)) is not Tensor or str(device) == "meta"
@@ -340,11 +345,16 @@ def _build(
             return auto.from_config(config, attn_implementation=attention)
 
 
+def _cuda(device: str | torch.device) -> list[int]:
+    """The device whose random numbers are to be left as they were."""
+    return [torch.device(device).index or 0] if torch.device(device).type == "cuda" else []
+
+
 def _load_pretrained(auto: Any, spec: ModelSpec, attention: str, dropouts: dict[str, float]) -> nn.Module:
     asked = f"weights = {spec.weights!r}"
     try:
         model, info = auto.from_pretrained(
-            spec.weights, attn_implementation=attention, output_loading_info=True, **dropouts
+            spec.weights, attn_implementation=attention, output_loading_info=True, dtype=torch.float32, **dropouts
         )
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
@@ -352,10 +362,11 @@ def _load_pretrained(auto: Any, spec: ModelSpec, attention: str, dropouts: dict[
             asked, f"cannot be loaded ({reason})", "give a folder or a hub id that can be reached"
         ) from None
     config = model.config
-    found = (config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.vocab_size)
-    wanted = (spec.num_layers, spec.hidden_size, spec.num_heads, spec.vocab_size)
+    found = (config.model_type, config.num_hidden_layers, config.hidden_size, config.num_attention_heads,
+             config.intermediate_size, config.vocab_size)  # fmt: skip
+    wanted = (spec.family, spec.num_layers, spec.hidden_size, spec.num_heads, spec.intermediate_size, spec.vocab_size)
     if found != wanted:
-        named = "(num_layers, hidden_size, num_heads, vocab_size)"
+        named = "(family, num_layers, hidden_size, num_heads, intermediate_size, vocab_size)"
         raise CallerError(asked, f"{named} are {found}, the study says {wanted}", "correct the study")
     if info["missing_keys"]:
         raise CallerError(asked, f"weights are missing: {sorted(info['missing_keys'])[:3]}", "give complete weights")

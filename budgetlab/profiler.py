@@ -81,8 +81,11 @@ def profile(
     jobs = _jobs(study)
     recipe_dtype, recipe_attention = _resolve(study, jobs, device, count_only, say)
     jobs = [(name, spec, s, t, _set(recipe, recipe_dtype, recipe_attention)) for name, spec, s, t, recipe in jobs]
-    timings = {} if count_only else _time(jobs, device, steps, say)
-    costs = [_cost(job, timings.get(job[0]), device) for job in jobs]
+    asked = study.execution.micro_batch_sequences
+    micro = None if asked == "auto" else asked
+    timings = {} if count_only else _time(jobs, device, steps, say, micro)
+    memory = {} if count_only else {job[0]: _peak_memory(job, device, micro) for job in jobs}
+    costs = [_cost(job, timings.get(job[0]), memory.get(job[0]), device) for job in jobs]
     return CostProfile(
         study=study.name,
         arms=tuple(cost for cost in costs if cost.arm in study.arms),
@@ -130,7 +133,9 @@ def _resolve(
     say("probing precision and attention")
     seconds = {}
     for choice in choices:
-        measured = _time([(n, spec, s, t, _set(r, *choice)) for n, spec, s, t, r in jobs], device, 3, lambda text: None)
+        chosen = [(n, spec, s, t, _set(r, *choice)) for n, spec, s, t, r in jobs]
+        asked = study.execution.micro_batch_sequences
+        measured = _time(chosen, device, 3, lambda text: None, None if asked == "auto" else asked)
         seconds[choice] = sum(min(sum(step.values()) for step in steps) for steps in measured.values())
     return min(seconds, key=lambda choice: seconds[choice])
 
@@ -193,7 +198,7 @@ def _cpu_attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_:
     return sdpa_backward_flop_count(gradient, query, key, value)
 
 
-def _cost(job: Job, timing: list[dict[str, float]] | None, device: torch.device) -> ArmCost:
+def _cost(job: Job, timing: list[dict[str, float]] | None, memory: int | None, device: torch.device) -> ArmCost:
     name, _, _, _, recipe = job
     lean = _build((*job[:4], recipe.model_copy(update={"execute": "lean"})), "meta")
     required = count_flops(lean, recipe.seq_len, recipe.masked_per_sequence)
@@ -229,7 +234,7 @@ def _cost(job: Job, timing: list[dict[str, float]] | None, device: torch.device)
         seconds_per_step_interval=None if totals is None else median_interval(totals),
         tokens_per_second=None if seconds is None else recipe.batch_tokens / seconds,
         steps_timed=0 if totals is None else len(totals),
-        peak_memory_bytes=None if timing is None else peak_memory_bytes(device),
+        peak_memory_bytes=memory,
         num_params_total=total_params,
         num_params_non_embedding=other_params,
         idle_parameters=lean.idle_parameters,
@@ -238,8 +243,23 @@ def _cost(job: Job, timing: list[dict[str, float]] | None, device: torch.device)
     )
 
 
+def _peak_memory(job: Job, device: torch.device, micro_batch_sequences: int | None) -> int | None:
+    """Of the arm alone on the device; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    peak_memory_bytes(device)
+    step, batch = _build(job, device), _random_batch(job)
+    for _ in range(2):  # the first makes optimizer state
+        step.run(batch, 1e-6, micro_batch_sequences=micro_batch_sequences)
+    return peak_memory_bytes(device)
+
+
 def _time(
-    jobs: list[Job], device: torch.device, steps: int, say: Callable[[str], None]
+    jobs: list[Job],
+    device: torch.device,
+    steps: int,
+    say: Callable[[str], None],
+    micro_batch_sequences: int | None,
 ) -> dict[str, list[dict[str, float]]]:
     """Seconds of each phase of each timed step, arms interleaved so that drift of the machine hits all alike."""
     built = {job[0]: (_build(job, device), _random_batch(job)) for job in jobs}
@@ -258,7 +278,7 @@ def _time(
                 seconds[phase] += now - mark
                 mark = now
 
-            step.run(batch, 1e-6, on_phase=on_phase)
+            step.run(batch, 1e-6, micro_batch_sequences=micro_batch_sequences, on_phase=on_phase)
             if round_index:  # the first round makes optimizer state and warms the kernels up
                 found[name].append(seconds)
         if round_index % 5 == 0:

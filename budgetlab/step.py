@@ -273,8 +273,7 @@ class TrainingStep:
             moments = {key.split(".")[1]: value for key, value in state.items() if _is_moment(key, name)}
             if moments:
                 self.optimizer.state[parameter] = {
-                    moment: value.clone() if moment == "step" else value.clone().to(self.device)
-                    for moment, value in moments.items()
+                    moment: value.to(self.device, copy=True) for moment, value in moments.items()
                 }
 
     def teacher_hash(self) -> str | None:

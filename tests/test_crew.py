@@ -27,8 +27,10 @@ def note(folder: Path) -> Any:
             os.kill(os.getpid(), signal.SIGKILL)
         if kind == "needs":
             assert all((folder / other).exists() for other in "ab")
-        while kind == "long":
+        while kind in ("long", "unsaved"):
             time.sleep(0.01)
+            if stop_asked() and kind == "unsaved":
+                raise CallerError(name, "cannot be saved", "free some room")
             if stop_asked():
                 (folder / f"{name} saved").touch()
                 raise KeyboardInterrupt
@@ -49,11 +51,24 @@ def test_every_job_is_done_once_after_what_it_needs(workers: int, tmp_path: Path
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_jobs_error_arrives_whole_and_begins_no_further_job(workers: int, tmp_path: Path) -> None:
-    jobs = ["wrong:a", "needs:b", "ok:c"]
+    # With two workers the second is busy until it is asked to stop, so that only the dispatch keeps the last one back.
+    jobs = ["wrong:a", "long:b", "ok:c"] if workers == 2 else ["wrong:a", "ok:c"]
     with pytest.raises(CallerError, match="a: is wrong; mend it") as caught:
-        list(work(note, (tmp_path,), jobs, needs=[[], [0], [1]], workers=workers))
+        list(work(note, (tmp_path,), jobs, workers=workers))
     assert (caught.value.asked, caught.value.exit_status) == ("a", 2)
     assert not (tmp_path / "c").exists()
+    assert workers == 1 or (tmp_path / "b saved").exists()
+
+
+def test_an_error_while_stopping_is_not_lost(tmp_path: Path) -> None:
+    with pytest.raises(CallerError, match="b: cannot be saved"):
+        list(work(note, (tmp_path,), ["long:a", "unsaved:b"], workers=2, stop_asked=lambda: (tmp_path / "b").exists()))
+
+
+def test_a_stop_between_jobs_begins_no_further_one(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        list(work(note, (tmp_path,), ["ok:a", "ok:b"], stop_asked=lambda: (tmp_path / "a").exists()))
+    assert not (tmp_path / "b").exists()
 
 
 def test_a_stop_is_passed_on_and_waited_for(tmp_path: Path) -> None:

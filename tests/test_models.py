@@ -20,6 +20,9 @@ def test_signals_equal_the_eager_model(family: str) -> None:
     kept = network(IDS, ALL)
     peer = AutoModelForMaskedLM.from_config(network.model.config, attn_implementation="eager").eval()
     peer.load_state_dict(network.model.state_dict())
+    outputs = []
+    for block in getattr(peer, family).encoder.layer:
+        block.attention.self.register_forward_hook(lambda module, inputs, output: outputs.append(output[0]))
     found = peer(IDS, output_hidden_states=True, output_attentions=True)
     torch.testing.assert_close(kept.logits, found.logits.flatten(0, 1), rtol=1e-5, atol=1e-5)
     for layer, hidden in enumerate(found.hidden_states):
@@ -29,7 +32,7 @@ def test_signals_equal_the_eager_model(family: str) -> None:
         scores = kept.queries[block] @ kept.keys[block].transpose(2, 3) / 8**0.5
         torch.testing.assert_close(kept.scores[block], scores)
         mixed = (attention @ kept.values[block]).transpose(1, 2).flatten(2)
-        assert mixed.shape == (2, 12, 32)
+        torch.testing.assert_close(mixed, outputs[block - 1], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("everything", [False, True])

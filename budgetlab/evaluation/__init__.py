@@ -130,7 +130,9 @@ def evaluate(
     subjects = _subjects(plan, records)
     by_name = {task.name: task for task in tasks}
     top = max(schedule.rung for schedule in plan.schedules if schedule.feasible)
-    jobs = [job for subject in subjects for job in _jobs(subject, spec, corpus, by_name, top)]
+    yardstick = (YARDSTICK_SEED, HELDOUT_SEQUENCES, *(getattr(_recipe(plan), name) for name in _MEASURED_WITH))
+    contents = {name: task.content_hash() for name, task in by_name.items()}
+    jobs = [job for subject in subjects for job in _jobs(subject, spec, corpus, contents, top, yardstick)]
     yardsticks = _yardsticks(corpus, tasks, store)
     todo = [job for job in jobs if not store.score_path(job.subject.run_id, job.key).exists()]
     started = time.monotonic()
@@ -176,9 +178,22 @@ def _recipe(plan: Plan) -> Recipe:
     return next(iter(plan.arms.values())).recipe
 
 
-def _jobs(subject: _Subject, spec: EvaluateSpec, corpus: Corpus, tasks: dict[str, Task], top: int) -> list[_Job]:
+_MEASURED_WITH = ("seq_len", "mask_fraction", "dtype", "attention")
+"""What of the first arm's recipe decides the scores of every network."""
+
+
+def _jobs(
+    subject: _Subject,
+    spec: EvaluateSpec,
+    corpus: Corpus,
+    tasks: dict[str, str],
+    top: int,
+    yardstick: tuple[Any, ...],
+) -> list[_Job]:
+    """List the scores of a network, each under a key of all that decides it; `tasks` are their content hashes."""
+
     def job(task: str, seed: int | None, *what: Any) -> _Job:
-        return _Job(subject, task, seed, content_hash(subject.key, task, seed, *what))
+        return _Job(subject, task, seed, content_hash(subject.key, task, seed, *yardstick, *what))
 
     jobs = [job("readout_loss", None, spec.readout_tokens, corpus.content_hash)]
     if subject.trains_head:
@@ -188,7 +203,7 @@ def _jobs(subject: _Subject, spec: EvaluateSpec, corpus: Corpus, tasks: dict[str
         if name in spec.largest_budget_only and schedule is not None and schedule.rung != top:
             continue
         for seed in spec.seeds:
-            jobs.append(job(name, seed, recipe_hash(spec), len(task.train_labels), len(task.validation_labels)))
+            jobs.append(job(name, seed, recipe_hash(spec), task))
     return jobs
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,13 @@ class Task:
     train_labels: NDArray[Any]
     validation_texts: tuple[tuple[str, ...], ...]
     validation_labels: NDArray[Any]
+
+    def content_hash(self) -> str:
+        """Hash of texts, labels and metric (SHA-256, 16 hex digits)."""
+        digest = hashlib.sha256(self.metric.encode())
+        for texts, labels in ((self.train_texts, self.train_labels), (self.validation_texts, self.validation_labels)):
+            digest.update(json.dumps([texts, labels.tolist()]).encode())
+        return digest.hexdigest()[:16]
 
     @property
     def regression(self) -> bool:

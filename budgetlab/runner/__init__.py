@@ -206,6 +206,9 @@ def _unfinished(units: list[Unit], store: Store) -> list[Unit]:
         return record is not None and record.status in ("complete", "failed")
 
     def kept(unit: Unit, steps: tuple[int, ...]) -> bool:
+        record = store.read_record(unit.run_id)
+        if record is not None and record.status == "failed":
+            return True
         return ended(unit) and all((store.checkpoints(unit.run_id) / step_name(step)).is_dir() for step in steps)
 
     rungs = [unit for unit in units if unit.kind == "rung" and not ended(unit)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -78,7 +79,9 @@ class Training:
         self._restore()
 
     def _restore(self) -> None:
-        path = latest_checkpoint(self.checkpoints)
+        # A plan with a budget in between wants a branch point that an earlier plan's trunk went past.
+        wanted = [step for step in self.unit.keep_steps if not (self.checkpoints / step_name(step)).is_dir()]
+        path = latest_checkpoint(self.checkpoints, step_name(min(wanted, default=self.unit.last_step)))
         if path is None and self.unit.trunk is not None:
             path = self.store.checkpoints(self.unit.trunk) / step_name(self.unit.first_step)
         if path is not None:
@@ -110,7 +113,7 @@ class Training:
         micro = self.plan.execution.micro_batch_sequences
         every = max(1, (unit.last_step - unit.first_step) // POINTS_PER_RUN)
         clock = device_clock(self.device)
-        mark = saved_at = clock()
+        mark, saved_at = clock(), time.monotonic()
         sums: dict[str, torch.Tensor] = {}
         counted = 0
         if unit.last_step == 0:  # an untrained teacher
@@ -134,7 +137,8 @@ class Training:
             self.tokens += batch.tokens
             self.target_tokens += len(batch.target_ids)
             stopping, ended = stop_asked(), self.at == unit.last_step
-            due = self.at in unit.keep_steps or clock() - saved_at > CHECKPOINT_EVERY_SECONDS
+            # Not the device's clock, which would wait for the device after every step.
+            due = self.at in unit.keep_steps or time.monotonic() - saved_at > CHECKPOINT_EVERY_SECONDS
             if not (stopping or ended or due or self.at % every == 0):
                 continue
             # A checkpoint is always a point as well, so that a resumed run has the points of an uninterrupted one
@@ -143,8 +147,9 @@ class Training:
             self.device_seconds += seconds * self.plan.execution.devices
             losses = {name: float(total) / counted for name, total in sums.items()}
             signs = {name: losses.pop(name) for name in ("gradient_norm", "clipped_fraction") if name in losses}
-            if not all(math.isfinite(value) for value in losses.values()):
-                what = f"arm {unit.arm}: not finite by step {self.at}: {losses}"
+            found = {**losses, "gradient_norm": signs["gradient_norm"]}
+            if not all(math.isfinite(value) for value in found.values()):
+                what = f"arm {unit.arm}: not finite by step {self.at}: {found}"
                 return self._write("failed", f"{what}; try a lower recipe.learning_rate than {recipe.learning_rate:g}")
             if self.at % (every * SIGNS_EVERY_POINTS) == 0 or ended:
                 signs |= self.step.signs(batch)
@@ -152,7 +157,7 @@ class Training:
             on_point(self.at, sum(losses.values()))
             if stopping or ended or due:
                 self._save()
-                saved_at = clock()
+                saved_at = time.monotonic()
             sums, counted, mark = {}, 0, clock()
             if stopping and not ended:
                 raise KeyboardInterrupt

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from budgetlab.errors import CallerError
 from budgetlab.strategies.base import Strategy
@@ -40,13 +40,26 @@ class DistilBERT(Strategy):
                 "give both one hidden_size, or set cosine_weight = 0",
             )
 
+    @model_validator(mode="after")
+    def _something_is_learned(self) -> DistilBERT:
+        if not (self.soft_weight or self.mlm_weight or self.cosine_weight):
+            raise ValueError("all weights are 0")
+        return self
+
+    @property
+    def trains_head(self) -> bool:
+        """Unless only the cosine is weighted."""
+        return bool(self.soft_weight or self.mlm_weight)
+
     def student_needs(self, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
-        """Logits where the KL runs, and the last hidden states."""
-        return Needs(logits=self.positions, hidden=(student.num_layers,) if self.cosine_weight else ())
+        """Logits where a term with a weight runs, and the last hidden states."""
+        logits = self.positions if self.soft_weight else "masked" if self.mlm_weight else "none"
+        return Needs(logits=logits, hidden=(student.num_layers,) if self.cosine_weight else ())
 
     def teacher_needs(self, student: ModelSpec, teacher: ModelSpec) -> Needs:
-        """The same."""
-        return Needs(logits=self.positions, hidden=(teacher.num_layers,) if self.cosine_weight else ())
+        """Logits where the KL runs, and the last hidden states."""
+        logits = self.positions if self.soft_weight else "none"
+        return Needs(logits=logits, hidden=(teacher.num_layers,) if self.cosine_weight else ())
 
     def loss(
         self,
@@ -58,19 +71,21 @@ class DistilBERT(Strategy):
         """Return {"soft", "mlm", "cosine"}, a term of weight 0 left out."""
         from torch.nn import functional
 
-        assert student.logits is not None and teacher is not None and teacher.logits is not None
-        ours, theirs, at_targets = student.logits, teacher.logits, student.logits
-        if self.positions == "all":
-            at_targets = ours[batch.target_positions]
-            ours, theirs = (real_rows(logits, batch.attention_mask) for logits in (ours, theirs))
+        assert teacher is not None
         terms: dict[str, Tensor] = {}
+        at_targets = student.logits
         if self.soft_weight:
+            assert student.logits is not None and teacher.logits is not None
+            ours, theirs = student.logits, teacher.logits
+            if self.positions == "all":
+                at_targets = ours[batch.target_positions]
+                ours, theirs = (real_rows(logits, batch.attention_mask) for logits in (ours, theirs))
             terms["soft"] = self.soft_weight * soft_divergence(theirs, ours, self.temperature)
         if self.mlm_weight:
+            assert at_targets is not None
             terms["mlm"] = self.mlm_weight * masked_lm(at_targets, batch.target_ids)
         if self.cosine_weight:
-            states = [
-                real_rows(next(iter(of.hidden.values())), batch.attention_mask).float() for of in (student, teacher)
-            ]
-            terms["cosine"] = self.cosine_weight * (1 - functional.cosine_similarity(*states, dim=-1)).mean()
+            (state_S,), (state_T,) = student.hidden.values(), teacher.hidden.values()
+            rows_S, rows_T = (real_rows(state, batch.attention_mask).float() for state in (state_S, state_T))
+            terms["cosine"] = self.cosine_weight * (1 - functional.cosine_similarity(rows_S, rows_T, dim=-1)).mean()
         return terms

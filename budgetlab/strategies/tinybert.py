@@ -23,7 +23,7 @@ class TinyBERT(FeatureStrategy):
 
     `layer_map`: g(l) = l L_T / L_S ("uniform"), the last layer alone from the last one ("last"), or a list with the
     teacher's layer for each student layer, counted from 1. `projection`: one learned W for all states as in the
-    authors' code ("shared"), one per state ("per_layer"), or "none" at equal width.
+    authors' code ("shared"; theirs has a bias too), one per state ("per_layer"), or "none" at equal width.
 
     `variant = "released_code"` is what the code released with arXiv 2404.19319 computes: the last layer alone, no
     projection, and the first layers' attention scores in the place of the embeddings.
@@ -123,10 +123,10 @@ class TinyBERT(FeatureStrategy):
         real_BT = batch.attention_mask
 
         def state_error(ours: int, theirs: int) -> Tensor:
-            state_ND = real_rows(student.hidden[ours], real_BT)
+            state_ND = real_rows(student.hidden[ours], real_BT).float()
             if projections is not None and self.projection != "none":
                 state_ND = projections["shared" if self.projection == "shared" else f"state_{ours}"](state_ND)
-            return (state_ND.float() - real_rows(teacher.hidden[theirs], real_BT).float()).square().mean()
+            return (state_ND - real_rows(teacher.hidden[theirs], real_BT).float()).square().mean()
 
         def score_error(ours: int, theirs: int) -> Tensor:
             return mean_over_pairs((student.scores[ours].float() - teacher.scores[theirs].float()).square(), real_BT)

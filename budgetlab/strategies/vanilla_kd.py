@@ -25,7 +25,7 @@ class VanillaKD(Strategy):
 
     temperature: float = Field(default=1.0, gt=0)
     hard_weight: float = Field(default=1.0, ge=0)
-    soft_weight: float = Field(default=1.0, ge=0)
+    soft_weight: float = Field(default=1.0, gt=0)
     divergence: Literal["soft_cross_entropy", "kl"] = "soft_cross_entropy"
     reduction: Literal["per_token", "released_code"] = "per_token"
     positions: Literal["masked", "all"] = "masked"

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from small import write_small_study
 
 from budgetlab.batches import Batches
@@ -21,7 +22,7 @@ from budgetlab.step import TrainingStep, build_step
 from budgetlab.store import Store
 from budgetlab.strategies import build_strategy
 from budgetlab.studies import Study, dump_study, load_study
-from budgetlab.values import Plan, RunRecord
+from budgetlab.values import Plan, RunRecord, Schedule
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +119,34 @@ def test_checkpoints_may_be_deleted_once_all_is_done(made: Plan, corpus: Corpus,
 
 class Stop(Exception):
     pass
+
+
+def test_dropout_too_is_resumed_to_the_bit(
+    made: Plan, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arm = made.arms["no_kd"]
+    dropped = arm.model_copy(update={"recipe": arm.recipe.model_copy(update={"dropout": 0.1})})
+    one = made.model_copy(update={"arms": {"no_kd": dropped}, "teachers": (), "seeds": (0,)})
+    whole = hashes(run(one, corpus, Store(tmp_path / "whole", "small")))
+    monkeypatch.setattr("budgetlab.runner.training.CHECKPOINT_EVERY_SECONDS", 0.0)
+    step, calls = Batches.step, 0
+
+    def failing(self: Batches, *args: int):
+        nonlocal calls
+        calls += 1
+        if calls % 23 == 0:
+            torch.rand(3)  # whatever happens between two starts
+            raise Stop
+        return step(self, *args)
+
+    monkeypatch.setattr(Batches, "step", failing)
+    for _ in range(50):
+        try:
+            resumed = run(one, corpus, Store(tmp_path / "stopped", "small"))
+            break
+        except Stop:
+            continue
+    assert calls > 46 and hashes(resumed) == whole
 
 
 @pytest.mark.parametrize("arm", ["no_kd", "vanilla_kd", "minilm", "tinybert"])
@@ -312,3 +341,46 @@ def test_the_points_say_how_the_optimiser_fares(finished) -> None:
         shares = {name: value for name, value in last.items() if name.startswith("gradient_share.")}
         assert sum(shares.values()) == pytest.approx(1.0)
         assert {f"gradient_share.{name}" for name in record.points[-1].losses if name != "loss"} == set(shares)
+
+
+def test_a_budget_in_between_branches_off_where_the_trunk_went_past(made: Plan, corpus: Corpus, tmp_path: Path) -> None:
+    alone = {"arms": {"no_kd": made.arms["no_kd"]}, "teachers": (), "seeds": (0,)}
+
+    def of(*budgets: float) -> Plan:
+        schedules = [plan_for(budget) for budget in budgets]
+        found = tuple(s.model_copy(update={"rung": i}) for i, s in enumerate(schedules))
+        return made.model_copy(update={**alone, "schedules": found})
+
+    own = sorted((s for s in made.schedules if s.arm == "no_kd"), key=lambda schedule: schedule.rung)
+
+    def plan_for(factor: float) -> Schedule:
+        steps = round(own[0].steps * factor)
+        cooldown = round(0.2 * steps)
+        tokens = steps * own[0].tokens // own[0].steps
+        return own[0].model_copy(update={"steps": steps, "cooldown_steps": cooldown, "tokens": tokens})
+
+    store = Store(tmp_path / "grown", "small")
+    run(of(1.0, 3.0), corpus, store)
+    grown = run(of(1.0, 2.0, 3.0), corpus, store)
+    whole = run(of(1.0, 2.0, 3.0), corpus, Store(tmp_path / "whole", "small"))
+    assert {record.status for record in grown} == {"complete"}
+    assert {r.weights_hash for r in grown if r.kind == "rung"} == {r.weights_hash for r in whole if r.kind == "rung"}
+
+
+def test_a_gradient_that_is_not_finite_fails_its_unit_alone(
+    made: Plan, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_step = TrainingStep.run
+
+    def overflowing(self: TrainingStep, *args: object, **kwargs: object):
+        terms = run_step(self, *args, **kwargs)  # type: ignore[arg-type]
+        return {**terms, "gradient_norm": terms["gradient_norm"] * float("inf")}
+
+    monkeypatch.setattr(TrainingStep, "run", overflowing)
+    one = made.model_copy(update={"arms": {"no_kd": made.arms["no_kd"]}, "teachers": (), "seeds": (0,)})
+    store = Store(tmp_path, "small")
+    (trunk,) = run(one, corpus, store)
+    assert trunk.status == "failed" and "gradient_norm" in trunk.message and "learning_rate" in trunk.message
+    monkeypatch.undo()
+    # A failed unit is left alone, with all that needs it.
+    assert run(one, corpus, store) == [trunk]

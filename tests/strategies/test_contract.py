@@ -154,13 +154,15 @@ def test_which_parameters_are_idle() -> None:
     kept = [f"{last}attention.self.{part}.{kind}" for part in ("query", "key", "value") for kind in ("weight", "bias")]
     everything = [name for name, _ in make("minilm").student.named_parameters() if name.startswith(last)]
     assert set(everything) - set(minilm) == set(kept)
-    assert all(name.startswith("model.cls.") for name in make("tinybert").idle_parameters)
+    names = [name for name, _ in make("tinybert").student.named_parameters()]
+    head = [name for name in names if name.startswith("model.cls.")]
+    assert head and list(make("tinybert").idle_parameters) == head
     assert make("tinybert", mlm_weight=0.5).idle_parameters == ()
     assert make("minilm_v1").idle_parameters == minilm
     assert make("distilbert").idle_parameters == ()
     assert set(minilm) < set(make("minilm", mlm_weight=1.0).trained)
-    released = make("tinybert", variant="released_code", mlm_weight=0.0).idle_parameters
-    assert all(name.startswith("model.cls.") for name in released)
+    wide = STUDENT.model_copy(update={"hidden_size": 64})
+    assert list(make("tinybert", student=wide, variant="released_code").idle_parameters) == head
 
 
 def test_signs_are_the_terms_gradients_and_change_nothing() -> None:
@@ -282,3 +284,31 @@ def test_every_family_trains(family: str, name: str) -> None:
         losses.append(sum(float(value) for key, value in terms.items() if key != "gradient_norm"))
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
     assert step.idle_parameters == ()
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "electra"])
+@pytest.mark.parametrize("name", ["minilm", "minilm_v1", "tinybert"])
+def test_feature_strategies_train_every_tapped_family_in_half_precision(family: str, name: str) -> None:
+    half = RECIPE.model_copy(update={"dtype": "bfloat16"})
+    strategy = build_strategy(StrategySpec(name=name))
+    pair = [spec.model_copy(update={"family": family}) for spec in (STUDENT, TEACHER)]
+    step = build_step(name, strategy, pair[0], pair[1], half, seed=0, device="cpu")
+    losses = []
+    for i in range(30):
+        terms = step.run(batches().step(i, 8), 3e-3)
+        losses.append(sum(float(value) for key, value in terms.items() if key != "gradient_norm"))
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+
+
+def test_a_weight_of_zero_costs_nothing() -> None:
+    narrow = TEACHER.model_copy(update={"hidden_size": 32})
+    cosine = build_strategy(StrategySpec(name="distilbert", soft_weight=0, mlm_weight=0))
+    assert cosine.student_needs(STUDENT, narrow).logits == cosine.teacher_needs(STUDENT, narrow).logits == "none"
+    assert not cosine.trains_head
+    words = build_strategy(StrategySpec(name="distilbert", soft_weight=0))
+    assert words.student_needs(STUDENT, narrow).logits == "masked"
+    assert make("distilbert", soft_weight=0, mlm_weight=0).idle_parameters
+    with pytest.raises(CallerError, match="all weights are 0"):
+        build_strategy(StrategySpec(name="distilbert", soft_weight=0, mlm_weight=0, cosine_weight=0))
+    with pytest.raises(CallerError, match="greater than 0"):
+        build_strategy(StrategySpec(name="vanilla_kd", soft_weight=0))
