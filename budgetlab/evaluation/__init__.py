@@ -25,7 +25,7 @@ from budgetlab.evaluation.tasks import GLUE, Task, load_task, majority_score, sc
 from budgetlab.hardware import prepare
 from budgetlab.models import Network, build_network
 from budgetlab.step import load_parameters
-from budgetlab.store import Store
+from budgetlab.store import Store, read_value
 from budgetlab.strategies import build_strategy
 from budgetlab.values import EvaluateSpec, Plan, Recipe, RunRecord, Score, content_hash
 
@@ -140,6 +140,10 @@ def evaluate(
     for done, (number, _) in enumerate(ended, start=1):
         left = (time.monotonic() - started) / done * (len(todo) - done)
         say(Progress(f"{todo[number].subject.run_id} {todo[number].task}", done, len(todo), left))
+    for job in jobs:
+        score = read_value(Score, store.score_path(job.subject.run_id, job.key))
+        if score.model_copy(update=job.subject.about()) != score:  # its budget has another number in this plan
+            store.write_score(job.key, score.model_copy(update=job.subject.about()))
     names = [*yardsticks, *(f"{job.subject.run_id}/{job.key}" for job in jobs)]
     store.write_index(scores=names)
     return store.scores()

@@ -76,6 +76,7 @@ def run(
         raise CallerError(asked, "a run takes one device so far", "set it to 1, or only plan")
     units = plan_units(plan, corpus)
     store.write_index(runs=[unit.run_id for unit in units])
+    _number_anew(units, store)
     todo = _unfinished(units, store)
     numbers = {unit.run_id: number for number, unit in enumerate(todo)}
     needs = [[numbers[run_id] for run_id in _needs(unit, units) if run_id in numbers] for unit in todo]
@@ -92,6 +93,16 @@ def run(
         ):
             pass
     return store.records()
+
+
+def _number_anew(units: list[Unit], store: Store) -> None:
+    """Give finished runs the budget that they answer in the plan as it is now."""
+    for unit in units:
+        record = store.read_record(unit.run_id)
+        if record is None or record.schedule is None or unit.schedule is None:
+            continue
+        if (record.schedule.rung, record.schedule.budget) != (unit.schedule.rung, unit.schedule.budget):
+            store.write_record(record.model_copy(update={"schedule": unit.schedule}))
 
 
 def _needs(unit: Unit, units: list[Unit]) -> list[str]:

@@ -52,9 +52,9 @@ class Unit:
 
     @property
     def run_id(self) -> str:
-        """Readable, and unique by content."""
-        rung = f"-b{self.schedule.rung}" if self.schedule is not None else "-trunk" if self.kind == "trunk" else ""
-        return f"{self.arm}{rung}-s{self.seed}-{self.key[:8]}"
+        """Readable, and unique by content: by its steps, not by the number of its budget, which others may change."""
+        part = f"-{self.last_step}" if self.schedule is not None else "-trunk" if self.kind == "trunk" else ""
+        return f"{self.arm}{part}-s{self.seed}-{self.key[:8]}"
 
     @property
     def first_step(self) -> int:

@@ -360,8 +360,13 @@ def test_a_budget_in_between_branches_off_where_the_trunk_went_past(made: Plan, 
         return own[0].model_copy(update={"steps": steps, "cooldown_steps": cooldown, "tokens": tokens})
 
     store = Store(tmp_path / "grown", "small")
-    run(of(1.0, 3.0), corpus, store)
+    before = {record.run_id: record for record in run(of(1.0, 3.0), corpus, store) if record.kind == "rung"}
     grown = run(of(1.0, 2.0, 3.0), corpus, store)
+    # What was finished is the same run, under the number that its budget has now.
+    after = {record.run_id: record for record in grown if record.run_id in before}
+    assert [record.schedule.rung for record in after.values()] == [0, 2]
+    for run_id, record in after.items():
+        assert record.model_copy(update={"schedule": before[run_id].schedule}) == before[run_id]
     whole = run(of(1.0, 2.0, 3.0), corpus, Store(tmp_path / "whole", "small"))
     assert {record.status for record in grown} == {"complete"}
     assert {r.weights_hash for r in grown if r.kind == "rung"} == {r.weights_hash for r in whole if r.kind == "rung"}
