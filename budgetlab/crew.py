@@ -73,7 +73,11 @@ def work(
     context = get_context("loky")
     told, stop = context.SimpleQueue(), context.Event()
     pool = ProcessPoolExecutor(
-        min(workers, len(jobs)), initializer=_begin, initargs=(build, arguments, told, stop, os.getpid())
+        min(workers, len(jobs)),
+        initializer=_begin,
+        initargs=(build, arguments, told, stop, os.getpid()),
+        # loky takes 300 MB more than at the start for a leak and restarts the worker; a network takes more.
+        env={"LOKY_MAX_MEMORY_LEAK_SIZE": "1e15"},
     )
     try:
         yield from _dispatch(pool, jobs, needs or [()] * len(jobs), workers, told, tell, stop, stop_asked)
