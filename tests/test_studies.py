@@ -95,3 +95,41 @@ def test_a_users_own_strategy_file(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("x = 1\n")
     with pytest.raises(CallerError, match="defines 0 strategies"):
         load_study(path)
+
+
+@pytest.mark.parametrize("family", ["modernbert", "megatron-bert"])
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_a_loss_that_reads_attention_refuses_a_family_that_hides_it(tmp_path: Path, family: str, role: str) -> None:
+    path = write_small_study(tmp_path)
+    text = path.read_text().replace(f"[models.{role}]\n", f'[models.{role}]\nfamily = "{family}"\n')
+    path.write_text(text)
+    with pytest.raises(CallerError, match=rf"a {role} of family '{family}'.*only from bert, roberta, electra"):
+        load_study(path)
+    # Strategies that read logits work.
+    whole = text.replace('strategy = "minilm"', 'strategy = "no_kd"').replace(
+        'strategy = "tinybert"', 'strategy = "no_kd"'
+    )
+    for arm in ("minilm", "tinybert"):
+        before, after = whole.split(f"[arms.{arm}]\n")
+        whole = f"{before}[arms.{arm}]\n" + after.replace('teacher = "teacher"\n', "", 1)
+    path.write_text(whole)
+    assert load_study(path).models[role].family == family
+
+
+@pytest.mark.parametrize(
+    ("recipe", "teacher", "message"),
+    [
+        ("[0, 1]", "", "the arm has no teacher"),
+        ("[0, 9]", 'teacher = "teacher"', "the student has 2 layers, the teacher's are 0 to 3"),
+        ("[0, 1, 2]", 'teacher = "teacher"', "give one teacher layer for each student layer"),
+        ("[0, 3]", 'teacher = "teacher"', "hidden_size differs: student 32, teacher 64"),
+    ],
+)
+def test_a_start_from_the_teacher_must_fit(tmp_path: Path, recipe: str, teacher: str, message: str) -> None:
+    extra = f"{teacher}\nrecipe = {{ initialisation = {{ teacher_layers = {recipe} }} }}\n"
+    path = write_small_study(tmp_path)
+    path.write_text(
+        path.read_text().replace('[arms.no_kd]\nstrategy = "no_kd"\n', f'[arms.no_kd]\nstrategy = "no_kd"\n{extra}')
+    )
+    with pytest.raises(CallerError, match=message):
+        load_study(path)

@@ -260,3 +260,17 @@ def test_the_soft_gradient_vanishes_in_the_released_reduction() -> None:
         terms = build("vanilla_kd", reduction=reduction).loss(asked, Signals(logits=z_s), Signals(logits=z_t))
         norms[reduction] = float(torch.autograd.grad(terms["soft"], z_s)[0].norm())
     assert norms["released_code"] == pytest.approx(norms["per_token"] / VOCAB, rel=1e-5)
+
+
+def test_feature_losses_are_zero_at_teacher_equals_student() -> None:
+    layers = {layer: tensor(BATCH, LENGTH, WIDTH) for layer in (0, 1, 2)}
+    maps = {layer: tensor(BATCH, HEADS, LENGTH, LENGTH) for layer in (1, 2)}
+    parts = {name: {2: tensor(BATCH, HEADS, LENGTH, 3)} for name in ("queries", "keys", "values")}
+    for name, signals in (
+        ("tinybert", Signals(hidden=layers, scores=maps)),
+        ("minilm_v1", Signals(**parts)),
+        ("minilm", Signals(**parts)),
+    ):
+        settings = {"projection": "none"} if name == "tinybert" else {}
+        for term in build(name, **settings).loss(batch(mask=True), signals, signals).values():
+            assert float(term) == pytest.approx(0.0, abs=1e-6)
