@@ -344,7 +344,7 @@ def test_an_infeasible_arm_says_how_many_must_share_its_teacher(study: Study) ->
         again = plan(poor, profile_of(poor), match="required_flops", budgets=(1.5e9,),
                      teacher_charge=f"amortised:{students}")  # fmt: skip
         found = next(schedule for schedule in again.schedules if schedule.arm == "minilm")
-        assert found.feasible == feasible or (found.steps + 2 * found.warmup_steps >= 0 and students == shared)
+        assert found.feasible == feasible
 
 
 def test_a_plan_in_words_and_for_other_trainers(study: Study) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
+from budgetlab.cli.tables import fit_table, numbers, pairs, read_csv
 from budgetlab.errors import BudgetlabError, CallerError
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def plan(
     if throughput is not None:
         from budgetlab.planner import with_throughput
 
-        prices = with_throughput(prices, _read_csv("--throughput", throughput), throughput.name)
+        prices = with_throughput(prices, read_csv("--throughput", throughput), throughput.name)
     made = bench.plan(profile=prices, budgets=budget or (), match=match, teacher_charge=teacher_charge)
     if export is not None:
         from budgetlab.planner import training_arguments
@@ -245,11 +246,11 @@ def fit(
     if (study is None) == (table is None):
         raise CallerError("budgetlab fit", "give exactly one of STUDY and --table", "see budgetlab fit --help")
     if table is not None:
-        found = _fit_table(
+        found = fit_table(
             table,
             out,
             law=law,
-            columns=_pairs("--map", mapping) or None,
+            columns=pairs("--map", mapping) or None,
             objective=objective,
             delta=delta,
             resamples=resamples,
@@ -257,8 +258,8 @@ def fit(
             seed=seed,
             weights=weights,
             clusters=clusters,
-            pinned=_numbers("--pin", pin),
-            definitions=_pairs("--define", define),
+            pinned=numbers("--pin", pin),
+            definitions=pairs("--define", define),
             exclude_invalid=exclude_invalid,
             diagnostics=True,
         )
@@ -382,48 +383,3 @@ def _print_status(made: Any, records: Any) -> None:
     from budgetlab.reporting.tables import print_sheets, status_sheet
 
     print_sheets([status_sheet(made, records)])
-
-
-def _fit_table(path: Path, out: Path | None, **settings: Any) -> Any:
-    from budgetlab.fitting import fit
-
-    table = _read_csv("--table", path)
-    found = fit(table, **settings)
-    if out is not None:
-        from budgetlab.reporting.figures import draw_fit, fit_table, render
-        from budgetlab.store import write_fits
-
-        write_fits(out, [found])
-        if found.usable_for != "nothing":
-            caption = f"{found.formula} fitted to {path.name}: curve, {100 * found.interval_level:g} % band, points"
-            render("fit", draw_fit, fit_table(found, table), out, caption)
-    return found
-
-
-def _read_csv(option: str, path: Path) -> Any:
-    import pandas as pd
-
-    try:
-        return pd.read_csv(path)
-    except FileNotFoundError:
-        raise CallerError(f"{option} {path}", "no such file", "give the path of a CSV file") from None
-    except (ValueError, OSError) as error:
-        raise CallerError(f"{option} {path}", f"not a CSV table ({error})", "give a CSV file with a header") from None
-
-
-def _pairs(option: str, given: list[str] | None) -> dict[str, str]:
-    pairs = [item.partition("=") for item in given or []]
-    for name, equals, value in pairs:
-        if not (name and equals and value):
-            raise CallerError(f"{option} {name}{equals}{value}", "not NAME=VALUE", f"write {option} tokens=D")
-    return {name: value for name, _, value in pairs}
-
-
-def _numbers(option: str, given: list[str] | None) -> dict[str, float]:
-    found = {}
-    for name, value in _pairs(option, given).items():
-        try:
-            found[name] = float(value)
-        except ValueError:
-            raise CallerError(f"{option} {name}={value}", "not a number", f"write {option} E=1.69") from None
-    return found

@@ -99,7 +99,8 @@ def _trained(plan: Plan) -> list[tuple[Schedule, float]]:
     for schedule in feasible:
         carries_trunk = schedule.steps - schedule.cooldown_steps == longest.get(schedule.arm)
         own = schedule.steps if carries_trunk else schedule.cooldown_steps
-        longest.pop(schedule.arm, None) if carries_trunk else None
+        if carries_trunk:
+            del longest[schedule.arm]
         shares.append((schedule, own / schedule.steps))
     return shares
 

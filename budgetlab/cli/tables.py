@@ -1,0 +1,60 @@
+"""Tables and options that a user gives: CSV files, NAME=VALUE pairs, and a law fitted to one of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from budgetlab.errors import CallerError
+
+__all__ = ["fit_table", "numbers", "pairs", "read_csv"]
+
+
+def fit_table(path: Path, out: Path | None, **settings: Any) -> Any:
+    """Fit a law to a CSV file; with `out`, leave fits.json, fits.csv and the figure there."""
+    from budgetlab.fitting import fit
+
+    table = read_csv("--table", path)
+    found = fit(table, **settings)
+    if out is not None:
+        from budgetlab.reporting.figures import draw_fit, render
+        from budgetlab.reporting.figures import fit_table as drawn_table
+        from budgetlab.store import write_fits
+
+        write_fits(out, [found])
+        if found.usable_for != "nothing":
+            caption = f"{found.formula} fitted to {path.name}: curve, {100 * found.interval_level:g} % band, points"
+            render("fit", draw_fit, drawn_table(found, table), out, caption)
+    return found
+
+
+def read_csv(option: str, path: Path) -> Any:
+    """Read the CSV file that an option names."""
+    import pandas as pd
+
+    try:
+        return pd.read_csv(path)
+    except FileNotFoundError:
+        raise CallerError(f"{option} {path}", "no such file", "give the path of a CSV file") from None
+    except (ValueError, OSError) as error:
+        raise CallerError(f"{option} {path}", f"not a CSV table ({error})", "give a CSV file with a header") from None
+
+
+def pairs(option: str, given: list[str] | None) -> dict[str, str]:
+    """Read NAME=VALUE pairs."""
+    parts = [item.partition("=") for item in given or []]
+    for name, equals, value in parts:
+        if not (name and equals and value):
+            raise CallerError(f"{option} {name}{equals}{value}", "not NAME=VALUE", f"write {option} tokens=D")
+    return {name: value for name, _, value in parts}
+
+
+def numbers(option: str, given: list[str] | None) -> dict[str, float]:
+    """Read NAME=NUMBER pairs."""
+    found = {}
+    for name, value in pairs(option, given).items():
+        try:
+            found[name] = float(value)
+        except ValueError:
+            raise CallerError(f"{option} {name}={value}", "not a number", f"write {option} E=1.69") from None
+    return found
