@@ -7,7 +7,7 @@ and 72 % with three. There the variance is pooled over cells and the interval ta
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -158,11 +158,6 @@ class PooledVariance:
     cells: int
     smallest_sd: float
     largest_sd: float
-
-    def scaled(self, factor: float) -> PooledVariance:
-        """Return it in other units."""
-        sds = {name: factor * getattr(self, name) for name in ("sd", "smallest_sd", "largest_sd")}
-        return replace(self, **sds)
 
 
 def pool_variance(

@@ -75,15 +75,10 @@ def unit_of(y: str) -> str:
 
 
 def signed_values(runs: pd.DataFrame, y: str) -> pd.DataFrame:
-    """Put run values into points or nats, turned so that higher is better.
-
-    `level` is what the noise between runs is taken as proportional to: the mean loss at a budget, as in the fits,
-    whose residuals are logarithms; for scores, which may be zero, nothing.
-    """
+    """Put run values into points or nats, turned so that higher is better."""
     scale = 1.0 if unit_of(y) == "nats" else 100.0
     sign = np.where(runs["higher_is_better"], 1.0, -1.0)
-    level = runs.groupby("budget_amount")["value"].transform("mean") if unit_of(y) == "nats" else 1.0
-    return runs.assign(value=runs["value"] * sign * scale, level=level)
+    return runs.assign(value=runs["value"] * sign * scale)
 
 
 def contrast(runs: pd.DataFrame, a: str, b: str, budget: float, noise: PooledVariance | None) -> Contrast | None:
@@ -98,7 +93,7 @@ def contrast(runs: pd.DataFrame, a: str, b: str, budget: float, noise: PooledVar
     budget
         Its amount.
     noise
-        From `paired_noise`, over all arms and budgets, in units of `level`.
+        From `paired_noise`, over all arms and budgets.
 
     Returns
     -------
@@ -120,7 +115,6 @@ def contrast(runs: pd.DataFrame, a: str, b: str, budget: float, noise: PooledVar
         share = 1.0 / len(one) + 1.0 / len(other)
     if noise is None:
         return Contrast(difference, None, None, pairs, pairs > 0, None)
-    noise = noise.scaled(float(here["level"].iloc[0]))
     error = noise.sd * float(np.sqrt(share))
     return Contrast(difference, error, noise.degrees_of_freedom, pairs, pairs > 0, noise)
 
@@ -138,7 +132,7 @@ def unpaired_noise(runs: pd.DataFrame) -> PooledVariance | None:
 def _pool(runs: pd.DataFrame, residuals_of: Callable[[Array], tuple[Array, float]]) -> PooledVariance | None:
     arms, budgets, seeds = (np.unique(runs[c], return_inverse=True) for c in ("arm", "budget_amount", "run_seed"))
     values = np.full((len(budgets[0]), len(arms[0]), len(seeds[0])), np.nan)
-    values[budgets[1], arms[1], seeds[1]] = (runs["value"] / runs["level"]).to_numpy(dtype=float)
+    values[budgets[1], arms[1], seeds[1]] = runs["value"].to_numpy(dtype=float)
     found = [residuals_of(matrix) for matrix in values]
     residuals = np.stack([part for part, _ in found]).reshape(len(found), -1)
     cells, runs_of = np.nonzero(np.isfinite(residuals))
