@@ -226,7 +226,7 @@ def _ask(runs: pd.DataFrame, a: str, b: str, y: str, budget: float | None, *, pr
         shown = ", ".join(f"{value:g}" for value in budgets)
         raise CallerError(f"{asked} at {budget:g}", "not a budget that both arms have", f"choose one of {shown}")
     signed = signed_values(runs, y)
-    found = contrast(signed, a, b, amount, paired_noise(signed))
+    found = contrast(signed, a, b, amount, paired_noise(signed, amount))
     assert found is not None
     return _Question(a, b, y, amount, primary, found, runs)
 
@@ -256,9 +256,8 @@ def _answer(
     notes = [*notes]
     if not found.paired:
         notes.append("no run seed in common: the difference is not paired")
-    if found.noise is not None and found.noise.smallest_sd > 0 and found.noise.largest_sd > 4 * found.noise.smallest_sd:
-        ratio = found.noise.largest_sd / found.noise.smallest_sd
-        notes.append(f"the scatter between runs differs {ratio:.1f}-fold between budgets, yet one value is pooled")
+    if found.noise is not None and found.noise.cells > 1:
+        notes.append("too few runs at this budget: the scatter between runs is pooled over all budgets")
     if missing := q.runs.attrs.get("missing"):
         notes.append(f"{missing} runs lack a task and are left out of the mean over tasks")
     return Verdict(

@@ -385,7 +385,7 @@ class Verdict(Value):
     standard_error: float | None = None
     degrees_of_freedom: float | None = None
     run_sd: float | None = None
-    """Standard deviation of one run about its arm, pooled over arms and budgets, pairing removed."""
+    """Standard deviation of one run about its arm at this budget, pooled over arms, pairing removed."""
     num_seeds_to_resolve: dict[str, int | None] = {}
     """Runs per arm that would resolve a difference of so many points four times in five."""
     num_finetune_seeds: int | None = None

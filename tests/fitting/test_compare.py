@@ -351,9 +351,13 @@ def test_decomposition_uses_runs_at_equal_tokens_where_there_are_any():
 # Coverage --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("growth", [0.5, 1.0, 3.0])
 @pytest.mark.parametrize(("budgets", "seeds", "trunk"), [(3, 2, 0.0), (3, 3, 0.5), (5, 2, 0.5), (5, 5, 0.0)])
-def test_intervals_of_differences_cover(budgets, seeds, trunk):
-    """400 studies of 4 arms: at 95 % the count of hits has a standard deviation of 1.1 %."""
+def test_intervals_of_differences_cover(budgets, seeds, trunk, growth):
+    """400 studies of 4 arms: at 95 % the count of hits has a standard deviation of 1.1 %.
+
+    Noise may shrink or grow from budget to budget: it is not pooled over them.
+    """
     rng = np.random.default_rng(budgets * 100 + seeds)
     frame = pd.DataFrame(
         [(arm, float(b + 1), s) for b in range(budgets) for arm in "abcd" for s in range(seeds)],
@@ -363,11 +367,23 @@ def test_intervals_of_differences_cover(budgets, seeds, trunk):
     for _ in range(400):
         shared, luck = rng.standard_normal((1, 4, seeds)), rng.standard_normal((budgets, 1, seeds))
         own = rng.standard_normal((budgets, 4, seeds))
-        values = luck + np.sqrt(trunk) * shared + np.sqrt(1 - trunk) * own
+        noise = np.sqrt(trunk) * shared + np.sqrt(1 - trunk) * own
+        values = luck + noise * growth ** np.arange(budgets)[:, None, None]
         runs = signed_values(frame.assign(value=values.ravel()), "sst2")
-        low, high = contrast(runs, "a", "b", float(budgets), paired_noise(runs)).interval(0.95)
+        low, high = contrast(runs, "a", "b", float(budgets), paired_noise(runs, float(budgets))).interval(0.95)
         hits += low <= 0.0 <= high
     assert 0.93 - 0.01 <= hits / 400 <= 0.97 + 0.01
+
+
+def test_few_runs_borrow_the_noise_of_other_budgets_and_say_so():
+    """Two arms with two seeds leave one degree of freedom at a budget: t = 12.7 would resolve nothing, ever."""
+    table = study(4, 2, arms=("kd", "no_kd"))
+    found = compare(table, a="kd", b="no_kd", task="readout_loss", curves=False)
+    assert found.degrees_of_freedom == pytest.approx(4.0, rel=0.3)
+    assert any("pooled over all budgets" in note for note in found.notes)
+    enough = compare(study(4, 2), a="kd", b="no_kd", task="readout_loss", curves=False)
+    assert enough.degrees_of_freedom == 3.0
+    assert not enough.notes
 
 
 def test_a_percentile_bootstrap_of_three_runs_would_not():
