@@ -6,11 +6,11 @@ import platform
 import time
 from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 
 from budgetlab.errors import CallerError
+from budgetlab.machine import memory_bytes, processor_name
 from budgetlab.values import Environment, ExecutionSpec
 
 __all__ = ["device_clock", "environment", "peak_memory_bytes", "pick_device", "prepare"]
@@ -51,7 +51,10 @@ def environment(execution: ExecutionSpec) -> Environment:
     device = pick_device(execution)
     return Environment(
         device=device.type,
-        device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(),
+        device_memory_bytes=torch.cuda.get_device_properties(device).total_memory
+        if device.type == "cuda"
+        else memory_bytes(),
         devices=execution.devices,
         threads=execution.threads,
         python=platform.python_version(),
@@ -59,14 +62,6 @@ def environment(execution: ExecutionSpec) -> Environment:
         transformers=version("transformers"),
         budgetlab=version("budgetlab"),
     )
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def device_clock(device: torch.device) -> Callable[[], float]:

@@ -105,7 +105,7 @@ def _jobs(study: Study) -> list[Job]:
     ]
     recipe = study.recipe.model_copy(update={"initialisation": "random"})
     for name in study.teacher_names():
-        if study.models[name].pretrain is not None:
+        if study.models[name].pretraining_tokens is not None:
             jobs.append((name, StrategySpec(name="no_kd"), study.models[name], None, recipe))
     return jobs
 

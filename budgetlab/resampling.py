@@ -6,7 +6,7 @@ and 72 % with three. There the variance is pooled over cells and the interval ta
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,13 +16,16 @@ from scipy.special import stdtrit
 from budgetlab.errors import CallerError
 
 __all__ = [
+    "POWER",
     "PooledVariance",
     "bootstrap_weights",
+    "detectable_difference",
     "holm",
     "mean_interval",
     "median_interval",
     "percentile_interval",
     "pool_variance",
+    "seeds_to_resolve",
     "t_quantile",
     "wild_multipliers",
 ]
@@ -35,12 +38,64 @@ _CHUNK_CELLS = 15_000
 An array of so many numbers stays below 128 KiB, where the allocator hands out memory it already has; above, every
 temporary array is mapped anew, and the fits take half as long again.
 """
+POWER = 0.8
+"""A detectable difference is resolved with this probability."""
+_MOST_SEEDS = 100_000
 _WEBB = np.array([-np.sqrt(1.5), -1.0, -np.sqrt(0.5), np.sqrt(0.5), 1.0, np.sqrt(1.5)])
 
 
 def t_quantile(probability: float, degrees_of_freedom: float) -> float:
     """Quantile of Student's t (degrees of freedom need not be whole)."""
     return float(stdtrit(degrees_of_freedom, probability))
+
+
+def detectable_difference(standard_error: float, degrees_of_freedom: float, level: float = 0.95) -> float:
+    """Smallest true difference that a t interval at this level excludes zero for with probability `POWER`.
+
+    Examples
+    --------
+    >>> round(detectable_difference(1.0, 1e9), 3)
+    2.802
+    """
+    both = t_quantile((1 + level) / 2, degrees_of_freedom) + t_quantile(POWER, degrees_of_freedom)
+    return both * standard_error
+
+
+def seeds_to_resolve(
+    difference: float, sd: float, degrees_of_freedom: Callable[[int], float], level: float = 0.95
+) -> int | None:
+    """Fewest runs per arm, at least 2, with which a paired difference of this size is detectable.
+
+    Parameters
+    ----------
+    difference
+        A true difference of two arms.
+    sd
+        Standard deviation of one run, pairing removed.
+    degrees_of_freedom
+        That so many runs per arm leave for the noise.
+    level
+        Of the interval.
+
+    Returns
+    -------
+    int or None
+        None above 100,000.
+    """
+
+    def enough(seeds: int) -> bool:
+        error = sd * float(np.sqrt(2.0 / seeds))
+        return detectable_difference(error, degrees_of_freedom(seeds), level) <= difference
+
+    low, high = 1, 2
+    while not enough(high):
+        low, high = high, 2 * high
+        if high > _MOST_SEEDS:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
 
 
 def chunk_sizes(resamples: int, points: int) -> Iterator[int]:

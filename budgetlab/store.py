@@ -107,10 +107,13 @@ class Store:
         The results folder.
     study
         The study's name.
+    part
+        Which of its plans the index is of: trials of learning rates have their own, and share the runs.
     """
 
-    def __init__(self, results: str | Path, study: str) -> None:
+    def __init__(self, results: str | Path, study: str, *, part: str = "index") -> None:
         self.folder = Path(results) / study
+        self.part = part
         self.cache = Path(results) / "cache"
         """Corpora, shared by the studies of one results folder."""
 
@@ -173,10 +176,10 @@ class Store:
 
         Earlier plans may have left others; they are kept, and count again when a plan asks for them.
         """
-        write_whole(self.folder / "index.json", json.dumps({**self._index(), **what}, indent=1))
+        write_whole(self.folder / f"{self.part}.json", json.dumps({**self._index(), **what}, indent=1))
 
     def _index(self) -> dict[str, list[str]]:
-        path = self.folder / "index.json"
+        path = self.folder / f"{self.part}.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
     def records(self) -> list[RunRecord]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import tomllib
 from pathlib import Path
@@ -23,10 +24,11 @@ from budgetlab.values import (
     Recipe,
     TuningSpec,
     Value,
+    content_hash,
 )
 from budgetlab.values.specs import TAPPED_FAMILIES
 
-__all__ = ["PRESETS", "Study", "audit", "dump_study", "find_data", "load_study"]
+__all__ = ["PRESETS", "Study", "audit", "dump_study", "find_data", "load_study", "profile_key"]
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -82,7 +84,8 @@ def load_study(path: str | Path, *, data_root: str | Path | None = None) -> Stud
     path = _find_study(Path(path), Path.cwd())
     tables = _read(path, seen=())
     roots = [Path(root) for root in (data_root, os.environ.get("BUDGETLAB_DATA_ROOT")) if root]
-    study = _validated({**tables, "arms": _expand_arms(tables)}, path)
+    models, grids = _expand_models(tables.get("models"))
+    study = _validated({**tables, "models": models, "arms": _expand_arms(tables, grids)}, path)
     study = study.model_copy(
         update={"data_roots": (*roots, path.parent.resolve()), "models": _with_vocabulary(study, roots)}
     )
@@ -109,6 +112,21 @@ def find_data(study: Study, path: str) -> Path:
             return root / path
     tried = ", ".join(str(root) for root in study.data_roots) or "nowhere"
     raise CallerError(f"path {path!r}", f"not found under {tried}", "set --data-root or $BUDGETLAB_DATA_ROOT")
+
+
+_PRICELESS = {"usd_per_device_hour", "scaling_efficiency", "workers", "device_memory_bytes"}
+"""Settings of the execution that do not change what a step costs on one device."""
+
+
+def profile_key(study: Study) -> str:
+    """Hash of what decides the prices of a study: a profile with the same key may stand for it."""
+    return content_hash(
+        [study.models[name].untrained().model_dump(mode="json") for name in sorted(study.models)],
+        [name for name in sorted(study.teacher_names()) if study.models[name].pretraining_tokens is not None],
+        [arm.model_dump(mode="json") for arm in study.arms.values()],
+        study.recipe,
+        study.execution.model_dump(mode="json", exclude=_PRICELESS),
+    )
 
 
 def audit(study: Study) -> tuple[str, ...]:
@@ -168,7 +186,29 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _expand_arms(tables: dict[str, Any]) -> Any:
+def _expand_models(models: Any) -> tuple[Any, dict[str, list[str]]]:
+    """One model for each of several teacher budgets (`pretrain.tokens` a list), and which names stand for which."""
+    if not isinstance(models, dict):
+        return models, {}
+    expanded: dict[str, Any] = {}
+    grids: dict[str, list[str]] = {}
+    for name, model in models.items():
+        pretrain = model.get("pretrain") if isinstance(model, dict) else None
+        amounts = pretrain.get("tokens") if isinstance(pretrain, dict) else None
+        if pretrain is None or not isinstance(amounts, list):
+            expanded[name] = model
+            continue
+        grids[name] = [f"{name}-{amount}" for amount in amounts]
+        for full_name, amount in zip(grids[name], amounts, strict=True):
+            expanded[full_name] = {**model, "pretrain": {**pretrain, "tokens": amount}}
+    return expanded, grids
+
+
+def _expand_arms(tables: dict[str, Any], grids: dict[str, list[str]]) -> Any:
+    """Fill in the shared recipe, and make an arm of every student and teacher asked for, such as `ARM@STUDENT@TEACHER`.
+
+    A name has a part only for what was a list.
+    """
     arms = tables.get("arms")
     if not isinstance(arms, dict):
         return arms
@@ -184,11 +224,22 @@ def _expand_arms(tables: dict[str, Any]) -> Any:
             "strategy": {"name": strategy} if isinstance(strategy, str) else strategy,
             "recipe": _merge(shared, over) if isinstance(over, dict) and isinstance(shared, dict) else over,
         }
-        students = arm.get("student")
-        for student in students if isinstance(students, list) else [students]:
-            full_name = f"{name}@{student}" if isinstance(students, list) else name
-            expanded[full_name] = {**filled, "student": student, "name": full_name}
+        choices = {role: _choices(arm.get(role), grids) for role in ("student", "teacher")}
+        for student, teacher in itertools.product(*choices.values()):
+            picked = {"student": student, "teacher": teacher}
+            several = [str(picked[role]) for role, found in choices.items() if len(found) > 1 or _listed(arm, role)]
+            full_name = "@".join([name, *several])
+            expanded[full_name] = {**filled, **picked, "name": full_name}
     return {name: {key: value for key, value in arm.items() if value is not None} for name, arm in expanded.items()}
+
+
+def _listed(arm: dict[str, Any], role: str) -> bool:
+    return isinstance(arm.get(role), list)
+
+
+def _choices(asked: Any, grids: dict[str, list[str]]) -> list[Any]:
+    names = asked if isinstance(asked, list) else [asked]
+    return [choice for name in names for choice in (grids.get(name, [name]) if isinstance(name, str) else [name])]
 
 
 def _validated(tables: dict[str, Any], path: Path) -> Study:

@@ -12,6 +12,7 @@ FLOORS = [
     ({"errors"}, set()),
     ({"units"}, set()),
     ({"values"}, set()),
+    ({"machine"}, set()),
     ({"strategies", "laws", "resampling"}, {"crew", "hardware", "models", "corpus", "batches", "checkpoint"}),
     ({"studies", "store"}, set()),
     ({"planner", "fitting"}, {"step"}),

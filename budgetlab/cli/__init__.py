@@ -127,9 +127,18 @@ def plan(
     ] = None,
     sensitivity: Annotated[bool, typer.Option("--sensitivity", help="Tokens under every meaning of compute.")] = False,
     paper: Annotated[bool, typer.Option("--paper", help="Methods paragraph, compute statement, LaTeX table.")] = False,
+    figure: Annotated[bool, typer.Option("--figure", help="Draw the sensitivity into the results folder.")] = False,
+    power: Annotated[
+        list[float] | None,
+        typer.Option("--power", help="Seeds and compute that resolve this difference; repeated.", metavar="DIFFERENCE"),
+    ] = None,
+    spread: Annotated[
+        float | None, typer.Option("--spread", help="Standard deviation of a run; else that of the results.")
+    ] = None,
     export: Annotated[
         str | None, typer.Option("--export", help="Print ARM's largest run as TrainingArguments.", metavar="ARM")
     ] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="With --export: JSON for any trainer instead.")] = False,
     results: Results = RESULTS,
     data_root: DataRoot = None,
     as_json: Json = False,
@@ -147,30 +156,27 @@ def plan(
         prices = with_throughput(prices, read_csv("--throughput", throughput), throughput.name)
     made = bench.plan(profile=prices, budgets=budget or (), match=match, teacher_charge=teacher_charge)
     if export is not None:
-        from budgetlab.planner import training_arguments
+        from budgetlab.planner import run_description, training_arguments
 
-        _print_json(training_arguments(made, export))
+        _print_json((run_description if plain else training_arguments)(made, export))
         return
     if as_json:
         _print_json(made.model_dump(mode="json"))
         return
+    from budgetlab.cli.plans import draw, paper_words, power_words, sensitivity_words
     from budgetlab.reporting.tables import plan_sheet, print_sheets
 
     print_sheets([plan_sheet(made)])
+    further = [f"warning: {line}" for line in made.warnings]
     if sensitivity:
-        from budgetlab.planner import sensitivity as table
-
-        found = table(bench.study, prices)
-        wide = found.pivot_table(index=["match", "charge"], columns="arm", values="ratio", sort=False, dropna=False)
-        wide = wide.dropna(how="all").rename_axis(columns=None)
-        first = next(iter(bench.study.arms))
-        print(f"\nTokens relative to {first} in this plan's largest budget, under every meaning of compute:\n")
-        print(wide.to_string(float_format="{:.3f}".format, na_rep="n/a"))
+        further += ["", sensitivity_words(bench.study, prices)]
+    if power:
+        further += ["", power_words(made, bench.store, power, spread)]
     if paper:
-        from budgetlab.planner import compute_statement, latex_table, methods_paragraph
-
-        print("\n".join(["", methods_paragraph(made), "", compute_statement(made), "", latex_table(made)]))
-    print("\n".join(["", "What differs between the arms:", *(f"  {line}" for line in made.audit)]))
+        further += ["", paper_words(made)]
+    if figure:
+        further += ["", f"figure  {draw(bench.study, prices, bench.store.folder / 'figures')}"]
+    print("\n".join([*further, "", "What differs between the arms:", *(f"  {line}" for line in made.audit)]))
 
 
 @app.command()
@@ -183,6 +189,7 @@ def run(
 ) -> None:
     """Train every planned run that is not finished; STUDY may also be a plan.json."""
     bench, made = _planned(study, results, data_root)
+    made = bench.tune(made)
     records = bench.run(made)
     if as_json:
         _print_json([record.model_dump(mode="json", exclude={"points"}) for record in records])
@@ -371,10 +378,11 @@ def _planned(study: str, results: Path, data_root: Path | None) -> tuple[Workben
         if bench.study.corpus.source == "docs" or bench.store.read_plan() is None:
             bench.corpus()
         return bench, bench.plan(profile=bench.profile(to_run=True))
+    from budgetlab.planner import checked
     from budgetlab.store import read_value
     from budgetlab.values import Plan
 
-    made = read_value(Plan, Path(study))
+    made = checked(read_value(Plan, Path(study)))
     beside = Path(study).parent
     return _bench(str(beside / "study.toml"), beside.parent, data_root), made
 

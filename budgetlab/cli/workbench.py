@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from budgetlab.cli.screen import Screen
+from budgetlab.cli.screen import Screen, Stage
 from budgetlab.errors import CallerError
 from budgetlab.store import Store, read_value, scores_frame
-from budgetlab.studies import Study, dump_study, find_data, load_study
-from budgetlab.values import CostProfile, CurveFit, Plan, RunRecord, Score, Verdict, content_hash
+from budgetlab.studies import Study, dump_study, find_data, load_study, profile_key
+from budgetlab.values import CostProfile, CurveFit, Plan, RunRecord, Score, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,19 +104,58 @@ class Workbench:
         teacher_charge: str | None = None,
     ) -> Plan:
         """Match the budgets; the corpus counts towards passes once it has been built."""
-        from budgetlab.planner import plan
+        from budgetlab.planner import other_machine, plan
 
+        prices = profile or self.profile()
         made = plan(
             self.study,
-            profile or self.profile(),
+            prices,
             corpus_tokens=None if self._corpus is None else self._pass_tokens(self._corpus),
             budgets=tuple(budgets) or None,
             match=match,
             teacher_charge=teacher_charge,
         )
+        if (elsewhere := other_machine(prices)) is not None:
+            made = made.model_copy(update={"warnings": (*made.warnings, elsewhere)})
+        made = self._with_known_rates(made)
         self.store.write_study(dump_study(self.study))
         self.store.write_plan(made)
         return made
+
+    def tune(self, plan: Plan) -> Plan:
+        """Run the trials of [tuning] that were not run yet, and give every arm its best rate."""
+        if not plan.trials or all(trial.readout_loss is not None for trial in plan.trials):
+            return plan
+        from budgetlab.planner import choose_rates, trial_plan
+
+        trials, corpus, store = trial_plan(plan), self.corpus(), self._trial_store()
+        from budgetlab.evaluation import evaluate
+        from budgetlab.runner import run
+
+        with self.screen.stage("tuning") as stage:
+            show = self._show_run(stage)
+            records = run(trials, corpus, store, progress=show)
+            spec = self.study.evaluate.model_copy(update={"tasks": (), "largest_budget_only": ()})
+            scores = evaluate(trials, records, spec, corpus, store, [])
+            chosen = choose_rates(plan, _trial_losses(scores))
+            rates = {name: f"{arm.recipe.learning_rate:g}" for name, arm in chosen.arms.items()}
+            stage.note = ", ".join(f"{name} {rate}" for name, rate in rates.items())
+        self.store.write_plan(chosen)
+        return chosen
+
+    def _with_known_rates(self, plan: Plan) -> Plan:
+        """Apply the rates of trials that were run before."""
+        from budgetlab.planner import choose_rates
+
+        if not plan.trials:
+            return plan
+        store = self._trial_store()
+        losses = _trial_losses(store.scores())
+        ended = {*losses, *(record.arm for record in store.records() if record.status == "failed")}
+        return choose_rates(plan, losses) if {trial.schedule.arm for trial in plan.trials} <= ended else plan
+
+    def _trial_store(self) -> Store:
+        return Store(self.store.folder.parent, self.study.name, part="tuning")
 
     def _pass_tokens(self, corpus: Corpus) -> int:
         seq_len = self.study.recipe.seq_len
@@ -125,20 +164,22 @@ class Workbench:
     def run(self, plan: Plan) -> list[RunRecord]:
         """Train what is not trained yet."""
         corpus = self.corpus()
-        from budgetlab.runner import Progress, run
+        from budgetlab.runner import run
 
         with self.screen.stage("run") as stage:
-
-            def show(where: Progress) -> None:
-                text = f"{where.run_id} step {where.step}/{where.steps} loss {where.loss:.3g}"
-                stage(text, where.done_fraction, where.seconds_left)
-
-            records = run(plan, corpus, self.store, progress=show)
+            records = run(plan, corpus, self.store, progress=self._show_run(stage))
             failed = [record for record in records if record.status == "failed"]
             stage.note = f"{len(records) - len(failed)} units complete" + (f", {len(failed)} failed" if failed else "")
         for record in failed:
             self.screen.say(f"failed    {record.run_id}: {record.message}; delete its folder to try again")
         return records
+
+    def _show_run(self, stage: Stage) -> Callable[[Any], None]:
+        def show(where: Any) -> None:
+            text = f"{where.run_id} step {where.step}/{where.steps} loss {where.loss:.3g}"
+            stage(text, where.done_fraction, where.seconds_left)
+
+        return show
 
     def evaluate(self, plan: Plan, records: Sequence[RunRecord]) -> list[Score]:
         """Score what is not scored yet."""
@@ -212,7 +253,7 @@ class Workbench:
         self._room()
         self.corpus()
         profile = self.profile(to_run=True)
-        plan = self.plan(profile=profile)
+        plan = self.tune(self.plan(profile=profile))
         records = self.run(plan)
         scores = scores_frame(self.evaluate(plan, records))
         fits, verdicts = self.fit(scores)
@@ -230,11 +271,5 @@ class Workbench:
             raise CallerError(f"results in {folder}", f"only {free / 1e6:.0f} MB are free", "free some room")
 
 
-def profile_key(study: Study) -> str:
-    """Hash of what decides the prices."""
-    return content_hash(
-        [study.models[name].model_dump(mode="json", exclude={"pretrain", "weights"}) for name in sorted(study.models)],
-        [arm.model_dump(mode="json") for arm in study.arms.values()],
-        study.recipe,
-        study.execution.model_dump(mode="json", exclude={"usd_per_device_hour", "scaling_efficiency", "workers"}),
-    )
+def _trial_losses(scores: Sequence[Score]) -> dict[str, float]:
+    return {s.arm: s.value for s in scores if s.task == "readout_loss" and s.subject == "run"}

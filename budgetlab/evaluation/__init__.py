@@ -161,7 +161,7 @@ def _subjects(plan: Plan, records: Sequence[RunRecord]) -> list[_Subject]:
         raise CallerError(f"evaluate {plan.study}", "it has no finished run", "run it first")
     for teacher in plan.teachers:
         if teacher.weights is not None:
-            key = content_hash("weights", plan.models[teacher.model])
+            key = content_hash("weights", plan.models[teacher.model].identity())
             run_id = f"{teacher.model}-weights-{key[:8]}"
             found.append(_Subject(run_id, key, "teacher", teacher.model, teacher.model, None, 0, True))
     for model in dict.fromkeys(arm.student for arm in plan.arms.values()):

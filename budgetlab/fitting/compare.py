@@ -13,7 +13,7 @@ from budgetlab.fitting.contrast import (
     Contrast,
     contrast,
     paired_noise,
-    seeds_to_resolve,
+    runs_to_resolve,
     signed_values,
     unit_of,
 )
@@ -191,7 +191,7 @@ def reference_arm(arm: str, arms: list[str], asked: str | None = None) -> str | 
         raise unknown_name("arm", asked, arms, f"reference = {asked!r}")
     if word in arms:
         return word
-    same = [name for name in family if name.partition("@")[2] == arm.partition("@")[2]]
+    same = [name for name in family if name.split("@")[1:2] == arm.split("@")[1:2]]
     if same:
         return same[0]
     if arm in family:
@@ -279,9 +279,7 @@ def _answer(
         standard_error=found.standard_error,
         degrees_of_freedom=found.degrees_of_freedom,
         run_sd=None if found.noise is None else found.noise.sd,
-        num_seeds_to_resolve={}
-        if unit == "nats"
-        else {f"{d:g}": seeds_to_resolve(found, d, level) for d in _PUBLISHED},
+        num_seeds_to_resolve={} if unit == "nats" else {f"{d:g}": runs_to_resolve(found, d, level) for d in _PUBLISHED},
         num_finetune_seeds=None if q.y in LOSSES else int(here["finetune_seeds"].min()),
         one_teacher=one_teacher,
         compute_multiplier=None if curves is None else curves.multiplier(q.a, q.b, q.budget),

@@ -18,13 +18,16 @@ from scipy.special import stdtr
 
 from budgetlab.fitting.scores import LOSSES
 from budgetlab.laws.base import Array
-from budgetlab.resampling import PooledVariance, pool_variance, t_quantile
+from budgetlab.resampling import (
+    PooledVariance,
+    detectable_difference,
+    pool_variance,
+    seeds_to_resolve,
+    t_quantile,
+)
 
-__all__ = ["POWER", "Contrast", "contrast", "paired_noise", "seeds_to_resolve", "signed_values", "unit_of"]
+__all__ = ["Contrast", "contrast", "paired_noise", "runs_to_resolve", "signed_values", "unit_of"]
 
-POWER = 0.8
-"""A minimum detectable difference is resolved with this probability."""
-_MOST_SEEDS = 100_000
 _FEWEST_DEGREES_OF_FREEDOM = 3
 """With fewer at a budget its noise is pooled over all budgets: Student's t would say nothing at all."""
 
@@ -63,8 +66,7 @@ class Contrast:
         """Smallest true difference that an equal design resolves with probability `POWER`."""
         if self.standard_error is None or self.degrees_of_freedom is None:
             return None
-        both = t_quantile((1 + level) / 2, self.degrees_of_freedom) + t_quantile(POWER, self.degrees_of_freedom)
-        return both * self.standard_error
+        return detectable_difference(self.standard_error, self.degrees_of_freedom, level)
 
     def _tail(self, distance: float) -> float | None:
         if self.standard_error is None or self.degrees_of_freedom is None:
@@ -173,25 +175,12 @@ def _one_way_residuals(matrix: Array) -> tuple[Array, float]:
     return matrix - means[:, None], float(np.maximum(counts - 1, 0).sum())
 
 
-def seeds_to_resolve(found: Contrast, difference: float, level: float) -> int | None:
+def runs_to_resolve(found: Contrast, difference: float, level: float) -> int | None:
     """Return the runs per arm that would resolve a true difference with probability `POWER`.
 
     The noise is taken as measured; the degrees of freedom grow with the runs.
     """
     if found.noise is None or found.degrees_of_freedom is None or found.num_pairs < 2:
         return None
-
-    def detectable(seeds: int) -> float:
-        freedom = found.degrees_of_freedom * (seeds - 1) / (found.num_pairs - 1)  # type: ignore[operator]
-        both = t_quantile((1 + level) / 2, freedom) + t_quantile(POWER, freedom)
-        return both * found.noise.sd * float(np.sqrt(2.0 / seeds))  # type: ignore[union-attr]
-
-    low, high = 1, 2
-    while detectable(high) > difference:
-        low, high = high, 2 * high
-        if high > _MOST_SEEDS:
-            return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if detectable(middle) <= difference else (middle, high)
-    return high
+    per_pair = found.degrees_of_freedom / (found.num_pairs - 1)
+    return seeds_to_resolve(difference, found.noise.sd, lambda seeds: per_pair * (seeds - 1), level)

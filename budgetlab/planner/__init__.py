@@ -1,21 +1,49 @@
 """Budgets become matched token schedules, and the answer to "what if": pure arithmetic, without torch."""
 
+from budgetlab.planner.checks import checked, other_machine
 from budgetlab.planner.match import MATCHES, effective_tokens, plan, price_per_step
-from budgetlab.planner.scenarios import all_in, cached_teacher, sensitivity, what_if, with_throughput
-from budgetlab.planner.words import compute_statement, latex_table, methods_paragraph, training_arguments
+from budgetlab.planner.power import power
+from budgetlab.planner.scenarios import (
+    all_in,
+    cached_teacher,
+    definition_notes,
+    sensitivity,
+    what_if,
+    with_throughput,
+)
+from budgetlab.planner.tuning import choose_rates, trial_plan, tuning_note
+from budgetlab.planner.words import (
+    compute_statement,
+    ladder_costs,
+    ladder_note,
+    latex_table,
+    methods_paragraph,
+    run_description,
+    training_arguments,
+)
 
 __all__ = [
     "MATCHES",
     "all_in",
     "cached_teacher",
+    "checked",
+    "choose_rates",
     "compute_statement",
+    "definition_notes",
     "effective_tokens",
+    "ladder_costs",
+    "ladder_note",
     "latex_table",
     "methods_paragraph",
+    "other_machine",
     "plan",
+    "power",
     "price_per_step",
+    "run_description",
     "sensitivity",
     "training_arguments",
+    "trial_plan",
+    "tuning_note",
     "what_if",
     "with_throughput",
 ]

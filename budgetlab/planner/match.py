@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from budgetlab.errors import CallerError, unknown_name
+from budgetlab.planner.checks import warnings
 from budgetlab.studies import Study, audit
 from budgetlab.units import format_amount, parse_amount
-from budgetlab.values import ArmCost, Budget, CostProfile, Plan, Recipe, Schedule, TeacherPlan
+from budgetlab.values import ArmCost, Budget, CostProfile, Plan, Recipe, Schedule, TeacherPlan, Trial
 
 __all__ = ["MATCHES", "charge_share", "effective_tokens", "plan", "price_per_step", "whole_steps"]
 
@@ -66,8 +68,6 @@ def plan(
     for arm in study.arms:
         if arm not in costs:
             raise CallerError(f"plan of {study.name}", f"the profile has no arm {arm!r}", "profile this study again")
-    if study.tuning is not None:
-        raise CallerError("[tuning]", "trials of learning rates are not built yet", "remove it, or set arms.X.recipe")
     amounts = _budgets(study, budgets or study.plan.budgets, match, costs)
     unit = amounts[0].unit
     if study.plan.ladder == "branched" and any(
@@ -75,16 +75,22 @@ def plan(
     ):
         raise CallerError('ladder = "branched"', "needs a schedule that can be cut anywhere", 'use schedule = "wsd"')
     unique = study.corpus.unique_tokens or corpus_tokens
-    schedules = []
-    for rung, budget in enumerate(amounts):
-        for arm in study.arms:
-            schedules.append(_schedule(study, arm, costs, budget, rung, amounts[0], charge, unique))
+    if corpus_tokens is not None and unique is not None and unique > corpus_tokens:
+        asked = f"corpus.unique_tokens = {unique:,}"
+        raise CallerError(asked, f"the corpus has {corpus_tokens:,}", "lower it, leave it out, or add text")
+    schedules = [
+        _schedule(study, arm, costs, budget, rung, amounts[0], charge, unique)
+        for rung, budget in enumerate(amounts)
+        for arm in study.arms
+    ]
     if not any(schedule.feasible for schedule in schedules):
         raise CallerError(
             f"budget {format_amount(amounts[-1].amount, unit)}",
             "too small for one step of any arm",
             schedules[-1].reason or "",
         )
+    for schedule in schedules:
+        _within_tolerance(schedule, study.plan.tolerance_fraction)
     return Plan(
         study=study.name,
         match=match,
@@ -104,6 +110,8 @@ def plan(
         corpus=study.corpus,
         execution=study.execution,
         audit=audit(study),
+        trials=tuple(_trials(study, costs, amounts[0], charge, unique)),
+        warnings=warnings(study, profile),
     )
 
 
@@ -201,13 +209,20 @@ def _teacher_bill(study: Study, arm: str, costs: dict[str, ArmCost], unit: str, 
     if teacher is None or share == 0.0 or unit == "tokens":
         return 0.0
     spec = study.models[teacher]
-    if spec.pretrain is None or teacher not in costs:
-        raise CallerError(
-            f"teacher_charge = {charge!r}", f"the pretraining cost of {teacher!r} is unknown", "use inference or none"
+    tokens = spec.pretraining_tokens
+    if tokens is not None and teacher in costs:
+        return (
+            share * math.ceil(tokens / costs[teacher].batch_tokens) * _price(study, costs[teacher], unit, "inference")
         )
-    steps = math.ceil(spec.pretrain.tokens / costs[teacher].batch_tokens)
-    price = _price(study, costs[teacher], unit, "inference")
-    return share * steps * price
+    asked = f"teacher_charge = {charge!r}"
+    if spec.pretrained_for is None:
+        known = f'set models.{teacher}.pretrained_for = "137B tokens" or the like, or use inference or none'
+        raise CallerError(asked, f"the pretraining cost of {teacher!r} is unknown", known)
+    amount, stated = parse_amount(spec.pretrained_for, "tokens")
+    if stated != unit:
+        wrong = f"the cost of {teacher!r} is stated in {stated}, the budget is in {unit}"
+        raise CallerError(asked, wrong, f"state it in tokens (and profile again) or in {unit}")
+    return share * amount
 
 
 def _schedule(
@@ -221,10 +236,12 @@ def _schedule(
     unique: int | None,
 ) -> Schedule:
     cost, recipe = costs[arm], study.arms[arm].recipe
-    bill = _teacher_bill(study, arm, costs, budget.unit, charge)
+    teacher_bill = _teacher_bill(study, arm, costs, budget.unit, charge)
     price = _price(study, cost, budget.unit, charge)
-
-    steps, first_steps = (int(whole_steps(amount, bill, price)) for amount in (budget.amount, smallest.amount))
+    first_steps = int(whole_steps(smallest.amount, teacher_bill, price))
+    tried = len(study.tuning.learning_rate) if study.tuning is not None and study.tuning.charge else 0
+    bill = teacher_bill + tried * first_steps * price
+    steps = int(whole_steps(budget.amount, bill, price))
     # Rungs of one trunk share its warm-up, which is therefore a share of the smallest rung.
     warmup = math.ceil(recipe.warmup_fraction * (first_steps if study.plan.ladder == "branched" else steps))
     cooldown = max(1, round(recipe.cooldown_fraction * steps)) if recipe.schedule == "wsd" and steps else 0
@@ -234,8 +251,12 @@ def _schedule(
     if not feasible:
         enough = format_amount(bill + 2 * price, budget.unit)
         reason = f"{arm} can take {steps} steps; the smallest feasible budget is {enough}"
-        if bill and budget.amount > 2 * price:
-            share = charge_share(charge) * (budget.amount - 2 * price) / bill
+        if tried:
+            reason += (
+                f", of which {tried} trials of learning rates take {format_amount(bill - teacher_bill, budget.unit)}"
+            )
+        elif teacher_bill and budget.amount > 2 * price:
+            share = charge_share(charge) * (budget.amount - 2 * price) / teacher_bill
             reason += f", or share the teacher among {math.ceil(1 / share)} students (amortised:{math.ceil(1 / share)})"
         steps = warmup = cooldown = 0
     tokens = steps * cost.batch_tokens
@@ -262,9 +283,34 @@ def _schedule(
         device_seconds=None if seconds is None else seconds * steps,
         device_seconds_interval=None if interval is None else (interval[0] * steps, interval[1] * steps),
         interval_level=cost.interval_level,
-        teacher_charge=bill,
+        teacher_charge=teacher_bill,
+        tuning_charge=bill - teacher_bill,
         unspent_fraction=1.0 - (bill + steps * price) / budget.amount if feasible else 1.0,
     )
+
+
+def _within_tolerance(schedule: Schedule, tolerance: float) -> None:
+    if schedule.feasible and schedule.unspent_fraction > tolerance:
+        raise CallerError(
+            f"{schedule.arm} at {format_amount(schedule.budget.amount, schedule.budget.unit)}",
+            f"{schedule.steps} whole steps leave {100 * schedule.unspent_fraction:.2g} % unspent, more than "
+            f"plan.tolerance_fraction = {tolerance:g}",
+            "raise the budget, lower recipe.batch_tokens, or allow more",
+        )
+
+
+def _trials(
+    study: Study, costs: dict[str, ArmCost], smallest: Budget, charge: str, unique: int | None
+) -> Iterator[Trial]:
+    """Yield the same learning rates for every arm, each a whole run of its own at the smallest budget."""
+    if study.tuning is None:
+        return
+    bare = study.model_copy(update={"tuning": None, "plan": study.plan.model_copy(update={"ladder": "separate"})})
+    for arm in study.arms:
+        schedule = _schedule(bare, arm, costs, smallest, 0, smallest, charge, unique)
+        for rate in study.tuning.learning_rate if schedule.feasible else ():
+            name = f"{arm}~{rate:g}"
+            yield Trial(arm=arm, learning_rate=rate, schedule=schedule.model_copy(update={"arm": name}))
 
 
 def _tokens_interval(amount: float, bill: float, price: float, cost: ArmCost) -> tuple[float, float]:
@@ -303,12 +349,14 @@ def effective_tokens(tokens: Any, unique_tokens: Any) -> Any:
 
 
 def _teacher_plan(study: Study, name: str, costs: dict[str, ArmCost]) -> TeacherPlan:
-    spec, recipe = study.models[name], study.recipe
+    spec, recipe, cost = study.models[name], study.recipe, costs.get(name)
+    steps = math.ceil((spec.pretraining_tokens or 0) / recipe.batch_tokens)
+    flops = 0.0 if cost is None else cost.train_required_flops_per_token * steps * recipe.batch_tokens
     if spec.pretrain is None:
-        return TeacherPlan(model=name, weights=spec.weights)
-    cost = costs.get(name)
-    steps = math.ceil(spec.pretrain.tokens / recipe.batch_tokens)
-    seconds = None if cost is None or cost.seconds_per_step is None else cost.seconds_per_step * steps
+        if spec.pretrained_for is not None and cost is None:
+            amount, unit = parse_amount(spec.pretrained_for, "tokens")
+            flops = amount if unit == "required_flops" else 0.0
+        return TeacherPlan(model=name, weights=spec.weights, required_flops=flops)
     return TeacherPlan(
         model=name,
         tokens=steps * recipe.batch_tokens,
@@ -316,8 +364,8 @@ def _teacher_plan(study: Study, name: str, costs: dict[str, ArmCost]) -> Teacher
         warmup_steps=math.ceil(recipe.warmup_fraction * steps),
         cooldown_steps=min(steps, max(1, round(recipe.cooldown_fraction * steps))),
         seed=spec.pretrain.seed,
-        required_flops=0.0 if cost is None else cost.train_required_flops_per_token * steps * recipe.batch_tokens,
-        device_seconds=seconds,
+        required_flops=flops,
+        device_seconds=None if cost is None or cost.seconds_per_step is None else cost.seconds_per_step * steps,
     )
 
 

@@ -13,7 +13,7 @@ from budgetlab.strategies import build_strategy
 from budgetlab.studies import Study
 from budgetlab.values import ArmCost, CostProfile
 
-__all__ = ["all_in", "cached_teacher", "sensitivity", "what_if", "with_throughput"]
+__all__ = ["all_in", "cached_teacher", "definition_notes", "sensitivity", "what_if", "with_throughput"]
 
 
 def sensitivity(study: Study, profile: CostProfile) -> pd.DataFrame:
@@ -54,6 +54,31 @@ def sensitivity(study: Study, profile: CostProfile) -> pd.DataFrame:
         ratio = None if tokens is None else tokens / top.tokens
         rows.append({"match": base.match, "charge": "cached", "arm": row["arm"], "tokens": tokens, "ratio": ratio})
     return pd.DataFrame(rows, columns=["match", "charge", "arm", "tokens", "ratio"])
+
+
+def definition_notes(table: pd.DataFrame, *, by: float = 0.1) -> list[str]:
+    """Say of each arm how far its tokens depend on what "the same compute" means, hence whose verdict could.
+
+    Parameters
+    ----------
+    table
+        From `sensitivity`.
+    by
+        A range wider than this share of its lower end is one on which a verdict could depend.
+    """
+    known = table[(table["match"] != "equal_tokens") & (table["charge"] != "none")].dropna(subset="ratio")
+    infeasible = table[table["ratio"].isna()].groupby("arm", sort=False)["charge"].unique()
+    notes = []
+    for arm, rows in known.groupby("arm", sort=False):
+        rows = rows.sort_values("ratio")
+        low, high = rows.iloc[0], rows.iloc[-1]
+        if high["ratio"] <= low["ratio"] * (1 + by):
+            continue
+        ends = [f"{end['ratio']:.2f} ({end['match']}, {end['charge']})" for end in (low, high)]
+        note = f"{arm}: {ends[0]} to {ends[1]} of the first arm's tokens; its verdict could depend on the definition"
+        charges = [str(charge) for charge in infeasible.get(arm, [])]
+        notes.append(note + (f"; infeasible under {', '.join(charges)}" if charges else ""))
+    return notes
 
 
 def what_if(scenarios: pd.DataFrame) -> pd.DataFrame:

@@ -8,7 +8,15 @@ from budgetlab.errors import CallerError, unknown_name
 from budgetlab.units import format_amount, format_quantity, format_seconds
 from budgetlab.values import Plan, Schedule
 
-__all__ = ["compute_statement", "latex_table", "methods_paragraph", "training_arguments"]
+__all__ = [
+    "compute_statement",
+    "ladder_costs",
+    "ladder_note",
+    "latex_table",
+    "methods_paragraph",
+    "run_description",
+    "training_arguments",
+]
 
 _CHARGES = {
     "none": "the teacher is not charged",
@@ -72,26 +80,65 @@ def latex_table(plan: Plan) -> str:
 
 
 def compute_statement(plan: Plan) -> str:
-    """Say what the whole plan costs: every arm, budget and seed, and the teachers; seconds where they are known."""
-    kept = _trained(plan)
-    flops = len(plan.seeds) * sum(schedule.required_flops * share for schedule, share in kept)
-    teachers = sum(teacher.required_flops for teacher in plan.teachers)
-    seconds = [schedule.device_seconds for schedule, _ in kept]
+    """Say what the whole plan costs: every arm, budget and seed, and the teachers; time and money where known."""
+    spent = ladder_costs(plan)[plan.ladder]
+    teachers = [teacher for teacher in plan.teachers if teacher.weights is None]
+    flops = sum(teacher.required_flops for teacher in teachers)
     time = "device time was not measured"
-    if all(value is not None for value in seconds):
-        total = len(plan.seeds) * sum((value or 0.0) * share for value, (_, share) in zip(seconds, kept, strict=True))
-        total += sum(teacher.device_seconds or 0.0 for teacher in plan.teachers)
+    if spent["device_seconds"] is not None:
+        execution = plan.execution
+        total = spent["device_seconds"] + sum(teacher.device_seconds or 0.0 for teacher in teachers)
+        # What several devices lose to each other is paid in their time.
+        total /= execution.scaling_efficiency if execution.devices > 1 else 1.0
         time = f"{format_seconds(total)} of device time, predicted from the profile"
+        if execution.devices > 1:
+            time += f"; {format_seconds(total / execution.devices)} on {execution.devices} devices"
+        if execution.usd_per_device_hour is not None:
+            time += f"; {format_amount(total / 3600 * execution.usd_per_device_hour, 'usd')}"
     return (
-        f"All runs together need {format_amount(flops, 'required_flops')} in the arms and "
-        f"{format_amount(teachers, 'required_flops') if teachers else 'nothing'} for pretraining teachers ({time})."
+        f"All runs together need {format_amount(spent['required_flops'] or 0.0, 'required_flops')} in the arms and "
+        f"{format_amount(flops, 'required_flops') if flops else 'nothing'} for pretraining teachers ({time})."
     )
 
 
-def _trained(plan: Plan) -> list[tuple[Schedule, float]]:
+def ladder_costs(plan: Plan) -> dict[str, dict[str, float | None]]:
+    """Sum the arms' cost over budgets and seeds, trained as one trunk with branches, or each budget by itself.
+
+    Returns
+    -------
+    dict
+        For "branched" and "separate": `required_flops` and `device_seconds`, None where it is not known, and for
+        branches where a schedule has no cooldown to branch off for.
+    """
+    found: dict[str, dict[str, float | None]] = {}
+    for ladder in ("branched", "separate"):
+        kept = _trained(plan, ladder)
+        cuttable = all(schedule.cooldown_steps for schedule, _ in kept) or plan.ladder == "branched"
+        if ladder == "branched" and not cuttable:
+            found[ladder] = {"required_flops": None, "device_seconds": None}
+            continue
+        seconds = [None if s.device_seconds is None else s.device_seconds * share for s, share in kept]
+        found[ladder] = {
+            "required_flops": len(plan.seeds) * sum(schedule.required_flops * share for schedule, share in kept),
+            "device_seconds": None
+            if any(value is None for value in seconds)
+            else len(plan.seeds) * sum(value or 0.0 for value in seconds),
+        }
+    return found
+
+
+def ladder_note(plan: Plan) -> str:
+    """Say what the ladder costs, and what the other one would."""
+    costs = {name: cost["required_flops"] for name, cost in ladder_costs(plan).items()}
+    other = "separate" if plan.ladder == "branched" else "branched"
+    shown = {name: "n/a" if value is None else format_amount(value, "required_flops") for name, value in costs.items()}
+    return f"the {plan.ladder} ladder trains {shown[plan.ladder]} in the arms; {other} it would be {shown[other]}"
+
+
+def _trained(plan: Plan, ladder: str) -> list[tuple[Schedule, float]]:
     """Schedules, and the share of each that is trained for itself: on a branched ladder the trunk runs once."""
     feasible = [schedule for schedule in plan.schedules if schedule.feasible]
-    if plan.ladder != "branched":
+    if ladder != "branched":
         return [(schedule, 1.0) for schedule in feasible]
     longest = {arm: max(s.steps - s.cooldown_steps for s in feasible if s.arm == arm) for arm in plan.arms
                if any(s.arm == arm for s in feasible)}  # fmt: skip
@@ -103,6 +150,27 @@ def _trained(plan: Plan) -> list[tuple[Schedule, float]]:
             del longest[schedule.arm]
         shares.append((schedule, own / schedule.steps))
     return shares
+
+
+def run_description(plan: Plan, arm: str, rung: int = -1) -> dict[str, Any]:
+    """Return one schedule for any trainer: steps, batch, schedule, optimizer, strategy; plain JSON, units in the names.
+
+    Raises
+    ------
+    CallerError
+        When there is no such arm or budget, or it is infeasible.
+    """
+    schedule = _schedule_of(plan, arm, rung)
+    recipe, what = plan.arms[arm].recipe, plan.arms[arm]
+    teacher = None if what.teacher is None else plan.models[what.teacher].model_dump(mode="json", exclude_none=True)
+    return {
+        "arm": arm, "strategy": what.strategy.model_dump(mode="json"),
+        "student": plan.models[what.student].model_dump(mode="json", exclude_none=True), "teacher": teacher,
+        "budget": schedule.budget.model_dump(), "steps": schedule.steps, "tokens": schedule.tokens,
+        "warmup_steps": schedule.warmup_steps, "cooldown_steps": schedule.cooldown_steps,
+        "batch_sequences": recipe.batch_sequences, **recipe.model_dump(mode="json"),
+        "required_flops": schedule.required_flops, "device_seconds": schedule.device_seconds, "seeds": list(plan.seeds),
+    }  # fmt: skip
 
 
 def training_arguments(plan: Plan, arm: str, rung: int = -1) -> dict[str, Any]:
@@ -120,14 +188,7 @@ def training_arguments(plan: Plan, arm: str, rung: int = -1) -> dict[str, Any]:
     CallerError
         When there is no such arm or budget, it is infeasible, or the schedule has no counterpart there.
     """
-    if arm not in plan.arms:
-        raise unknown_name("arm", arm, plan.arms)
-    found = sorted((s for s in plan.schedules if s.arm == arm), key=lambda schedule: schedule.rung)
-    if not -len(found) <= rung < len(found):
-        raise CallerError(f"rung {rung} of {arm}", f"it has rungs 0 to {len(found) - 1}", "choose one of them")
-    schedule, recipe = found[rung], plan.arms[arm].recipe
-    if not schedule.feasible:
-        raise CallerError(f"rung {rung} of {arm}", f"infeasible: {schedule.reason}", "raise the budget")
+    schedule, recipe = _schedule_of(plan, arm, rung), plan.arms[arm].recipe
     stable = schedule.steps - schedule.warmup_steps - schedule.cooldown_steps
     kinds: dict[str, dict[str, Any]] = {
         "linear": {"lr_scheduler_type": "linear"},
@@ -154,3 +215,14 @@ def training_arguments(plan: Plan, arm: str, rung: int = -1) -> dict[str, Any]:
         "bf16": recipe.dtype == "bfloat16",
         **kinds[recipe.schedule],
     }
+
+
+def _schedule_of(plan: Plan, arm: str, rung: int) -> Schedule:
+    if arm not in plan.arms:
+        raise unknown_name("arm", arm, plan.arms)
+    found = sorted((s for s in plan.schedules if s.arm == arm), key=lambda schedule: schedule.rung)
+    if not -len(found) <= rung < len(found):
+        raise CallerError(f"rung {rung} of {arm}", f"it has rungs 0 to {len(found) - 1}", "choose one of them")
+    if not found[rung].feasible:
+        raise CallerError(f"rung {rung} of {arm}", f"infeasible: {found[rung].reason}", "raise the budget")
+    return found[rung]

@@ -72,7 +72,7 @@ def plan_units(plan: Plan, corpus: Corpus) -> list[Unit]:
     corpus_key = content_hash(corpus.content_hash, plan.corpus.masking, plan.corpus.unique_tokens)
     whole = content_hash(corpus.content_hash, plan.corpus.masking, None)
     teachers = [_teacher(plan, teacher, whole) for teacher in plan.teachers if teacher.weights is None]
-    keys = {teacher.model: content_hash("weights", plan.models[teacher.model]) for teacher in plan.teachers}
+    keys = {teacher.model: content_hash("weights", plan.models[teacher.model].identity()) for teacher in plan.teachers}
     keys |= {unit.model: unit.key for unit in teachers}
     arms = [unit for seed in plan.seeds for arm in plan.arms for unit in _arm(plan, arm, seed, keys, corpus_key)]
     return [*teachers, *arms]

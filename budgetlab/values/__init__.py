@@ -1,21 +1,18 @@
-"""The frozen values that flow through budgetlab: what was asked (`specs`) and what was found (`results`)."""
+"""The frozen values that flow through budgetlab: what was asked (`specs`), planned (`plans`) and found (`results`)."""
 
 from budgetlab.values.base import Value, content_hash
-from budgetlab.values.results import (
+from budgetlab.values.plans import (
     ArmCost,
     Budget,
     CostProfile,
-    CurveFit,
     Environment,
     PhaseCost,
     Plan,
-    Point,
-    RunRecord,
     Schedule,
-    Score,
     TeacherPlan,
-    Verdict,
+    Trial,
 )
+from budgetlab.values.results import CurveFit, Point, RunRecord, Score, Verdict
 from budgetlab.values.signals import Batch, Needs, Signals, SpecialIds
 from budgetlab.values.specs import (
     Arm,
@@ -60,6 +57,7 @@ __all__ = [
     "StrategySpec",
     "TaskSpec",
     "TeacherPlan",
+    "Trial",
     "TuningSpec",
     "Value",
     "Verdict",

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, field_validator, model_validator
 
+from budgetlab.units import parse_amount
 from budgetlab.values.base import Count, CountOrZero, Value
 
 __all__ = [
@@ -53,6 +54,9 @@ class ModelSpec(Value):
     config: dict[str, Any] = {}
     """Further fields of the transformers configuration."""
     weights: str | None = None
+    pretrained_for: str | None = None
+    """What making the given weights cost, such as "137B tokens" or "4e20 flops", where a teacher's pretraining is
+    charged."""
     pretrain: Pretrain | None = None
 
     @model_validator(mode="after")
@@ -63,6 +67,10 @@ class ModelSpec(Value):
             raise ValueError(f"num_heads {self.num_heads} does not divide hidden_size {self.hidden_size}")
         if self.weights is not None and self.pretrain is not None:
             raise ValueError("both weights and pretrain are set; give exactly one")
+        if self.pretrained_for is not None:
+            if self.weights is None:
+                raise ValueError("pretrained_for says what given weights cost; set weights, or use pretrain")
+            parse_amount(self.pretrained_for, "tokens", "pretrained_for")
         return self
 
     @property
@@ -70,9 +78,21 @@ class ModelSpec(Value):
         """Whether queries, keys, values and scores of its blocks can be read."""
         return self.family in TAPPED_FAMILIES
 
+    @property
+    def pretraining_tokens(self) -> int | None:
+        """Tokens that its weights were, or will be, trained on, where they are stated."""
+        if self.pretrain is not None:
+            return self.pretrain.tokens
+        amount, unit = parse_amount(self.pretrained_for, "tokens") if self.pretrained_for is not None else (0.0, "")
+        return round(amount) if unit == "tokens" else None
+
+    def identity(self) -> ModelSpec:
+        """Return what decides its weights: all but what they cost."""
+        return self.model_copy(update={"pretrained_for": None})
+
     def untrained(self) -> ModelSpec:
         """Return the same network with random weights."""
-        return self.model_copy(update={"weights": None, "pretrain": None})
+        return self.model_copy(update={"weights": None, "pretrain": None, "pretrained_for": None})
 
 
 class TokenizerSpec(Value):
@@ -161,6 +181,8 @@ class ExecutionSpec(Value):
     itself, so this pays where a unit does not fill the device."""
     micro_batch_sequences: int | Literal["auto"] = "auto"
     scaling_efficiency: float = Field(default=1.0, gt=0, le=1)
+    device_memory_bytes: Count | None = None
+    """Of one device: a plan says what will not fit."""
     usd_per_device_hour: float | None = Field(default=None, gt=0)
 
 

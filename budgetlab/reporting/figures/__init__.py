@@ -1,8 +1,9 @@
-"""Figures: score against tokens, read-out loss against FLOPs, cost per arm, any fit; each with its CSV beside it."""
+"""Figures: scores against tokens, read-out loss against FLOPs, costs, the plan, any fit; each with its CSV."""
 
 from budgetlab.reporting.figures.costs import costs_table, draw_costs
 from budgetlab.reporting.figures.fits import draw_fit, fit_table
 from budgetlab.reporting.figures.losses import curves_table, draw_losses, fit_note, losses_table
+from budgetlab.reporting.figures.plans import draw_plan, plan_table
 from budgetlab.reporting.figures.scores import draw_scores, scores_table
 from budgetlab.reporting.figures.style import FigureFiles, arm_styles, render
 
@@ -14,10 +15,12 @@ __all__ = [
     "draw_costs",
     "draw_fit",
     "draw_losses",
+    "draw_plan",
     "draw_scores",
     "fit_note",
     "fit_table",
     "losses_table",
+    "plan_table",
     "render",
     "scores_table",
 ]

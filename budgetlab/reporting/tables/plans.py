@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from budgetlab.planner import ladder_note, tuning_note
 from budgetlab.reporting.tables.sheets import Column, Sheet, fixed, percent, scaled
 from budgetlab.units import format_amount, format_quantity
 from budgetlab.values import ArmCost, Budget, CostProfile, Plan, RunRecord, Schedule, TeacherPlan
@@ -68,6 +69,7 @@ def plan_sheet(plan: Plan) -> Sheet:
         (Column("feasible", _PRICE), [row[6] for row in rows]),
     ]
     seeds = len(plan.seeds)
+    notes += [ladder_note(plan), *filter(None, [tuning_note(plan)])]
     return Sheet(
         title=f"Plan: matched in {plan.match}, teacher charge {plan.charge}, {seeds} run seed{'s' * (seeds != 1)}",
         columns=tuple(column for column, _ in parts),
