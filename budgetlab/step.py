@@ -155,7 +155,7 @@ class TrainingStep:
             raise BudgetlabError(
                 f"arm {self.arm}", "a network on the meta device cannot be trained", "build it on a device"
             )
-        limit = self.recipe.clip_norm if self.recipe.clip_norm is not None else float("inf")
+        limit = self.recipe.clip_norm or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(list(self.trained.values()), limit)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate

@@ -130,22 +130,31 @@ def profile_key(study: Study) -> str:
 
 
 def audit(study: Study) -> tuple[str, ...]:
-    """Say what differs between the arms, one line each, the strategy first."""
+    """Say what differs between the arms, one line each, the strategy first; then what holds for all of them."""
     arms = list(study.arms.values())
     lines = [f"{arm.name}: strategy {arm.strategy.name} {_settings(arm)}".rstrip() for arm in arms]
     first = arms[0]
     for arm in arms:
         if arm.student != first.student:
-            lines.append(f"{arm.name}: student {arm.student}, {first.name} has {first.student}")
-        for field in Recipe.model_fields:
-            mine, theirs = getattr(arm.recipe, field), getattr(first.recipe, field)
-            if mine != theirs:
-                lines.append(f"{arm.name}: recipe.{field} {mine}, {first.name} has {theirs}")
+            pairs = _differences(study.models[arm.student], study.models[first.student])
+            shown = "; ".join(f"{field} {mine}, {first.name} has {theirs}" for field, mine, theirs in pairs)
+            lines.append(f"{arm.name}: student {arm.student}: {shown or 'equal to that of ' + first.name}")
+        for field, mine, theirs in _differences(arm.recipe, first.recipe):
+            lines.append(f"{arm.name}: recipe.{field} {mine}, {first.name} has {theirs}")
     if len(lines) == len(arms):
         lines.append(
             "All arms share the student, the recipe, the order of samples and the masks; they differ in strategy alone."
         )
+    else:
+        lines.append("All arms share run seeds, order of samples, masks and the fine-tuning recipe.")
+    for teacher in study.teacher_names():
+        lines.append(f"There is one teacher {teacher}, with one seed: what is found holds for it.")
     return tuple(lines)
+
+
+def _differences(one: Value, other: Value) -> list[tuple[str, Any, Any]]:
+    pairs = [(field, getattr(one, field), getattr(other, field)) for field in type(one).model_fields]
+    return [(field, mine, theirs) for field, mine, theirs in pairs if mine != theirs]
 
 
 def _settings(arm: Arm) -> str:

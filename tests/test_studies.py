@@ -133,3 +133,35 @@ def test_a_start_from_the_teacher_must_fit(tmp_path: Path, recipe: str, teacher:
     )
     with pytest.raises(CallerError, match=message):
         load_study(path)
+
+
+def test_lists_of_students_and_teachers_become_a_grid(tmp_path: Path) -> None:
+    path = write_small_study(tmp_path)
+    text = path.read_text().replace("pretrain = { tokens = 4096, seed = 0 }", 'pretrain = { tokens = ["4k", "8k"] }')
+    text = text.replace(
+        '[arms.no_kd]\nstrategy = "no_kd"\nstudent = "student"',
+        '[arms.no_kd]\nstrategy = "no_kd"\nstudent = ["student", "tiny"]',
+    )
+    text += "\n[models.tiny]\nnum_layers = 1\nhidden_size = 32\nnum_heads = 2\nintermediate_size = 64\n"
+    path.write_text(text)
+    study = load_study(path)
+    assert set(study.models) == {"student", "tiny", "teacher-4k", "teacher-8k"}
+    assert [study.models[f"teacher-{n}"].pretraining_tokens for n in ("4k", "8k")] == [4000, 8000]
+    assert set(study.arms) == {
+        "no_kd@student", "no_kd@tiny", "vanilla_kd@teacher-4k", "vanilla_kd@teacher-8k", "minilm@teacher-4k",
+        "minilm@teacher-8k", "tinybert@teacher-4k", "tinybert@teacher-8k",
+    }  # fmt: skip
+    assert study.arms["minilm@teacher-8k"].teacher == "teacher-8k"
+
+
+def test_what_given_weights_cost_can_be_stated(tmp_path: Path) -> None:
+    path = write_small_study(tmp_path)
+    for stated, tokens in (('"137B tokens"', 137_000_000_000), ('"4e20 flops"', None)):
+        text = path.read_text().replace(
+            "pretrain = { tokens = 4096, seed = 0 }", f'weights = "given"\npretrained_for = {stated}'
+        )
+        (tmp_path / "given.toml").write_text(text)
+        assert load_study(tmp_path / "given.toml").models["teacher"].pretraining_tokens == tokens
+    (tmp_path / "given.toml").write_text(text.replace('"4e20 flops"', '"4e20 flopps"'))
+    with pytest.raises(CallerError, match="flopps"):
+        load_study(tmp_path / "given.toml")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from budgetlab.cli.tables import fit_table, numbers, pairs, read_csv
+from budgetlab.cli.tables import fit_table, numbers, pairs, timed_elsewhere
 from budgetlab.errors import BudgetlabError, CallerError
 
 if TYPE_CHECKING:
@@ -90,6 +90,12 @@ def _show_report(report: Report, as_json: bool) -> None:
 def profile(
     study: StudyArg = "presets/demo.toml",
     count_only: Annotated[bool, typer.Option("--count-only", help="Count FLOPs; time nothing.")] = False,
+    throughput: Annotated[
+        Path | None,
+        typer.Option(
+            "--throughput", help="Count, and take seconds from a CSV of arm, tokens_per_second.", metavar="FILE"
+        ),
+    ] = None,
     results: Results = RESULTS,
     data_root: DataRoot = None,
     as_json: Json = False,
@@ -97,7 +103,10 @@ def profile(
 ) -> None:
     """Measure what a token costs: FLOPs, seconds and memory of each arm's step, by phase."""
     bench = _bench(study, results, data_root)
-    found = bench.profile(fresh=True, count_only=count_only)
+    found = bench.profile(fresh=True, count_only=count_only or throughput is not None)
+    if throughput is not None:
+        found = timed_elsewhere(found, throughput)
+        bench.store.write_profile(found)
     if as_json:
         _print_json(found.model_dump(mode="json"))
         return
@@ -151,9 +160,7 @@ def plan(
     bench = _bench(study, results, data_root)
     prices = bench.profile() if recorded is None else read_value(CostProfile, recorded)
     if throughput is not None:
-        from budgetlab.planner import with_throughput
-
-        prices = with_throughput(prices, read_csv("--throughput", throughput), throughput.name)
+        prices = timed_elsewhere(prices, throughput)
     made = bench.plan(profile=prices, budgets=budget or (), match=match, teacher_charge=teacher_charge)
     if export is not None:
         from budgetlab.planner import run_description, training_arguments

@@ -7,14 +7,14 @@ from typing import Any
 
 from budgetlab.errors import CallerError
 
-__all__ = ["fit_table", "numbers", "pairs", "read_csv"]
+__all__ = ["fit_table", "numbers", "pairs", "timed_elsewhere"]
 
 
 def fit_table(path: Path, out: Path | None, **settings: Any) -> Any:
     """Fit a law to a CSV file; with `out`, leave fits.json, fits.csv and the figure there."""
     from budgetlab.fitting import fit
 
-    table = read_csv("--table", path)
+    table = _read_csv("--table", path)
     found = fit(table, **settings)
     if out is not None:
         from budgetlab.reporting.figures import draw_fit, render
@@ -28,12 +28,21 @@ def fit_table(path: Path, out: Path | None, **settings: Any) -> Any:
     return found
 
 
-def read_csv(option: str, path: Path) -> Any:
+def timed_elsewhere(prices: Any, path: Path) -> Any:
+    """Take the seconds of a profile from a CSV file of `arm` and `tokens_per_second`; its lines after # say whence."""
+    from budgetlab.planner import with_throughput
+
+    table = _read_csv("--throughput", path, comment="#")
+    source = [line.lstrip("# ") for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    return with_throughput(prices, table, " ".join([f"{path.name}:", *source]) if source else path.name)
+
+
+def _read_csv(option: str, path: Path, comment: str | None = None) -> Any:
     """Read the CSV file that an option names."""
     import pandas as pd
 
     try:
-        return pd.read_csv(path)
+        return pd.read_csv(path, comment=comment)
     except FileNotFoundError:
         raise CallerError(f"{option} {path}", "no such file", "give the path of a CSV file") from None
     except (ValueError, OSError) as error:

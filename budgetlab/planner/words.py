@@ -211,7 +211,7 @@ def training_arguments(plan: Plan, arm: str, rung: int = -1) -> dict[str, Any]:
         "adam_beta1": recipe.betas[0],
         "adam_beta2": recipe.betas[1],
         "adam_epsilon": recipe.eps,
-        "max_grad_norm": recipe.clip_norm if recipe.clip_norm is not None else 0.0,
+        "max_grad_norm": recipe.clip_norm,
         "bf16": recipe.dtype == "bfloat16",
         **kinds[recipe.schedule],
     }

@@ -130,7 +130,7 @@ class Training:
                 micro_batch_sequences=None if micro == "auto" else micro,
                 dropout_seed=int(keyed_uniform(unit.seed, _DROPOUT_STREAM, self.at) * 2**31),
             )
-            if recipe.clip_norm is not None:
+            if recipe.clip_norm:
                 terms["clipped_fraction"] = (terms["gradient_norm"] > recipe.clip_norm).float()
             sums = {name: sums[name] + term if name in sums else term for name, term in terms.items()}
             self.at, counted = self.at + 1, counted + 1

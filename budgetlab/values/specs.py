@@ -144,7 +144,8 @@ class Recipe(Value):
     weight_decay: float = Field(default=0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = Field(default=1e-6, gt=0)
-    clip_norm: float | None = Field(default=1.0, gt=0)
+    clip_norm: float = Field(default=1.0, ge=0)
+    """Largest norm of the gradient; 0 does not clip."""
     mask_fraction: float = Field(default=0.15, gt=0, lt=1)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     initialisation: Literal["random"] | TeacherLayers = "random"

@@ -1,0 +1,77 @@
+"""What is said before a plan is run, and plans that a hand has changed."""
+
+import pytest
+from prices import ENVIRONMENT, profile_of
+from small import write_small_study
+
+from budgetlab.errors import CallerError
+from budgetlab.machine import processor_name
+from budgetlab.planner import checked, other_machine, plan
+from budgetlab.studies import Study, load_study, profile_key
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    return load_study(write_small_study(tmp_path_factory.mktemp("study")))
+
+
+def _edited(made, **changes):
+    first = made.schedules[0].model_copy(update=changes)
+    return made.model_copy(update={"schedules": (first, *made.schedules[1:])})
+
+
+def test_a_plan_as_made_passes_unchanged(study: Study) -> None:
+    made = plan(study, profile_of(study))
+    assert checked(made) == made
+
+
+def test_fewer_steps_by_hand_are_recomputed(study: Study) -> None:
+    made = plan(study, profile_of(study))
+    before = made.schedules[0]
+    after = checked(_edited(made, steps=before.steps // 2)).schedules[0]
+    assert after.tokens == before.steps // 2 * 128
+    assert after.required_flops == pytest.approx(before.required_flops * (before.steps // 2) / before.steps)
+    assert after.device_seconds == pytest.approx(0.5 * (before.steps // 2))
+    assert after.unspent_fraction == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 10_000_000}, "more than the budget; at most"),
+        ({"steps": 3, "warmup_steps": 2, "cooldown_steps": 2}, "do not fit into it"),
+        ({"arm": "nokd"}, "did you mean no_kd"),
+    ],
+)
+def test_edits_that_cannot_be_run(study: Study, changes: dict, message: str) -> None:
+    with pytest.raises(CallerError, match=message):
+        checked(_edited(plan(study, profile_of(study)), **changes))
+
+
+def test_a_profile_of_another_study_is_named(study: Study) -> None:
+    prices = profile_of(study)
+    assert not plan(study, prices.model_copy(update={"study_key": profile_key(study)})).warnings
+    other = prices.model_copy(update={"study_key": "0" * 16, "study": "elsewhere"})
+    assert "'elsewhere'" in plan(study, other).warnings[0]
+
+
+def test_what_will_not_fit_is_said(study: Study) -> None:
+    prices = profile_of(study)
+    large = tuple(cost.model_copy(update={"num_params_total": 10**9}) for cost in prices.arms)
+    small = study.model_copy(
+        update={"execution": study.execution.model_copy(update={"device_memory_bytes": 8 * 10**9})}
+    )
+    found = plan(small, prices.model_copy(update={"arms": large})).warnings
+    assert len(found) == 4 and "16.0 GB, the device has 8.00 GB" in found[0]
+    measured = tuple(cost.model_copy(update={"peak_memory_bytes": 10**9}) for cost in large)
+    assert not plan(small, prices.model_copy(update={"arms": measured})).warnings
+
+
+def test_seconds_of_another_machine_are_said(study: Study) -> None:
+    prices = profile_of(study)
+    assert other_machine(prices) is None  # none were measured
+    timed = tuple(cost.model_copy(update={"steps_timed": 10}) for cost in prices.arms)
+    away = prices.model_copy(update={"arms": timed})
+    assert "made up" in (other_machine(away) or "")
+    here = ENVIRONMENT.model_copy(update={"device_name": processor_name()})
+    assert other_machine(away.model_copy(update={"environment": here})) is None
