@@ -58,6 +58,7 @@ teacher = "teacher"
 
 [plan]
 budgets = ["1.5e9", "3e9"]
+tolerance_fraction = 0.05
 
 [evaluate]
 source = "glue"

@@ -101,6 +101,65 @@ def test_sensitivity_and_other_budgets(
     assert "equal_tokens" in out and "1 min 00 s" in out
 
 
+def test_what_else_a_plan_shows(finished: dict, study: Path, folder: Path, capsys: pytest.CaptureFixture) -> None:
+    results = ["--results", str(folder / "results")]
+    assert run_command(["plan", str(study), *results, "--figure", "--power", "0.05", "--paper"]) == 0
+    out = capsys.readouterr().out
+    assert "measured here on readout_loss" in out and "seeds," in out and "We compare" in out
+    figures = folder / "results" / "small" / "figures"
+    drawn = pd.read_csv(figures / "plan.csv")
+    assert set(drawn["arm"]) == {"no_kd", "vanilla_kd", "minilm", "tinybert"} and len(pd.unique(drawn["line"])) >= 8
+    assert all((figures / f"plan.{kind}").stat().st_size > 1000 for kind in ("png", "svg"))
+    assert run_command(["plan", str(study), *results, "--power", "0.4", "--spread", "0.3"]) == 0
+    assert "0.3 (standard deviation, as stated)" in capsys.readouterr().out
+    assert run_command(["plan", str(study), *results, "--export", "minilm", "--plain"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["tokens"] == found["steps"] * found["batch_tokens"] and found["strategy"]["name"] == "minilm"
+
+
+def test_a_plan_edited_by_hand_is_run_as_edited(
+    finished: dict, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    plan = json.loads((folder / "results" / "small" / "plan.json").read_text())
+    plan["schedules"] = [s for s in plan["schedules"] if s["arm"] == "no_kd" and s["rung"] == 0]
+    schedule = plan["schedules"][0]
+    schedule["steps"] = schedule["steps"] // 2
+    own = tmp_path / "results" / "small"
+    own.mkdir(parents=True)
+    (own / "plan.json").write_text(json.dumps(plan))
+    (own / "study.toml").write_text((folder / "results" / "small" / "study.toml").read_text())
+    assert run_command(["run", str(own / "plan.json"), "--data-root", str(folder), "--json"]) == 0
+    rungs = [record for record in json.loads(capsys.readouterr().out) if record["kind"] == "rung"]
+    assert [record["steps"] for record in rungs] == [schedule["steps"]] * 2
+    assert all(record["tokens"] == 128 * schedule["steps"] for record in rungs)
+    schedule["steps"] = 10**9
+    (own / "plan.json").write_text(json.dumps(plan))
+    assert run_command(["run", str(own / "plan.json"), "--data-root", str(folder)]) == 2
+    assert "more than the budget" in capsys.readouterr().err
+
+
+def test_tuning_is_run_once_and_decides(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = write_small_study(tmp_path, "\n[tuning]\nlearning_rate = [1e-4, 4e-3]\n")
+    text = path.read_text()
+    for arm in ("vanilla_kd", "tinybert"):  # two arms are enough
+        text = text.replace(f'[arms.{arm}]\nstrategy = "{arm}"\nstudent = "student"\nteacher = "teacher"\n', "")
+    path.write_text(text.replace('tasks = ["colour"]', "tasks = []").replace("seeds = [0, 1]", "seeds = [0]"))
+    arguments = ["run", str(path), "--results", str(tmp_path / "results"), "--json"]
+    assert run_command(arguments) == 0
+    first = json.loads(capsys.readouterr().out)
+    plan = json.loads((tmp_path / "results" / "small" / "plan.json").read_text())
+    for arm in ("no_kd", "minilm"):
+        losses = {t["learning_rate"]: t["readout_loss"] for t in plan["trials"] if t["arm"] == arm}
+        assert len(losses) == 2 and all(loss > 0 for loss in losses.values())
+        assert plan["arms"][arm]["recipe"]["learning_rate"] == min(losses, key=losses.get)
+    assert not any("~" in record["arm"] for record in first)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("record.json")}
+    assert len([path for path in before if "~" in path.parent.name]) == 4
+    assert run_command(arguments) == 0
+    assert json.loads(capsys.readouterr().out) == first
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("record.json")} == before
+
+
 def test_fit_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     x = [10.0 ** (k / 2) for k in range(12)]
     pd.DataFrame({"C": x, "L": [1.5 + 4.0 / v**0.4 for v in x]}).to_csv(tmp_path / "t.csv", index=False)
