@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from budgetlab.errors import BudgetlabError, CallerError
     from budgetlab.evaluation import build_probes, evaluate, load_task
     from budgetlab.fitting import certify, compare, compare_arms, fit, fit_arms, optimum, predict
-    from budgetlab.planner import plan, sensitivity
+    from budgetlab.planner import plan, power, sensitivity, what_if
     from budgetlab.profiler import profile
     from budgetlab.reporting import report
+    from budgetlab.reporting.figures import cost_figure, loss_figure, plan_figure, score_figure
     from budgetlab.runner import run
     from budgetlab.store import Store, fits_frame, scores_frame
     from budgetlab.studies import Study, audit, load_study
@@ -36,20 +37,26 @@ _HOMES = {
     "certify": "fitting",
     "compare": "fitting",
     "compare_arms": "fitting",
+    "cost_figure": "reporting.figures",
     "evaluate": "evaluation",
     "fit": "fitting",
     "fit_arms": "fitting",
     "fits_frame": "store",
     "load_study": "studies",
     "load_task": "evaluation",
+    "loss_figure": "reporting.figures",
     "optimum": "fitting",
     "plan": "planner",
+    "plan_figure": "reporting.figures",
+    "power": "planner",
     "predict": "fitting",
     "profile": "profiler",
     "report": "reporting",
     "run": "runner",
+    "score_figure": "reporting.figures",
     "scores_frame": "store",
     "sensitivity": "planner",
+    "what_if": "planner",
 }
 
 __all__ = [
@@ -64,20 +71,26 @@ __all__ = [
     "certify",
     "compare",
     "compare_arms",
+    "cost_figure",
     "evaluate",
     "fit",
     "fit_arms",
     "fits_frame",
     "load_study",
     "load_task",
+    "loss_figure",
     "optimum",
     "plan",
+    "plan_figure",
+    "power",
     "predict",
     "profile",
     "report",
     "run",
+    "score_figure",
     "scores_frame",
     "sensitivity",
+    "what_if",
 ]
 
 

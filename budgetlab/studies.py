@@ -148,7 +148,7 @@ def audit(study: Study) -> tuple[str, ...]:
     else:
         lines.append("All arms share run seeds, order of samples, masks and the fine-tuning recipe.")
     for teacher in study.teacher_names():
-        lines.append(f"There is one teacher {teacher}, with one seed: what is found holds for it.")
+        lines.append(f"Of {teacher} there is one, with one seed: what is found holds for it.")
     return tuple(lines)
 
 

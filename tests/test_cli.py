@@ -99,6 +99,7 @@ def test_sensitivity_and_other_budgets(
     assert run_command([*arguments, "--budget", "1 min", "--budget", "2 min"]) == 0
     out = capsys.readouterr().out
     assert "equal_tokens" in out and "1 min 00 s" in out
+    assert "vanilla_kd, all in:" in out and "no_kd would read" in out and 'set corpus.masking = "static"' in out
 
 
 def test_what_else_a_plan_shows(finished: dict, study: Path, folder: Path, capsys: pytest.CaptureFixture) -> None:

@@ -135,7 +135,7 @@ def plan(
         typer.Option("--throughput", help="CSV of arm, tokens_per_second measured elsewhere.", metavar="FILE"),
     ] = None,
     sensitivity: Annotated[bool, typer.Option("--sensitivity", help="Tokens under every meaning of compute.")] = False,
-    paper: Annotated[bool, typer.Option("--paper", help="Methods paragraph, compute statement, LaTeX table.")] = False,
+    paper: Annotated[bool, typer.Option("--paper", help="Methods paragraph and LaTeX table.")] = False,
     figure: Annotated[bool, typer.Option("--figure", help="Draw the sensitivity into the results folder.")] = False,
     power: Annotated[
         list[float] | None,

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from budgetlab.errors import CallerError
 from budgetlab.planner import (
-    compute_statement,
+    all_in,
+    cached_teacher,
     definition_notes,
     latex_table,
     methods_paragraph,
     power,
     sensitivity,
 )
-from budgetlab.units import format_amount, format_seconds
+from budgetlab.units import format_amount, format_quantity, format_seconds
 from budgetlab.values import CostProfile, Plan
 
 if TYPE_CHECKING:
@@ -32,14 +34,43 @@ def sensitivity_words(study: Study, prices: CostProfile) -> str:
     wide = wide.dropna(how="all").rename_axis(columns=None)
     first = next(iter(study.arms))
     head = f"Tokens relative to {first} in this plan's largest budget, under every meaning of compute:"
-    return "\n".join(
-        [head, "", wide.to_string(float_format="{:.3f}".format, na_rep="n/a"), "", *definition_notes(found)]
-    )
+    shown = wide.to_string(float_format="{:.3f}".format, na_rep="n/a")
+    further = [*definition_notes(found), *_all_in_words(study, prices), *_cache_words(study, prices)]
+    return "\n".join([head, "", shown, "", *further])
+
+
+def _all_in_words(study: Study, prices: CostProfile) -> Iterator[str]:
+    table = all_in(study, prices)
+    for row in table[table["rung"] == table["rung"].max()].to_dict("records") if len(table) else ():
+        if row["all_in_flops"] is None or math.isnan(row["all_in_flops"]):
+            yield f"{row['arm']}, all in: n/a, the cost of its teacher is unknown"
+            continue
+        cost, teacher = (format_amount(row[name], "required_flops") for name in ("all_in_flops", "teacher_flops"))
+        tokens = f"{row['reference']} would read {format_quantity(row['reference_tokens'], 'tokens')} for that"
+        yield f"{row['arm']}, all in: {cost}, of which {teacher} for its teacher; {tokens}"
+
+
+def _cache_words(study: Study, prices: CostProfile) -> Iterator[str]:
+    kept = {"all": cached_teacher(study, prices), "the top 64": cached_teacher(study, prices, top_k=64)}
+    for number, first in enumerate(kept["all"].to_dict("records")):
+        if not first["possible"]:
+            yield f"{first['arm']}, teacher cached: not possible, {first['why_not']}"
+            continue
+        pays = "it would pay from the second pass on, and there is one"
+        if first["saves"]:
+            live, cached = (format_quantity(first[f"tokens_{how}"], "tokens") for how in ("live", "cached"))
+            pays = f"{cached} instead of {live} in {first['passes']:.1f} passes"
+        sizes = []
+        for name, table in kept.items():
+            row = table.iloc[number]
+            each, total = (format_quantity(row[what], "B") for what in ("bytes_per_token", "total_bytes"))
+            sizes.append(f"{name} logits {each} a token, {total} in all{' (absurd)' if row['absurd'] else ''}")
+        yield f"{first['arm']}, teacher cached: {pays}; {'; '.join(sizes)}"
 
 
 def paper_words(made: Plan) -> str:
-    """Write the methods paragraph, the compute statement and the LaTeX table."""
-    return "\n".join([methods_paragraph(made), "", compute_statement(made), "", latex_table(made)])
+    """Write the methods paragraph and the LaTeX table; the compute statement stands under every plan."""
+    return "\n".join([methods_paragraph(made), "", latex_table(made)])
 
 
 def power_words(made: Plan, store: Store, differences: Sequence[float], spread: float | None) -> str:

@@ -163,6 +163,8 @@ class Workbench:
 
     def run(self, plan: Plan) -> list[RunRecord]:
         """Train what is not trained yet."""
+        for line in plan.warnings:
+            self.screen.say(f"warning   {line}")
         corpus = self.corpus()
         from budgetlab.runner import run
 

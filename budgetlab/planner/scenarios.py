@@ -33,10 +33,11 @@ def sensitivity(study: Study, profile: CostProfile) -> pd.DataFrame:
     reference = next(iter(study.arms))
     top = max((s for s in base.schedules if s.arm == reference), key=lambda s: s.rung)
     rows = []
-    for match in ("required_flops", "executed_flops", "device_seconds", "joules", "equal_tokens"):
+    usd = study.execution.usd_per_device_hour
+    for match in MATCHES:
         for charge in ("inference",) if match == "equal_tokens" else ("none", "inference", "pretraining"):
             try:
-                price = price_per_step(base.costs[reference], MATCHES[match], charge=charge)
+                price = price_per_step(base.costs[reference], MATCHES[match], charge=charge, usd_per_device_hour=usd)
                 asked = f"{price * top.steps * (1 + 1e-9)!r} {MATCHES[match].replace('joules', 'J')}"
                 variant = plan(study, profile, budgets=(asked,), match=match, teacher_charge=charge)
             except CallerError:
@@ -69,7 +70,9 @@ def definition_notes(table: pd.DataFrame, *, by: float = 0.1) -> list[str]:
         A range wider than this share of its lower end is one on which a verdict could depend.
     """
     known = table[(table["match"] != "equal_tokens") & (table["charge"] != "none")].dropna(subset="ratio")
-    infeasible = table[table["ratio"].isna()].groupby("arm", sort=False)["charge"].unique()
+    infeasible = (
+        table[table["ratio"].isna() & (table["charge"] != "cached")].groupby("arm", sort=False)["charge"].unique()
+    )
     notes = []
     for arm, rows in known.groupby("arm", sort=False):
         rows = rows.sort_values("ratio")
@@ -179,7 +182,8 @@ def cached_teacher(study: Study, profile: CostProfile, *, top_k: int | None = No
     """Say what it would save, and store, to run the teacher once per unique token and to keep its logits.
 
     It is possible only where a strategy reads nothing of the teacher but logits at masked positions, and masks are
-    static. A cache pays from its second pass over the text on (in FLOPs; reading and writing it are not priced).
+    static. A cache costs one pass of the teacher, so it pays from the second pass on: `saves` says whether the arm
+    makes one (in FLOPs; reading and writing it are not priced).
 
     Parameters
     ----------
@@ -192,7 +196,7 @@ def cached_teacher(study: Study, profile: CostProfile, *, top_k: int | None = No
     -------
     DataFrame
         A row a distilled arm: `possible` and `why_not`, `passes`, `tokens_live`, `tokens_cached` at the largest budget,
-        `bytes_per_token`, `total_bytes`, `absurd` (more than a terabyte).
+        `saves` (more than one pass), `bytes_per_token`, `total_bytes`, `absurd` (more than a terabyte).
     """
     made = (
         plan(study, profile, match="required_flops") if study.plan.match == "required_flops" else plan(study, profile)
@@ -221,6 +225,7 @@ def cached_teacher(study: Study, profile: CostProfile, *, top_k: int | None = No
         rows.append({
             "arm": arm.name, "possible": why is None, "why_not": why, "passes": schedule.tokens / unique,
             "tokens_live": schedule.tokens, "tokens_cached": int(found["tokens"]) if why is None else None,
+            "saves": schedule.tokens > unique,
             "bytes_per_token": size, "total_bytes": size * unique, "absurd": size * unique > 1e12,
         })  # fmt: skip
     return pd.DataFrame(rows)

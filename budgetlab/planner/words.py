@@ -45,7 +45,7 @@ def methods_paragraph(plan: Plan) -> str:
     )
     ladder = "a cooldown branch of one run" if plan.ladder == "branched" else "a run of its own"
     return (
-        f"We compare {', '.join(arms)} at equal {plan.match.replace('_', ' ')} ({budgets}); {charge}. "
+        f"We compare {', '.join(arms)} at equal {_matched(plan.match)} ({budgets}); {charge}. "
         f"Students: {students}{f'; teachers: {teachers}' if teachers else ''}. All arms use sequences of "
         f"{recipe.seq_len} tokens, batches of {recipe.batch_tokens:,} tokens, a peak learning rate of "
         f"{recipe.learning_rate:g} with a {recipe.schedule} schedule, and {len(plan.seeds)} run "
@@ -53,6 +53,12 @@ def methods_paragraph(plan: Plan) -> str:
         f"(at most {_largest_rest(plan):.2g} % unspent). Compute counts two FLOPs per multiply-add of every matrix "
         f"product that the loss needs, forward and backward."
     )
+
+
+def _matched(match: str) -> str:
+    if match.startswith("tokens:"):
+        return f"required FLOPs, those of the tokens that {match.removeprefix('tokens:')} reads"
+    return match.removeprefix("equal_").replace("_", " ").replace("flops", "FLOPs").replace("usd", "cost in US dollars")
 
 
 def _shape(plan: Plan, name: str) -> str:
@@ -127,8 +133,10 @@ def ladder_costs(plan: Plan) -> dict[str, dict[str, float | None]]:
     return found
 
 
-def ladder_note(plan: Plan) -> str:
-    """Say what the ladder costs, and what the other one would."""
+def ladder_note(plan: Plan) -> str | None:
+    """Say what the ladder costs, and what the other one would; None where there is one budget."""
+    if len({schedule.rung for schedule in plan.schedules}) < 2:
+        return None
     costs = {name: cost["required_flops"] for name, cost in ladder_costs(plan).items()}
     other = "separate" if plan.ladder == "branched" else "branched"
     shown = {name: "n/a" if value is None else format_amount(value, "required_flops") for name, value in costs.items()}

@@ -32,7 +32,7 @@ from budgetlab.store import read_value
 from budgetlab.studies import Study, audit, load_study
 from budgetlab.units import format_amount
 from budgetlab.values import CostProfile
-from budgetlab.values.specs import Pretrain
+from budgetlab.values.specs import Pretrain, TeacherLayers
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
@@ -166,6 +166,15 @@ def test_the_stated_cost_of_given_weights_is_charged(study: Study) -> None:
         tokens("5 kWh")
     with pytest.raises(CallerError, match="pretraining cost of 'teacher' is unknown"):
         tokens(None)
+
+
+def test_starting_from_the_teacher_counts_as_a_use(study: Study) -> None:
+    first = study.arms["no_kd"]
+    recipe = first.recipe.model_copy(update={"initialisation": TeacherLayers(teacher_layers=(0, 2))})
+    warm = first.model_copy(update={"teacher": "teacher", "recipe": recipe})
+    other = study.model_copy(update={"arms": {**study.arms, "no_kd": warm}})
+    found = plan(other, profile_of(other), budgets=("1e9 flops",), teacher_charge="pretraining").schedules[0]
+    assert found.tokens == int((1e9 - 600 * 4096) // (300 * 128)) * 128
 
 
 def test_whose_verdict_could_depend_on_the_definition(study: Study) -> None:
@@ -388,7 +397,7 @@ def test_an_infeasible_arm_says_how_many_must_share_its_teacher(study: Study) ->
 def test_a_plan_in_words_and_for_other_trainers(study: Study) -> None:
     made = plan(study, profile_of(study))
     words = methods_paragraph(made)
-    assert "no_kd, vanilla_kd, minilm, tinybert at equal required flops" in words and "2 run seeds" in words
+    assert "no_kd, vanilla_kd, minilm, tinybert at equal required FLOPs" in words and "2 run seeds" in words
     table = latex_table(made)
     assert table.count(r" \\") == 1 + len(made.schedules) and r"no\_kd" in table
     # Trunk once, cooldowns each: what the statement adds up.

@@ -5,11 +5,13 @@ from budgetlab.reporting.figures.fits import draw_fit, fit_table
 from budgetlab.reporting.figures.losses import curves_table, draw_losses, fit_note, losses_table
 from budgetlab.reporting.figures.plans import draw_plan, plan_table
 from budgetlab.reporting.figures.scores import draw_scores, scores_table
+from budgetlab.reporting.figures.show import cost_figure, loss_figure, plan_figure, score_figure
 from budgetlab.reporting.figures.style import FigureFiles, arm_styles, render
 
 __all__ = [
     "FigureFiles",
     "arm_styles",
+    "cost_figure",
     "costs_table",
     "curves_table",
     "draw_costs",
@@ -19,8 +21,11 @@ __all__ = [
     "draw_scores",
     "fit_note",
     "fit_table",
+    "loss_figure",
     "losses_table",
+    "plan_figure",
     "plan_table",
     "render",
+    "score_figure",
     "scores_table",
 ]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_plan", "plan_table"]
 
-_WORDS = {"inference": "teacher's forward", "none": "no teacher", "pretraining": "teacher's pretraining too"}
+_WORDS = {"inference": "with inference", "none": "teacher free", "pretraining": "with pretraining"}
 
 
 def plan_table(sensitivity: pd.DataFrame) -> pd.DataFrame:
@@ -36,12 +36,12 @@ def _line(match: str, charge: str) -> str:
 
 
 def draw_plan(table: pd.DataFrame) -> Figure:
-    """Draw `plan_table`: a line a definition, a marker an arm; n/a where an arm is infeasible."""
+    """Draw `plan_table`: a line a definition, a marker an arm; at the right how many arms are infeasible."""
     from matplotlib.figure import Figure
 
     lines, arms = list(pd.unique(table["line"])), list(pd.unique(table["arm"]))
     styles = arm_styles(arms)
-    figure = Figure(figsize=(COLUMN_INCHES, 0.75 + 0.2 * len(lines)), layout="constrained")
+    figure = Figure(figsize=(COLUMN_INCHES, 0.75 + (0.1 + 0.035 * len(arms)) * len(lines)), layout="constrained")
     axes = figure.subplots()
     known = table.dropna(subset="tokens")
     low, high = room([float(value) for value in known["tokens"]], log=True)
@@ -49,7 +49,7 @@ def draw_plan(table: pd.DataFrame) -> Figure:
     axes.set_xscale("log")
     axes.set_xlim(low, high)
     log_ticks(axes.xaxis, low, high, scale=scale, most=6)
-    axes.set_xlabel(f"tokens that the largest budget buys ({'B' if prefix == 'G' else prefix})")
+    axes.set_xlabel(f"tokens ({'B' if prefix == 'G' else prefix})")
     axes.set_yticks(range(len(lines)), lines)
     axes.set_ylim(len(lines) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
@@ -57,16 +57,17 @@ def draw_plan(table: pd.DataFrame) -> Figure:
     for y, line in enumerate(lines):
         rows = table[table["line"] == line]
         here = rows.dropna(subset="tokens")
-        if len(here) > 1:
-            axes.plot([here["tokens"].min(), here["tokens"].max()], [y, y], color="#CCCCCC", linewidth=0.8, zorder=1)
-        lacking = [arm for arm in rows.loc[rows["tokens"].isna(), "arm"]]
-        if lacking:
-            axes.annotate(f"n/a: {', '.join(lacking)}", (1, y), (-2, 0), xycoords=("axes fraction", "data"),
-                          textcoords="offset points", ha="right", va="center", fontsize=5, color="#777777")  # fmt: skip
-    for arm in arms:
+        if y % 2 == 0:
+            axes.axhspan(y - 0.5, y + 0.5, color="#F5F5F5", linewidth=0, zorder=0)
+        if len(here) < len(rows):
+            axes.annotate(f"{len(rows) - len(here)} n/a", (1, y), (3, 0), xycoords=("axes fraction", "data"),
+                          textcoords="offset points", va="center", fontsize=6, color="#777777")  # fmt: skip
+    for i, arm in enumerate(arms):
         own = known[known["arm"] == arm]
-        axes.plot(own["tokens"], [lines.index(line) for line in own["line"]], linestyle="", label=arm, zorder=3,
-                  color=styles[arm].colour, marker=styles[arm].marker, markersize=4, markeredgewidth=0.3,
+        # Side by side, since arms often get the same.
+        apart = 0.7 * ((i + 0.5) / len(arms) - 0.5)
+        axes.plot(own["tokens"], [lines.index(line) + apart for line in own["line"]], linestyle="", label=arm, zorder=3,
+                  color=styles[arm].colour, marker=styles[arm].marker, markersize=3.4, markeredgewidth=0.3,
                   markeredgecolor="white")  # fmt: skip
     figure.legend(loc="outside upper center", ncols=legend_columns(arms, COLUMN_INCHES), handletextpad=0.2)
     return figure

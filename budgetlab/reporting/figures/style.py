@@ -34,6 +34,7 @@ __all__ = [
     "prefix_for",
     "render",
     "room",
+    "styled",
     "yardstick_handles",
 ]
 
@@ -144,6 +145,16 @@ def render(
     write_whole(files.png, png.getvalue())
     write_whole(files.csv, table.to_csv(index=False))
     return files
+
+
+def styled(draw: Callable[[pd.DataFrame], Figure], table: pd.DataFrame) -> Figure:
+    """Draw a table in the house style; the caller's settings of matplotlib are left as they were."""
+    import matplotlib
+
+    with matplotlib.rc_context(_RC):
+        figure = draw(table)
+        figure.draw_without_rendering()  # ticks and texts take their size when first laid out
+    return figure
 
 
 def prefix_for(largest: float) -> tuple[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from budgetlab.planner import ladder_note, tuning_note
+from budgetlab.planner import compute_statement, ladder_note, tuning_note
 from budgetlab.reporting.tables.sheets import Column, Sheet, fixed, percent, scaled
 from budgetlab.units import format_amount, format_quantity
 from budgetlab.values import ArmCost, Budget, CostProfile, Plan, RunRecord, Schedule, TeacherPlan
@@ -69,7 +69,7 @@ def plan_sheet(plan: Plan) -> Sheet:
         (Column("feasible", _PRICE), [row[6] for row in rows]),
     ]
     seeds = len(plan.seeds)
-    notes += [ladder_note(plan), *filter(None, [tuning_note(plan)])]
+    notes += [*_repeated(plan), compute_statement(plan), *filter(None, [ladder_note(plan), tuning_note(plan)])]
     return Sheet(
         title=f"Plan: matched in {plan.match}, teacher charge {plan.charge}, {seeds} run seed{'s' * (seeds != 1)}",
         columns=tuple(column for column, _ in parts),
@@ -77,6 +77,14 @@ def plan_sheet(plan: Plan) -> Sheet:
         notes=tuple(notes),
         rules=(*_starts([schedule.rung for schedule in plan.schedules]), len(plan.schedules)),
     )
+
+
+def _repeated(plan: Plan) -> list[str]:
+    """Say what repeated text is worth at the largest budget."""
+    top = [s for s in plan.schedules if s.feasible and s.effective_tokens and (s.passes or 0.0) > 1]
+    worth = {s.arm: f"{s.arm} {format_quantity(s.effective_tokens)}" for s in sorted(top, key=lambda s: s.rung)}
+    law = "worth in fresh tokens at the largest budget, by a law fitted on causal models (arXiv 2305.16264)"
+    return [f"{law}: {', '.join(worth.values())}"] if worth else []
 
 
 def profile_sheet(profile: CostProfile) -> Sheet:
