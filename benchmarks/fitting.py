@@ -170,24 +170,35 @@ def coverage(repeats: int) -> None:
     print(f"\ncoverage of nominal 95 % intervals, {repeats} repetitions (standard error {error:.1f} %)")
     at = {"num_params": 7e10, "tokens": 1.4e12}
     for count, interval in ((240, "rows"), (60, "rows"), (60, "wild")):
-        hits: dict[str, int] = {}
+        hits, usable = {}, 0
         for seed in range(repeats):
             table = surface(count, np.random.default_rng(seed))
-            found = fit(table, law="chinchilla", interval=interval, resamples=300, seed=seed)
+            found = fit(table, law="chinchilla", interval=interval, resamples=1000, seed=seed)
             truth = TRUTH | {"optimal_tokens_exponent": TRUTH["alpha"] / (TRUTH["alpha"] + TRUTH["beta"])}
             for name, value in truth.items():
                 low, high = found.intervals[name] or (np.nan, np.nan)
                 hits[name] = hits.get(name, 0) + int(low <= value <= high)
             if found.usable_for != "nothing":
+                usable += 1
                 row = predict(found, at).iloc[0]
                 inside = row["low"] <= float(get_law("chinchilla").predict(TRUTH, at)) <= row["high"]
                 hits["prediction"] = hits.get("prediction", 0) + int(inside)
-        print(f"  {count} points, {interval}: " + ", ".join(f"{k} {100 * v / repeats:.1f}" for k, v in hits.items()))
+        asked = {name: usable if name == "prediction" else repeats for name in hits}
+        shown = ", ".join(f"{name} {100 * hit / asked[name]:.1f}" for name, hit in hits.items())
+        print(f"  {count} points, {interval}: {shown} (predictions of {usable} usable fits)")
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "fitting"))
     from fitting_tables import CURVES, curve, study
 
     from budgetlab.fitting import compare
 
+    gap = curve("no_kd", 3e14) - curve("kd", 3e14)
+    for budgets, seeds, growth in itertools.product((3, 4, 5), (2, 3, 5), (0.5, 1.0, 2.0)):
+        tables = (study(budgets, seeds, growth=growth, rng=np.random.default_rng(seed)) for seed in range(repeats))
+        ends = [compare(t, a="kd", b="no_kd", task="readout_loss", curves=False).interval or (1, 0) for t in tables]
+        share = np.mean([low <= gap <= high for low, high in ends])
+        print(
+            f"  4 arms x {budgets} budgets x {seeds} seeds, noise x {growth:g} a budget: difference {100 * share:.1f}"
+        )
     for budgets, seeds, trunk in itertools.product((3, 4, 5), (2, 3, 5), (0.0, 0.5)):
         hits = {"difference": 0, "multiplier": 0, "exponent": 0, "curve": 0}
         known = {"exponent": 0, "curve": 0, "multiplier": 0}

@@ -29,6 +29,7 @@ INTERVALS = {
 """Name and meaning of every kind of interval; ``auto`` chooses among them."""
 
 _FEW_CLUSTERS = 12
+_LARGEST_PULL = 0.9
 _FARTHEST = 30.0
 """Errors of a log outcome are cut here: with one degree of freedom, t has no variance and overflows."""
 
@@ -187,9 +188,10 @@ def _flipped(
 ) -> Iterator[Sample]:
     """Give each cluster's residuals, together, a random sign and size.
 
-    Residuals of a fit are too small by the share of clusters that its parameters use up, and few clusters call for
-    the tails of t. A robust fit uses points up whole: it passes exactly through some, whose residuals are replaced by
-    the median size of the others.
+    Residuals of a fit are too small by what each cluster pulls the curve towards itself: they are divided by one minus its
+    leverage (HC3, CR3 for clusters: MacKinnon and White 1985; Bell and McCaffrey 2002), and few clusters call for the
+    tails of t. A robust fit uses points up whole: it passes exactly through some, whose residuals are replaced by the
+    median size of the others.
     """
     residual = np.log(points.outcome) - log_prediction
     size = solution.design.size
@@ -198,13 +200,29 @@ def _flipped(
         others = np.delete(np.abs(residual), through)
         residual[through] = np.where(residual[through] < 0, -1.0, 1.0) * np.median(others)
     labels = np.arange(len(points)) if points.clusters is None else points.clusters
-    units = len(np.unique(labels))
-    freedom = max(1, units - size)
-    residual = residual * np.sqrt(units / freedom)
+    freedom = max(1, len(np.unique(labels)) - size)
+    residual = _without_own_pull(residual, solution.design.gradients(solution.theta), points.weights, labels)
     for factors in wild_multipliers(len(points), resamples, rng, labels.tolist()):
         tails = np.sqrt(freedom / rng.chisquare(freedom, size=(len(factors), 1)))
         errors = np.clip(tails * factors * residual, -_FARTHEST, _FARTHEST)
         yield Sample.of(np.exp(log_prediction + errors), points.weights)
+
+
+def _without_own_pull(residual: Array, gradients: Array, weights: Array, labels: np.ndarray) -> Array:
+    """Residuals as they would be about a curve that had not seen their cluster, to first order."""
+    root = np.sqrt(weights)
+    basis = np.linalg.qr(gradients * root[:, None])[0]
+    codes = np.unique(labels, return_inverse=True)[1]
+    weighted = root * residual
+    freed = weighted.copy()
+    for rows in np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1]):
+        # With B the cluster's part of the basis, (1 - B B')^-1 = 1 + B (1 - B' B)^-1 B'. A cluster that alone decides a
+        # parameter would leave nothing: its pull is cut.
+        own = basis[rows]
+        pull, axes = np.linalg.eigh(own.T @ own)
+        factor = axes / (1.0 - np.clip(pull, 0.0, _LARGEST_PULL))
+        freed[rows] += own @ (factor @ (axes.T @ (own.T @ weighted[rows])))
+    return freed / root
 
 
 def _labels(labels: np.ndarray | None) -> list[object] | None:

@@ -35,6 +35,7 @@ def study(
     arms: tuple[str, ...] = tuple(CURVES),
     noise: float = 0.004,
     trunk: float = 0.0,
+    growth: float = 1.0,
     rng: np.random.Generator | None = None,
     span: float = 30.0,
     tasks: tuple[str, ...] = (),
@@ -42,7 +43,8 @@ def study(
 ) -> pd.DataFrame:
     """Make the scores of a study: read-out losses, and scores of tasks that follow them.
 
-    `trunk` is the correlation of a run's noise between its budgets.
+    `trunk` is the correlation of a run's noise between its budgets; the noise is a share of the loss, times `growth`
+    for each budget.
     """
     rng = rng or np.random.default_rng(0)
     rows = []
@@ -64,7 +66,9 @@ def study(
                     "metric": "any",
                     "num_examples": 100,
                 }
-                error = noise * (np.sqrt(trunk) * shared[seed] + np.sqrt(1 - trunk) * rng.standard_normal())
+                error = (
+                    noise * growth**rung * (np.sqrt(trunk) * shared[seed] + np.sqrt(1 - trunk) * rng.standard_normal())
+                )
                 loss = float(curve(arm, flops)) * np.exp(error)
                 rows.append(
                     common | {"task": "readout_loss", "finetune_seed": None, "value": loss, "higher_is_better": False}
