@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -148,6 +148,16 @@ class Store:
             rows.append({**row, "budget_amount": budget["amount"], "budget_unit": budget["unit"]})
         write_whole(self.folder / "plan.csv", pd.DataFrame(rows).to_csv(index=False))
         return write_whole(self.folder / "plan.json", plan.model_dump_json(indent=1))
+
+    def write_rates(self, key: str, losses: Mapping[str, float]) -> Path:
+        """Write the losses of trials of learning rates, under the key of what was tried."""
+        return write_whole(self.folder / "rates.json", json.dumps({"key": key, "readout_loss": dict(losses)}, indent=1))
+
+    def read_rates(self, key: str) -> dict[str, float] | None:
+        """Return the losses of these trials; None where they were not run, or others were."""
+        path = self.folder / "rates.json"
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return found["readout_loss"] if found.get("key") == key else None
 
     def read_profile(self) -> CostProfile | None:
         """Return the profile, or None where there is none."""

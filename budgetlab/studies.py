@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from budgetlab.values import (
 )
 from budgetlab.values.specs import TAPPED_FAMILIES
 
-__all__ = ["PRESETS", "Study", "audit", "dump_study", "find_data", "load_study", "profile_key"]
+__all__ = ["PRESETS", "Study", "audit", "compare_recipes", "dump_study", "find_data", "load_study", "profile_key"]
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -114,7 +115,7 @@ def find_data(study: Study, path: str) -> Path:
     raise CallerError(f"path {path!r}", f"not found under {tried}", "set --data-root or $BUDGETLAB_DATA_ROOT")
 
 
-_PRICELESS = {"usd_per_device_hour", "scaling_efficiency", "workers", "device_memory_bytes"}
+_PRICELESS = {"usd_per_device_hour", "scaling_efficiency", "devices", "workers", "device_memory_bytes"}
 """Settings of the execution that do not change what a step costs on one device."""
 
 
@@ -131,14 +132,22 @@ def profile_key(study: Study) -> str:
 
 def audit(study: Study) -> tuple[str, ...]:
     """Say what differs between the arms, one line each, the strategy first; then what holds for all of them."""
-    arms = list(study.arms.values())
-    lines = [f"{arm.name}: strategy {arm.strategy.name} {_settings(arm)}".rstrip() for arm in arms]
-    first = arms[0]
-    for arm in arms:
-        if arm.student != first.student:
-            pairs = _differences(study.models[arm.student], study.models[first.student])
-            shown = "; ".join(f"{field} {mine}, {first.name} has {theirs}" for field, mine, theirs in pairs)
-            lines.append(f"{arm.name}: student {arm.student}: {shown or 'equal to that of ' + first.name}")
+    return compare_recipes(study.arms, study.models)
+
+
+def compare_recipes(arms: Mapping[str, Arm], models: Mapping[str, ModelSpec]) -> tuple[str, ...]:
+    """Say the same of arms whose recipes may have changed since the study was read."""
+    lines = [f"{arm.name}: strategy {arm.strategy.name} {_settings(arm)}".rstrip() for arm in arms.values()]
+    first = next(iter(arms.values()))
+    taught = next((arm for arm in arms.values() if arm.teacher is not None), first)
+    for arm in arms.values():
+        for role, mine, other in (("student", arm.student, first), ("teacher", arm.teacher, taught)):
+            theirs = getattr(other, role)
+            if mine is None or mine == theirs:
+                continue
+            pairs = _differences(models[mine], models[theirs])
+            shown = "; ".join(f"{field} {one}, {other.name} has {two}" for field, one, two in pairs)
+            lines.append(f"{arm.name}: {role} {mine}: {shown or 'equal to that of ' + other.name}")
         for field, mine, theirs in _differences(arm.recipe, first.recipe):
             lines.append(f"{arm.name}: recipe.{field} {mine}, {first.name} has {theirs}")
     if len(lines) == len(arms):
@@ -147,7 +156,7 @@ def audit(study: Study) -> tuple[str, ...]:
         )
     else:
         lines.append("All arms share run seeds, order of samples, masks and the fine-tuning recipe.")
-    for teacher in study.teacher_names():
+    for teacher in dict.fromkeys(arm.teacher for arm in arms.values() if arm.teacher is not None):
         lines.append(f"Of {teacher} there is one, with one seed: what is found holds for it.")
     return tuple(lines)
 
@@ -207,6 +216,8 @@ def _expand_models(models: Any) -> tuple[Any, dict[str, list[str]]]:
         if pretrain is None or not isinstance(amounts, list):
             expanded[name] = model
             continue
+        if not amounts:
+            raise CallerError(f"models.{name}.pretrain.tokens = []", "an empty list", "give one amount, or several")
         grids[name] = [f"{name}-{amount}" for amount in amounts]
         for full_name, amount in zip(grids[name], amounts, strict=True):
             expanded[full_name] = {**model, "pretrain": {**pretrain, "tokens": amount}}
@@ -214,7 +225,7 @@ def _expand_models(models: Any) -> tuple[Any, dict[str, list[str]]]:
 
 
 def _expand_arms(tables: dict[str, Any], grids: dict[str, list[str]]) -> Any:
-    """Fill in the shared recipe, and make an arm of every student and teacher asked for, such as `ARM@STUDENT@TEACHER`.
+    """Fill in the shared recipe, and make an arm of every student and teacher asked for, such as `ARM@STUDENT+TEACHER`.
 
     A name has a part only for what was a list.
     """
@@ -233,11 +244,15 @@ def _expand_arms(tables: dict[str, Any], grids: dict[str, list[str]]) -> Any:
             "strategy": {"name": strategy} if isinstance(strategy, str) else strategy,
             "recipe": _merge(shared, over) if isinstance(over, dict) and isinstance(shared, dict) else over,
         }
+        for role in ("student", "teacher"):
+            if arm.get(role) == []:
+                raise CallerError(f"arms.{name}.{role} = []", "an empty list", "name one model, or several")
         choices = {role: _choices(arm.get(role), grids) for role in ("student", "teacher")}
         for student, teacher in itertools.product(*choices.values()):
             picked = {"student": student, "teacher": teacher}
-            several = [str(picked[role]) for role, found in choices.items() if len(found) > 1 or _listed(arm, role)]
-            full_name = "@".join([name, *several])
+            marks = {"student": "@", "teacher": "+"}
+            several = [role for role, found in choices.items() if len(found) > 1 or _listed(arm, role)]
+            full_name = name + "".join(f"{marks[role]}{picked[role]}" for role in several)
             expanded[full_name] = {**filled, **picked, "name": full_name}
     return {name: {key: value for key, value in arm.items() if value is not None} for name, arm in expanded.items()}
 

@@ -112,7 +112,12 @@ def test_what_else_a_plan_shows(finished: dict, study: Path, folder: Path, capsy
     assert set(drawn["arm"]) == {"no_kd", "vanilla_kd", "minilm", "tinybert"} and len(pd.unique(drawn["line"])) >= 8
     assert all((figures / f"plan.{kind}").stat().st_size > 1000 for kind in ("png", "svg"))
     assert run_command(["plan", str(study), *results, "--power", "0.4", "--spread", "0.3"]) == 0
-    assert "0.3 (standard deviation, as stated)" in capsys.readouterr().out
+    assert "0.3 (as stated)" in capsys.readouterr().out
+    assert (
+        run_command(["plan", str(study), *results, "--sensitivity", "--power", "0.4", "--spread", "1", "--json"]) == 0
+    )
+    found = json.loads(capsys.readouterr().out)
+    assert {"sensitivity", "all_in", "cached_teacher", "power", "schedules"} <= set(found)
     assert run_command(["plan", str(study), *results, "--export", "minilm", "--plain"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["tokens"] == found["steps"] * found["batch_tokens"] and found["strategy"]["name"] == "minilm"

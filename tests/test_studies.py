@@ -148,10 +148,15 @@ def test_lists_of_students_and_teachers_become_a_grid(tmp_path: Path) -> None:
     assert set(study.models) == {"student", "tiny", "teacher-4k", "teacher-8k"}
     assert [study.models[f"teacher-{n}"].pretraining_tokens for n in ("4k", "8k")] == [4000, 8000]
     assert set(study.arms) == {
-        "no_kd@student", "no_kd@tiny", "vanilla_kd@teacher-4k", "vanilla_kd@teacher-8k", "minilm@teacher-4k",
-        "minilm@teacher-8k", "tinybert@teacher-4k", "tinybert@teacher-8k",
+        "no_kd@student", "no_kd@tiny", "vanilla_kd+teacher-4k", "vanilla_kd+teacher-8k", "minilm+teacher-4k",
+        "minilm+teacher-8k", "tinybert+teacher-4k", "tinybert+teacher-8k",
     }  # fmt: skip
-    assert study.arms["minilm@teacher-8k"].teacher == "teacher-8k"
+    assert study.arms["minilm+teacher-8k"].teacher == "teacher-8k"
+
+    assert any("tokens" in line and "minilm+teacher-8k: teacher" in line for line in audit(study))
+    path.write_text(text.replace('["4k", "8k"]', "[]"))
+    with pytest.raises(CallerError, match="an empty list"):
+        load_study(path)
 
 
 def test_what_given_weights_cost_can_be_stated(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def profile(
     bench = _bench(study, results, data_root)
     found = bench.profile(fresh=True, count_only=count_only or throughput is not None)
     if throughput is not None:
-        found = timed_elsewhere(found, throughput)
+        found = timed_elsewhere(found, throughput, bench.study.execution)
         bench.store.write_profile(found)
     if as_json:
         _print_json(found.model_dump(mode="json"))
@@ -160,30 +160,33 @@ def plan(
     bench = _bench(study, results, data_root)
     prices = bench.profile() if recorded is None else read_value(CostProfile, recorded)
     if throughput is not None:
-        prices = timed_elsewhere(prices, throughput)
-    made = bench.plan(profile=prices, budgets=budget or (), match=match, teacher_charge=teacher_charge)
+        prices = timed_elsewhere(prices, throughput, bench.study.execution)
+    bench.ask(budgets=budget or (), match=match, teacher_charge=teacher_charge)
+    made = bench.plan(profile=prices)
     if export is not None:
         from budgetlab.planner import run_description, training_arguments
 
         _print_json((run_description if plain else training_arguments)(made, export))
         return
+    from budgetlab.cli.plans import Extras
+
+    extras = Extras(bench.study, prices, made, bench.store)
+    asked = {
+        "sensitivity": sensitivity,
+        "power": bool(power),
+        "paper": paper,
+        "figure": figure,
+    }
     if as_json:
-        _print_json(made.model_dump(mode="json"))
+        blocks = extras.as_json([name for name, wanted in asked.items() if wanted], power or (), spread)
+        _print_json(made.model_dump(mode="json") | blocks)
         return
-    from budgetlab.cli.plans import draw, paper_words, power_words, sensitivity_words
     from budgetlab.reporting.tables import plan_sheet, print_sheets
 
     print_sheets([plan_sheet(made)])
-    further = [f"warning: {line}" for line in made.warnings]
-    if sensitivity:
-        further += ["", sensitivity_words(bench.study, prices)]
-    if power:
-        further += ["", power_words(made, bench.store, power, spread)]
-    if paper:
-        further += ["", paper_words(made)]
-    if figure:
-        further += ["", f"figure  {draw(bench.study, prices, bench.store.folder / 'figures')}"]
-    print("\n".join([*further, "", "What differs between the arms:", *(f"  {line}" for line in made.audit)]))
+    lines = [f"warning: {line}" for line in made.warnings]
+    lines += extras.lines([name for name, wanted in asked.items() if wanted], power or (), spread)
+    print("\n".join([*lines, "", "What differs between the arms:", *(f"  {line}" for line in made.audit)]))
 
 
 @app.command()

@@ -28,13 +28,13 @@ def fit_table(path: Path, out: Path | None, **settings: Any) -> Any:
     return found
 
 
-def timed_elsewhere(prices: Any, path: Path) -> Any:
+def timed_elsewhere(prices: Any, path: Path, execution: Any) -> Any:
     """Take the seconds of a profile from a CSV file of `arm` and `tokens_per_second`; its lines after # say whence."""
     from budgetlab.planner import with_throughput
 
     table = _read_csv("--throughput", path, comment="#")
     source = [line.lstrip("# ") for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
-    return with_throughput(prices, table, " ".join([f"{path.name}:", *source]) if source else path.name)
+    return with_throughput(prices, table, " ".join([f"{path.name}:", *source]) if source else path.name, execution)
 
 
 def _read_csv(option: str, path: Path, comment: str | None = None) -> Any:

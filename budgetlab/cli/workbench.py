@@ -95,26 +95,19 @@ class Workbench:
         self.store.write_profile(found)
         return found
 
-    def plan(
-        self,
-        *,
-        profile: CostProfile | None = None,
-        budgets: Sequence[str] = (),
-        match: str | None = None,
-        teacher_charge: str | None = None,
-    ) -> Plan:
+    def ask(self, *, budgets: Sequence[str] = (), match: str | None = None, teacher_charge: str | None = None) -> None:
+        """Put other budgets, another match or charge in the place of the study's own."""
+        given = {"budgets": tuple(budgets) or None, "match": match, "teacher_charge": teacher_charge}
+        changes = {name: value for name, value in given.items() if value is not None}
+        self.study = self.study.model_copy(update={"plan": self.study.plan.model_copy(update=changes)})
+
+    def plan(self, *, profile: CostProfile | None = None) -> Plan:
         """Match the budgets; the corpus counts towards passes once it has been built."""
         from budgetlab.planner import other_machine, plan
 
         prices = profile or self.profile()
-        made = plan(
-            self.study,
-            prices,
-            corpus_tokens=None if self._corpus is None else self._pass_tokens(self._corpus),
-            budgets=tuple(budgets) or None,
-            match=match,
-            teacher_charge=teacher_charge,
-        )
+        tokens = None if self._corpus is None else self._pass_tokens(self._corpus)
+        made = plan(self.study, prices, corpus_tokens=tokens)
         if (elsewhere := other_machine(prices)) is not None:
             made = made.model_copy(update={"warnings": (*made.warnings, elsewhere)})
         made = self._with_known_rates(made)
@@ -124,38 +117,33 @@ class Workbench:
 
     def tune(self, plan: Plan) -> Plan:
         """Run the trials of [tuning] that were not run yet, and give every arm its best rate."""
-        if not plan.trials or all(trial.readout_loss is not None for trial in plan.trials):
+        if not plan.trials or plan.tuned:
             return plan
-        from budgetlab.planner import choose_rates, trial_plan
+        from budgetlab.planner import choose_rates, trial_plan, trials_key
 
-        trials, corpus, store = trial_plan(plan), self.corpus(), self._trial_store()
+        trials, corpus = trial_plan(plan), self.corpus()
         from budgetlab.evaluation import evaluate
         from budgetlab.runner import run
 
+        # Trials have an index of their own; their runs lie beside the others, which share their teacher.
+        store = Store(self.store.folder.parent, self.study.name, part="tuning")
         with self.screen.stage("tuning") as stage:
-            show = self._show_run(stage)
-            records = run(trials, corpus, store, progress=show)
+            records = run(trials, corpus, store, progress=self._show_run(stage))
             spec = self.study.evaluate.model_copy(update={"tasks": (), "largest_budget_only": ()})
             scores = evaluate(trials, records, spec, corpus, store, [])
-            chosen = choose_rates(plan, _trial_losses(scores))
-            rates = {name: f"{arm.recipe.learning_rate:g}" for name, arm in chosen.arms.items()}
-            stage.note = ", ".join(f"{name} {rate}" for name, rate in rates.items())
+            losses = {s.arm: s.value for s in scores if s.task == "readout_loss" and s.subject == "run"}
+            chosen = choose_rates(plan, losses)
+            stage.note = ", ".join(f"{name} {arm.recipe.learning_rate:g}" for name, arm in chosen.arms.items())
+        self.store.write_rates(trials_key(plan), losses)
         self.store.write_plan(chosen)
         return chosen
 
     def _with_known_rates(self, plan: Plan) -> Plan:
-        """Apply the rates of trials that were run before."""
-        from budgetlab.planner import choose_rates
+        """Apply the rates of the same trials where they were run before."""
+        from budgetlab.planner import choose_rates, trials_key
 
-        if not plan.trials:
-            return plan
-        store = self._trial_store()
-        losses = _trial_losses(store.scores())
-        ended = {*losses, *(record.arm for record in store.records() if record.status == "failed")}
-        return choose_rates(plan, losses) if {trial.schedule.arm for trial in plan.trials} <= ended else plan
-
-    def _trial_store(self) -> Store:
-        return Store(self.store.folder.parent, self.study.name, part="tuning")
+        losses = self.store.read_rates(trials_key(plan)) if plan.trials else None
+        return plan if losses is None else choose_rates(plan, losses)
 
     def _pass_tokens(self, corpus: Corpus) -> int:
         seq_len = self.study.recipe.seq_len
@@ -271,7 +259,3 @@ class Workbench:
             raise CallerError(f"results in {folder}", str(error), "choose another folder with --results") from None
         if free < 200e6:
             raise CallerError(f"results in {folder}", f"only {free / 1e6:.0f} MB are free", "free some room")
-
-
-def _trial_losses(scores: Sequence[Score]) -> dict[str, float]:
-    return {s.arm: s.value for s in scores if s.task == "readout_loss" and s.subject == "run"}

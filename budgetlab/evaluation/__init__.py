@@ -68,6 +68,7 @@ class _Subject:
             "run_id": self.run_id,
             "subject": self.subject,
             "arm": self.arm,
+            "student": self.model,
             "run_seed": self.run_seed,
             "teacher_seed": None if record is None else record.teacher_seed,
             "rung": None if schedule is None else schedule.rung,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -133,7 +133,14 @@ def compare_arms(
     arms = sorted(map(str, runs["arm"].unique()))
     if len(arms) < 2:
         raise CallerError(f"y = {y!r}", f"{len(arms)} arm has a value", "a comparison needs two arms")
-    pairs = [(arm, found) for arm in arms if (found := reference_arm(arm, arms, reference)) not in (None, arm)]
+    students = {}
+    if "student" in runs:
+        students = {
+            str(arm): str(student) for arm, student in zip(runs["arm"], runs["student"], strict=True) if student
+        }
+    pairs = [
+        (arm, found) for arm in arms if (found := reference_arm(arm, arms, reference, students)) not in (None, arm)
+    ]
     main, others = [], []
     for arm, base in pairs:
         budgets = _common_budgets(runs, arm, str(base))
@@ -177,7 +184,9 @@ def compare_arms(
     return tuple(verdicts)
 
 
-def reference_arm(arm: str, arms: list[str], asked: str | None = None) -> str | None:
+def reference_arm(
+    arm: str, arms: list[str], asked: str | None = None, students: Mapping[str, str] | None = None
+) -> str | None:
     """Return what an arm is compared with: the reference of the same student, or the only reference.
 
     Examples
@@ -191,7 +200,9 @@ def reference_arm(arm: str, arms: list[str], asked: str | None = None) -> str | 
         raise unknown_name("arm", asked, arms, f"reference = {asked!r}")
     if word in arms:
         return word
-    same = [name for name in family if name.split("@")[1:2] == arm.split("@")[1:2]]
+    known = students or {}
+    own = known.get(arm, _student_part(arm))
+    same = [name for name in family if known.get(name, _student_part(name)) == own]
     if same:
         return same[0]
     if arm in family:
@@ -200,10 +211,15 @@ def reference_arm(arm: str, arms: list[str], asked: str | None = None) -> str | 
     return family[0] if family else arms[0]
 
 
+def _student_part(arm: str) -> str:
+    """Student in the name of an arm such as `minilm@small+teacher`."""
+    return arm.partition("@")[2].partition("+")[0]
+
+
 def reference_family(arms: list[str], asked: str | None = None) -> list[str]:
     """Return the arms that are the reference, one per student."""
-    word = (asked or "no_kd").partition("@")[0]
-    return [name for name in arms if name.partition("@")[0] == word]
+    word = (asked or "no_kd").partition("@")[0].partition("+")[0]
+    return [name for name in arms if name.partition("@")[0].partition("+")[0] == word]
 
 
 def _common_budgets(runs: pd.DataFrame, a: str, b: str) -> list[float]:

@@ -129,8 +129,8 @@ def contrast(runs: pd.DataFrame, a: str, b: str, budget: float, noise: PooledVar
 def paired_noise(runs: pd.DataFrame, budget: float) -> PooledVariance | None:
     """Pool the residuals of arm + run seed at a budget over all arms.
 
-    Where that leaves fewer than three degrees of freedom (two arms with three seeds or fewer), over all budgets: then
-    `cells` counts them. None where no budget leaves a degree of freedom.
+    Where that leaves fewer than three degrees of freedom (two arms with three seeds or fewer), over all budgets. None
+    where it leaves none: then nothing is known of the noise at this budget.
     """
     return _noise_at(runs, budget, _two_way_residuals)
 
@@ -139,7 +139,7 @@ def _noise_at(
     runs: pd.DataFrame, budget: float, residuals_of: Callable[[Array], tuple[Array, float]]
 ) -> PooledVariance | None:
     own = _pool(runs[runs["budget_amount"] == budget], residuals_of)
-    enough = own is not None and own.degrees_of_freedom >= _FEWEST_DEGREES_OF_FREEDOM
+    enough = own is None or own.degrees_of_freedom >= _FEWEST_DEGREES_OF_FREEDOM
     return own if enough else _pool(runs, residuals_of)
 
 

@@ -188,10 +188,10 @@ def _flipped(
 ) -> Iterator[Sample]:
     """Give each cluster's residuals, together, a random sign and size.
 
-    Residuals of a fit are too small by what each cluster pulls the curve towards itself: they are divided by one minus its
-    leverage (HC3, CR3 for clusters: MacKinnon and White 1985; Bell and McCaffrey 2002), and few clusters call for the
-    tails of t. A robust fit uses points up whole: it passes exactly through some, whose residuals are replaced by the
-    median size of the others.
+    Residuals of a fit are too small by what each cluster pulls the curve towards itself: they are divided by one minus
+    its leverage (HC3, CR3 for clusters: MacKinnon and White 1985; Bell and McCaffrey 2002), and few clusters call for
+    the tails of t. A robust fit uses points up whole: it passes exactly through some, whose residuals are replaced by
+    the median size of the others.
     """
     residual = np.log(points.outcome) - log_prediction
     size = solution.design.size

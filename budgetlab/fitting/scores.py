@@ -88,6 +88,8 @@ def run_values(scores: pd.DataFrame, y: str) -> pd.DataFrame:
         "higher_is_better": ("higher_is_better", "first"),
         "finetune_seeds": ("value", "size"),
     }
+    if "student" in rows.columns:
+        of_task["student"] = ("student", "first")
     if "teacher_seed" in rows.columns:
         of_task["teachers"] = ("teacher_seed", "nunique")
     of_run = {c: (c, "first") for c in of_task} | {

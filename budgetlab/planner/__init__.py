@@ -1,8 +1,9 @@
 """Budgets become matched token schedules, and the answer to "what if": pure arithmetic, without torch."""
 
 from budgetlab.planner.checks import checked, other_machine
-from budgetlab.planner.match import MATCHES, effective_tokens, plan, price_per_step
+from budgetlab.planner.match import plan
 from budgetlab.planner.power import power
+from budgetlab.planner.prices import MATCHES, effective_tokens, price_per_step
 from budgetlab.planner.scenarios import (
     all_in,
     cached_teacher,
@@ -11,7 +12,7 @@ from budgetlab.planner.scenarios import (
     what_if,
     with_throughput,
 )
-from budgetlab.planner.tuning import choose_rates, trial_plan, tuning_note
+from budgetlab.planner.tuning import choose_rates, trial_plan, trials_key, tuning_note
 from budgetlab.planner.words import (
     compute_statement,
     ladder_costs,
@@ -43,6 +44,7 @@ __all__ = [
     "sensitivity",
     "training_arguments",
     "trial_plan",
+    "trials_key",
     "tuning_note",
     "what_if",
     "with_throughput",

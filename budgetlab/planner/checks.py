@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from budgetlab.errors import CallerError, unknown_name
 from budgetlab.machine import has_nvidia_driver, processor_name
+from budgetlab.planner.prices import (
+    device_seconds,
+    device_seconds_interval,
+    effective_tokens,
+    step_price,
+    tokens_interval,
+    whole_steps,
+)
 from budgetlab.studies import Study, profile_key
 from budgetlab.units import format_amount, format_quantity
 from budgetlab.values import ArmCost, CostProfile, Plan, Schedule
@@ -21,7 +29,7 @@ def warnings(study: Study, profile: CostProfile) -> tuple[str, ...]:
         made_for = f"the profile was made for other models, recipe or execution (study {profile.study!r})"
         found.append(f"{made_for}: its prices may be wrong")
     known = study.execution.device_memory_bytes or profile.environment.device_memory_bytes
-    for cost in profile.arms:
+    for cost in (*profile.arms, *profile.teachers):
         least, what = _least_memory(cost)
         if known is not None and least > known:
             has, needs = format_quantity(known, "B"), format_quantity(least, "B")
@@ -32,7 +40,7 @@ def warnings(study: Study, profile: CostProfile) -> tuple[str, ...]:
 def _least_memory(cost: ArmCost) -> tuple[float, str]:
     if cost.peak_memory_bytes is not None:
         return cost.peak_memory_bytes, "its step, as measured,"
-    return _STATE_BYTES_PER_PARAMETER * cost.num_params_total, "the student with its AdamW state alone"
+    return _STATE_BYTES_PER_PARAMETER * cost.num_params_total, "its weights with their AdamW state alone"
 
 
 def other_machine(profile: CostProfile) -> str | None:
@@ -48,12 +56,12 @@ def other_machine(profile: CostProfile) -> str | None:
 
 
 def checked(plan: Plan) -> Plan:
-    """Validate a plan again, for one that was edited by hand: steps rule, and what follows from them is recomputed.
+    """Validate a plan again, for one that was edited by hand: steps rule, and what follows from them is computed anew.
 
     Parameters
     ----------
     plan
-        As read; of a schedule a person may change `steps`, `warmup_steps`, `cooldown_steps` and `feasible`.
+        As read; of a schedule a person may change `budget`, `steps`, `warmup_steps`, `cooldown_steps` and `feasible`.
 
     Returns
     -------
@@ -63,48 +71,60 @@ def checked(plan: Plan) -> Plan:
     Raises
     ------
     CallerError
-        For an arm, model or price that the plan does not have, a warm-up and cooldown longer than the run, or steps
-        that cost more than the budget.
+        For an arm, model, teacher or price that the plan does not have, a warm-up and cooldown longer than the run,
+        rungs of one trunk with different warm-ups, or steps that cost more than the budget.
     """
+    teachers = {teacher.model for teacher in plan.teachers}
     for name, arm in plan.arms.items():
-        for model in (arm.student, arm.teacher):
-            if model is not None and model not in plan.models:
-                raise unknown_name("model", model, plan.models, f"plan, arm {name}")
-    return plan.model_copy(update={"schedules": tuple(_checked(plan, schedule) for schedule in plan.schedules)})
+        if arm.student not in plan.models:
+            raise unknown_name("model", arm.student, plan.models, f"plan, arm {name}")
+        if arm.teacher is not None and arm.teacher not in teachers:
+            raise unknown_name("teacher", arm.teacher, teachers, f"plan, arm {name}")
+    for trial in plan.trials:
+        _known_arm(plan, trial.arm)
+    schedules = tuple(_checked(plan, schedule) for schedule in plan.schedules)
+    for arm in plan.arms if plan.ladder == "branched" else ():
+        warmups = {s.warmup_steps for s in schedules if s.arm == arm and s.feasible}
+        if len(warmups) > 1:
+            asked = f"plan: {arm} with warm-ups of {', '.join(map(str, sorted(warmups)))} steps"
+            raise CallerError(asked, "the rungs of one trunk share its warm-up", "give all of them the same")
+    return plan.model_copy(update={"schedules": schedules})
+
+
+def _known_arm(plan: Plan, arm: str) -> None:
+    if arm not in plan.arms or arm not in plan.costs:
+        raise unknown_name("arm", arm, [name for name in plan.arms if name in plan.costs], "plan, schedule")
 
 
 def _checked(plan: Plan, schedule: Schedule) -> Schedule:
-    if schedule.arm not in plan.arms or schedule.arm not in plan.costs:
-        raise unknown_name("arm", schedule.arm, [a for a in plan.arms if a in plan.costs], "plan, schedule")
+    _known_arm(plan, schedule.arm)
     if not schedule.feasible:
         return schedule
-    cost, steps = plan.costs[schedule.arm], schedule.steps
-    asked = f"plan: {schedule.arm} at {format_amount(schedule.budget.amount, schedule.budget.unit)}, {steps} steps"
-    if steps < 1 or schedule.warmup_steps + schedule.cooldown_steps > steps or schedule.warmup_steps < 0:
-        wrong = f"{schedule.warmup_steps} warm-up and {schedule.cooldown_steps} cooldown steps do not fit into it"
+    cost, steps, budget = plan.costs[schedule.arm], schedule.steps, schedule.budget
+    asked = f"plan: {schedule.arm} at {format_amount(budget.amount, budget.unit)}, {steps} steps"
+    warmup, cooldown = schedule.warmup_steps, schedule.cooldown_steps
+    if steps < 1 or min(warmup, cooldown) < 0 or warmup + cooldown > steps:
+        wrong = f"{warmup} warm-up and {cooldown} cooldown steps do not fit into it"
         raise CallerError(asked, wrong, "change them together")
-    # What is left of the budget says what a step was priced at, in whatever unit and under whatever charge.
-    planned = round(schedule.tokens / cost.batch_tokens)
-    if steps == planned:
-        return schedule
-    bills = schedule.teacher_charge + schedule.tuning_charge
-    spent = (1.0 - schedule.unspent_fraction) * schedule.budget.amount - bills
-    unspent = 1.0 - (bills + spent / planned * steps) / schedule.budget.amount
+    price = step_price(plan.execution, cost, budget.unit, plan.charge)
+    bill = schedule.teacher_charge + schedule.tuning_charge
+    unspent = 1.0 - (bill + steps * price) / budget.amount
     if unspent < -1e-9:
-        raise CallerError(asked, f"{-100 * unspent:.3g} % more than the budget", f"at most {planned} steps fit it")
+        fit = int(whole_steps(budget.amount, bill, price))
+        raise CallerError(asked, f"{-100 * unspent:.3g} % more than the budget", f"at most {fit} steps fit it")
     tokens = steps * cost.batch_tokens
-    targets = round(tokens * cost.target_fraction)
+    targets, unique = round(tokens * cost.target_fraction), schedule.unique_tokens
     return schedule.model_copy(
         update={
             "tokens": tokens,
             "target_tokens": targets,
-            "tokens_interval": None,
-            "passes": None if schedule.unique_tokens is None else tokens / schedule.unique_tokens,
-            "effective_tokens": None,
+            "passes": tokens / unique if unique else None,
+            "effective_tokens": float(effective_tokens(tokens, unique)) if unique else None,
             "required_flops": cost.required_flops(tokens, targets),
             "executed_flops": cost.executed_flops(tokens, targets),
-            "device_seconds": None if cost.seconds_per_step is None else cost.seconds_per_step * steps,
-            "device_seconds_interval": None,
+            "device_seconds": device_seconds(plan.execution, cost, steps),
+            "device_seconds_interval": device_seconds_interval(plan.execution, cost, steps),
+            "tokens_interval": tokens_interval(budget, bill, price, cost),
             "unspent_fraction": max(0.0, unspent),
         }
     )

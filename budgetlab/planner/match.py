@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
-from typing import Any
-
-import numpy as np
+from dataclasses import dataclass
 
 from budgetlab.errors import CallerError, unknown_name
 from budgetlab.planner.checks import warnings
+from budgetlab.planner.prices import (
+    MATCHES,
+    charge_share,
+    device_seconds,
+    device_seconds_interval,
+    effective_tokens,
+    price_per_step,
+    step_price,
+    teacher_bill,
+    tokens_interval,
+    whole_steps,
+)
 from budgetlab.studies import Study, audit
 from budgetlab.units import format_amount, parse_amount
 from budgetlab.values import ArmCost, Budget, CostProfile, Plan, Recipe, Schedule, TeacherPlan, Trial
 
-__all__ = ["MATCHES", "charge_share", "effective_tokens", "plan", "price_per_step", "whole_steps"]
+__all__ = ["plan"]
 
-MATCHES = {
-    "required_flops": "required_flops",
-    "executed_flops": "executed_flops",
-    "device_seconds": "device_seconds",
-    "joules": "joules",
-    "usd": "usd",
-    "equal_tokens": "tokens",
-}
-"""What can be matched -> the unit of its budgets; `tokens:ARM` is the required FLOPs of that arm's tokens."""
+_MOST_FEWEST = 10_000
 
 
 def plan(
@@ -68,7 +69,7 @@ def plan(
     for arm in study.arms:
         if arm not in costs:
             raise CallerError(f"plan of {study.name}", f"the profile has no arm {arm!r}", "profile this study again")
-    amounts = _budgets(study, budgets or study.plan.budgets, match, costs)
+    amounts = _budgets(study, budgets or study.plan.budgets, match, charge, costs)
     unit = amounts[0].unit
     if study.plan.ladder == "branched" and any(
         a.recipe.schedule not in ("wsd", "inverse_sqrt") for a in study.arms.values()
@@ -78,8 +79,9 @@ def plan(
     if corpus_tokens is not None and unique is not None and unique > corpus_tokens:
         asked = f"corpus.unique_tokens = {unique:,}"
         raise CallerError(asked, f"the corpus has {corpus_tokens:,}", "lower it, leave it out, or add text")
+    bills = {arm: _bill(study, arm, costs[arm], costs, amounts, charge) for arm in study.arms}
     schedules = [
-        _schedule(study, arm, costs, budget, rung, amounts[0], charge, unique)
+        _schedule(study, arm, costs[arm], bills[arm], budget, rung, charge, unique)
         for rung, budget in enumerate(amounts)
         for arm in study.arms
     ]
@@ -110,55 +112,19 @@ def plan(
         corpus=study.corpus,
         execution=study.execution,
         audit=audit(study),
-        trials=tuple(_trials(study, costs, amounts[0], charge, unique)),
+        trials=tuple(_trials(study, costs, bills, amounts, charge, unique)),
         warnings=warnings(study, profile),
     )
 
 
-def price_per_step(
-    cost: ArmCost, unit: str, *, charge: str = "inference", usd_per_device_hour: float | None = None
-) -> float:
-    """Return what one step costs, in the budget's unit.
-
-    With `charge = "none"` the teacher's forward pass is left out.
-
-    Raises
-    ------
-    CallerError
-        When that price was not measured.
-    """
-    teacher = cost.phases["teacher_forward"]
-    free = charge == "none"
-    if unit == "tokens":
-        return float(cost.batch_tokens)
-    if unit == "required_flops":
-        flops = cost.train_required_flops_per_token - (teacher.required_flops_per_token if free else 0.0)
-        return flops * cost.batch_tokens
-    if unit == "executed_flops":
-        flops = cost.train_executed_flops_per_token - (teacher.executed_flops_per_token if free else 0.0)
-        return flops * cost.batch_tokens
-    if unit == "joules":
-        if cost.joules_per_token is None:
-            raise CallerError("match = joules", f"no energy was measured for {cost.arm}", "profile where it can be")
-        return cost.joules_per_token * cost.batch_tokens
-    if cost.seconds_per_step is None:
-        raise CallerError(f"match by {unit}", f"{cost.arm} was counted, not timed", "profile without --count-only")
-    if free and teacher.seconds_per_step is None:
-        raise CallerError(f"teacher_charge = none by {unit}", f"{cost.arm} was not timed by phase", "profile it here")
-    seconds = cost.seconds_per_step - ((teacher.seconds_per_step or 0.0) if free else 0.0)
-    if unit == "usd":
-        if usd_per_device_hour is None:
-            raise CallerError("match = usd", "no price of a device hour", "set execution.usd_per_device_hour")
-        return seconds / 3600.0 * usd_per_device_hour
-    return seconds
-
-
-def _budgets(study: Study, asked: tuple[str | float, ...], match: str, costs: dict[str, ArmCost]) -> list[Budget]:
+def _budgets(
+    study: Study, asked: tuple[str | float, ...], match: str, charge: str, costs: dict[str, ArmCost]
+) -> list[Budget]:
     if match.startswith("tokens:"):
         arm = match.removeprefix("tokens:")
         if arm not in study.arms:
             raise unknown_name("arm", arm, study.arms, f"match = {match!r}, arm")
-        wanted, price = "tokens", costs[arm].train_required_flops_per_token
+        wanted, price = "tokens", price_per_step(costs[arm], "required_flops", charge=charge) / costs[arm].batch_tokens
     elif match in MATCHES:
         wanted, price = MATCHES[match], 1.0
     else:
@@ -183,86 +149,67 @@ def _budgets(study: Study, asked: tuple[str | float, ...], match: str, costs: di
     return sorted(budgets, key=lambda budget: budget.amount)
 
 
-def charge_share(charge: str) -> float:
-    """Share of the teacher's pretraining that one schedule is billed: 0, 1, or 1/K of "amortised:K"."""
-    if charge in ("none", "inference"):
-        return 0.0
-    if charge == "pretraining":
-        return 1.0
-    found = re.fullmatch(r"amortised:([1-9]\d*)", charge)
-    if found is None:
-        raise unknown_name("charge", charge, ["none", "inference", "pretraining", "amortised:K"], "plan.teacher_charge")
-    return 1.0 / int(found.group(1))
+@dataclass(frozen=True)
+class _Bill:
+    """What an arm pays before its first step, and what a step costs it; all in the budgets' unit."""
+
+    teacher: float
+    tuning: float
+    price: float
+    fewest_steps: int
+    trial_steps: int
+    """Of each trial of a learning rate; 0 where the arm is feasible nowhere."""
+    first_steps: int
+    """At the smallest budget at which the arm is feasible: rungs of one trunk share that run's warm-up."""
+
+    @property
+    def whole(self) -> float:
+        return self.teacher + self.tuning
 
 
-def _price(study: Study, cost: ArmCost, unit: str, charge: str) -> float:
-    """Price of a step on the study's devices; what several of them lose to each other is paid in their time."""
-    execution = study.execution
-    price = price_per_step(cost, unit, charge=charge, usd_per_device_hour=execution.usd_per_device_hour)
-    loses = execution.devices > 1 and unit in ("device_seconds", "usd", "joules")
-    return price / execution.scaling_efficiency if loses else price
+def _bill(
+    study: Study, arm: str, cost: ArmCost, costs: dict[str, ArmCost], amounts: list[Budget], charge: str
+) -> _Bill:
+    unit, recipe, execution = amounts[0].unit, study.arms[arm].recipe, study.execution
+    teacher = teacher_bill(execution, study.models, study.arms[arm].teacher, costs, unit, charge)
+    price = step_price(execution, cost, unit, charge)
+    fewest = _fewest_steps(recipe)
+    # Charged trials are as long as the run that is left beside them at the smallest budget.
+    charged = len(study.tuning.learning_rate) if study.tuning is not None and study.tuning.charge else 0
+    lengths = (int(whole_steps(budget.amount, teacher, price * (charged + 1))) for budget in amounts)
+    trial_steps = next((steps for steps in lengths if steps >= fewest), 0)
+    tuning = charged * trial_steps * price
+    firsts = (int(whole_steps(budget.amount, teacher + tuning, price)) for budget in amounts)
+    return _Bill(teacher, tuning, price, fewest, trial_steps, next((s for s in firsts if s >= fewest), 0))
 
 
-def _teacher_bill(study: Study, arm: str, costs: dict[str, ArmCost], unit: str, charge: str) -> float:
-    teacher = study.arms[arm].teacher
-    share = charge_share(charge)
-    if teacher is None or share == 0.0 or unit == "tokens":
-        return 0.0
-    spec = study.models[teacher]
-    tokens = spec.pretraining_tokens
-    if tokens is not None and teacher in costs:
-        return (
-            share * math.ceil(tokens / costs[teacher].batch_tokens) * _price(study, costs[teacher], unit, "inference")
-        )
-    asked = f"teacher_charge = {charge!r}"
-    if spec.pretrained_for is None:
-        known = f'set models.{teacher}.pretrained_for = "137B tokens" or the like, or use inference or none'
-        raise CallerError(asked, f"the pretraining cost of {teacher!r} is unknown", known)
-    amount, stated = parse_amount(spec.pretrained_for, "tokens")
-    if stated != unit:
-        wrong = f"the cost of {teacher!r} is stated in {stated}, the budget is in {unit}"
-        raise CallerError(asked, wrong, f"state it in tokens (and profile again) or in {unit}")
-    return share * amount
+def _fewest_steps(recipe: Recipe) -> int:
+    """Fewest steps that hold a warm-up and a cooldown."""
+    counts = range(2, _MOST_FEWEST)
+    return next((n for n in counts if _warmup(recipe, n) + _cooldown(recipe, n) <= n), _MOST_FEWEST)
+
+
+def _warmup(recipe: Recipe, steps: int) -> int:
+    return math.ceil(recipe.warmup_fraction * steps)
+
+
+def _cooldown(recipe: Recipe, steps: int) -> int:
+    return max(1, round(recipe.cooldown_fraction * steps)) if recipe.schedule == "wsd" and steps else 0
 
 
 def _schedule(
-    study: Study,
-    arm: str,
-    costs: dict[str, ArmCost],
-    budget: Budget,
-    rung: int,
-    smallest: Budget,
-    charge: str,
-    unique: int | None,
+    study: Study, arm: str, cost: ArmCost, bill: _Bill, budget: Budget, rung: int, charge: str, unique: int | None
 ) -> Schedule:
-    cost, recipe = costs[arm], study.arms[arm].recipe
-    teacher_bill = _teacher_bill(study, arm, costs, budget.unit, charge)
-    price = _price(study, cost, budget.unit, charge)
-    first_steps = int(whole_steps(smallest.amount, teacher_bill, price))
-    tried = len(study.tuning.learning_rate) if study.tuning is not None and study.tuning.charge else 0
-    bill = teacher_bill + tried * first_steps * price
-    steps = int(whole_steps(budget.amount, bill, price))
-    # Rungs of one trunk share its warm-up, which is therefore a share of the smallest rung.
-    warmup = math.ceil(recipe.warmup_fraction * (first_steps if study.plan.ladder == "branched" else steps))
-    cooldown = max(1, round(recipe.cooldown_fraction * steps)) if recipe.schedule == "wsd" and steps else 0
-    needed = max(2, warmup + cooldown)
-    feasible = steps >= needed and first_steps > 0
-    reason = None
+    recipe, execution = study.arms[arm].recipe, study.execution
+    steps = int(whole_steps(budget.amount, bill.whole, bill.price))
+    warmup = _warmup(recipe, bill.first_steps if study.plan.ladder == "branched" else steps)
+    cooldown = _cooldown(recipe, steps)
+    feasible = 0 < bill.fewest_steps <= steps and warmup + cooldown <= steps
+    reason = None if feasible else _why_infeasible(study, arm, bill, budget, steps, charge)
     if not feasible:
-        enough = format_amount(bill + 2 * price, budget.unit)
-        reason = f"{arm} can take {steps} steps; the smallest feasible budget is {enough}"
-        if tried:
-            reason += (
-                f", of which {tried} trials of learning rates take {format_amount(bill - teacher_bill, budget.unit)}"
-            )
-        elif teacher_bill and budget.amount > 2 * price:
-            share = charge_share(charge) * (budget.amount - 2 * price) / teacher_bill
-            reason += f", or share the teacher among {math.ceil(1 / share)} students (amortised:{math.ceil(1 / share)})"
         steps = warmup = cooldown = 0
     tokens = steps * cost.batch_tokens
     targets = round(tokens * cost.target_fraction)
-    seconds, interval = cost.seconds_per_step, cost.seconds_per_step_interval
-    by_time = budget.unit in ("device_seconds", "usd") and interval is not None and seconds is not None and feasible
     return Schedule(
         arm=arm,
         budget=budget,
@@ -272,7 +219,7 @@ def _schedule(
         tokens=tokens,
         target_tokens=targets,
         steps=steps,
-        tokens_interval=_tokens_interval(budget.amount, bill, price, cost) if by_time else None,
+        tokens_interval=tokens_interval(budget, bill.whole, bill.price, cost) if feasible else None,
         passes=tokens / unique if unique else None,
         effective_tokens=float(effective_tokens(tokens, unique)) if unique else None,
         unique_tokens=unique,
@@ -280,13 +227,28 @@ def _schedule(
         cooldown_steps=cooldown,
         required_flops=cost.required_flops(tokens, targets),
         executed_flops=cost.executed_flops(tokens, targets),
-        device_seconds=None if seconds is None else seconds * steps,
-        device_seconds_interval=None if interval is None else (interval[0] * steps, interval[1] * steps),
+        device_seconds=device_seconds(execution, cost, steps),
+        device_seconds_interval=device_seconds_interval(execution, cost, steps),
         interval_level=cost.interval_level,
-        teacher_charge=teacher_bill,
-        tuning_charge=bill - teacher_bill,
-        unspent_fraction=1.0 - (bill + steps * price) / budget.amount if feasible else 1.0,
+        teacher_charge=bill.teacher,
+        tuning_charge=bill.tuning,
+        unspent_fraction=1.0 - (bill.whole + steps * bill.price) / budget.amount if feasible else 1.0,
     )
+
+
+def _why_infeasible(study: Study, arm: str, bill: _Bill, budget: Budget, steps: int, charge: str) -> str:
+    charged = len(study.tuning.learning_rate) if study.tuning is not None and study.tuning.charge else 0
+    # Trials at the smallest feasible budget would be as long as its run.
+    own = bill.fewest_steps * bill.price
+    enough = bill.teacher + (bill.tuning + own if bill.tuning else (charged + 1) * own)
+    reason = f"{arm} can take {steps} of at least {bill.fewest_steps} steps; the smallest feasible budget is "
+    reason += format_amount(enough, budget.unit)
+    if charged:
+        reason += f", with {charged} trials of learning rates"
+    elif bill.teacher and budget.amount > own:
+        students = math.ceil(bill.teacher / (charge_share(charge) * (budget.amount - own)))
+        reason += f", or share the teacher among {students} students (amortised:{students})"
+    return reason
 
 
 def _within_tolerance(schedule: Schedule, tolerance: float) -> None:
@@ -300,52 +262,27 @@ def _within_tolerance(schedule: Schedule, tolerance: float) -> None:
 
 
 def _trials(
-    study: Study, costs: dict[str, ArmCost], smallest: Budget, charge: str, unique: int | None
+    study: Study,
+    costs: dict[str, ArmCost],
+    bills: dict[str, _Bill],
+    amounts: list[Budget],
+    charge: str,
+    unique: int | None,
 ) -> Iterator[Trial]:
-    """Yield the same learning rates for every arm, each a whole run of its own at the smallest budget."""
+    """Yield the same learning rates for every arm, each a whole run at the arm's smallest feasible budget."""
     if study.tuning is None:
         return
-    bare = study.model_copy(update={"tuning": None, "plan": study.plan.model_copy(update={"ladder": "separate"})})
-    for arm in study.arms:
-        schedule = _schedule(bare, arm, costs, smallest, 0, smallest, charge, unique)
-        for rate in study.tuning.learning_rate if schedule.feasible else ():
-            name = f"{arm}~{rate:g}"
-            yield Trial(arm=arm, learning_rate=rate, schedule=schedule.model_copy(update={"arm": name}))
-
-
-def _tokens_interval(amount: float, bill: float, price: float, cost: ArmCost) -> tuple[float, float]:
-    """What the budget would buy at either end of the step time's interval."""
-    assert cost.seconds_per_step is not None and cost.seconds_per_step_interval is not None
-    fast, slow = (price * end / cost.seconds_per_step for end in cost.seconds_per_step_interval)
-    low, high = (float(whole_steps(amount, bill, end)) * cost.batch_tokens for end in (slow, fast))
-    return low, high
-
-
-def whole_steps(amount: Any, bill: Any, price: Any) -> Any:
-    """Steps that a budget pays for after the bill: whole, never costing more, at least 0; arrays broadcast."""
-    steps = np.maximum(0.0, np.floor((np.asarray(amount, dtype=float) - bill) / price))
-    return np.where((steps > 0) & (bill + steps * price > amount), steps - 1.0, steps)
-
-
-DATA_HALF_LIFE_PASSES = 15.387756
-"""R_D* of the data-constrained law, of causal models on C4 (Muennighoff et al. 2023, arXiv 2305.16264)."""
-
-
-def effective_tokens(tokens: Any, unique_tokens: Any) -> Any:
-    """Tokens of fresh text that would be worth as much as reading `unique_tokens` of text again and again.
-
-    D' = U + U R* (1 - exp(-R / R*)) with U unique tokens read and R = D / U - 1 repetitions (Muennighoff et al. 2023,
-    arXiv 2305.16264, equation 5). Fitted on causal models; for masked ones it is an indication.
-
-    Parameters
-    ----------
-    tokens, unique_tokens
-        Read in all, and in one pass; arrays broadcast.
-    """
-    tokens = np.asarray(tokens, dtype=float)
-    unique = np.minimum(tokens, unique_tokens)
-    repeats = np.divide(tokens, unique, out=np.ones_like(tokens + unique), where=unique > 0) - 1.0
-    return unique * (1.0 + DATA_HALF_LIFE_PASSES * -np.expm1(-repeats / DATA_HALF_LIFE_PASSES))
+    bare = study.model_copy(update={"plan": study.plan.model_copy(update={"ladder": "separate"})})
+    for arm, bill in bills.items():
+        if not bill.trial_steps:
+            continue
+        alone = _Bill(0.0, 0.0, bill.price, bill.fewest_steps, 0, bill.trial_steps)
+        # Half a step more, so that rounding does not take one away.
+        spent = Budget(amount=(bill.trial_steps + 0.5) * bill.price, unit=amounts[0].unit)
+        schedule = _schedule(bare, arm, costs[arm], alone, spent, 0, charge, unique)
+        for rate in study.tuning.learning_rate:
+            named = schedule.model_copy(update={"arm": f"{arm}~{rate:g}", "unspent_fraction": 0.0})
+            yield Trial(arm=arm, learning_rate=rate, schedule=named)
 
 
 def _teacher_plan(study: Study, name: str, costs: dict[str, ArmCost]) -> TeacherPlan:
@@ -365,7 +302,7 @@ def _teacher_plan(study: Study, name: str, costs: dict[str, ArmCost]) -> Teacher
         cooldown_steps=min(steps, max(1, round(recipe.cooldown_fraction * steps))),
         seed=spec.pretrain.seed,
         required_flops=flops,
-        device_seconds=None if cost is None or cost.seconds_per_step is None else cost.seconds_per_step * steps,
+        device_seconds=None if cost is None else device_seconds(study.execution, cost, steps),
     )
 
 

@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 
 from budgetlab.errors import CallerError
-from budgetlab.planner.match import MATCHES, effective_tokens, plan, price_per_step, whole_steps
+from budgetlab.planner.match import plan
+from budgetlab.planner.prices import MATCHES, effective_tokens, loss_factor, step_price, whole_steps
 from budgetlab.strategies import build_strategy
 from budgetlab.studies import Study
-from budgetlab.values import ArmCost, CostProfile
+from budgetlab.values import Arm, ArmCost, CostProfile, ExecutionSpec
 
 __all__ = ["all_in", "cached_teacher", "definition_notes", "sensitivity", "what_if", "with_throughput"]
 
@@ -19,44 +20,49 @@ __all__ = ["all_in", "cached_teacher", "definition_notes", "sensitivity", "what_
 def sensitivity(study: Study, profile: CostProfile) -> pd.DataFrame:
     """Table of each arm's tokens at the largest budget under every meaning of compute that the profile can price.
 
-    The budget in each currency is what the first arm spends on its tokens in the study's own plan. Charges: none,
-    inference, cached (inference once per unique token, where the strategy allows it), pretraining.
+    The budget in each currency is what the first feasible arm spends on its tokens in the study's own plan. Charges:
+    none, inference, pretraining, and cached (inference once per unique token, in required FLOPs, where the strategy
+    allows it).
 
     Returns
     -------
     DataFrame
-        Columns match, charge, arm, tokens, ratio (to the first arm); missing where an arm is infeasible.
+        Columns match, charge, arm, tokens, ratio (to the first feasible arm); missing where an arm is infeasible, or
+        its teacher's cost unknown in that currency.
     """
     base = plan(study, profile)
-    # Here an arm whose steps are large beside a currency's budget is shown all the same.
-    study = study.model_copy(update={"plan": study.plan.model_copy(update={"tolerance_fraction": 0.999})})
-    reference = next(iter(study.arms))
-    top = max((s for s in base.schedules if s.arm == reference), key=lambda s: s.rung)
+    # Trials are the study's own; and an arm whose steps are large beside a currency's budget is shown all the same.
+    free = study.plan.model_copy(update={"tolerance_fraction": 0.999, "ladder": "separate"})
+    study = study.model_copy(update={"plan": free, "tuning": None})
+    reference = next(arm for arm in study.arms if any(s.feasible for s in base.schedules if s.arm == arm))
+    top = max((s for s in base.schedules if s.arm == reference and s.feasible), key=lambda s: s.rung)
     rows = []
-    usd = study.execution.usd_per_device_hour
-    for match in MATCHES:
+    for match, unit in MATCHES.items():
         for charge in ("inference",) if match == "equal_tokens" else ("none", "inference", "pretraining"):
             try:
-                price = price_per_step(base.costs[reference], MATCHES[match], charge=charge, usd_per_device_hour=usd)
-                asked = f"{price * top.steps * (1 + 1e-9)!r} {MATCHES[match].replace('joules', 'J')}"
-                variant = plan(study, profile, budgets=(asked,), match=match, teacher_charge=charge)
+                price = step_price(study.execution, base.costs[reference], unit, charge)
             except CallerError:
                 continue  # not priced in this profile: no row
-            rows += [
-                {
-                    "match": match,
-                    "charge": charge,
-                    "arm": s.arm,
-                    "tokens": s.tokens if s.feasible else None,
-                    "ratio": s.tokens / top.tokens if s.feasible else None,
-                }
-                for s in variant.schedules
-            ]
-    for row in cached_teacher(study, profile).to_dict("records"):
-        tokens = row["tokens_cached"] if row["possible"] else None
-        ratio = None if tokens is None else tokens / top.tokens
-        rows.append({"match": base.match, "charge": "cached", "arm": row["arm"], "tokens": tokens, "ratio": ratio})
-    return pd.DataFrame(rows, columns=["match", "charge", "arm", "tokens", "ratio"])
+            asked = f"{price * top.steps * (1 + 1e-9)!r} {unit.replace('joules', 'J')}"
+            for arm in study.arms.values():
+                tokens = _tokens_alone(study, profile, arm, asked, match, charge)
+                rows.append((match, charge, arm.name, tokens))
+    rows += [
+        ("required_flops", "cached", row["arm"], row["tokens_cached"] if row["possible"] else None)
+        for row in cached_teacher(study, profile).to_dict("records")
+    ]
+    found = pd.DataFrame(rows, columns=["match", "charge", "arm", "tokens"]).astype({"tokens": float})
+    return found.assign(ratio=found["tokens"] / top.tokens)
+
+
+def _tokens_alone(study: Study, profile: CostProfile, arm: Arm, asked: str, match: str, charge: str) -> int | None:
+    """Tokens that one arm gets for one budget; None where it is infeasible or cannot be priced."""
+    alone = study.model_copy(update={"arms": {arm.name: arm}})
+    try:
+        schedule = plan(alone, profile, budgets=(asked,), match=match, teacher_charge=charge).schedules[0]
+    except CallerError:
+        return None
+    return schedule.tokens if schedule.feasible else None
 
 
 def definition_notes(table: pd.DataFrame, *, by: float = 0.1) -> list[str]:
@@ -69,20 +75,22 @@ def definition_notes(table: pd.DataFrame, *, by: float = 0.1) -> list[str]:
     by
         A range wider than this share of its lower end is one on which a verdict could depend.
     """
-    known = table[(table["match"] != "equal_tokens") & (table["charge"] != "none")].dropna(subset="ratio")
-    infeasible = (
-        table[table["ratio"].isna() & (table["charge"] != "cached")].groupby("arm", sort=False)["charge"].unique()
-    )
+    table = table[(table["match"] != "equal_tokens") & ((table["charge"] != "cached") | table["tokens"].notna())]
     notes = []
-    for arm, rows in known.groupby("arm", sort=False):
-        rows = rows.sort_values("ratio")
-        low, high = rows.iloc[0], rows.iloc[-1]
-        if high["ratio"] <= low["ratio"] * (1 + by):
-            continue
-        ends = [f"{end['ratio']:.2f} ({end['match']}, {end['charge']})" for end in (low, high)]
-        note = f"{arm}: {ends[0]} to {ends[1]} of the first arm's tokens; its verdict could depend on the definition"
-        charges = [str(charge) for charge in infeasible.get(arm, [])]
-        notes.append(note + (f"; infeasible under {', '.join(charges)}" if charges else ""))
+    for arm in pd.unique(table["arm"]):
+        own = table[table["arm"] == arm]
+        rows = own.dropna(subset="ratio").sort_values("ratio")
+        lacking = [str(charge) for charge in pd.unique(own.loc[own["ratio"].isna(), "charge"])]
+        wide = len(rows) > 1 and rows["ratio"].iloc[-1] > rows["ratio"].iloc[0] * (1 + by)
+        parts = []
+        if wide:
+            ends = [rows.iloc[0], rows.iloc[-1]]
+            shown = " to ".join(f"{end['ratio']:.2f} ({end['match']}, {end['charge']})" for end in ends)
+            parts.append(f"{shown} of the first arm's tokens")
+        if lacking:
+            parts.append(f"infeasible or unknown under {', '.join(lacking)}")
+        if parts:
+            notes.append(f"{arm}: {'; '.join(parts)}; its verdict could depend on the definition")
     return notes
 
 
@@ -132,10 +140,12 @@ def what_if(scenarios: pd.DataFrame) -> pd.DataFrame:
         raise CallerError("cached_teacher", "how often text is repeated is unknown", "give unique_tokens")
     pays = (charge != "none").to_numpy()
     bill = np.where(charge == "pretraining", given["teacher_pretraining"] / given["students_per_teacher"], 0.0)
-    bill = bill + np.where(
-        cached & pays, given["teacher_per_token"] * np.where(cached, given["unique_tokens"], 0.0), 0.0
-    )
-    price = (own + np.where(pays & ~cached, given["teacher_per_token"], 0.0)) * given["batch_tokens"]
+    price = (own + np.where(pays, given["teacher_per_token"], 0.0)) * given["batch_tokens"]
+    steps = whole_steps(budget, bill, price)
+    # Below one pass over the text, a cache is the teacher as it goes along; beyond, it has been paid once and for all.
+    again = cached & pays & (steps * given["batch_tokens"] > given["unique_tokens"])
+    bill = bill + np.where(again, given["teacher_per_token"] * np.where(again, given["unique_tokens"], 0.0), 0.0)
+    price = np.where(again, own * given["batch_tokens"], price)
     steps = whole_steps(budget, bill, price)
     tokens = steps * given["batch_tokens"]
     unique = np.where(np.isinf(given["unique_tokens"]), np.maximum(tokens, 1.0), given["unique_tokens"])
@@ -150,7 +160,7 @@ def what_if(scenarios: pd.DataFrame) -> pd.DataFrame:
 
 
 def all_in(study: Study, profile: CostProfile) -> pd.DataFrame:
-    """Say what the reference arm would read for all that a distilled arm costs, its teacher's pretraining included.
+    """Say what plain pretraining of the same student would read for all that a distilled arm costs, teacher included.
 
     Returns
     -------
@@ -160,15 +170,16 @@ def all_in(study: Study, profile: CostProfile) -> pd.DataFrame:
         `reference_tokens` for the same.
     """
     made = plan(study, profile, teacher_charge="inference")
-    reference = next((arm for arm in study.arms if arm.split("@")[0] == "no_kd"), next(iter(study.arms)))
-    price = made.costs[reference].train_required_flops_per_token
+    alone = [arm for arm in study.arms.values() if arm.teacher is None] or list(study.arms.values())
     pretraining = {teacher.model: teacher.required_flops or None for teacher in made.teachers}
     rows = []
     for schedule in made.schedules:
         teacher = study.arms[schedule.arm].teacher
         if teacher is None or not schedule.feasible:
             continue
-        bill = pretraining.get(teacher)
+        bill, student = pretraining.get(teacher), study.arms[schedule.arm].student
+        reference = next((arm.name for arm in alone if arm.student == student), alone[0].name)
+        price = made.costs[reference].train_required_flops_per_token
         total = None if bill is None else schedule.required_flops + bill
         rows.append({
             "arm": schedule.arm, "rung": schedule.rung, "tokens": schedule.tokens,
@@ -231,7 +242,9 @@ def cached_teacher(study: Study, profile: CostProfile, *, top_k: int | None = No
     return pd.DataFrame(rows)
 
 
-def with_throughput(profile: CostProfile, table: pd.DataFrame, source: str) -> CostProfile:
+def with_throughput(
+    profile: CostProfile, table: pd.DataFrame, source: str, execution: ExecutionSpec | None = None
+) -> CostProfile:
     """Take seconds from a throughput that was measured elsewhere, in another trainer or published.
 
     Parameters
@@ -242,6 +255,8 @@ def with_throughput(profile: CostProfile, table: pd.DataFrame, source: str) -> C
         Columns `arm` and `tokens_per_second` (of all devices together); optional `low` and `high` of its interval.
     source
         Where it comes from; kept in the profile's conventions.
+    execution
+        The devices that gave it together; one by default.
 
     Raises
     ------
@@ -259,12 +274,15 @@ def with_throughput(profile: CostProfile, table: pd.DataFrame, source: str) -> C
     if wrong:
         raise CallerError(f"throughput from {source}", f"not above zero for {', '.join(wrong)}", "correct it")
 
+    # Prices are those of one device by itself; what several lose to each other is added when planning.
+    together = 1.0 if execution is None else execution.devices / loss_factor(execution)
+
     def timed(cost: ArmCost) -> ArmCost:
         row = rows.get(cost.arm)
         if row is None:
             return cost
-        rate = float(row["tokens_per_second"])
-        ends = [float(row[end]) for end in ("high", "low") if not pd.isna(row.get(end, np.nan))]
+        rate = float(row["tokens_per_second"]) / together
+        ends = [float(row[end]) / together for end in ("high", "low") if not pd.isna(row.get(end, np.nan))]
         phases = {name: price.model_copy(update={"seconds_per_step": None}) for name, price in cost.phases.items()}
         return cost.model_copy(update={
             "seconds_per_step": cost.batch_tokens / rate, "tokens_per_second": rate, "phases": phases,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from budgetlab.errors import CallerError
+from budgetlab.studies import compare_recipes
 from budgetlab.units import format_amount
-from budgetlab.values import Plan
+from budgetlab.values import Plan, content_hash
 
-__all__ = ["choose_rates", "trial_plan", "tuning_note"]
+__all__ = ["choose_rates", "trial_plan", "trials_key", "tuning_note"]
 
 
 def trial_plan(plan: Plan) -> Plan:
@@ -31,6 +33,15 @@ def trial_plan(plan: Plan) -> Plan:
     )
 
 
+def trials_key(plan: Plan) -> str:
+    """Hash of what decides the losses of the trials: found for another plan, they decide nothing."""
+    trials = trial_plan(plan)
+    lengths = [(s.arm, s.steps, s.warmup_steps, s.cooldown_steps) for s in trials.schedules]
+    arms = [arm.model_dump(mode="json") for arm in trials.arms.values()]
+    models = {name: spec.identity().model_dump(mode="json") for name, spec in sorted(plan.models.items())}
+    return content_hash(lengths, arms, models, trials.seeds, plan.corpus)
+
+
 def choose_rates(plan: Plan, losses: Mapping[str, float]) -> Plan:
     """Give every arm the rate with which it reached the lowest read-out loss.
 
@@ -39,27 +50,28 @@ def choose_rates(plan: Plan, losses: Mapping[str, float]) -> Plan:
     plan
         With trials.
     losses
-        Read-out loss of each trial, by `ARM~RATE`; one that diverged is missing.
+        Read-out loss of each trial, by `ARM~RATE`; one that diverged is missing or not finite.
 
     Raises
     ------
     CallerError
         When no trial of an arm has a loss.
     """
-    trials = tuple(t.model_copy(update={"readout_loss": losses.get(t.schedule.arm)}) for t in plan.trials)
+    finite = {name: loss for name, loss in losses.items() if math.isfinite(loss)}
+    trials = tuple(t.model_copy(update={"readout_loss": finite.get(t.schedule.arm)}) for t in plan.trials)
     arms, lines = dict(plan.arms), []
     for name in dict.fromkeys(trial.arm for trial in trials):
         known = {t.learning_rate: t.readout_loss for t in trials if t.arm == name and t.readout_loss is not None}
         if not known:
             raise CallerError(f"[tuning] of {name}", "every trial failed", "give lower learning rates")
         best = min(known, key=lambda rate: known[rate])
-        arms[name] = arms[name].model_copy(
-            update={"recipe": arms[name].recipe.model_copy(update={"learning_rate": best})}
-        )
+        recipe = arms[name].recipe.model_copy(update={"learning_rate": best})
+        arms[name] = arms[name].model_copy(update={"recipe": recipe})
         tried = ", ".join(f"{rate:g} ({loss:.4f} nats)" for rate, loss in known.items())
         edge = ", at the end of the range" if len(known) > 1 and best in (min(known), max(known)) else ""
         lines.append(f"{name}: learning rate {best:g}, the best of {tried}{edge}")
-    return plan.model_copy(update={"trials": trials, "arms": arms, "audit": (*plan.audit, *lines)})
+    audit = (*compare_recipes(arms, plan.models), *lines)
+    return plan.model_copy(update={"trials": trials, "arms": arms, "audit": audit, "tuned": True})
 
 
 def tuning_note(plan: Plan) -> str | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from budgetlab.errors import CallerError, unknown_name
 from budgetlab.units import format_amount, format_quantity, format_seconds
-from budgetlab.values import Plan, Schedule
+from budgetlab.values import Arm, Plan, Schedule
 
 __all__ = [
     "compute_statement",
@@ -48,11 +48,21 @@ def methods_paragraph(plan: Plan) -> str:
         f"We compare {', '.join(arms)} at equal {_matched(plan.match)} ({budgets}); {charge}. "
         f"Students: {students}{f'; teachers: {teachers}' if teachers else ''}. All arms use sequences of "
         f"{recipe.seq_len} tokens, batches of {recipe.batch_tokens:,} tokens, a peak learning rate of "
-        f"{recipe.learning_rate:g} with a {recipe.schedule} schedule, and {len(plan.seeds)} run "
+        f"{_by_arm(arms)} with a {recipe.schedule} schedule, and {len(plan.seeds)} run "
         f"seed{'s' * (len(plan.seeds) != 1)}; {data}. Each budget is {ladder}, in whole steps that never exceed it "
         f"(at most {_largest_rest(plan):.2g} % unspent). Compute counts two FLOPs per multiply-add of every matrix "
         f"product that the loss needs, forward and backward."
     )
+
+
+def _by_arm(arms: dict[str, Arm]) -> str:
+    """Learning rates: one, or whose is which."""
+    rates: dict[float, list[str]] = {}
+    for arm in arms.values():
+        rates.setdefault(arm.recipe.learning_rate, []).append(arm.name)
+    if len(rates) == 1:
+        return f"{next(iter(rates)):g}"
+    return " and ".join(f"{rate:g} ({', '.join(names)})" for rate, names in rates.items())
 
 
 def _matched(match: str) -> str:
@@ -90,21 +100,21 @@ def compute_statement(plan: Plan) -> str:
     spent = ladder_costs(plan)[plan.ladder]
     teachers = [teacher for teacher in plan.teachers if teacher.weights is None]
     flops = sum(teacher.required_flops for teacher in teachers)
+    trials = sum(trial.schedule.required_flops for trial in plan.trials)
+    tried = f", {format_amount(trials, 'required_flops')} in trials of learning rates" if trials else ""
     time = "device time was not measured"
     if spent["device_seconds"] is not None:
         execution = plan.execution
         total = spent["device_seconds"] + sum(teacher.device_seconds or 0.0 for teacher in teachers)
-        # What several devices lose to each other is paid in their time.
-        total /= execution.scaling_efficiency if execution.devices > 1 else 1.0
+        total += sum(trial.schedule.device_seconds or 0.0 for trial in plan.trials)
         time = f"{format_seconds(total)} of device time, predicted from the profile"
         if execution.devices > 1:
             time += f"; {format_seconds(total / execution.devices)} on {execution.devices} devices"
         if execution.usd_per_device_hour is not None:
             time += f"; {format_amount(total / 3600 * execution.usd_per_device_hour, 'usd')}"
-    return (
-        f"All runs together need {format_amount(spent['required_flops'] or 0.0, 'required_flops')} in the arms and "
-        f"{format_amount(flops, 'required_flops') if flops else 'nothing'} for pretraining teachers ({time})."
-    )
+    arms = format_amount(spent["required_flops"] or 0.0, "required_flops")
+    teaching = format_amount(flops, "required_flops") if flops else "nothing"
+    return f"All runs together need {arms} in the arms{tried} and {teaching} for pretraining teachers ({time})."
 
 
 def ladder_costs(plan: Plan) -> dict[str, dict[str, float | None]]:
@@ -197,6 +207,9 @@ def training_arguments(plan: Plan, arm: str, rung: int = -1) -> dict[str, Any]:
         When there is no such arm or budget, it is infeasible, or the schedule has no counterpart there.
     """
     schedule, recipe = _schedule_of(plan, arm, rung), plan.arms[arm].recipe
+    if recipe.batch_sequences % plan.execution.devices:
+        asked = f"{recipe.batch_sequences} sequences a step on {plan.execution.devices} devices"
+        raise CallerError(asked, "not the same number on each", "change batch_tokens or devices")
     stable = schedule.steps - schedule.warmup_steps - schedule.cooldown_steps
     kinds: dict[str, dict[str, Any]] = {
         "linear": {"lr_scheduler_type": "linear"},
@@ -212,7 +225,7 @@ def training_arguments(plan: Plan, arm: str, rung: int = -1) -> dict[str, Any]:
     }  # fmt: skip
     return {
         "max_steps": schedule.steps,
-        "per_device_train_batch_size": recipe.batch_sequences,
+        "per_device_train_batch_size": recipe.batch_sequences // plan.execution.devices,
         "learning_rate": recipe.learning_rate,
         "warmup_steps": schedule.warmup_steps,
         "weight_decay": recipe.weight_decay,

@@ -184,6 +184,8 @@ class Plan(Value):
     execution: ExecutionSpec
     audit: tuple[str, ...]
     trials: tuple[Trial, ...] = ()
-    """Of [tuning]; the arms have the rate that was chosen once every trial has its loss."""
+    """Of [tuning]."""
+    tuned: bool = False
+    """Whether the trials were run and the arms have the rates that they chose."""
     warnings: tuple[str, ...] = ()
     """What a reader of the plan should know before running it."""

@@ -66,6 +66,8 @@ class Score(Value):
     subject: Literal["run", "teacher", "random", "majority", "unigram"] = "run"
     """A run, or a yardstick: the teacher, random weights, the majority class, the unigram entropy."""
     arm: str
+    student: str | None = None
+    """Which model was trained."""
     rung: int | None = None
     budget: Budget | None = None
     run_seed: int | None = None

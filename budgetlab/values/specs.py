@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, field_validator, model_validator
 
@@ -70,7 +70,10 @@ class ModelSpec(Value):
         if self.pretrained_for is not None:
             if self.weights is None:
                 raise ValueError("pretrained_for says what given weights cost; set weights, or use pretrain")
-            parse_amount(self.pretrained_for, "tokens", "pretrained_for")
+            if parse_amount(self.pretrained_for, "tokens", "pretrained_for")[1] == "wall_seconds":
+                raise ValueError(
+                    f'pretrained_for = "{self.pretrained_for}": say how much device time, as "8 gpu-hours"'
+                )
         return self
 
     @property
@@ -155,6 +158,8 @@ class Recipe(Value):
 
     @model_validator(mode="after")
     def _whole_sequences(self) -> Recipe:
+        if self.schedule == "wsd" and self.warmup_fraction + self.cooldown_fraction > 1:
+            raise ValueError("warmup_fraction and cooldown_fraction together are more than the whole run")
         if self.batch_tokens % self.seq_len:
             raise ValueError(f"batch_tokens {self.batch_tokens} is no multiple of seq_len {self.seq_len}")
         return self
@@ -211,7 +216,7 @@ class Arm(Value):
 class TuningSpec(Value):
     """The same learning-rate trials for every arm, at the smallest budget."""
 
-    learning_rate: tuple[float, ...] = Field(min_length=1)
+    learning_rate: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1)
     charge: bool = False
 
 

@@ -375,6 +375,24 @@ def test_intervals_of_differences_cover(budgets, seeds, trunk, growth):
     assert 0.93 - 0.01 <= hits / 400 <= 0.97 + 0.01
 
 
+def test_nothing_is_known_of_the_noise_where_no_run_has_a_replicate():
+    """Replicates at the smaller budgets say nothing of the noise at the largest."""
+    table = study(3, 4)
+    top = table["budget_amount"].max()
+    alone = table[(table["budget_amount"] != top) | (table["run_seed"] == 0)]
+    found = compare(alone, a="kd", b="no_kd", task="readout_loss", curves=False)
+    assert found.interval is None and "these checkpoints" in found.sentence
+
+
+def test_the_reference_is_the_one_of_the_same_student():
+    table = study(3, 3, arms=("kd", "no_kd", "minilm"))
+    names = {"kd": "no_kd@big", "no_kd": "no_kd@small", "minilm": "minilm+teacher-4k"}
+    table["student"] = table["arm"].map({"kd": "big", "no_kd": "small", "minilm": "small"})
+    table["arm"] = table["arm"].map(lambda arm: names.get(arm, arm))
+    primary = [v.contrast for v in compare_arms(table, FAST) if v.primary]
+    assert primary == [("minilm+teacher-4k", "no_kd@small")]
+
+
 def test_few_runs_borrow_the_noise_of_other_budgets_and_say_so():
     """Two arms with two seeds leave one degree of freedom at a budget: t = 12.7 would resolve nothing, ever."""
     table = study(4, 2, arms=("kd", "no_kd"))

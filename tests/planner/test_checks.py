@@ -35,6 +35,39 @@ def test_fewer_steps_by_hand_are_recomputed(study: Study) -> None:
     assert after.unspent_fraction == pytest.approx(0.5, abs=0.01)
 
 
+def test_whatever_is_edited_steps_rule(study: Study) -> None:
+    made = plan(study, profile_of(study))
+    first = made.schedules[0]
+    assert checked(_edited(made, tokens=first.tokens // 2, required_flops=1.0)) == made
+    twice = first.budget.model_copy(update={"amount": 2 * first.budget.amount})
+    more = checked(_edited(made, budget=twice, steps=2 * first.steps - 1)).schedules[0]
+    assert more.tokens == (2 * first.steps - 1) * 128 and 0 <= more.unspent_fraction < 0.01
+    both = _edited(made, steps=10 * first.steps, tokens=10 * first.tokens)
+    with pytest.raises(CallerError, match="more than the budget"):
+        checked(both)
+    less = first.budget.model_copy(update={"amount": first.budget.amount / 10})
+    with pytest.raises(CallerError, match="more than the budget"):
+        checked(_edited(made, budget=less))
+
+
+def test_an_infeasible_schedule_may_be_made_feasible_by_hand(study: Study) -> None:
+    made = plan(study, profile_of(study), budgets=("2.2e6", "1e9"), teacher_charge="pretraining")
+    place = next(i for i, s in enumerate(made.schedules) if not s.feasible)
+    forced = made.schedules[place].model_copy(update={"feasible": True, "steps": 20, "teacher_charge": 0.0})
+    edited = (*made.schedules[:place], forced, *made.schedules[place + 1 :])
+    with pytest.raises(CallerError, match="share its warm-up"):
+        checked(made.model_copy(update={"schedules": edited}))
+    separate = made.model_copy(update={"schedules": edited, "ladder": "separate"})
+    assert checked(separate).schedules[place].tokens == 20 * 128
+
+
+def test_a_teacher_that_is_not_planned_is_named(study: Study) -> None:
+    made = plan(study, profile_of(study))
+    arm = made.arms["minilm"].model_copy(update={"teacher": "student"})
+    with pytest.raises(CallerError, match="teacher"):
+        checked(made.model_copy(update={"arms": {**made.arms, "minilm": arm}}))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

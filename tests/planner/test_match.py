@@ -150,6 +150,101 @@ def test_conversions_come_back_within_a_step(study: Study, amount: float) -> Non
         assert next(s for s in seconds.schedules if s.arm == arm).steps in (schedule.steps - 1, schedule.steps)
 
 
+@pytest.mark.parametrize("ladder", ["branched", "separate"])
+def test_a_larger_budget_is_feasible_where_the_smallest_is_not(study: Study, ladder: str) -> None:
+    """The teacher's pretraining alone exceeds the smallest budget: the arm begins at the next one."""
+    laddered = study.model_copy(update={"plan": study.plan.model_copy(update={"ladder": ladder})})
+    both = plan(laddered, profile_of(study), budgets=("2.2e6", "1e9"), teacher_charge="pretraining")
+    alone = plan(laddered, profile_of(study), budgets=("1e9",), teacher_charge="pretraining")
+    found = {(s.arm, s.rung): s for s in both.schedules}
+    for schedule in alone.schedules:
+        if schedule.arm != "no_kd":
+            assert not found[schedule.arm, 0].feasible
+            after = found[schedule.arm, 1]
+            assert (after.steps, after.warmup_steps) == (schedule.steps, schedule.warmup_steps)
+
+
+@pytest.mark.parametrize("ladder", ["branched", "separate"])
+@given(warmup=st.floats(0, 0.6), cooldown=st.floats(0, 0.4), share=st.floats(0.2, 0.999))
+def test_the_smallest_feasible_budget_is_feasible(
+    study: Study, ladder: str, warmup: float, cooldown: float, share: float
+) -> None:
+    recipe = study.arms["minilm"].recipe.model_copy(update={"warmup_fraction": warmup, "cooldown_fraction": cooldown})
+    arm = study.arms["minilm"].model_copy(update={"recipe": recipe})
+    alone = study.model_copy(
+        update={
+            "arms": {"no_kd": study.arms["no_kd"], "minilm": arm},
+            "plan": study.plan.model_copy(update={"ladder": ladder, "tolerance_fraction": 0.999}),
+        }
+    )
+    made = plan(alone, profile_of(study), budgets=(share * 600 * 4096,), teacher_charge="pretraining")
+    reason = next(s.reason for s in made.schedules if s.arm == "minilm") or ""
+    least, unit = re.search(r"smallest feasible budget is ([\d.]+) (M)FLOP", reason).groups()  # type: ignore[union-attr]
+    rounded = float(least) * 1e6 * 1.005  # printed to three digits
+    enough = plan(alone, profile_of(study), budgets=(rounded,), teacher_charge="pretraining")
+    assert next(s.feasible for s in enough.schedules if s.arm == "minilm"), (reason, unit)
+
+
+def test_several_devices_pay_for_what_they_lose_everywhere(study: Study) -> None:
+    execution = study.execution.model_copy(update={"devices": 8, "scaling_efficiency": 0.5, "usd_per_device_hour": 2.0})
+    eight = study.model_copy(update={"execution": execution})
+    made = plan(eight, profile_of(study), match="device_seconds", budgets=("1 h",))
+    for schedule in made.schedules:
+        assert schedule.device_seconds == pytest.approx(8 * 3600, rel=1e-3)
+    table = sensitivity(eight, profile_of(study))
+    assert set(table.loc[table["arm"] == "no_kd", "ratio"]) == {1.0}
+    assert {"device_seconds", "usd"} <= set(table["match"])
+    # All eight together give 1,000 tokens a second: an hour of all is 3.6 million tokens.
+    rates = pd.DataFrame({"arm": list(study.arms), "tokens_per_second": 1000.0})
+    timed = with_throughput(profile_of(study, None), rates, "t.csv", execution)
+    hour = plan(eight, timed, match="device_seconds", budgets=("1 h",))
+    assert {s.tokens for s in hour.schedules} == {3_600_000 // 128 * 128}
+    assert training_arguments(hour, "minilm")["per_device_train_batch_size"] == 1
+    nine = plan(eight.model_copy(update={"execution": execution.model_copy(update={"devices": 9})}), profile_of(study))
+    with pytest.raises(CallerError, match="not the same number on each"):
+        training_arguments(nine, "minilm")
+
+
+def test_the_energy_of_a_teacher_cannot_be_taken_out(study: Study) -> None:
+    prices = profile_of(study)
+    metered = prices.model_copy(
+        update={"arms": tuple(cost.model_copy(update={"joules_per_token": 1e-3}) for cost in prices.arms)}
+    )
+    assert plan(study, metered, match="joules", budgets=("1 kJ",)).schedules[0].feasible
+    with pytest.raises(CallerError, match="not measured by phase"):
+        plan(study, metered, match="joules", budgets=("1 kJ",), teacher_charge="none")
+
+
+def test_tokens_of_a_distilled_arm_under_any_charge(study: Study) -> None:
+    for charge in ("none", "inference"):
+        made = plan(study, profile_of(study), match="tokens:minilm", budgets=("1.28M tokens",), teacher_charge=charge)
+        assert next(s.tokens for s in made.schedules if s.arm == "minilm") == 1_280_000
+
+
+def test_sensitivity_when_arms_are_infeasible_or_unknown(study: Study) -> None:
+    turned = study.model_copy(update={"arms": dict(reversed(study.arms.items()))})
+    dear = turned.model_copy(
+        update={"plan": turned.plan.model_copy(update={"teacher_charge": "pretraining", "budgets": ("2.2e6",)})}
+    )
+    table = sensitivity(dear, profile_of(study))
+    assert set(table.loc[(table["arm"] == "no_kd") & table["ratio"].notna(), "ratio"]) == {1.0}
+    given_weights = study.models["teacher"].model_copy(update={"pretrain": None, "weights": "given"})
+    unknown = study.model_copy(update={"models": {**study.models, "teacher": given_weights}})
+    rows = sensitivity(unknown, profile_of(study)).set_index(["match", "charge", "arm"])["ratio"]
+    assert rows["required_flops", "pretraining", "no_kd"] == 1.0
+    assert pd.isna(rows["required_flops", "pretraining", "minilm"])
+    notes = definition_notes(sensitivity(unknown, profile_of(study)))
+    assert all("infeasible or unknown under pretraining" in note for note in notes) and len(notes) == 3
+
+
+def test_a_cache_below_one_pass_is_the_teacher_as_it_goes_along() -> None:
+    row = {"budget": 1e9, "price_per_token": 300.0, "teacher_per_token": 180.0, "batch_tokens": 128.0}
+    live, cached = (
+        what_if(pd.DataFrame([{**row, "unique_tokens": 1e8, "cached_teacher": how}])).iloc[0] for how in (False, True)
+    )
+    assert cached["tokens"] == live["tokens"] > 0
+
+
 def test_the_stated_cost_of_given_weights_is_charged(study: Study) -> None:
     def tokens(stated: str | None, **changes: object) -> int:
         given = study.models["teacher"].model_copy(

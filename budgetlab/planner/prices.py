@@ -1,0 +1,187 @@
+"""What a step costs in each currency, what of a teacher is billed, and how many whole steps a budget pays for."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from budgetlab.errors import CallerError, unknown_name
+from budgetlab.units import parse_amount
+from budgetlab.values import ArmCost, Budget, ExecutionSpec, ModelSpec
+from budgetlab.values.base import Interval
+
+__all__ = [
+    "MATCHES",
+    "charge_share",
+    "device_seconds",
+    "device_seconds_interval",
+    "effective_tokens",
+    "loss_factor",
+    "price_per_step",
+    "step_price",
+    "teacher_bill",
+    "tokens_interval",
+    "whole_steps",
+]
+
+MATCHES = {
+    "required_flops": "required_flops",
+    "executed_flops": "executed_flops",
+    "device_seconds": "device_seconds",
+    "joules": "joules",
+    "usd": "usd",
+    "equal_tokens": "tokens",
+}
+"""What can be matched -> the unit of its budgets; `tokens:ARM` is the required FLOPs of that arm's tokens."""
+
+
+def price_per_step(
+    cost: ArmCost, unit: str, *, charge: str = "inference", usd_per_device_hour: float | None = None
+) -> float:
+    """Return what one step costs on one device, in the budget's unit.
+
+    With `charge = "none"` the teacher's forward pass is left out.
+
+    Raises
+    ------
+    CallerError
+        When that price was not measured.
+    """
+    teacher = cost.phases["teacher_forward"]
+    free = charge == "none"
+    if unit == "tokens":
+        return float(cost.batch_tokens)
+    if unit == "required_flops":
+        flops = cost.train_required_flops_per_token - (teacher.required_flops_per_token if free else 0.0)
+        return flops * cost.batch_tokens
+    if unit == "executed_flops":
+        flops = cost.train_executed_flops_per_token - (teacher.executed_flops_per_token if free else 0.0)
+        return flops * cost.batch_tokens
+    has_teacher = teacher.required_flops_per_token > 0
+    if unit == "joules":
+        if cost.joules_per_token is None:
+            raise CallerError("match = joules", f"no energy was measured for {cost.arm}", "profile where it can be")
+        if free and has_teacher:
+            asked = "teacher_charge = none by joules"
+            raise CallerError(asked, f"the energy of {cost.arm} was not measured by phase", "charge inference")
+        return cost.joules_per_token * cost.batch_tokens
+    if cost.seconds_per_step is None:
+        raise CallerError(f"match by {unit}", f"{cost.arm} was counted, not timed", "profile without --count-only")
+    if free and has_teacher and teacher.seconds_per_step is None:
+        raise CallerError(f"teacher_charge = none by {unit}", f"{cost.arm} was not timed by phase", "profile it here")
+    seconds = cost.seconds_per_step - ((teacher.seconds_per_step or 0.0) if free else 0.0)
+    if unit == "usd":
+        if usd_per_device_hour is None:
+            raise CallerError("match = usd", "no price of a device hour", "set execution.usd_per_device_hour")
+        return seconds / 3600.0 * usd_per_device_hour
+    return seconds
+
+
+def loss_factor(execution: ExecutionSpec) -> float:
+    """Device time of a step on the study's devices over that on one: what several of them lose to each other."""
+    return 1.0 / execution.scaling_efficiency if execution.devices > 1 else 1.0
+
+
+def step_price(execution: ExecutionSpec, cost: ArmCost, unit: str, charge: str) -> float:
+    """Return what a step costs on the study's devices; their losses are paid in time, money and energy."""
+    price = price_per_step(cost, unit, charge=charge, usd_per_device_hour=execution.usd_per_device_hour)
+    return price * loss_factor(execution) if unit in ("device_seconds", "usd", "joules") else price
+
+
+def device_seconds(execution: ExecutionSpec, cost: ArmCost, steps: int) -> float | None:
+    """Device time of so many steps, summed over devices; None where steps were not timed."""
+    return None if cost.seconds_per_step is None else cost.seconds_per_step * steps * loss_factor(execution)
+
+
+def device_seconds_interval(execution: ExecutionSpec, cost: ArmCost, steps: int) -> Interval | None:
+    """Interval of `device_seconds`, from that of a step's time."""
+    if cost.seconds_per_step_interval is None:
+        return None
+    low, high = (end * steps * loss_factor(execution) for end in cost.seconds_per_step_interval)
+    return low, high
+
+
+def tokens_interval(budget: Budget, bill: float, price: float, cost: ArmCost) -> Interval | None:
+    """What a budget of time or money would buy at either end of the step time's interval; None for other budgets."""
+    if budget.unit not in ("device_seconds", "usd") or not cost.seconds_per_step or not cost.seconds_per_step_interval:
+        return None
+    fast, slow = (price * end / cost.seconds_per_step for end in cost.seconds_per_step_interval)
+    low, high = (float(whole_steps(budget.amount, bill, end)) * cost.batch_tokens for end in (slow, fast))
+    return low, high
+
+
+def charge_share(charge: str) -> float:
+    """Share of the teacher's pretraining that one schedule is billed: 0, 1, or 1/K of "amortised:K"."""
+    if charge in ("none", "inference"):
+        return 0.0
+    if charge == "pretraining":
+        return 1.0
+    found = re.fullmatch(r"amortised:([1-9]\d*)", charge)
+    if found is None:
+        raise unknown_name("charge", charge, ["none", "inference", "pretraining", "amortised:K"], "plan.teacher_charge")
+    return 1.0 / int(found.group(1))
+
+
+def teacher_bill(
+    execution: ExecutionSpec,
+    models: Mapping[str, ModelSpec],
+    teacher: str | None,
+    costs: Mapping[str, ArmCost],
+    unit: str,
+    charge: str,
+) -> float:
+    """Return what of a teacher's pretraining one schedule is billed, in the budget's unit.
+
+    Raises
+    ------
+    CallerError
+        When it is charged and unknown, or stated in another unit.
+    """
+    share = charge_share(charge)
+    if teacher is None or share == 0.0 or unit == "tokens":
+        return 0.0
+    spec = models[teacher]
+    tokens = spec.pretraining_tokens
+    if tokens is not None and teacher in costs:
+        steps = math.ceil(tokens / costs[teacher].batch_tokens)
+        return share * steps * step_price(execution, costs[teacher], unit, "inference")
+    asked = f"teacher_charge = {charge!r}"
+    if spec.pretrained_for is None:
+        known = f'set models.{teacher}.pretrained_for = "137B tokens" or the like, or use inference or none'
+        raise CallerError(asked, f"the pretraining cost of {teacher!r} is unknown", known)
+    amount, stated = parse_amount(spec.pretrained_for, "tokens")
+    if stated != unit:
+        wrong = f"the cost of {teacher!r} is stated in {stated}, the budget is in {unit}"
+        raise CallerError(asked, wrong, f"state it in tokens (and profile again) or in {unit}")
+    return share * amount
+
+
+def whole_steps(amount: Any, bill: Any, price: Any) -> Any:
+    """Steps that a budget pays for after the bill: whole, never costing more, at least 0; arrays broadcast."""
+    steps = np.maximum(0.0, np.floor((np.asarray(amount, dtype=float) - bill) / price))
+    return np.where((steps > 0) & (bill + steps * price > amount), steps - 1.0, steps)
+
+
+DATA_HALF_LIFE_PASSES = 15.387756
+"""R_D* of the data-constrained law, of causal models on C4 (Muennighoff et al. 2023, arXiv 2305.16264)."""
+
+
+def effective_tokens(tokens: Any, unique_tokens: Any) -> Any:
+    """Tokens of fresh text that would be worth as much as reading `unique_tokens` of text again and again.
+
+    D' = U + U R* (1 - exp(-R / R*)) with U unique tokens read and R = D / U - 1 repetitions (Muennighoff et al. 2023,
+    arXiv 2305.16264, equation 5). Fitted on causal models; for masked ones it is an indication.
+
+    Parameters
+    ----------
+    tokens, unique_tokens
+        Read in all, and in one pass; arrays broadcast.
+    """
+    tokens = np.asarray(tokens, dtype=float)
+    unique = np.minimum(tokens, unique_tokens)
+    repeats = np.divide(tokens, unique, out=np.ones_like(tokens + unique), where=unique > 0) - 1.0
+    return unique * (1.0 + DATA_HALF_LIFE_PASSES * -np.expm1(-repeats / DATA_HALF_LIFE_PASSES))
