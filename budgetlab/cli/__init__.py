@@ -96,12 +96,28 @@ def profile(
             "--throughput", help="Count, and take seconds from a CSV of arm, tokens_per_second.", metavar="FILE"
         ),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Count this language model alone: a folder, config.json, hub id or gpt2."),
+    ] = None,
+    seq_len: Annotated[int, typer.Option("--seq-len", min=1, help="Positions of a sequence, with --model.")] = 128,
     results: Results = RESULTS,
     data_root: DataRoot = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Measure what a token costs: FLOPs, seconds and memory of each arm's step, by phase."""
+    if model is not None:
+        from budgetlab.models import read_model
+        from budgetlab.profiler.whole import count_model
+        from budgetlab.reporting.tables import model_sheet, print_sheets
+
+        counted = count_model(read_model(model), seq_len=seq_len)
+        if as_json:
+            _print_json(counted.model_dump(mode="json"))
+        else:
+            print_sheets([model_sheet(counted)])
+        return
     bench = _bench(study, results, data_root)
     found = bench.profile(fresh=True, count_only=count_only or throughput is not None)
     if throughput is not None:

@@ -13,7 +13,18 @@ from pydantic import Field
 from budgetlab.values.base import Interval, Value
 from budgetlab.values.specs import Arm, CorpusSpec, ExecutionSpec, ModelSpec, Recipe
 
-__all__ = ["ArmCost", "Budget", "CostProfile", "Environment", "PhaseCost", "Plan", "Schedule", "TeacherPlan", "Trial"]
+__all__ = [
+    "ArmCost",
+    "Budget",
+    "CostProfile",
+    "Environment",
+    "ModelCost",
+    "PhaseCost",
+    "Plan",
+    "Schedule",
+    "TeacherPlan",
+    "Trial",
+]
 
 
 class Environment(Value):
@@ -77,6 +88,27 @@ class ArmCost(Value):
     def executed_flops(self, tokens: int, target_tokens: int) -> float:
         """Executed FLOPs of training on so many tokens."""
         return tokens * self.executed_flops_per_position + target_tokens * self.executed_flops_per_target_token
+
+
+class ModelCost(Value):
+    """FLOPs of one language model by itself; a position is a token of a sequence without padding."""
+
+    model: str
+    architecture: str
+    kind: Literal["masked", "causal"]
+    seq_len: int
+    body_forward_flops_per_token: float
+    head_forward_flops_per_position: float
+    """Where logits are computed."""
+    backward_flops_per_token: float
+    """With logits at every position, and every parameter trained."""
+    train_required_flops_per_token: float
+    """With logits at `target_fraction` of the positions."""
+    target_fraction: float
+    num_params_total: int
+    num_params_non_embedding: int
+    verdict: dict[str, str]
+    """What agrees with torch's count."""
 
 
 class CostProfile(Value):

@@ -2,7 +2,7 @@
 
 from budgetlab.reporting.tables.answers import fit_sheet, gate_lines, verdict_sheet
 from budgetlab.reporting.tables.closing import closing_frame, closing_note, closing_sheet, full_sheet
-from budgetlab.reporting.tables.plans import plan_sheet, profile_sheet, reference_arm, status_sheet
+from budgetlab.reporting.tables.plans import model_sheet, plan_sheet, profile_sheet, reference_arm, status_sheet
 from budgetlab.reporting.tables.sheets import Column, Sheet, plain_lines, print_sheets, stack
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "fit_sheet",
     "full_sheet",
     "gate_lines",
+    "model_sheet",
     "plain_lines",
     "plan_sheet",
     "print_sheets",

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from budgetlab.planner import compute_statement, ladder_note, tuning_note
 from budgetlab.reporting.tables.sheets import Column, Sheet, fixed, percent, scaled
 from budgetlab.units import format_amount, format_quantity
-from budgetlab.values import ArmCost, Budget, CostProfile, Plan, RunRecord, Schedule, TeacherPlan
+from budgetlab.values import ArmCost, Budget, CostProfile, ModelCost, Plan, RunRecord, Schedule, TeacherPlan
 
-__all__ = ["PHASES", "plan_sheet", "profile_sheet", "reference_arm", "status_sheet"]
+__all__ = ["PHASES", "model_sheet", "plan_sheet", "profile_sheet", "reference_arm", "status_sheet"]
 
 PHASES = ("teacher_forward", "student_forward", "loss", "backward", "update")
 """The phases of a step, in the order in which they run."""
@@ -116,14 +116,42 @@ def profile_sheet(profile: CostProfile) -> Sheet:
     dtypes = ", ".join(dict.fromkeys(cost.dtype for cost in costs))
     levels = {cost.interval_level for cost in costs if cost.seconds_per_step_interval}
     note = f"required FLOPs, two per multiply-add; {where.device_name}, {where.threads} threads, {dtypes}"
+    agreement = profile.conventions.get("agreement")
     if levels:
         note += f"; step time with its {100 * max(levels):g} % interval"
     return Sheet(
         title="Cost of a training step",
         columns=tuple(column for column, _ in parts),
         rows=tuple(zip(*(cells for _, cells in parts), strict=True)),
-        notes=(note,),
+        notes=(note, *([f"counts agree: {agreement}"] if agreement else [])),
         rules=(len(profile.arms),) if profile.teachers else (),
+    )
+
+
+def model_sheet(cost: ModelCost) -> Sheet:
+    """Return what one language model costs by itself, and which counts agree on it."""
+    body, head, backward = (
+        cost.body_forward_flops_per_token, cost.head_forward_flops_per_position, cost.backward_flops_per_token
+    )  # fmt: skip
+    share = f"{100 * cost.target_fraction:g} % of" if cost.target_fraction < 1 else "all"
+    rows = [
+        ("forward, body", body, ""),
+        ("forward, head", head, "at every position"),
+        ("backward", backward, "everything trained, head at every position"),
+        ("training a token", cost.train_required_flops_per_token, f"head at {share} positions"),
+    ]
+    unit, cells = scaled([value for _, value, _ in rows], "FLOP")
+    columns = (Column("phase", left=True), Column(unit), Column("logits", left=True))
+    agree = "; ".join(f"{name}: {found}" for name, found in cost.verdict.items())
+    return Sheet(
+        title=f"{cost.model}: a {cost.kind} language model ({cost.architecture}), sequences of {cost.seq_len}",
+        columns=columns,
+        rows=tuple((name, cell, note) for (name, _, note), cell in zip(rows, cells, strict=True)),
+        notes=(
+            f"{format_quantity(cost.num_params_total)} parameters, {format_quantity(cost.num_params_non_embedding)} "
+            "without embedding tables; FLOPs a position, two per multiply-add, attention in full",
+            f"counted by torch's counter; {agree}",
+        ),
     )
 
 

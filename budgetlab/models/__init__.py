@@ -1,0 +1,16 @@
+"""Networks of transformers: those that a step trains, and whole language models to be counted."""
+
+from budgetlab.models.build import build_classifier, build_network, count_parameters, start_from_teacher
+from budgetlab.models.network import Network
+from budgetlab.models.whole import WholeModel, describe_model, read_model
+
+__all__ = [
+    "Network",
+    "WholeModel",
+    "build_classifier",
+    "build_network",
+    "count_parameters",
+    "describe_model",
+    "read_model",
+    "start_from_teacher",
+]

@@ -1,0 +1,117 @@
+"""Any masked or causal language model of transformers, built without weights, to be counted as it stands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers.initialization import no_init_weights
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+from budgetlab.errors import CallerError, unknown_name
+
+__all__ = ["WholeModel", "describe_model", "read_model"]
+
+
+@dataclass(frozen=True)
+class WholeModel:
+    """A configuration of transformers, and which language model it makes."""
+
+    name: str
+    config: Any
+    kind: Literal["masked", "causal"]
+
+    def build(self) -> nn.Module:
+        """Build the model without initialising its weights, wherever tensors are made now; attention is eager.
+
+        Eager attention has no kernel that recomputes: what is counted is what the model requires.
+        """
+        auto: Any = AutoModelForMaskedLM if self.kind == "masked" else AutoModelForCausalLM
+        with no_init_weights():
+            model = auto.from_config(self.config, attn_implementation="eager")
+        model.tie_weights()
+        return model
+
+
+def read_model(asked: str) -> WholeModel:
+    """Read what model is meant.
+
+    Parameters
+    ----------
+    asked
+        A folder with a config.json, a JSON file, a hub id, or the name of an architecture such as "gpt2", which then
+        has its default configuration.
+
+    Raises
+    ------
+    CallerError
+        When nothing of that name can be read, or it is no masked or causal language model.
+    """
+    config = _read_config(asked)
+    masked, causal = type(config) in MODEL_FOR_MASKED_LM_MAPPING, type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    if not (masked or causal):
+        raise CallerError(f"--model {asked}", f"{config.model_type} is no masked or causal language model", "give one")
+    # A family that makes both says in its configuration which one this is; BERT and its like are masked.
+    named = any("CausalLM" in name for name in getattr(config, "architectures", None) or [])
+    return WholeModel(asked, config, "causal" if causal and (named or not masked) else "masked")
+
+
+def _read_config(asked: str) -> Any:
+    path = Path(asked)
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        if path.is_dir():
+            return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError, TypeError) as error:
+        raise CallerError(f"--model {asked}", f"no configuration ({_line(error)})", "give one that loads") from None
+    if fields is not None:
+        return _of_type(asked, fields.pop("model_type", None), fields)
+    if asked in CONFIG_MAPPING:
+        return _of_type(asked, asked, {})
+    try:
+        return AutoConfig.from_pretrained(asked)
+    except (OSError, ValueError) as error:
+        reason = f"no such folder, file, architecture or hub id that can be reached ({_line(error)})"
+        raise CallerError(f"--model {asked}", reason, "give a folder, a config.json, or a name such as gpt2") from None
+
+
+def _of_type(asked: str, model_type: str | None, fields: dict[str, Any]) -> Any:
+    if model_type is None:
+        raise CallerError(f"--model {asked}", "it has no model_type", 'add one, such as "bert"')
+    if model_type not in CONFIG_MAPPING:
+        raise unknown_name("architecture", model_type, list(CONFIG_MAPPING), f"--model {asked}")
+    try:
+        return CONFIG_MAPPING[model_type](**fields)
+    except Exception as error:
+        raise CallerError(f"--model {asked}", f"no valid configuration ({_line(error)})", "correct it") from None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:120]
+
+
+def describe_model(config: Any) -> dict[str, int]:
+    """Return the sizes that closed forms need, under one set of names; only those that the configuration has."""
+    names: dict[str, Callable[[Any], Any]] = {
+        "layers": lambda c: c.num_hidden_layers,
+        "width": lambda c: c.hidden_size,
+        "heads": lambda c: c.num_attention_heads,
+        "key_value_heads": lambda c: getattr(c, "num_key_value_heads", None) or c.num_attention_heads,
+        "head_width": lambda c: getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads,
+        "inner": lambda c: getattr(c, "intermediate_size", None) or getattr(c, "n_inner", None) or 4 * c.hidden_size,
+        "embedding": lambda c: getattr(c, "embedding_size", None) or c.hidden_size,
+        "vocab": lambda c: c.vocab_size,
+    }
+    found = {}
+    for name, read in names.items():
+        try:
+            found[name] = int(read(config))
+        except (AttributeError, TypeError):
+            continue
+    return found

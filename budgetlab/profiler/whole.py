@@ -1,0 +1,236 @@
+"""FLOPs of any masked or causal language model by itself, counted three ways."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+from budgetlab.errors import BudgetlabError, CallerError
+from budgetlab.models import WholeModel, describe_model
+from budgetlab.values import ModelCost
+
+__all__ = ["CLOSED_FORMS", "count_model"]
+
+
+def _blocks(sizes: Mapping[str, int], length: int, *, gated: bool = False) -> int:
+    """Blocks of a transformer, a position: Q, K, V and output projections, scores and values, feed-forward."""
+    width, heads = sizes["width"], sizes["heads"] * sizes["head_width"]
+    narrow = sizes["key_value_heads"] * sizes["head_width"]
+    projections = 2 * width * (heads + 2 * narrow) + 2 * heads * width
+    feed_forward = (6 if gated else 4) * width * sizes["inner"]
+    return sizes["layers"] * (projections + 4 * length * heads + feed_forward)
+
+
+def _masked_head(sizes: Mapping[str, int]) -> int:
+    width, vocab = sizes["width"], sizes["vocab"]
+    return 2 * width * width + 2 * width * vocab
+
+
+def _electra_body(sizes: Mapping[str, int], length: int) -> int:
+    width, narrow = sizes["width"], sizes["embedding"]
+    return _blocks(sizes, length) + (2 * narrow * width if narrow != width else 0)
+
+
+def _electra_head(sizes: Mapping[str, int]) -> int:
+    return 2 * sizes["width"] * sizes["embedding"] + 2 * sizes["embedding"] * sizes["vocab"]
+
+
+def _decoder(sizes: Mapping[str, int]) -> int:
+    return 2 * sizes["width"] * sizes["vocab"]
+
+
+Form = tuple[Callable[[Mapping[str, int], int], int], Callable[[Mapping[str, int]], int]]
+
+_BERT: Form = (_blocks, _masked_head)
+_LLAMA: Form = (lambda sizes, length: _blocks(sizes, length, gated=True), _decoder)
+CLOSED_FORMS: dict[str, Form] = {
+    "bert": _BERT,
+    "roberta": _BERT,
+    "electra": (_electra_body, _electra_head),
+    "modernbert": (lambda sizes, length: _blocks(sizes, length, gated=True), _masked_head),
+    "gpt2": (_blocks, _decoder),
+    "llama": _LLAMA,
+}
+"""By architecture: forward FLOPs a position of the body, and of the head where logits are computed."""
+
+_LIGHT = frozenset({
+    "alias", "any", "all", "amax", "arange", "argmax", "as_strided", "bernoulli_", "bitwise_and", "cat", "clone",
+    "col2im", "constant_pad_nd", "copy_", "cumsum", "detach", "detach_", "embedding", "embedding_dense_backward",
+    "empty", "empty_like", "expand", "fill_", "full", "full_like", "gather", "im2col", "index", "index_put",
+    "index_put_", "index_select", "isin", "lift_fresh", "linalg_vector_norm", "logsumexp", "max", "mean", "min",
+    "native_batch_norm", "native_dropout", "native_layer_norm", "native_layer_norm_backward", "new_empty",
+    "new_full", "new_ones", "new_zeros", "nonzero", "ones", "ones_like", "prod", "repeat", "roll", "flip",
+    "scalar_tensor", "scatter", "scatter_add", "select", "select_backward", "slice_backward", "slice_scatter",
+    "softplus_backward", "sort", "split", "stack", "std", "sum", "t", "topk", "tril", "triu", "unbind", "var",
+    "var_mean", "zero_", "zeros", "zeros_like", "_fused_rms_norm", "_fused_rms_norm_backward",
+    "_local_scalar_dense", "_softmax", "_softmax_backward_data", "_to_copy", "_unsafe_index", "_unsafe_index_put",
+    "_unsafe_view",
+})  # fmt: skip
+"""Operators of torch that move numbers, reduce them or draw them: no FLOPs by our convention."""
+
+
+class _Watch(TorchDispatchMode):
+    """Collects operators that no counter knows and that may multiply matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unknown: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        packet = func._overloadpacket
+        light = torch.Tag.pointwise in func.tags or func.is_view or packet.__name__ in _LIGHT
+        if packet not in flop_registry and not (func.namespace == "prim" or (func.namespace == "aten" and light)):
+            self.unknown.add(str(packet))
+        return func(*args, **(kwargs or {}))
+
+
+def count_model(model: WholeModel, *, seq_len: int = 128, mask_fraction: float = 0.15) -> ModelCost:
+    """Count the FLOPs a position of one model, forward and backward, with logits at every position.
+
+    Torch's counter counts a forward and a backward pass of the model built without storage; fvcore's counts the forward
+    pass again; for the architectures of `CLOSED_FORMS` arithmetic does. Attention is full: no causal half is taken off.
+
+    Parameters
+    ----------
+    model
+        From `read_model`.
+    seq_len
+        Positions of a sequence, without padding.
+    mask_fraction
+        Share of positions at which a masked model needs logits.
+
+    Raises
+    ------
+    CallerError
+        When the configuration cannot be built, or is too short for `seq_len`.
+    BudgetlabError
+        When counts disagree, or an operator that may be heavy was counted by nobody.
+    """
+    body, head, backward, params, embedding = _torch_counts(model, seq_len)
+    forward, verdict = body + head, {}
+    form = CLOSED_FORMS.get(model.config.model_type)
+    sizes = describe_model(model.config)
+    if form is None:
+        verdict["closed form"] = "n/a for this architecture"
+    else:
+        expected = (form[0](sizes, seq_len), form[1](sizes))
+        if expected != (body, head):
+            raise _disagreement(model, f"the closed form says {expected[0]:.0f} + {expected[1]:.0f}", body, head)
+        verdict["closed form"] = "equal"
+    other, why = _fvcore_count(model, seq_len)
+    if other is None:
+        verdict["fvcore"] = f"n/a ({why})"
+    else:
+        if abs(other - forward) > 1e-9 * forward:
+            raise _disagreement(model, f"fvcore says {other:.0f} in all", body, head)
+        verdict["fvcore"] = "equal"
+    return ModelCost(
+        model=model.name,
+        architecture=model.config.model_type,
+        kind=model.kind,
+        seq_len=seq_len,
+        body_forward_flops_per_token=body,
+        head_forward_flops_per_position=head,
+        backward_flops_per_token=backward,
+        train_required_flops_per_token=_lean(model, body, head, backward, mask_fraction),
+        target_fraction=mask_fraction if model.kind == "masked" else 1.0,
+        num_params_total=params,
+        num_params_non_embedding=params - embedding,
+        verdict=verdict,
+    )
+
+
+def _lean(model: WholeModel, body: float, head: float, backward: float, fraction: float) -> float:
+    """Logits where they carry loss only; the backward pass of the head is what it is of the forward one."""
+    if model.kind == "causal":
+        return body + head + backward
+    share = backward / (body + head)
+    return (body + fraction * head) * (1 + share)
+
+
+def _disagreement(model: WholeModel, other: str, body: float, head: float) -> BudgetlabError:
+    mine = f"torch counts {body:.0f} + {head:.0f} forward FLOPs a position (body + head)"
+    return BudgetlabError(f"counting {model.name}", f"{mine}, {other}", "report this")
+
+
+def _torch_counts(model: WholeModel, seq_len: int) -> tuple[float, float, float, int, int]:
+    """Forward of the body and of the head, backward; parameters, and those of embedding tables. Without storage."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        try:
+            network = model.build().train()
+        except Exception as error:
+            reason = " ".join(str(error).split())[:160]
+            raise CallerError(f"--model {model.name}", f"cannot be built ({reason})", "correct its sizes") from None
+        for module in network.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        ids = torch.zeros((1, seq_len), dtype=torch.long)
+        longest = getattr(model.config, "max_position_embeddings", None)
+        if longest is not None and seq_len > longest:
+            raise CallerError(f"seq={seq_len}", f"{model.name} has positions for {longest}", "take a shorter one")
+        watch = _Watch()
+        with watch, FlopCounterMode(display=False) as counter:
+            logits = network(input_ids=ids, attention_mask=torch.ones_like(ids), **_without_cache(model)).logits
+            forward = counter.get_total_flops()
+            body = _within(counter, f"{type(network).__name__}.{network.base_model_prefix}")
+            logits.sum().backward()
+        backward = counter.get_total_flops() - forward
+        if watch.unknown:
+            raise BudgetlabError(
+                f"counting {model.name}", f"nobody counts {', '.join(sorted(watch.unknown))}", "report this"
+            )
+        params = sum(parameter.numel() for parameter in network.parameters())
+        tables = {id(m.weight): m.weight.numel() for m in network.modules() if isinstance(m, torch.nn.Embedding)}
+    return body / seq_len, (forward - body) / seq_len, backward / seq_len, params, sum(tables.values())
+
+
+def _within(counter: FlopCounterMode, name: str) -> int:
+    """FLOPs of a module; where it is not called itself, of its parts that are."""
+    counts = {key: sum(found.values()) for key, found in counter.get_flop_counts().items()}
+    if name in counts:
+        return counts[name]
+    parts = [key for key in counts if key.startswith(f"{name}.")]
+    depth = min((key.count(".") for key in parts), default=0)
+    return sum(counts[key] for key in parts if key.count(".") == depth)
+
+
+def _without_cache(model: WholeModel) -> dict[str, Any]:
+    return {"use_cache": False} if model.kind == "causal" else {}
+
+
+def _fvcore_count(model: WholeModel, seq_len: int) -> tuple[float | None, str]:
+    """Forward FLOPs a position by fvcore, or None and why it cannot."""
+    from fvcore.nn import FlopCountAnalysis
+
+    with torch.device("meta"):
+        network = model.build().eval()
+        ids = torch.zeros((1, seq_len), dtype=torch.long)
+
+    class Traced(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.network(input_ids=ids, attention_mask=torch.ones_like(ids), **_without_cache(model)).logits
+
+    logging.getLogger("fvcore.nn.jit_analysis").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it traces with TorchScript, which torch deprecates
+        try:
+            analysis = FlopCountAnalysis(Traced(), (ids,))
+            analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+            analysis.set_op_handle("aten::layer_norm", lambda inputs, outputs: 0)
+            total = 2.0 * analysis.total() / seq_len
+            unknown = sorted(op.removeprefix("aten::") for op in analysis.unsupported_ops())
+            heavy = [op for op in unknown if any(str(known) == f"aten.{op.rstrip('_')}" for known in flop_registry)]
+            return (None, f"it does not know {', '.join(heavy)}") if heavy else (total, "")
+        except Exception as error:
+            return None, f"it cannot trace this: {' '.join(str(error).split())[:80]}"
