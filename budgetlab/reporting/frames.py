@@ -22,6 +22,7 @@ __all__ = [
     "LOSSES",
     "MEAN",
     "OUTCOMES",
+    "PROBES",
     "YARDSTICKS",
     "interval_note",
     "largest_rung",
@@ -70,6 +71,10 @@ def scores_frame(scores: Sequence[Score] | pd.DataFrame) -> pd.DataFrame:
 def unit_of(task: str) -> str:
     """Return the unit in which a task is shown."""
     return "nats per target token" if task in LOSSES else "points"
+
+
+PROBES = frozenset({"replaced", "belongs"})
+"""Tasks that budgetlab makes itself, from held-out text."""
 
 
 def probe_tasks(scores: pd.DataFrame) -> tuple[str, ...]:

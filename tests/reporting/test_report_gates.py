@@ -64,6 +64,24 @@ def test_every_arm_must_beat_random_weights_on_every_task_at_the_largest_budget(
     assert learning_gates(early)[RANDOM].passed
 
 
+def test_on_glue_one_student_must_be_clearly_above_random_weights():
+    """Labels teach random weights much there, so one clear lead is asked for, and who has none is named."""
+    names = {"belongs": "stsb", "replaced": "sst2"}
+    glue = [score.model_copy(update={"task": names.get(score.task, score.task)}) for score in values.scores()]
+    gate = learning_gates(glue)[RANDOM]
+    assert gate.passed and "no_kd on stsb" in gate.sentence.partition("clearly above:")[2]
+    level = [
+        score.model_copy(update={"value": 0.5})
+        if score.task in names.values() and score.subject != "teacher"
+        else score
+        for score in glue
+    ]
+    gate = learning_gates(level)[RANDOM]
+    assert gate.judged and not gate.passed and "clearly above: none" in gate.sentence
+    one_seed = [score for score in glue if score.subject != "run" or score.run_seed == 0]
+    assert not learning_gates(one_seed)[RANDOM].passed
+
+
 def test_a_failed_gate_replaces_the_verdict():
     weak = changed(lambda s: s.subject == "unigram", value=5.5)
     sentence = conclude(learning_gates(weak), values.verdicts())
