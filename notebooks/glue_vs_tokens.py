@@ -19,7 +19,6 @@
 # %%
 from pathlib import Path
 
-import matplotlib.pyplot as plt  # noqa: F401  (figures appear under their cells once this is loaded)
 import pandas as pd
 
 import budgetlab

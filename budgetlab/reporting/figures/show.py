@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -51,7 +52,14 @@ def plan_figure(sensitivity: pd.DataFrame) -> Figure:
 
 def _figure(draw: Callable[[pd.DataFrame], Figure], table: pd.DataFrame) -> Figure:
     figure = styled(draw, table)
-    figure.set_dpi(_DOTS_PER_INCH)
+
+    def png() -> bytes:
+        content = io.BytesIO()
+        figure.savefig(content, format="png", dpi=_DOTS_PER_INCH)
+        return content.getvalue()
+
+    # A notebook shows what can draw itself, whether or not pyplot was ever loaded.
+    figure._repr_png_ = png  # type: ignore[attr-defined]
     return figure
 
 
