@@ -83,6 +83,8 @@ def test_every_verb_on_a_finished_study(
         if as_json:
             json.loads(out)
     assert {path: path.stat().st_mtime_ns for path in (folder / "results").rglob("record.json")} == before
+    plan = json.loads((folder / "results" / "small" / "plan.json").read_text())
+    assert all(schedule["passes"] for schedule in plan["schedules"])  # known, though the corpus was not read again
 
 
 def test_a_plan_file_can_be_run(finished: dict, folder: Path, capsys: pytest.CaptureFixture) -> None:
@@ -98,7 +100,7 @@ def test_sensitivity_and_other_budgets(
     arguments = ["plan", str(study), *results, "--profile", profile, "--sensitivity", "--match", "device_seconds"]
     assert run_command([*arguments, "--budget", "1 min", "--budget", "2 min"]) == 0
     out = capsys.readouterr().out
-    assert "equal_tokens" in out and "1 min 00 s" in out
+    assert "equal_tokens" in out and "1 min 00 s" in out and "interval" in out and " to " in out
     assert "vanilla_kd, all in:" in out and "no_kd would read" in out and 'set corpus.masking = "static"' in out
 
 

@@ -106,8 +106,7 @@ class Workbench:
         from budgetlab.planner import other_machine, plan
 
         prices = profile or self.profile()
-        tokens = None if self._corpus is None else self._pass_tokens(self._corpus)
-        made = plan(self.study, prices, corpus_tokens=tokens)
+        made = plan(self.study, prices, corpus_tokens=self._known_pass_tokens())
         if (elsewhere := other_machine(prices)) is not None:
             made = made.model_copy(update={"warnings": (*made.warnings, elsewhere)})
         made = self._with_known_rates(made)
@@ -144,6 +143,14 @@ class Workbench:
 
         losses = self.store.read_rates(trials_key(plan)) if plan.trials else None
         return plan if losses is None else choose_rates(plan, losses)
+
+    def _known_pass_tokens(self) -> int | None:
+        """Tokens in one pass, from the corpus or from a plan that was made of the same text."""
+        if self._corpus is not None:
+            return self._pass_tokens(self._corpus)
+        before = self.store.read_plan()
+        same = before is not None and before.corpus == self.study.corpus and self.study.corpus.unique_tokens is None
+        return before.schedules[0].unique_tokens if before is not None and same else None
 
     def _pass_tokens(self, corpus: Corpus) -> int:
         seq_len = self.study.recipe.seq_len

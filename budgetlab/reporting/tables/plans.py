@@ -68,6 +68,10 @@ def plan_sheet(plan: Plan) -> Sheet:
         (Column("ratio", _PRICE), [fixed(p / base if p and base else None, 2) for p in prices]),
         (Column("feasible", _PRICE), [row[6] for row in rows]),
     ]
+    ranges = [_range(s.tokens_interval) if isinstance(s, Schedule) else "" for s in planned]
+    if any(ranges):
+        level = max(s.interval_level for s in plan.schedules)
+        parts.insert(3, (Column(f"{100 * level:g} %\ninterval", _PLANNED), ranges))
     seeds = len(plan.seeds)
     notes += [*_repeated(plan), compute_statement(plan), *filter(None, [ladder_note(plan), tuning_note(plan)])]
     return Sheet(
@@ -77,6 +81,10 @@ def plan_sheet(plan: Plan) -> Sheet:
         notes=tuple(notes),
         rules=(*_starts([schedule.rung for schedule in plan.schedules]), len(plan.schedules)),
     )
+
+
+def _range(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f"{format_quantity(interval[0])} to {format_quantity(interval[1])}"
 
 
 def _repeated(plan: Plan) -> list[str]:
