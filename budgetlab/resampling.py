@@ -41,6 +41,7 @@ temporary array is mapped anew, and the fits take half as long again.
 POWER = 0.8
 """A detectable difference is resolved with this probability."""
 _MOST_SEEDS = 100_000
+_LARGEST_CORRELATION = 0.99
 _WEBB = np.array([-np.sqrt(1.5), -1.0, -np.sqrt(0.5), np.sqrt(0.5), 1.0, np.sqrt(1.5)])
 
 
@@ -203,6 +204,10 @@ class PooledVariance:
         Effective ones: fewer than counted where the cells' residuals are correlated.
     correlation
         Correlation of residuals of the same replicate between cells, not below 0.
+    cells_of_replicate
+        How many cells a replicate is in, on average; 1 where no two rows are one run.
+    replicate_degrees_of_freedom
+        Of the replicates themselves, each counted once: what the correlation is estimated from.
     cells, smallest_sd, largest_sd
         How many cells had replicates, and how much their standard deviations differ.
     """
@@ -210,9 +215,26 @@ class PooledVariance:
     sd: float
     degrees_of_freedom: float
     correlation: float
+    cells_of_replicate: float
+    replicate_degrees_of_freedom: float
     cells: int
     smallest_sd: float
     largest_sd: float
+
+    def draw_correlations(self, size: int, rng: np.random.Generator) -> Array:
+        """Draw correlations that the residuals would as well allow, shape (size, 1), not below 0.
+
+        Fisher's transformation of an intraclass correlation: z = ln((1 + (B - 1) r) / (1 - r)) / 2 with variance
+        B / (2 (B - 1) (n - 1)) for n replicates in B cells (Fisher 1925, Statistical Methods for Research Workers).
+        """
+        b = self.cells_of_replicate
+        if b <= 1:
+            return np.zeros((size, 1))
+        r = min(self.correlation, _LARGEST_CORRELATION)
+        z = 0.5 * np.log((1 + (b - 1) * r) / (1 - r))
+        spread = np.sqrt(b / (2 * (b - 1) * max(1.0, self.replicate_degrees_of_freedom)))
+        ratio = np.exp(2 * (z + spread * rng.standard_normal((size, 1))))
+        return np.clip((ratio - 1) / (ratio + b - 1), 0.0, _LARGEST_CORRELATION)
 
 
 def pool_variance(
@@ -268,6 +290,8 @@ def pool_variance(
         sd=float(np.sqrt(variance)),
         degrees_of_freedom=total / (1 + partners * correlation**2),
         correlation=correlation,
+        cells_of_replicate=1.0 + partners,
+        replicate_degrees_of_freedom=total / (1.0 + partners),
         cells=int(used.sum()),
         smallest_sd=float(sds.min()),
         largest_sd=float(sds.max()),

@@ -133,7 +133,7 @@ class Workbench:
             losses = {s.arm: s.value for s in scores if s.task == "readout_loss" and s.subject == "run"}
             chosen = choose_rates(plan, losses)
             stage.note = ", ".join(f"{name} {arm.recipe.learning_rate:g}" for name, arm in chosen.arms.items())
-        self.store.write_rates(trials_key(plan), losses)
+        self.store.write_rates(trials_key(plan, self.study.evaluate.readout_tokens), losses)
         self.store.write_plan(chosen)
         return chosen
 
@@ -141,16 +141,22 @@ class Workbench:
         """Apply the rates of the same trials where they were run before."""
         from budgetlab.planner import choose_rates, trials_key
 
-        losses = self.store.read_rates(trials_key(plan)) if plan.trials else None
+        key = trials_key(plan, self.study.evaluate.readout_tokens)
+        losses = self.store.read_rates(key) if plan.trials else None
         return plan if losses is None else choose_rates(plan, losses)
 
     def _known_pass_tokens(self) -> int | None:
         """Tokens in one pass, from the corpus or from a plan that was made of the same text."""
         if self._corpus is not None:
             return self._pass_tokens(self._corpus)
-        before = self.store.read_plan()
-        same = before is not None and before.corpus == self.study.corpus and self.study.corpus.unique_tokens is None
-        return before.schedules[0].unique_tokens if before is not None and same else None
+        try:
+            before = self.store.read_plan()
+        except CallerError:
+            return None
+        if before is None or self.study.corpus.unique_tokens is not None:
+            return None
+        same = before.corpus == self.study.corpus and before.recipe.seq_len == self.study.recipe.seq_len
+        return before.schedules[0].unique_tokens if same else None
 
     def _pass_tokens(self, corpus: Corpus) -> int:
         seq_len = self.study.recipe.seq_len

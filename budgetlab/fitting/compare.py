@@ -135,9 +135,8 @@ def compare_arms(
         raise CallerError(f"y = {y!r}", f"{len(arms)} arm has a value", "a comparison needs two arms")
     students = {}
     if "student" in runs:
-        students = {
-            str(arm): str(student) for arm, student in zip(runs["arm"], runs["student"], strict=True) if student
-        }
+        known = zip(runs["arm"], runs["student"], strict=True)
+        students = {str(arm): student for arm, student in known if isinstance(student, str)}
     pairs = [
         (arm, found) for arm in arms if (found := reference_arm(arm, arms, reference, students)) not in (None, arm)
     ]
@@ -203,8 +202,9 @@ def reference_arm(
     known = students or {}
     own = known.get(arm, _student_part(arm))
     same = [name for name in family if known.get(name, _student_part(name)) == own]
+    taught = [name for name in same if name.partition("+")[2] == arm.partition("+")[2]]
     if same:
-        return same[0]
+        return (taught or same)[0]
     if arm in family:
         return None
     # Without a reference arm the first one serves: a comparison needs something to compare with.

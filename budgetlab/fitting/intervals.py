@@ -30,6 +30,7 @@ INTERVALS = {
 
 _FEW_CLUSTERS = 12
 _LARGEST_PULL = 0.9
+_DEAD_DIRECTION = 1e-8
 _FARTHEST = 30.0
 """Errors of a log outcome are cut here: with one degree of freedom, t has no variance and overflows."""
 
@@ -174,10 +175,11 @@ def _resampled(
         return
     labels = np.arange(len(points)) if points.clusters is None else points.clusters
     codes = np.unique(labels, return_inverse=True)[1]
-    shared, own = np.sqrt(noise.correlation), np.sqrt(1 - noise.correlation)
     for size in chunk_sizes(resamples, len(points)):
         freedom = noise.degrees_of_freedom
         sd = noise.sd * np.sqrt(freedom / rng.chisquare(freedom, size=(size, 1)))
+        correlation = noise.draw_correlations(size, rng)
+        shared, own = np.sqrt(correlation), np.sqrt(1 - correlation)
         common = rng.standard_normal((size, codes.max() + 1))[:, codes]
         errors = sd * (shared * common + own * rng.standard_normal((size, len(points))))
         yield Sample.of(np.exp(log_prediction + errors), weights)
@@ -211,7 +213,8 @@ def _flipped(
 def _without_own_pull(residual: Array, gradients: Array, weights: Array, labels: np.ndarray) -> Array:
     """Residuals as they would be about a curve that had not seen their cluster, to first order."""
     root = np.sqrt(weights)
-    basis = np.linalg.qr(gradients * root[:, None])[0]
+    basis, sizes, _ = np.linalg.svd(gradients * root[:, None], full_matrices=False)
+    basis = basis[:, sizes > _DEAD_DIRECTION * sizes[0]]  # a term that has died out pulls at nothing
     codes = np.unique(labels, return_inverse=True)[1]
     weighted = root * residual
     freed = weighted.copy()

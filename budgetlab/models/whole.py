@@ -58,7 +58,9 @@ def read_model(asked: str) -> WholeModel:
     if not (masked or causal):
         raise CallerError(f"--model {asked}", f"{config.model_type} is no masked or causal language model", "give one")
     # A family that makes both says in its configuration which one this is; BERT and its like are masked.
-    named = any("CausalLM" in name for name in getattr(config, "architectures", None) or [])
+    named = getattr(config, "is_decoder", False) or any(
+        "CausalLM" in name or "LMHeadModel" in name for name in getattr(config, "architectures", None) or []
+    )
     return WholeModel(asked, config, "causal" if causal and (named or not masked) else "masked")
 
 
@@ -71,6 +73,8 @@ def _read_config(asked: str) -> Any:
     except (OSError, ValueError, TypeError) as error:
         raise CallerError(f"--model {asked}", f"no configuration ({_line(error)})", "give one that loads") from None
     if fields is not None:
+        if not isinstance(fields, dict):
+            raise CallerError(f"--model {asked}", "no configuration (not a JSON object)", "give one that loads")
         return _of_type(asked, fields.pop("model_type", None), fields)
     if asked in CONFIG_MAPPING:
         return _of_type(asked, asked, {})

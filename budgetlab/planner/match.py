@@ -180,7 +180,9 @@ def _bill(
     trial_steps = next((steps for steps in lengths if steps >= fewest), 0)
     tuning = charged * trial_steps * price
     firsts = (int(whole_steps(budget.amount, teacher + tuning, price)) for budget in amounts)
-    return _Bill(teacher, tuning, price, fewest, trial_steps, next((s for s in firsts if s >= fewest), 0))
+    affordable = trial_steps or not charged
+    first = next((s for s in firsts if s >= fewest), 0) if affordable else 0
+    return _Bill(teacher, tuning, price, fewest, trial_steps, first)
 
 
 def _fewest_steps(recipe: Recipe) -> int:
@@ -204,7 +206,7 @@ def _schedule(
     steps = int(whole_steps(budget.amount, bill.whole, bill.price))
     warmup = _warmup(recipe, bill.first_steps if study.plan.ladder == "branched" else steps)
     cooldown = _cooldown(recipe, steps)
-    feasible = 0 < bill.fewest_steps <= steps and warmup + cooldown <= steps
+    feasible = bill.first_steps > 0 and bill.fewest_steps <= steps and warmup + cooldown <= steps
     reason = None if feasible else _why_infeasible(study, arm, bill, budget, steps, charge)
     if not feasible:
         steps = warmup = cooldown = 0
@@ -240,7 +242,7 @@ def _why_infeasible(study: Study, arm: str, bill: _Bill, budget: Budget, steps: 
     charged = len(study.tuning.learning_rate) if study.tuning is not None and study.tuning.charge else 0
     # Trials at the smallest feasible budget would be as long as its run.
     own = bill.fewest_steps * bill.price
-    enough = bill.teacher + (bill.tuning + own if bill.tuning else (charged + 1) * own)
+    enough = bill.teacher + (charged + 1) * own
     reason = f"{arm} can take {steps} of at least {bill.fewest_steps} steps; the smallest feasible budget is "
     reason += format_amount(enough, budget.unit)
     if charged:

@@ -51,6 +51,8 @@ def price_per_step(
     CallerError
         When that price was not measured.
     """
+    if unit not in MATCHES.values():
+        raise unknown_name("unit", unit, list(MATCHES.values()), f"the price of {cost.arm}, unit")
     teacher = cost.phases["teacher_forward"]
     free = charge == "none"
     if unit == "tokens":

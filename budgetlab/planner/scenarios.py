@@ -47,9 +47,12 @@ def sensitivity(study: Study, profile: CostProfile) -> pd.DataFrame:
             for arm in study.arms.values():
                 tokens = _tokens_alone(study, profile, arm, asked, match, charge)
                 rows.append((match, charge, arm.name, tokens))
+    flops = step_price(study.execution, base.costs[reference], "required_flops", "inference") * top.steps * (1 + 1e-9)
+    one = {"match": "required_flops", "teacher_charge": "inference", "budgets": (flops,)}
+    at_same = study.model_copy(update={"plan": study.plan.model_copy(update=one)})
     rows += [
         ("required_flops", "cached", row["arm"], row["tokens_cached"] if row["possible"] else None)
-        for row in cached_teacher(study, profile).to_dict("records")
+        for row in cached_teacher(at_same, profile).to_dict("records")
     ]
     found = pd.DataFrame(rows, columns=["match", "charge", "arm", "tokens"]).astype({"tokens": float})
     return found.assign(ratio=found["tokens"] / top.tokens)
@@ -209,9 +212,7 @@ def cached_teacher(study: Study, profile: CostProfile, *, top_k: int | None = No
         A row a distilled arm: `possible` and `why_not`, `passes`, `tokens_live`, `tokens_cached` at the largest budget,
         `saves` (more than one pass), `bytes_per_token`, `total_bytes`, `absurd` (more than a terabyte).
     """
-    made = (
-        plan(study, profile, match="required_flops") if study.plan.match == "required_flops" else plan(study, profile)
-    )
+    made = plan(study, profile)
     rows = []
     for schedule in made.schedules:
         arm = study.arms[schedule.arm]

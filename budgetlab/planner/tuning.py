@@ -33,13 +33,14 @@ def trial_plan(plan: Plan) -> Plan:
     )
 
 
-def trials_key(plan: Plan) -> str:
-    """Hash of what decides the losses of the trials: found for another plan, they decide nothing."""
+def trials_key(plan: Plan, *further: object) -> str:
+    """Hash of what decides the losses of the trials, `further` how they are scored; others decide nothing."""
     trials = trial_plan(plan)
     lengths = [(s.arm, s.steps, s.warmup_steps, s.cooldown_steps) for s in trials.schedules]
     arms = [arm.model_dump(mode="json") for arm in trials.arms.values()]
     models = {name: spec.identity().model_dump(mode="json") for name, spec in sorted(plan.models.items())}
-    return content_hash(lengths, arms, models, trials.seeds, plan.corpus)
+    teachers = [teacher.model_dump(mode="json") for teacher in plan.teachers]
+    return content_hash(lengths, arms, models, trials.seeds, plan.corpus, plan.recipe, teachers, *further)
 
 
 def choose_rates(plan: Plan, losses: Mapping[str, float]) -> Plan:

@@ -64,7 +64,8 @@ _LIGHT = frozenset({
     "alias", "any", "all", "amax", "arange", "argmax", "as_strided", "bernoulli_", "bitwise_and", "cat", "clone",
     "col2im", "constant_pad_nd", "copy_", "cumsum", "detach", "detach_", "embedding", "embedding_dense_backward",
     "empty", "empty_like", "expand", "fill_", "full", "full_like", "gather", "im2col", "index", "index_put",
-    "index_put_", "index_select", "isin", "lift_fresh", "linalg_vector_norm", "logsumexp", "max", "mean", "min",
+    "index_put_", "index_select", "isin", "lift_fresh", "linalg_vector_norm", "logsumexp", "masked_fill_", "max",
+    "mean", "min",
     "native_batch_norm", "native_dropout", "native_layer_norm", "native_layer_norm_backward", "new_empty",
     "new_full", "new_ones", "new_zeros", "nonzero", "ones", "ones_like", "prod", "repeat", "roll", "flip",
     "scalar_tensor", "scatter", "scatter_add", "select", "select_backward", "slice_backward", "slice_scatter",
@@ -172,15 +173,21 @@ def _torch_counts(model: WholeModel, seq_len: int) -> tuple[float, float, float,
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
         ids = torch.zeros((1, seq_len), dtype=torch.long)
-        longest = getattr(model.config, "max_position_embeddings", None)
+        longest = _longest(network, model)
         if longest is not None and seq_len > longest:
             raise CallerError(f"seq={seq_len}", f"{model.name} has positions for {longest}", "take a shorter one")
         watch = _Watch()
-        with watch, FlopCounterMode(display=False) as counter:
-            logits = network(input_ids=ids, attention_mask=torch.ones_like(ids), **_without_cache(model)).logits
-            forward = counter.get_total_flops()
-            body = _within(counter, f"{type(network).__name__}.{network.base_model_prefix}")
-            logits.sum().backward()
+        try:
+            with watch, FlopCounterMode(display=False) as counter:
+                logits = network(input_ids=ids, attention_mask=torch.ones_like(ids), **_without_cache(model)).logits
+                forward = counter.get_total_flops()
+                body = _within(counter, f"{type(network).__name__}.{network.base_model_prefix}")
+                logits.sum().backward()
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+            raise CallerError(
+                f"--model {model.name}", f"cannot be run without storage ({reason})", "report it"
+            ) from None
         backward = counter.get_total_flops() - forward
         if watch.unknown:
             raise BudgetlabError(
@@ -189,6 +196,14 @@ def _torch_counts(model: WholeModel, seq_len: int) -> tuple[float, float, float,
         params = sum(parameter.numel() for parameter in network.parameters())
         tables = {id(m.weight): m.weight.numel() for m in network.modules() if isinstance(m, torch.nn.Embedding)}
     return body / seq_len, (forward - body) / seq_len, backward / seq_len, params, sum(tables.values())
+
+
+def _longest(network: torch.nn.Module, model: WholeModel) -> int | None:
+    """Positions that the model has; RoBERTa and its like count them from past the padding token."""
+    tables = [m for name, m in network.named_modules() if name.endswith("position_embeddings")]
+    shifts = [m.padding_idx + 1 for m in tables if isinstance(m, torch.nn.Embedding) and m.padding_idx is not None]
+    longest = getattr(model.config, "max_position_embeddings", None)
+    return None if longest is None else longest - max(shifts, default=0)
 
 
 def _within(counter: FlopCounterMode, name: str) -> int:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
 from budgetlab.fitting.scores import averaged_tasks
 from budgetlab.reporting.frames import PROBES, largest_rung, per_run, probe_tasks, scores_frame, summarise
+from budgetlab.resampling import t_quantile
 from budgetlab.units import format_amount
 from budgetlab.values import Score, Value
 
@@ -146,8 +149,10 @@ def _pretraining_beats_random(
     failing: list[str] = []
     missing: list[str] = []
     clearly: list[str] = []
+    unclear = False
     for task in tasks:
         random = _yardstick(cells, "random", task)
+        random_runs = cells.loc[(cells["subject"] == "random") & (cells["task"] == task), "num_runs"].sum()
         rows = {row["arm"]: row for row in at_top[at_top["task"] == task].to_dict("records")}
         shown = []
         for arm in arms:
@@ -159,7 +164,9 @@ def _pretraining_beats_random(
             sign = 1.0 if rows[arm]["higher_is_better"] else -1.0
             if sign * (value - random) <= 0:
                 failing.append(f"{arm} on {task}")
-            if sign * (value - random) > rows[arm]["half_width"]:  # never where there is no interval
+            half_width = _half_width(rows[arm], random_runs, len(arms) * len(tasks))
+            unclear |= math.isnan(half_width)
+            if sign * (value - random) > half_width:
                 clearly.append(f"{arm} on {task}")
         metric = next((f" ({row['metric']})" for row in rows.values()), "")
         parts.append(f"{task}{metric}: {', '.join(shown) or 'n/a'}, random weights {_points(random)}")
@@ -171,10 +178,23 @@ def _pretraining_beats_random(
     return Gate(
         name="pretraining beats random weights",
         passed=some and (not failing and not missing if everywhere else bool(clearly)),
-        judged=some and (bool(failing if everywhere else clearly) or not missing),
+        judged=some and (bool(failing if everywhere else clearly) or not (missing or (unclear and not everywhere))),
         sentence=f"means over runs at the largest budget, in points: {'; '.join(parts) or 'n/a'}; "
         f"{'; '.join(outcomes) or ('every arm is above' if some else 'nothing was scored')}.",
     )
+
+
+def _half_width(row: Mapping[Any, Any], random_runs: float, tries: int, level: float = 0.95) -> float:
+    """Of the interval of an arm's lead over random weights, for as many tries at once (Bonferroni); NaN without one.
+
+    `row` has the arm's own interval at `level`, whose pooled spread serves both.
+    """
+    freedom = row["degrees_of_freedom"]
+    if not freedom > 0 or math.isnan(row["half_width"]) or random_runs < 1:
+        return math.nan
+    spread = row["half_width"] * row["num_runs"] ** 0.5 / t_quantile(0.5 + level / 2, freedom)
+    error = spread * (1 / row["num_runs"] + 1 / random_runs) ** 0.5
+    return t_quantile(1 - (1 - level) / (2 * tries), freedom) * error
 
 
 def _points(value: float | None) -> str:

@@ -391,6 +391,9 @@ def test_the_reference_is_the_one_of_the_same_student():
     table["arm"] = table["arm"].map(lambda arm: names.get(arm, arm))
     primary = [v.contrast for v in compare_arms(table, FAST) if v.primary]
     assert primary == [("minilm+teacher-4k", "no_kd@small")]
+    unknown = table.assign(student=np.nan, arm=table["arm"].replace({"minilm+teacher-4k": "minilm@small"}))
+    primary = [v.contrast for v in compare_arms(unknown, FAST) if v.primary]
+    assert primary == [("minilm@small", "no_kd@small")]
 
 
 def test_few_runs_borrow_the_noise_of_other_budgets_and_say_so():

@@ -61,6 +61,13 @@ def test_an_infeasible_schedule_may_be_made_feasible_by_hand(study: Study) -> No
     assert checked(separate).schedules[place].tokens == 20 * 128
 
 
+def test_a_budget_in_an_unknown_unit_is_named(study: Study) -> None:
+    made = plan(study, profile_of(study))
+    budget = made.schedules[0].budget.model_copy(update={"unit": "TFLOP"})
+    with pytest.raises(CallerError, match="unit"):
+        checked(_edited(made, budget=budget))
+
+
 def test_a_teacher_that_is_not_planned_is_named(study: Study) -> None:
     made = plan(study, profile_of(study))
     arm = made.arms["minilm"].model_copy(update={"teacher": "student"})

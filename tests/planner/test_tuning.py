@@ -44,6 +44,17 @@ def test_charged_trials_are_as_long_as_the_run_that_is_left(tmp_path, ladder: st
     assert "charged to the budgets" in (tuning_note(made) or "")
 
 
+def test_an_arm_that_cannot_pay_for_charged_trials_does_not_run_untried(tmp_path) -> None:
+    study = tuned(tmp_path, "charge = true\n")
+    study = study.model_copy(update={"plan": study.plan.model_copy(update={"tolerance_fraction": 0.9})})
+    price = 300 * 128
+    made = plan(study, profile_of(study), budgets=(9 * price,))
+    by_arm = {schedule.arm: schedule for schedule in made.schedules}
+    assert by_arm["no_kd"].feasible and by_arm["no_kd"].tuning_charge > 0
+    assert not by_arm["vanilla_kd"].feasible and "with 3 trials" in (by_arm["vanilla_kd"].reason or "")
+    assert {trial.arm for trial in made.trials} == {"no_kd"}
+
+
 def test_an_arm_that_cannot_pay_at_the_smallest_budget_is_tried_at_its_own(tmp_path) -> None:
     study = tuned(tmp_path)
     teacher = 600 * 4096
@@ -82,6 +93,7 @@ def test_trials_of_another_study_decide_nothing(tmp_path) -> None:
         study.model_copy(update={"models": {**study.models, "student": wider}}),
         study.model_copy(update={"plan": study.plan.model_copy(update={"budgets": ("3e9", "6e9")})}),
         study.model_copy(update={"corpus": study.corpus.model_copy(update={"masking": "static"})}),
+        study.model_copy(update={"recipe": study.recipe.model_copy(update={"learning_rate": 9e-3})}),
     ):
         assert trials_key(plan(changed, profile_of(changed))) != key
     again = study.model_copy(update={"plan": study.plan.model_copy(update={"budgets": ("1.5e9", "9e9")})})

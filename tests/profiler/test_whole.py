@@ -103,6 +103,8 @@ def test_counting_leaves_no_state_behind(tmp_path: Path) -> None:
         ("{", "no configuration"),
         ('{"model_type": "bert", "hidden_size": 65, "num_attention_heads": 4}', "65"),
         ('{"model_type": "vit"}', "no masked or causal language model"),
+        ("[]", "not a JSON object"),
+        ('{"model_type": "roberta", "max_position_embeddings": 100}', "positions for 98"),
     ],
 )
 def test_what_cannot_be_counted_is_one_line(
@@ -112,6 +114,12 @@ def test_what_cannot_be_counted_is_one_line(
     assert run_command(["profile", "--model", str(tmp_path / "config.json")]) == 2
     said = capsys.readouterr().err
     assert said.startswith("budgetlab: ") and message in said and said.count("\n") == 1
+
+
+def test_a_decoder_of_a_masked_family_is_causal(tmp_path: Path) -> None:
+    fields = {**SMALL["bert"], "architectures": ["BertLMHeadModel"], "is_decoder": True}
+    found = count_model(read_model(written(tmp_path, "bert", fields)), seq_len=16)
+    assert found.kind == "causal" and found.target_fraction == 1.0
 
 
 def test_the_command_shows_it(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
