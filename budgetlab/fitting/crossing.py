@@ -201,7 +201,8 @@ class Curves:
         outcome = _outcome(rows)
         spread = 0.0 if self.noise is None else self.noise.sd / np.sqrt(len(outcome))
         freedom = 1e9 if self.noise is None else self.noise.degrees_of_freedom
-        noise = rng.standard_t(freedom, size=draws) * spread
+        unknown = np.sqrt(freedom / _shared(self.seed).chisquare(freedom, size=draws))
+        noise = rng.standard_normal(draws) * unknown * spread
         noise[0] = 0.0
         return np.exp(np.log(outcome.mean()) + noise)
 
@@ -257,7 +258,7 @@ def _curve(points: Points, spec: FitSpec, noise: PooledVariance | None, rng: np.
         if solution.status is FitStatus.CONVERGED:
             drawn = solution.theta[None]
             if noise is not None and spec.resamples:
-                found = draw(solution, prepared.points, "pooled_t", spec.resamples, rng, noise)
+                found = draw(solution, prepared.points, "pooled_t", spec.resamples, rng, noise, _shared(spec.seed))
                 drawn = np.vstack([drawn, found.theta])
             name = "law through the means at the budgets" if through else "fitted law"
             params = solution.design.to_params(drawn)
@@ -269,13 +270,17 @@ def _curve(points: Points, spec: FitSpec, noise: PooledVariance | None, rng: np.
     order = np.argsort(places)
     levels = means[None]
     if noise is not None and spec.resamples:
-        spread = noise.sd * np.sqrt(
-            noise.degrees_of_freedom / rng.chisquare(noise.degrees_of_freedom, size=(spec.resamples, 1))
-        )
+        freedom = noise.degrees_of_freedom
+        spread = noise.sd * np.sqrt(freedom / _shared(spec.seed).chisquare(freedom, size=(spec.resamples, 1)))
         levels = np.vstack(
             [levels, means + spread / np.sqrt(counts) * rng.standard_normal((spec.resamples, len(means)))]
         )
     return _Curve("interpolation between budgets", low, high, None, {}, places[order], levels[:, order])
+
+
+def _shared(seed: int) -> np.random.Generator:
+    """Source of what is not known of the noise that all arms pool: a difference of two arms has it once."""
+    return np.random.default_rng([seed, 2**31])
 
 
 def _exp(ends: tuple[float, float]) -> list[float]:

@@ -119,6 +119,7 @@ def draw(
     resamples: int,
     rng: np.random.Generator,
     noise: PooledVariance | None = None,
+    shared: np.random.Generator | None = None,
 ) -> Draws:
     """Repeat a fit on resampled points.
 
@@ -136,9 +137,12 @@ def draw(
         Source of randomness.
     noise
         For ``pooled_t``, the scatter of log outcomes; by default that of the points' own cells.
+    shared
+        For ``pooled_t``, the source of what is not known of that scatter: arms that pool one noise err about it
+        together, so they are given sources in the same state. By default `rng`.
     """
     kept, failed = [np.empty((0, solution.design.size))], 0
-    for sample in _resampled(solution, points, method, resamples, rng, noise):
+    for sample in _resampled(solution, points, method, resamples, rng, noise, shared or rng):
         size = next(len(part) for part in (sample.outcome, sample.weights) if part.ndim == 2)
         start = np.tile(solution.theta, (size, 1))
         if method == "pooled_t":
@@ -158,6 +162,7 @@ def _resampled(
     resamples: int,
     rng: np.random.Generator,
     noise: PooledVariance | None,
+    shared: np.random.Generator,
 ) -> Iterator[Sample]:
     outcome, weights = points.outcome, points.weights
     if method in ("rows", "clusters"):
@@ -175,14 +180,16 @@ def _resampled(
         return
     labels = np.arange(len(points)) if points.clusters is None else points.clusters
     codes = np.unique(labels, return_inverse=True)[1]
+    freedom = noise.degrees_of_freedom
+    sds = noise.sd * np.sqrt(freedom / shared.chisquare(freedom, size=(resamples, 1)))
+    correlations = noise.draw_correlations(resamples, shared)
+    first = 0
     for size in chunk_sizes(resamples, len(points)):
-        freedom = noise.degrees_of_freedom
-        sd = noise.sd * np.sqrt(freedom / rng.chisquare(freedom, size=(size, 1)))
-        correlation = noise.draw_correlations(size, rng)
-        shared, own = np.sqrt(correlation), np.sqrt(1 - correlation)
-        common = rng.standard_normal((size, codes.max() + 1))[:, codes]
-        errors = sd * (shared * common + own * rng.standard_normal((size, len(points))))
-        yield Sample.of(np.exp(log_prediction + errors), weights)
+        rows = slice(first, first + size)
+        first += size
+        common = np.sqrt(correlations[rows]) * rng.standard_normal((size, codes.max() + 1))[:, codes]
+        own = np.sqrt(1 - correlations[rows]) * rng.standard_normal((size, len(points)))
+        yield Sample.of(np.exp(log_prediction + sds[rows] * (common + own)), weights)
 
 
 def _flipped(
