@@ -41,7 +41,6 @@ temporary array is mapped anew, and the fits take half as long again.
 POWER = 0.8
 """A detectable difference is resolved with this probability."""
 _MOST_SEEDS = 100_000
-_LARGEST_CORRELATION = 0.99
 _WEBB = np.array([-np.sqrt(1.5), -1.0, -np.sqrt(0.5), np.sqrt(0.5), 1.0, np.sqrt(1.5)])
 
 
@@ -221,20 +220,23 @@ class PooledVariance:
     smallest_sd: float
     largest_sd: float
 
-    def draw_correlations(self, size: int, rng: np.random.Generator) -> Array:
-        """Draw correlations that the residuals would as well allow, shape (size, 1), not below 0.
+    def draw_components(self, size: int, rng: np.random.Generator) -> tuple[Array, Array]:
+        """Draw the noise that the residuals would as well allow: standard deviations, each of shape (size, 1).
 
-        Fisher's transformation of an intraclass correlation: z = ln((1 + (B - 1) r) / (1 - r)) / 2 with variance
-        B / (2 (B - 1) (n - 1)) for n replicates in B cells (Fisher 1925, Statistical Methods for Research Workers).
+        First of what a replicate has in all its cells, then of what each cell adds. The mean squares between and within
+        replicates are independent, each its expectation times chi square over its degrees of freedom, so that their
+        generalised inference (Weerahandi 1993, Journal of the American Statistical Association 88) draws both.
         """
-        b = self.cells_of_replicate
-        if b <= 1:
-            return np.zeros((size, 1))
-        r = min(self.correlation, _LARGEST_CORRELATION)
-        z = 0.5 * np.log((1 + (b - 1) * r) / (1 - r))
-        spread = np.sqrt(b / (2 * (b - 1) * max(1.0, self.replicate_degrees_of_freedom)))
-        ratio = np.exp(2 * (z + spread * rng.standard_normal((size, 1))))
-        return np.clip((ratio - 1) / (ratio + b - 1), 0.0, _LARGEST_CORRELATION)
+        b, between = self.cells_of_replicate, self.replicate_degrees_of_freedom
+        variance = self.sd**2
+        if b <= 1 or between <= 0 or self.correlation == 0.0:
+            # Nothing seen in common: splitting the noise all the same would only lose degrees of freedom.
+            freedom = self.degrees_of_freedom
+            return np.zeros((size, 1)), self.sd * np.sqrt(freedom / rng.chisquare(freedom, size=(size, 1)))
+        within = between * (b - 1)
+        of_means = variance * (1 + (b - 1) * self.correlation) * between / rng.chisquare(between, size=(size, 1))
+        own = variance * (1 - self.correlation) * within / rng.chisquare(within, size=(size, 1))
+        return np.sqrt(np.maximum(0.0, of_means - own) / b), np.sqrt(own)
 
 
 def pool_variance(

@@ -180,16 +180,15 @@ def _resampled(
         return
     labels = np.arange(len(points)) if points.clusters is None else points.clusters
     codes = np.unique(labels, return_inverse=True)[1]
-    freedom = noise.degrees_of_freedom
-    sds = noise.sd * np.sqrt(freedom / shared.chisquare(freedom, size=(resamples, 1)))
-    correlations = noise.draw_correlations(resamples, shared)
+    of_run, own = noise.draw_components(resamples, shared)
     first = 0
     for size in chunk_sizes(resamples, len(points)):
         rows = slice(first, first + size)
         first += size
-        common = np.sqrt(correlations[rows]) * rng.standard_normal((size, codes.max() + 1))[:, codes]
-        own = np.sqrt(1 - correlations[rows]) * rng.standard_normal((size, len(points)))
-        yield Sample.of(np.exp(log_prediction + sds[rows] * (common + own)), weights)
+        errors = of_run[rows] * rng.standard_normal((size, codes.max() + 1))[:, codes]
+        errors += own[rows] * rng.standard_normal((size, len(points)))
+        # With one degree of freedom, t has no variance and overflows.
+        yield Sample.of(np.exp(log_prediction + np.clip(errors, -_FARTHEST, _FARTHEST)), weights)
 
 
 def _flipped(
