@@ -3,6 +3,12 @@
 import random
 from pathlib import Path
 
+from budgetlab.values import Environment
+
+ENVIRONMENT = Environment(
+    device="cpu", device_name="made up", threads=1, python="3", torch="2", transformers="5", budgetlab="0"
+)
+
 STUDY = """
 name = "small"
 seeds = [0, 1]

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from test_planner import ENVIRONMENT
+from small import ENVIRONMENT
 
 from budgetlab.errors import CallerError
 from budgetlab.store import Store, read_value, scores_frame, write_whole

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from budgetlab.studies import Study
-from budgetlab.values import ArmCost, CostProfile, Environment, PhaseCost
+from small import ENVIRONMENT
 
-ENVIRONMENT = Environment(
-    device="cpu", device_name="made up", threads=1, python="3", torch="2", transformers="5", budgetlab="0"
-)
+from budgetlab.studies import Study
+from budgetlab.values import ArmCost, CostProfile, PhaseCost
 
 
 def cost(arm: str, teacher: float, student: float, seconds: float | None = 0.5, batch_tokens: int = 128) -> ArmCost:

@@ -1,8 +1,8 @@
 """What is said before a plan is run, and plans that a hand has changed."""
 
 import pytest
-from prices import ENVIRONMENT, profile_of
-from small import write_small_study
+from prices import profile_of
+from small import ENVIRONMENT, write_small_study
 
 from budgetlab.errors import CallerError
 from budgetlab.machine import processor_name
