@@ -2,8 +2,8 @@
 
 The run is the unit of replication. At one budget the model is arm + run seed + noise, since arms with the same seed
 saw the same samples in the same order. The noise is pooled over all arms at that budget and enters with Student's t:
-then intervals cover as they say however the noise changes from budget to budget. Pooled over budgets too they are a
-seventh narrower with three seeds, but where the noise grew tenfold with compute (the demo's read-out losses) they
+then intervals cover as they say however the noise changes from budget to budget. Pooled over budgets too they are an
+eighth narrower with three seeds, but where the noise grew tenfold with compute (the demo's read-out losses) they
 covered 90 %, and where it shrank threefold 100 %.
 """
 
