@@ -90,10 +90,27 @@ def _show_report(report: Report, as_json: bool) -> None:
 def profile(
     study: StudyArg = "presets/demo.toml",
     count_only: Annotated[bool, typer.Option("--count-only", help="Count FLOPs; time nothing.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Six rounds; no memory, energy, time model or calibration.")
+    ] = False,
+    predict: Annotated[
+        str | None,
+        typer.Option("--predict", help="Cost at another shape, from the time model.", metavar="batch=N,seq=N"),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option("--calibration", help="Predict for the device of this profile.json.", metavar="FILE"),
+    ] = None,
+    compare: Annotated[
+        list[Path] | None, typer.Option("--compare", help="Show these profiles side by side; repeated.", metavar="FILE")
+    ] = None,
+    peak: Annotated[
+        float | None, typer.Option("--peak", help="FLOPs a second that the device can do at most.", min=1.0)
+    ] = None,
     throughput: Annotated[
         Path | None,
         typer.Option(
-            "--throughput", help="Count, and take seconds from a CSV of arm, tokens_per_second.", metavar="FILE"
+            "--throughput", help="Count, and take seconds from a CSV or JSON of arm, tokens_per_second.", metavar="FILE"
         ),
     ] = None,
     model: Annotated[
@@ -106,29 +123,37 @@ def profile(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Measure what a token costs: FLOPs, seconds and memory of each arm's step, by phase."""
-    if model is not None:
-        from budgetlab.models import read_model
-        from budgetlab.profiler.whole import count_model
-        from budgetlab.reporting.tables import model_sheet, print_sheets
+    """Measure what a token costs: FLOPs, seconds, memory and energy of each arm's step, by phase."""
+    from budgetlab.cli import profiles
+    from budgetlab.reporting.tables import comparison_sheet, print_sheets
 
-        counted = count_model(read_model(model), seq_len=seq_len)
-        if as_json:
-            _print_json(counted.model_dump(mode="json"))
-        else:
-            print_sheets([model_sheet(counted)])
+    if model is not None:
+        counted, sheets = profiles.count_one_model(model, seq_len)
+        _print_json(counted.model_dump(mode="json")) if as_json else print_sheets(sheets)
+        return
+    if compare:
+        found = profiles.compare_profiles(compare)
+        _print_json([p.model_dump(mode="json") for p in found]) if as_json else print_sheets([comparison_sheet(found)])
         return
     bench = _bench(study, results, data_root)
-    found = bench.profile(fresh=True, count_only=count_only or throughput is not None)
+    figures: Path | None = bench.store.folder / "figures"
+    if calibration is not None or predict is not None:
+        figures = None
+        priced = (
+            profiles.predict_elsewhere(bench, calibration)
+            if calibration is not None
+            else profiles.predict_shape(bench, predict or "")
+        )
+    else:
+        counting = count_only or throughput is not None
+        priced = bench.profile(fresh=True, count_only=counting, depth="quick" if quick else "full", peak=peak)
     if throughput is not None:
-        found = timed_elsewhere(found, throughput, bench.study.execution)
-        bench.store.write_profile(found)
+        priced = timed_elsewhere(priced, throughput, bench.study.execution)
+        bench.store.write_profile(priced)
     if as_json:
-        _print_json(found.model_dump(mode="json"))
+        _print_json(priced.model_dump(mode="json"))
         return
-    from budgetlab.reporting.tables import print_sheets, profile_sheet
-
-    print_sheets([profile_sheet(found)])
+    profiles.show_profile(priced, figures)
 
 
 @app.command()

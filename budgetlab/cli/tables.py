@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,14 @@ def fit_table(path: Path, out: Path | None, **settings: Any) -> Any:
 
 
 def timed_elsewhere(prices: Any, path: Path, execution: Any) -> Any:
-    """Take the seconds of a profile from a CSV file of `arm` and `tokens_per_second`; its lines after # say whence."""
+    """Take the seconds of a profile from a CSV or JSON file of `arm` and `tokens_per_second`.
+
+    A CSV file's lines after # say whence they are; a JSON file is a list of objects, one an arm.
+    """
     from budgetlab.planner import with_throughput
 
+    if path.suffix == ".json":
+        return with_throughput(prices, _read_json("--throughput", path), path.name, execution)
     table = _read_csv("--throughput", path, comment="#")
     source = [line.lstrip("# ") for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
     return with_throughput(prices, table, " ".join([f"{path.name}:", *source]) if source else path.name, execution)
@@ -47,6 +53,19 @@ def _read_csv(option: str, path: Path, comment: str | None = None) -> Any:
         raise CallerError(f"{option} {path}", "no such file", "give the path of a CSV file") from None
     except (ValueError, OSError) as error:
         raise CallerError(f"{option} {path}", f"not a CSV table ({error})", "give a CSV file with a header") from None
+
+
+def _read_json(option: str, path: Path) -> Any:
+    """Read the JSON list of objects that an option names."""
+    import pandas as pd
+
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        return pd.DataFrame.from_records(rows)
+    except FileNotFoundError:
+        raise CallerError(f"{option} {path}", "no such file", "give the path of a JSON file") from None
+    except (ValueError, TypeError, OSError) as error:
+        raise CallerError(f"{option} {path}", f"no list of objects ({error})", "give a JSON list") from None
 
 
 def pairs(option: str, given: list[str] | None) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from budgetlab.cli.screen import Screen, Stage
 from budgetlab.errors import CallerError
@@ -74,7 +74,15 @@ class Workbench:
                     "leave it out, or make it at least as large",
                 )
 
-    def profile(self, *, fresh: bool = False, count_only: bool = False, to_run: bool = False) -> CostProfile:
+    def profile(
+        self,
+        *,
+        fresh: bool = False,
+        count_only: bool = False,
+        to_run: bool = False,
+        depth: Literal["quick", "timed", "full"] = "timed",
+        peak: float | None = None,
+    ) -> CostProfile:
         """Return the prices of this study: those in its folder, those recorded beside it, or new ones.
 
         A run needs them timed here, since timing is also what settles precision and attention.
@@ -88,7 +96,9 @@ class Workbench:
         from budgetlab.profiler import profile
 
         with self.screen.stage("profile") as stage:
-            found = profile(self.study, count_only=count_only, progress=stage).model_copy(update={"study_key": key})
+            found = profile(
+                self.study, count_only=count_only, depth=depth, peak_flops_per_second=peak, progress=stage
+            ).model_copy(update={"study_key": key})
             first = found.arms[0]
             stage.note = f"{len(found.arms)} arms, {first.dtype}, {first.attention} attention"
         self.store.write_study(dump_study(self.study))

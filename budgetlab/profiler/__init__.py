@@ -1,4 +1,4 @@
-"""What a token costs: FLOPs counted exactly, time measured here, for each arm and each phase of its step.
+"""What a token costs: FLOPs counted exactly; time, memory and energy measured here; by arm and phase of its step.
 
 Required FLOPs are counted on the meta device from the lean step: each matmul once, two per multiply-add, trained
 parts forward and backward, the frozen teacher forward only, the loss's own matmuls included; element-wise work,
@@ -9,39 +9,72 @@ really run, their recomputation of attention scores in the backward pass include
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
+from typing import Literal
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from budgetlab.hardware import environment, prepare
+from budgetlab.errors import CallerError
+from budgetlab.hardware import environment, find_peak, prepare
 from budgetlab.models import count_parameters
-from budgetlab.profiler.clock import Job, build_job, peak_memory, time_steps
-from budgetlab.profiler.count import count_flops, second_opinion
+from budgetlab.profiler.clock import (
+    QUICK,
+    Effort,
+    Job,
+    Rounds,
+    build_job,
+    describe_rounds,
+    largest_micro_batch,
+    measure_energy,
+    measure_memory,
+    time_steps,
+)
+from budgetlab.profiler.count import agree, count_flops, count_head, second_opinion
+from budgetlab.profiler.roofline import calibrate, list_work, predict_seconds
+from budgetlab.profiler.timemodel import measure_time_model
 from budgetlab.resampling import median_interval
 from budgetlab.step import PHASES
 from budgetlab.studies import Study
-from budgetlab.values import ArmCost, CostProfile, PhaseCost, Recipe, StrategySpec
+from budgetlab.values import (
+    ArmCost,
+    Calibration,
+    CostProfile,
+    PhaseCost,
+    Ratio,
+    Recipe,
+    StrategySpec,
+)
 
-__all__ = ["count_flops", "profile", "second_opinion"]
+__all__ = ["agree", "count_flops", "predict_for", "profile", "reshaped", "second_opinion"]
 
 CONVENTIONS = {
     "flops": "two per multiply-add; matmuls only; no norms, softmax, activations, embeddings or optimizer",
     "required": "lean step on the meta device: trained parts forward and backward, frozen teacher forward only",
     "executed": "the kernels that run, with their recomputation of attention scores in the backward pass",
+    "attention": "full, every position with every other; no causal half is taken off",
+    "padding": "none: sequences are filled",
     "logits": "at masked positions only (execute = everything: at all positions)",
-    "agreement": "of every forward pass torch's count and fvcore's, doubled, are equal",
+    "frozen": "the teacher, forward only; tied input and output embeddings are multiplied once each way, as the head",
     "teacher_depth": "up to the deepest layer that the loss reads",
-    "seconds": "median wall time of a whole step, arms interleaved in random order; interval by order statistics",
+    "seconds": "median over paired rounds, arms in a random order in each, the first round not counted; interval by "
+    "order statistics; wall time on a CPU, time between device events on a GPU",
+    "cpu_seconds": "processor time of this process, summed over threads",
+    "ratios": "median over rounds of an arm's seconds over the first arm's in the same round",
+    "memory": "the arm alone: networks, optimizer state, two steps",
 }
+
+Depth = Literal["quick", "timed", "full"]
 
 
 def profile(
     study: Study,
     *,
     count_only: bool = False,
-    steps: int = 10,
+    depth: Depth = "timed",
+    steps: int | None = None,
+    peak_flops_per_second: float | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> CostProfile:
     """Price every arm of a study, and the pretraining of its teachers.
@@ -52,39 +85,175 @@ def profile(
         With vocabulary sizes in its models.
     count_only
         Count FLOPs; time nothing.
+    depth
+        "quick" times six rounds; "timed" at least ten rounds and a second of every arm, with memory and energy; "full"
+        also fits a time model of every arm and calibrates the device.
     steps
-        Timed steps of each arm.
+        Least timed steps of each arm, instead.
+    peak_flops_per_second
+        Of the device, where the table of peaks lacks it.
     progress
         Told what is being done.
 
     Returns
     -------
     profile
-        Seconds and intervals are None with `count_only`; peak memory is None on a CPU; energy is None.
+        What was not measured, or cannot be on this device, is None.
 
     Raises
     ------
     BudgetlabError
-        When two independent counts disagree.
+        When two independent counts disagree, or an operator that may be heavy was counted by nobody.
     CallerError
-        When the device is not there.
+        When the device is not there, or a step does not fit into its memory.
     """
     say = progress or (lambda text: None)
     device = prepare(study.execution)
     jobs = _jobs(study)
-    recipe_dtype, recipe_attention = _resolve(study, jobs, device, count_only, say)
-    jobs = [(name, spec, s, t, _set(recipe, recipe_dtype, recipe_attention)) for name, spec, s, t, recipe in jobs]
     asked = study.execution.micro_batch_sequences
     micro = None if asked == "auto" else asked
-    timings = {} if count_only else time_steps(jobs, device, steps, say, micro)
-    memory = {} if count_only else {job[0]: peak_memory(job, device, micro) for job in jobs}
-    costs = [_cost(job, timings.get(job[0]), memory.get(job[0]), device) for job in jobs]
+    if not count_only:
+        jobs = [_set(job, *_resolve(study, jobs, device, micro, say)) for job in jobs]
+    elif study.recipe.dtype == "auto" or study.recipe.attention == "auto":
+        jobs = [_set(job, *_choices(study)[0]) for job in jobs]
+    say("counting FLOPs")
+    costs = {job[0]: _counted(job, device) for job in jobs}
+    timing, calibration = None, None
+    if not count_only:
+        effort = QUICK if depth == "quick" else Effort()
+        rounds = time_steps(jobs, device, Effort(steps, 0.0) if steps else effort, say, micro)
+        timing = describe_rounds(rounds)
+        first = next(iter(study.arms))
+        costs = {name: _timed(cost, rounds, first) for name, cost in costs.items()}
+    if not count_only and depth != "quick":
+        say("measuring memory and energy")
+        costs = _with_memory(costs, jobs, device, micro)
+        joules, source = measure_energy(jobs, device, micro)
+        costs = {n: c.model_copy(update={"joules_per_token": joules.get(n), "joules_source": source if n in joules
+                                         else None}) for n, c in costs.items()}  # fmt: skip
+    if not count_only and depth == "full":
+        for job in jobs:
+            say(f"fitting the time model of {job[0]}")
+            costs[job[0]] = costs[job[0]].model_copy(update={"time_model": measure_time_model(job, device, micro)})
+        say("calibrating the device")
+        calibration = calibrate(device, jobs[0][4].dtype, study.execution)
+        costs = {job[0]: _predicted(costs[job[0]], job, calibration, micro) for job in jobs}
+    where = environment(study.execution)
+    peak = find_peak(where.device_name) if where.device == "cuda" else None
+    of_maker = None if peak is None else peak.flops_per_second(jobs[0][4].dtype)
+    return CostProfile(
+        study=study.name,
+        arms=tuple(cost for cost in costs.values() if cost.arm in study.arms),
+        teachers=tuple(cost for cost in costs.values() if cost.arm not in study.arms),
+        conventions=CONVENTIONS,
+        environment=where,
+        timing=timing,
+        calibration=calibration,
+        peak_flops_per_second=peak_flops_per_second or of_maker,
+        peak_source="as given" if peak_flops_per_second else peak.source if peak and of_maker else None,
+    )
+
+
+def predict_for(study: Study, calibration: Calibration, progress: Callable[[str], None] | None = None) -> CostProfile:
+    """Price a study on a device that need not be here: FLOPs counted, seconds predicted from its calibration.
+
+    Raises
+    ------
+    CallerError
+        When the calibration has no matrix products in the study's precision.
+    """
+    say = progress or (lambda text: None)
+    dtypes = list(dict.fromkeys(rate.dtype for rate in calibration.rates if rate.kind == "matmul"))
+    wanted = study.recipe.dtype if study.recipe.dtype != "auto" else dtypes[0]
+    if wanted not in dtypes:
+        raise CallerError(
+            f"a prediction in {wanted}", f"the device was calibrated in {', '.join(dtypes)}", "calibrate it in that"
+        )
+    attention = study.recipe.attention if study.recipe.attention != "auto" else "sdpa"
+    asked = study.execution.micro_batch_sequences
+    costs = []
+    for job in (_set(job, wanted, attention) for job in _jobs(study)):
+        say(f"predicting {job[0]}")
+        cost = _predicted(_counted(job, torch.device("cpu")), job, calibration, None if asked == "auto" else asked)
+        seconds = cost.predicted_seconds_per_step or 0.0
+        costs.append(
+            cost.model_copy(update={"seconds_per_step": seconds, "tokens_per_second": cost.batch_tokens / seconds})
+        )
+    peak = find_peak(calibration.environment.device_name)
     return CostProfile(
         study=study.name,
         arms=tuple(cost for cost in costs if cost.arm in study.arms),
         teachers=tuple(cost for cost in costs if cost.arm not in study.arms),
-        conventions=CONVENTIONS,
-        environment=environment(study.execution),
+        conventions=CONVENTIONS | {"seconds": "predicted operator by operator from a calibration, not measured"},
+        environment=calibration.environment,
+        calibration=calibration,
+        peak_flops_per_second=None if peak is None else peak.flops_per_second(wanted),
+        peak_source=None if peak is None else peak.source,
+        predicted_for=calibration.environment.device_name,
+    )
+
+
+def reshaped(study: Study, found: CostProfile, sequences: int, seq_len: int) -> CostProfile:
+    """Price a study at another batch and length from the time models of its profile: FLOPs counted, seconds predicted.
+
+    Parameters
+    ----------
+    study
+        What was profiled.
+    found
+        Its profile, of depth "full".
+    sequences, seq_len
+        Of one step, all sequences at once.
+
+    Raises
+    ------
+    CallerError
+        When the profile has no time models.
+    """
+    known = {cost.arm: cost for cost in (*found.arms, *found.teachers)}
+    if any(cost.time_model is None for cost in known.values()):
+        raise CallerError(
+            f"a prediction for {sequences} x {seq_len}", "the profile has no time models", "profile without --quick"
+        )
+    costs = []
+    for name, strategy, student, teacher, recipe in _jobs(study):
+        before = known[name]
+        changes = {"seq_len": seq_len, "batch_tokens": sequences * seq_len, "dtype": before.dtype}
+        recipe = Recipe.model_validate({**recipe.model_dump(), **changes, "attention": before.attention})
+        counted = _counted((name, strategy, student, teacher, recipe), torch.device("cpu"))
+        model = before.time_model
+        assert model is not None
+        seconds = model.seconds(sequences, seq_len)
+        phases = {
+            phase: price.model_copy(
+                update={
+                    "cpu_seconds_per_step" if model.clock == "cpu" else "seconds_per_step": model.phases[phase].seconds(
+                        sequences * seq_len, seq_len
+                    )
+                }
+            )
+            for phase, price in counted.phases.items()
+        }
+        # Of processor time, what the wall clock shows is as at the shape that was measured.
+        wall = 1.0
+        if model.clock == "cpu" and before.seconds_per_step and before.cpu_seconds_per_step:
+            wall = before.seconds_per_step / before.cpu_seconds_per_step
+        costs.append(
+            counted.model_copy(
+                update={
+                    "phases": phases, "time_model": model, "seconds_per_step": seconds * wall,
+                    "cpu_seconds_per_step": seconds if model.clock == "cpu" else None,
+                    "tokens_per_second": sequences * seq_len / (seconds * wall),
+                }
+            )
+        )  # fmt: skip
+    return found.model_copy(
+        update={
+            "arms": tuple(cost for cost in costs if cost.arm in study.arms),
+            "teachers": tuple(cost for cost in costs if cost.arm not in study.arms),
+            "timing": None,
+            "predicted_for": f"{sequences} sequences of {seq_len} at once on {found.environment.device_name}",
+        }
     )
 
 
@@ -100,53 +269,55 @@ def _jobs(study: Study) -> list[Job]:
     return jobs
 
 
-def _set(recipe: Recipe, dtype: str, attention: str) -> Recipe:
-    return Recipe.model_validate({**recipe.model_dump(), "dtype": dtype, "attention": attention})
+def _set(job: Job, dtype: str, attention: str) -> Job:
+    recipe = Recipe.model_validate({**job[4].model_dump(), "dtype": dtype, "attention": attention})
+    return (*job[:4], recipe)
+
+
+def _choices(study: Study) -> list[tuple[str, str]]:
+    dtypes = ["float32", "bfloat16"] if study.recipe.dtype == "auto" else [study.recipe.dtype]
+    attentions = ["sdpa", "eager"] if study.recipe.attention == "auto" else [study.recipe.attention]
+    return list(product(dtypes, attentions))
 
 
 def _resolve(
-    study: Study, jobs: list[Job], device: torch.device, count_only: bool, say: Callable[[str], None]
+    study: Study, jobs: list[Job], device: torch.device, micro: int | None, say: Callable[[str], None]
 ) -> tuple[str, str]:
     """Choose precision and attention, the same for all arms: the fastest over one step of each arm."""
-    dtypes = ["float32", "bfloat16"] if study.recipe.dtype == "auto" else [study.recipe.dtype]
-    attentions = ["sdpa", "eager"] if study.recipe.attention == "auto" else [study.recipe.attention]
-    choices = list(product(dtypes, attentions))
-    if len(choices) == 1 or count_only:
+    choices = _choices(study)
+    if len(choices) == 1:
         return choices[0]
     say("probing precision and attention")
     seconds = {}
     for choice in choices:
-        chosen = [(n, spec, s, t, _set(r, *choice)) for n, spec, s, t, r in jobs]
-        asked = study.execution.micro_batch_sequences
-        measured = time_steps(chosen, device, 3, lambda text: None, None if asked == "auto" else asked)
-        seconds[choice] = sum(min(sum(step.values()) for step in steps) for steps in measured.values())
+        rounds = time_steps([_set(job, *choice) for job in jobs], device, Effort(3, 0.0), lambda text: None, micro)
+        seconds[choice] = sum(min(step.seconds for step in steps) for steps in rounds.steps.values())
     return min(seconds, key=lambda choice: seconds[choice])
 
 
-def _cost(job: Job, timing: list[dict[str, float]] | None, memory: int | None, device: torch.device) -> ArmCost:
+def _counted(job: Job, device: torch.device) -> ArmCost:
+    """Count an arm; nothing is timed."""
     name, _, _, _, recipe = job
     lean = build_job((*job[:4], recipe.model_copy(update={"execute": "lean"})), "meta")
     required = count_flops(lean, recipe.seq_len, recipe.masked_per_sequence)
     with FakeTensorMode(allow_non_fake_inputs=True):
         real = build_job(job, device)
         executed = count_flops(real, recipe.seq_len, recipe.masked_per_sequence, executed_on=device)
-    second_opinion(lean, required, recipe)
+    agreement = agree(lean, required, recipe)
     fraction = recipe.masked_per_sequence / recipe.seq_len
-    medians = {} if timing is None else {p: statistics.median(step.get(p, 0.0) for step in timing) for p in PHASES}
+    head = count_head(lean.student, lean.student_needs)
     phases = {
         phase: PhaseCost(
             required_flops_per_token=required[phase][0] + fraction * required[phase][1],
             executed_flops_per_token=executed[phase][0] + fraction * executed[phase][1],
-            seconds_per_step=medians.get(phase),
         )
         for phase in PHASES
     }
-    totals = None if timing is None else [sum(step.values()) for step in timing]
-    seconds = None if totals is None else statistics.median(totals)
     total_params, other_params = count_parameters(lean.student)
     return ArmCost(
         arm=name,
         batch_tokens=recipe.batch_tokens,
+        seq_len=recipe.seq_len,
         target_fraction=fraction,
         train_required_flops_per_token=sum(price.required_flops_per_token for price in phases.values()),
         train_executed_flops_per_token=sum(price.executed_flops_per_token for price in phases.values()),
@@ -154,15 +325,75 @@ def _cost(job: Job, timing: list[dict[str, float]] | None, memory: int | None, d
         required_flops_per_target_token=sum(price[1] for price in required.values()),
         executed_flops_per_position=sum(price[0] for price in executed.values()),
         executed_flops_per_target_token=sum(price[1] for price in executed.values()),
+        head_required_flops_per_token=head[0] + fraction * head[1],
         phases=phases,
-        seconds_per_step=seconds,
-        seconds_per_step_interval=None if totals is None else median_interval(totals),
-        tokens_per_second=None if seconds is None else recipe.batch_tokens / seconds,
-        steps_timed=0 if totals is None else len(totals),
-        peak_memory_bytes=memory,
+        agreement=agreement,
         num_params_total=total_params,
         num_params_non_embedding=other_params,
         idle_parameters=lean.idle_parameters,
         dtype=recipe.dtype if recipe.dtype != "auto" else "float32",
         attention=recipe.attention if recipe.attention != "auto" else "sdpa",
     )
+
+
+def _timed(cost: ArmCost, rounds: Rounds, first: str) -> ArmCost:
+    """Add what the rounds say of an arm."""
+    steps, reference = rounds.steps[cost.arm], rounds.steps[first]
+    on_cpu = bool(steps[0].cpu)
+    phases = {
+        phase: price.model_copy(
+            update={
+                "seconds_per_step": statistics.median(step.device.get(phase, 0.0) for step in steps),
+                "cpu_seconds_per_step": statistics.median(step.cpu.get(phase, 0.0) for step in steps)
+                if on_cpu
+                else None,
+            }
+        )
+        for phase, price in cost.phases.items()
+    }
+    wall = [step.seconds for step in steps]
+    cpu = [step.cpu_seconds for step in steps]
+    seconds = statistics.median(wall)
+    update = {
+        "phases": phases,
+        "seconds_per_step": seconds,
+        "seconds_per_step_interval": median_interval(wall),
+        "seconds_ratio": _ratio(wall, [step.seconds for step in reference]),
+        "first_step_seconds": max(0.0, rounds.first[cost.arm].seconds - seconds),
+        "tokens_per_second": cost.batch_tokens / seconds,
+        "steps_timed": len(wall),
+    }
+    if on_cpu:
+        update |= {
+            "cpu_seconds_per_step": statistics.median(cpu),
+            "cpu_seconds_per_step_interval": median_interval(cpu),
+            "cpu_seconds_ratio": _ratio(cpu, [step.cpu_seconds for step in reference]),
+        }
+    return cost.model_copy(update=update)
+
+
+def _ratio(own: Sequence[float], reference: Sequence[float]) -> Ratio:
+    ratios = [a / b for a, b in zip(own, reference, strict=True)]
+    return Ratio(value=statistics.median(ratios), interval=median_interval(ratios))
+
+
+def _with_memory(
+    costs: dict[str, ArmCost], jobs: list[Job], device: torch.device, micro: int | None
+) -> dict[str, ArmCost]:
+    found = {}
+    for job in jobs:
+        memory = measure_memory(job, device, micro)
+        update: dict[str, object] = {}
+        if memory is not None:
+            update |= {"peak_memory_bytes": memory.allocated_bytes, "reserved_memory_bytes": memory.reserved_bytes,
+                       "memory_source": memory.source}  # fmt: skip
+        if device.type == "cuda":
+            update |= {"largest_micro_batch_sequences": largest_micro_batch(job, device),
+                       "micro_batch_source": "searched up to the whole batch"}  # fmt: skip
+        found[job[0]] = costs[job[0]].model_copy(update=update)
+    return found
+
+
+def _predicted(cost: ArmCost, job: Job, calibration: Calibration, micro: int | None) -> ArmCost:
+    seconds = predict_seconds(list_work(job, micro), calibration, job[4].dtype)
+    return cost.model_copy(update={"predicted_seconds_per_step": sum(seconds.values())})

@@ -1,23 +1,75 @@
-"""Seconds and memory of steps on this device: arms interleaved, the first round not counted."""
+"""Seconds, memory and energy of steps on this device: paired rounds in random order, the first not counted."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from budgetlab.batches import MaskedBatch
-from budgetlab.hardware import device_clock, peak_memory_bytes
-from budgetlab.step import PHASES, TrainingStep, build_step
+from budgetlab.errors import CallerError
+from budgetlab.hardware import (
+    PeakMemory,
+    PhaseClock,
+    StepTime,
+    find_energy_counter,
+    is_out_of_memory,
+    largest_that_fits,
+    peak_memory,
+    throttled,
+    waited_seconds,
+)
+from budgetlab.step import TrainingStep, build_step
 from budgetlab.strategies import build_strategy
-from budgetlab.values import ModelSpec, Recipe, StrategySpec
+from budgetlab.values import ModelSpec, Recipe, StrategySpec, Timing
 
-__all__ = ["Job", "build_job", "peak_memory", "time_steps"]
+__all__ = [
+    "QUICK",
+    "Effort",
+    "Job",
+    "Rounds",
+    "build_job",
+    "describe_rounds",
+    "largest_micro_batch",
+    "measure_energy",
+    "measure_memory",
+    "random_batch",
+    "time_shapes",
+    "time_steps",
+]
 
 Job = tuple[str, StrategySpec, ModelSpec, ModelSpec | None, Recipe]
 """Name, strategy, student, teacher and recipe of what is priced."""
+
+_WAITING = 0.05
+"""Of the time that threads could have run: above this, other programs took part of the machine."""
+_DRIFT = 0.05
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure: at least so many rounds, and so many seconds of every arm, but not more than `most`."""
+
+    rounds: int = 10
+    seconds: float = 1.0
+    most_rounds: int = 50
+
+
+QUICK: Effort = Effort(rounds=6, seconds=0.0)
+
+
+@dataclass
+class Rounds:
+    """The timed steps of every arm, one a round; `first` is the round that warmed up."""
+
+    steps: dict[str, list[StepTime]]
+    first: dict[str, StepTime]
+    waiting_share: float | None = None
+    throttling: set[str] = field(default_factory=set)
 
 
 def build_job(job: Job, device: str | torch.device) -> TrainingStep:
@@ -28,53 +80,188 @@ def build_job(job: Job, device: str | torch.device) -> TrainingStep:
     return build_step(name, build_strategy(strategy, name), student, teacher, recipe, seed=0, device=device)
 
 
-def peak_memory(job: Job, device: torch.device, micro_batch_sequences: int | None) -> int | None:
-    """Of the arm alone on the device; None on a CPU."""
-    if device.type != "cuda":
-        return None
-    peak_memory_bytes(device)
-    step, batch = build_job(job, device), _random_batch(job)
-    for _ in range(2):  # the first makes optimizer state
-        step.run(batch, 1e-6, micro_batch_sequences=micro_batch_sequences)
-    return peak_memory_bytes(device)
-
-
 def time_steps(
-    jobs: list[Job],
+    jobs: Sequence[Job],
     device: torch.device,
-    steps: int,
+    effort: Effort,
     say: Callable[[str], None],
     micro_batch_sequences: int | None,
-) -> dict[str, list[dict[str, float]]]:
-    """Seconds of each phase of each timed step, arms interleaved so that drift of the machine hits all alike."""
-    built = {job[0]: (build_job(job, device), _random_batch(job)) for job in jobs}
-    clock = device_clock(device)
-    shuffle = random.Random(0)
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in built}
-    for round_index in range(steps + 1):
-        for name in shuffle.sample(sorted(built), len(built)):
-            step, batch = built[name]
-            seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
-            mark = clock()
+) -> Rounds:
+    """Time the steps of all arms, interleaved in a random order so that drift of the machine hits all alike.
 
-            def on_phase(phase: str, seconds: dict[str, float] = seconds) -> None:
-                nonlocal mark
-                now = clock()
-                seconds[phase] += now - mark
-                mark = now
+    Raises
+    ------
+    CallerError
+        When a step does not fit into memory.
+    """
+    built = {job[0]: (build_job(job, device), random_batch(job[2], job[4])) for job in jobs}
+    work = {name: (step, batch, micro_batch_sequences) for name, (step, batch) in built.items()}
+    return _rounds(work, device, effort, say)
 
-            step.run(batch, 1e-6, micro_batch_sequences=micro_batch_sequences, on_phase=on_phase)
-            if round_index:  # the first round makes optimizer state and warms the kernels up
-                found[name].append(seconds)
-        if round_index % 5 == 0:
-            say(f"timing steps {round_index}/{steps}")
+
+def time_shapes(
+    job: Job, shapes: Sequence[tuple[int, int]], device: torch.device, rounds: int
+) -> dict[tuple[int, int], list[StepTime]]:
+    """Time one arm's step at several shapes, (sequences, positions), all at once and interleaved."""
+    step = build_job(job, device)
+    work = {
+        f"{count} x {length}": (step, random_batch(job[2], job[4], count, length), None) for count, length in shapes
+    }
+    found = _rounds(work, device, Effort(rounds, 0.0), lambda text: None)
+    return {shape: found.steps[f"{shape[0]} x {shape[1]}"] for shape in shapes}
+
+
+def _rounds(
+    work: Mapping[str, tuple[TrainingStep, MaskedBatch, int | None]],
+    device: torch.device,
+    effort: Effort,
+    say: Callable[[str], None],
+) -> Rounds:
+    clock, shuffle = PhaseClock(device), random.Random(0)
+    found = Rounds({name: [] for name in work}, {})
+    before = waited_seconds()
+    done = 0
+    while done <= effort.rounds or (done <= effort.most_rounds and _least_seconds(found) < effort.seconds):
+        for name in shuffle.sample(sorted(work), len(work)):
+            timed = clock.time(_runner(name, *work[name]))
+            if done:
+                found.steps[name].append(timed)
+            else:  # makes optimizer state, warms the kernels up
+                found.first[name] = timed
+        if (reason := throttled(device)) is not None:
+            found.throttling.add(reason)
+        if done % 5 == 0:
+            say(f"timing steps, round {done} of {effort.rounds}")
+        done += 1
+    after = waited_seconds()
+    if before is not None and after is not None:
+        ran, waited = after[0] - before[0], after[1] - before[1]
+        found.waiting_share = waited / (ran + waited) if ran + waited > 0 else 0.0
     return found
 
 
-def _random_batch(job: Job) -> MaskedBatch:
-    recipe, vocab_size = job[4], job[2].vocab_size or 0
+def _runner(
+    name: str, step: TrainingStep, batch: MaskedBatch, micro: int | None
+) -> Callable[[Callable[[str], None]], object]:
+    def run(on_phase: Callable[[str], None]) -> object:
+        try:
+            return step.run(batch, 1e-6, micro_batch_sequences=micro, on_phase=on_phase)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            size = min(micro or len(batch.input_ids), len(batch.input_ids))
+            raise CallerError(
+                f"a step of {name} with {size} sequences at once",
+                "the device is out of memory",
+                f"set execution.micro_batch_sequences below {size}" if size > 1 else "take a smaller model or seq_len",
+            ) from None
+
+    return run
+
+
+def _least_seconds(found: Rounds) -> float:
+    return min(sum(step.seconds for step in steps) for steps in found.steps.values())
+
+
+def describe_rounds(found: Rounds) -> Timing:
+    """Say how the seconds were taken, and what speaks against them: other programs, throttling, drift."""
+    drift = _drift(found)
+    warnings = []
+    if found.waiting_share is not None and found.waiting_share > _WAITING:
+        warnings.append(
+            f"other programs ran: threads waited for a core {100 * found.waiting_share:.0f} % of the time; "
+            "wall time is inflated, processor time less so"
+        )
+    if abs(drift) > _DRIFT:
+        change = f"{100 * abs(drift):.0f} % {'slower' if drift > 0 else 'faster'}"
+        warnings.append(f"steps of the second half of the rounds were {change} than of the first: the device drifts")
+    warnings += [f"the GPU was held back: {reason}" for reason in sorted(found.throttling)]
+    return Timing(
+        rounds=min(len(steps) for steps in found.steps.values()),
+        measured_seconds=_least_seconds(found),
+        waiting_share=found.waiting_share,
+        drift=drift,
+        warnings=tuple(warnings),
+    )
+
+
+def _drift(found: Rounds) -> float:
+    """Geometric mean over arms of the second half's median over the first half's."""
+    changes = []
+    for steps in found.steps.values():
+        half = len(steps) // 2
+        if half:
+            early, late = ([step.seconds for step in part] for part in (steps[:half], steps[-half:]))
+            changes.append(np.log(statistics.median(late) / statistics.median(early)))
+    return float(np.expm1(np.mean(changes))) if changes else 0.0
+
+
+def measure_memory(job: Job, device: torch.device, micro_batch_sequences: int | None) -> PeakMemory | None:
+    """Measure the peak of the arm alone: networks, optimizer state, activations; None where the system does not say."""
+
+    def work() -> None:
+        step, batch = build_job(job, device), random_batch(job[2], job[4])
+        for _ in range(2):  # the first makes optimizer state
+            step.run(batch, 1e-6, micro_batch_sequences=micro_batch_sequences)
+
+    return peak_memory(work, device)
+
+
+def largest_micro_batch(job: Job, device: torch.device) -> int:
+    """Search the most sequences of a batch that fit on a GPU at once; 0 if one does not."""
+    recipe = job[4]
+
+    def fits(sequences: int) -> bool:
+        try:
+            step = build_job(job, device)
+            for _ in range(2):
+                step.run(random_batch(job[2], recipe, sequences), 1e-6)
+            torch.cuda.synchronize(device)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+        finally:
+            step = None
+            torch.cuda.empty_cache()
+        return True
+
+    return largest_that_fits(fits, recipe.batch_sequences)
+
+
+def measure_energy(
+    jobs: Sequence[Job], device: torch.device, micro_batch_sequences: int | None
+) -> tuple[dict[str, float], str | None]:
+    """Joules per token of each arm over windows of seconds, and where they come from; nothing where none is counted.
+
+    All that the counter counts, idle power included, is the arm's.
+    """
+    counter = find_energy_counter(device)
+    if counter is None:
+        return {}, None
+    found = {}
+    for job in jobs:
+        step, batch = build_job(job, device), random_batch(job[2], job[4])
+        clock = PhaseClock(device)
+        run = _runner(job[0], step, batch, micro_batch_sequences)
+        clock.time(run)
+        before, seconds, tokens = counter.joules(), 0.0, 0
+        while seconds < counter.window_seconds:
+            seconds += clock.time(run).seconds
+            tokens += batch.input_ids.size
+        found[job[0]] = (counter.joules() - before) / tokens
+    return found, counter.source
+
+
+def random_batch(
+    student: ModelSpec, recipe: Recipe, sequences: int | None = None, seq_len: int | None = None
+) -> MaskedBatch:
+    """Draw a batch of the recipe's shape, or of another, with its share of masked positions."""
+    count, length = sequences or recipe.batch_sequences, seq_len or recipe.seq_len
+    masked = max(1, round(recipe.mask_fraction * length))
     draw = np.random.default_rng(0)
-    ids = draw.integers(vocab_size, size=(recipe.batch_sequences, recipe.seq_len))
-    columns = np.tile(np.arange(recipe.masked_per_sequence), recipe.batch_sequences)
-    rows = np.repeat(np.arange(recipe.batch_sequences), recipe.masked_per_sequence)
-    return MaskedBatch(ids, rows * recipe.seq_len + columns, draw.integers(vocab_size, size=len(rows)))
+    vocab_size = student.vocab_size or 0
+    columns = np.tile(np.arange(masked), count)
+    rows = np.repeat(np.arange(count), masked)
+    ids = draw.integers(vocab_size, size=(count, length))
+    return MaskedBatch(ids, rows * length + columns, draw.integers(vocab_size, size=len(rows)))

@@ -2,20 +2,60 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from budgetlab.errors import BudgetlabError
 from budgetlab.models import Network
+from budgetlab.profiler.forms import Price, closed_form
 from budgetlab.step import PHASES, TrainingStep
 from budgetlab.values import Batch, Needs, Recipe
 
-__all__ = ["Price", "count_flops", "second_opinion"]
+__all__ = ["Watch", "agree", "count_flops", "count_head", "second_opinion"]
 
-Price = tuple[float, float]
-"""FLOPs of one phase: (a position, a target token)."""
+_ATEN = torch.ops.aten
+_CPU_ATTENTION = (
+    _ATEN._scaled_dot_product_flash_attention_for_cpu,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward,
+)
+"""Kernels that torch's counter silently counts as nothing; it knows those of CUDA."""
+
+_POINTWISE_AND_MOVES = frozenset({
+    "alias", "any", "all", "amax", "arange", "argmax", "as_strided", "bernoulli_", "bitwise_and", "cat", "clone",
+    "col2im", "constant_pad_nd", "copy_", "cumsum", "detach", "detach_", "embedding", "embedding_dense_backward",
+    "empty", "empty_like", "expand", "fill_", "full", "full_like", "gather", "im2col", "index", "index_put",
+    "index_put_", "index_select", "isin", "lift_fresh", "linalg_vector_norm", "logsumexp", "masked_fill_", "max",
+    "mean", "min",
+    "native_batch_norm", "native_dropout", "native_layer_norm", "native_layer_norm_backward", "new_empty",
+    "new_full", "new_ones", "new_zeros", "nonzero", "ones", "ones_like", "prod", "repeat", "roll", "flip",
+    "scalar_tensor", "scatter", "scatter_add", "select", "select_backward", "slice_backward", "slice_scatter",
+    "softplus_backward", "sort", "split", "stack", "std", "sum", "t", "topk", "tril", "triu", "unbind", "var",
+    "var_mean", "zero_", "zeros", "zeros_like", "_fused_rms_norm", "_fused_rms_norm_backward",
+    "_local_scalar_dense", "_log_softmax", "_log_softmax_backward_data", "_safe_softmax", "_softmax",
+    "_softmax_backward_data", "_to_copy", "nll_loss_backward", "nll_loss_forward", "_unsafe_index", "_unsafe_index_put",
+    "_unsafe_view",
+})  # fmt: skip
+"""Operators of torch that move numbers, reduce them or draw them: no FLOPs by our convention."""
+
+
+class Watch(TorchDispatchMode):
+    """Collects operators that no counter knows and that may multiply matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unknown: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        packet = func._overloadpacket
+        light = torch.Tag.pointwise in func.tags or func.is_view or packet.__name__ in _POINTWISE_AND_MOVES
+        counted = packet in flop_registry or packet in _CPU_ATTENTION
+        if not counted and not (func.namespace == "prim" or (func.namespace == "aten" and light)):
+            self.unknown.add(str(packet))
+        return func(*args, **(kwargs or {}))
 
 
 def count_flops(
@@ -50,13 +90,9 @@ def _count_once(step: TrainingStep, seq_len: int, targets: int, device: torch.de
     zeros = torch.zeros(targets, dtype=torch.long, device=device)
     ids = torch.zeros((1, seq_len), dtype=torch.long, device=device)
     found: dict[str, int] = dict.fromkeys(PHASES, 0)
-    # torch's counter knows the CUDA kernels of attention but silently counts the CPU one as nothing.
-    aten = torch.ops.aten
-    cpu_attention: dict[Any, Any] = {
-        aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: _cpu_attention_backward,
-    }
-    with FlopCounterMode(display=False, custom_mapping=cpu_attention) as counter:
+    mapping: dict[Any, Any] = dict(zip(_CPU_ATTENTION, (_cpu_attention, _cpu_attention_backward), strict=True))
+    watch = Watch()
+    with watch, FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         so_far = 0
 
         def on_phase(phase: str) -> None:
@@ -65,7 +101,47 @@ def _count_once(step: TrainingStep, seq_len: int, targets: int, device: torch.de
             so_far = counter.get_total_flops()
 
         step.forward_backward(Batch(input_ids=ids, target_positions=zeros, target_ids=zeros), on_phase=on_phase)
+    if watch.unknown:
+        unknown = ", ".join(sorted(watch.unknown))
+        raise BudgetlabError(f"counting {step.arm}", f"nobody counts {unknown}, which may be heavy", "report this")
     return found
+
+
+def count_head(network: Network, needs: Needs) -> Price:
+    """FLOPs of the output head, of those of the network's forward pass: a position, a target token."""
+    if needs.logits == "none":
+        return 0.0, 0.0
+    weight = next(network.parameters())
+    hidden = torch.zeros((1, network.spec.hidden_size), dtype=weight.dtype, device=weight.device)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network.head(hidden)
+    flops = float(counter.get_total_flops())
+    return (flops, 0.0) if needs.logits == "all" else (0.0, flops)
+
+
+def agree(step: TrainingStep, required: dict[str, Price], recipe: Recipe) -> dict[str, str]:
+    """Hold torch's count of a lean step against the closed form, phase by phase, and against fvcore's forward passes.
+
+    Returns
+    -------
+    verdict
+        By name of the other count: "equal", or "n/a" and why.
+
+    Raises
+    ------
+    BudgetlabError
+        When they differ, or fvcore meets an operator that it does not know and that may be heavy.
+    """
+    expected = closed_form(step, recipe.seq_len)
+    if expected is None:
+        return {"closed form": "n/a for this architecture or loss", "fvcore": second_opinion(step, required, recipe)}
+    for phase, price in expected.items():
+        if price != required[phase]:
+            counted, by_form = (f"{p[0]:.0f} a position + {p[1]:.0f} a target token" for p in (required[phase], price))
+            raise BudgetlabError(
+                f"counting {step.arm}, {phase}", f"torch counts {counted}, the closed form {by_form}", "report this"
+            )
+    return {"closed form": "equal", "fvcore": second_opinion(step, required, recipe)}
 
 
 def _cpu_attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
@@ -76,22 +152,18 @@ def _cpu_attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_:
     return sdpa_backward_flop_count(gradient, query, key, value)
 
 
-_LIGHT = (
-    "add", "embedding", "expand", "eq", "gelu", "gather", "index", "mul", "dropout", "softmax", "tanh", "div", "sub",
-    "clone", "ones", "zeros", "where", "masked_fill", "rsub", "unsqueeze", "contiguous", "to", "view", "slice",
-    "arange", "ne", "cumsum", "cos", "sin", "neg",
-)  # fmt: skip
-"""Operators that fvcore does not count and that are element-wise or a look-up."""
-
-
-def second_opinion(step: TrainingStep, required: dict[str, Price], recipe: Recipe) -> None:
+def second_opinion(step: TrainingStep, required: dict[str, Price], recipe: Recipe) -> str:
     """Compare the forward counts with fvcore's, an independent counter of multiply-adds.
+
+    Returns "equal", or "n/a" and why where fvcore is not installed.
 
     Raises
     ------
     BudgetlabError
         When they differ, or fvcore meets an operator that it does not know and that may be heavy.
     """
+    if importlib.util.find_spec("fvcore") is None:
+        return "n/a (not installed)"
     for phase, network, needs in (
         ("student_forward", step.student, step.student_needs),
         ("teacher_forward", step.teacher, step.teacher_needs),
@@ -106,6 +178,7 @@ def second_opinion(step: TrainingStep, required: dict[str, Price], recipe: Recip
             raise BudgetlabError(
                 f"counting {step.arm}, {phase}", f"torch counts {counted:.0f} FLOPs, fvcore {other:.0f}", "report this"
             )
+    return "equal"
 
 
 def _fvcore_flops(network: Network, needs: Needs, recipe: Recipe) -> tuple[float, list[str]]:
@@ -140,5 +213,6 @@ def _fvcore_flops(network: Network, needs: Needs, recipe: Recipe) -> tuple[float
         analysis.set_op_handle("aten::layer_norm", lambda inputs, outputs: 0)
         analysis.set_op_handle("aten::scaled_dot_product_attention", attention)
         multiply_adds = analysis.total()
-        unknown = [op for op in analysis.unsupported_ops() if op.removeprefix("aten::").rstrip("_") not in _LIGHT]
+        known = {f"aten::{packet.__name__}" for packet in flop_registry}
+        unknown = [op for op in analysis.unsupported_ops() if op.rstrip("_") in known]
     return 2.0 * multiply_adds, unknown

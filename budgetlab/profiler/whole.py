@@ -4,92 +4,19 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.models import WholeModel, describe_model
+from budgetlab.profiler.count import Watch
+from budgetlab.profiler.forms import CLOSED_FORMS
 from budgetlab.values import ModelCost
 
-__all__ = ["CLOSED_FORMS", "count_model"]
-
-
-def _blocks(sizes: Mapping[str, int], length: int, *, gated: bool = False) -> int:
-    """Blocks of a transformer, a position: Q, K, V and output projections, scores and values, feed-forward."""
-    width, heads = sizes["width"], sizes["heads"] * sizes["head_width"]
-    narrow = sizes["key_value_heads"] * sizes["head_width"]
-    projections = 2 * width * (heads + 2 * narrow) + 2 * heads * width
-    feed_forward = (6 if gated else 4) * width * sizes["inner"]
-    return sizes["layers"] * (projections + 4 * length * heads + feed_forward)
-
-
-def _masked_head(sizes: Mapping[str, int]) -> int:
-    width, vocab = sizes["width"], sizes["vocab"]
-    return 2 * width * width + 2 * width * vocab
-
-
-def _electra_body(sizes: Mapping[str, int], length: int) -> int:
-    width, narrow = sizes["width"], sizes["embedding"]
-    return _blocks(sizes, length) + (2 * narrow * width if narrow != width else 0)
-
-
-def _electra_head(sizes: Mapping[str, int]) -> int:
-    return 2 * sizes["width"] * sizes["embedding"] + 2 * sizes["embedding"] * sizes["vocab"]
-
-
-def _decoder(sizes: Mapping[str, int]) -> int:
-    return 2 * sizes["width"] * sizes["vocab"]
-
-
-Form = tuple[Callable[[Mapping[str, int], int], int], Callable[[Mapping[str, int]], int]]
-
-_BERT: Form = (_blocks, _masked_head)
-_LLAMA: Form = (lambda sizes, length: _blocks(sizes, length, gated=True), _decoder)
-CLOSED_FORMS: dict[str, Form] = {
-    "bert": _BERT,
-    "roberta": _BERT,
-    "electra": (_electra_body, _electra_head),
-    "modernbert": (lambda sizes, length: _blocks(sizes, length, gated=True), _masked_head),
-    "gpt2": (_blocks, _decoder),
-    "llama": _LLAMA,
-}
-"""By architecture: forward FLOPs a position of the body, and of the head where logits are computed."""
-
-_LIGHT = frozenset({
-    "alias", "any", "all", "amax", "arange", "argmax", "as_strided", "bernoulli_", "bitwise_and", "cat", "clone",
-    "col2im", "constant_pad_nd", "copy_", "cumsum", "detach", "detach_", "embedding", "embedding_dense_backward",
-    "empty", "empty_like", "expand", "fill_", "full", "full_like", "gather", "im2col", "index", "index_put",
-    "index_put_", "index_select", "isin", "lift_fresh", "linalg_vector_norm", "logsumexp", "masked_fill_", "max",
-    "mean", "min",
-    "native_batch_norm", "native_dropout", "native_layer_norm", "native_layer_norm_backward", "new_empty",
-    "new_full", "new_ones", "new_zeros", "nonzero", "ones", "ones_like", "prod", "repeat", "roll", "flip",
-    "scalar_tensor", "scatter", "scatter_add", "select", "select_backward", "slice_backward", "slice_scatter",
-    "softplus_backward", "sort", "split", "stack", "std", "sum", "t", "topk", "tril", "triu", "unbind", "var",
-    "var_mean", "zero_", "zeros", "zeros_like", "_fused_rms_norm", "_fused_rms_norm_backward",
-    "_local_scalar_dense", "_softmax", "_softmax_backward_data", "_to_copy", "_unsafe_index", "_unsafe_index_put",
-    "_unsafe_view",
-})  # fmt: skip
-"""Operators of torch that move numbers, reduce them or draw them: no FLOPs by our convention."""
-
-
-class _Watch(TorchDispatchMode):
-    """Collects operators that no counter knows and that may multiply matrices."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.unknown: set[str] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        packet = func._overloadpacket
-        light = torch.Tag.pointwise in func.tags or func.is_view or packet.__name__ in _LIGHT
-        if packet not in flop_registry and not (func.namespace == "prim" or (func.namespace == "aten" and light)):
-            self.unknown.add(str(packet))
-        return func(*args, **(kwargs or {}))
+__all__ = ["count_model"]
 
 
 def count_model(model: WholeModel, *, seq_len: int = 128, mask_fraction: float = 0.15) -> ModelCost:
@@ -176,7 +103,7 @@ def _torch_counts(model: WholeModel, seq_len: int) -> tuple[float, float, float,
         longest = _longest(network, model)
         if longest is not None and seq_len > longest:
             raise CallerError(f"seq={seq_len}", f"{model.name} has positions for {longest}", "take a shorter one")
-        watch = _Watch()
+        watch = Watch()
         try:
             with watch, FlopCounterMode(display=False) as counter:
                 logits = network(input_ids=ids, attention_mask=torch.ones_like(ids), **_without_cache(model)).logits

@@ -46,6 +46,13 @@ class Strategy(Value):
         """Name the learned linear maps from student to teacher width: {name: (inputs, outputs)}."""
         return {}
 
+    def loss_flops(self, student: ModelSpec, teacher: ModelSpec | None, seq_len: int) -> tuple[int, int] | None:
+        """Matrix products of the loss itself, a position: the student's side, the teacher's.
+
+        Two FLOPs per multiply-add. The profiler holds its count against this; None where it is not stated.
+        """
+        return None
+
     @abstractmethod
     def loss(
         self,

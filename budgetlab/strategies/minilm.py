@@ -49,6 +49,11 @@ class MiniLM(FeatureStrategy):
         """Q, K, V of the chosen block."""
         return Needs(qkv=(layer_index(self.teacher_layer, teacher.num_layers, "teacher_layer"),))
 
+    def loss_flops(self, student: ModelSpec, teacher: ModelSpec | None, seq_len: int) -> tuple[int, int]:
+        """X X' for queries, keys and values."""
+        assert teacher is not None
+        return 6 * seq_len * student.hidden_size, 6 * seq_len * teacher.hidden_size
+
     def loss(
         self,
         batch: Batch,

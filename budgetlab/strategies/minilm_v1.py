@@ -43,6 +43,11 @@ class MiniLMv1(FeatureStrategy):
         """Q, K, V of the chosen block."""
         return Needs(qkv=(layer_index(self.teacher_layer, teacher.num_layers, "teacher_layer"),))
 
+    def loss_flops(self, student: ModelSpec, teacher: ModelSpec | None, seq_len: int) -> tuple[int, int]:
+        """Q K' and V V'."""
+        assert teacher is not None
+        return 4 * seq_len * student.hidden_size, 4 * seq_len * teacher.hidden_size
+
     def loss(
         self,
         batch: Batch,

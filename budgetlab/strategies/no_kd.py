@@ -21,6 +21,10 @@ class NoKD(Strategy):
         """Logits at masked positions."""
         return Needs(logits="masked")
 
+    def loss_flops(self, student: ModelSpec, teacher: ModelSpec | None, seq_len: int) -> tuple[int, int]:
+        """None: no matrix is multiplied in it."""
+        return 0, 0
+
     def loss(
         self,
         batch: Batch,

@@ -111,6 +111,12 @@ class TinyBERT(FeatureStrategy):
         }
         return {name: (student.hidden_size, teacher.hidden_size) for name in names[self.projection]}
 
+    def loss_flops(self, student: ModelSpec, teacher: ModelSpec | None, seq_len: int) -> tuple[int, int]:
+        """A projection of every state that is compared; scores are those that the attention computes anyway."""
+        assert teacher is not None
+        states = 0 if self.projection == "none" else len(self.student_needs(student, teacher).hidden)
+        return 2 * states * student.hidden_size * teacher.hidden_size, 0
+
     def loss(
         self,
         batch: Batch,

@@ -1,13 +1,22 @@
-"""The frozen values that flow through budgetlab: what was asked (`specs`), planned (`plans`) and found (`results`)."""
+"""The frozen values that flow through budgetlab: asked (`specs`), priced (`costs`), `plans`, found (`results`)."""
 
 from budgetlab.values.base import Value, content_hash
-from budgetlab.values.plans import (
+from budgetlab.values.costs import (
     ArmCost,
-    Budget,
+    Calibration,
     CostProfile,
     Environment,
+    HeldOut,
+    KernelRate,
     ModelCost,
     PhaseCost,
+    PhaseTime,
+    Ratio,
+    TimeModel,
+    Timing,
+)
+from budgetlab.values.plans import (
+    Budget,
     Plan,
     Schedule,
     TeacherPlan,
@@ -35,6 +44,7 @@ __all__ = [
     "ArmCost",
     "Batch",
     "Budget",
+    "Calibration",
     "CorpusSpec",
     "CostProfile",
     "CurveFit",
@@ -42,14 +52,18 @@ __all__ = [
     "EvaluateSpec",
     "ExecutionSpec",
     "FitSpec",
+    "HeldOut",
+    "KernelRate",
     "ModelCost",
     "ModelSpec",
     "Needs",
     "PhaseCost",
+    "PhaseTime",
     "Plan",
     "PlanSpec",
     "Point",
     "Pretrain",
+    "Ratio",
     "Recipe",
     "RunRecord",
     "Schedule",
@@ -59,6 +73,8 @@ __all__ = [
     "StrategySpec",
     "TaskSpec",
     "TeacherPlan",
+    "TimeModel",
+    "Timing",
     "Trial",
     "TuningSpec",
     "Value",

@@ -12,7 +12,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from budgetlab.values.base import Interval, Value
-from budgetlab.values.plans import Budget, Environment, Schedule
+from budgetlab.values.costs import Environment
+from budgetlab.values.plans import Budget, Schedule
 
 __all__ = ["CurveFit", "Point", "RunRecord", "Score", "Verdict"]
 

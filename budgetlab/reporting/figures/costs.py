@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from budgetlab.reporting.figures.style import COLUMN_INCHES, grid, prefix_for
-from budgetlab.reporting.tables.plans import PHASES, reference_arm
+from budgetlab.reporting.tables.costs import PHASES, reference_arm
 from budgetlab.values import ArmCost, CostProfile
 
 if TYPE_CHECKING:

@@ -2,7 +2,16 @@
 
 from budgetlab.reporting.tables.answers import fit_sheet, gate_lines, verdict_sheet
 from budgetlab.reporting.tables.closing import closing_frame, closing_note, closing_sheet, full_sheet
-from budgetlab.reporting.tables.plans import model_sheet, plan_sheet, profile_sheet, reference_arm, status_sheet
+from budgetlab.reporting.tables.costs import (
+    comparison_sheet,
+    model_sheet,
+    phase_sheet,
+    profile_sheet,
+    ratio_sheet,
+    reference_arm,
+    time_model_sheet,
+)
+from budgetlab.reporting.tables.plans import plan_sheet, status_sheet
 from budgetlab.reporting.tables.sheets import Column, Sheet, plain_lines, print_sheets, stack
 
 __all__ = [
@@ -11,16 +20,20 @@ __all__ = [
     "closing_frame",
     "closing_note",
     "closing_sheet",
+    "comparison_sheet",
     "fit_sheet",
     "full_sheet",
     "gate_lines",
     "model_sheet",
+    "phase_sheet",
     "plain_lines",
     "plan_sheet",
     "print_sheets",
     "profile_sheet",
+    "ratio_sheet",
     "reference_arm",
     "stack",
     "status_sheet",
+    "time_model_sheet",
     "verdict_sheet",
 ]

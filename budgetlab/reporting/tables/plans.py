@@ -1,30 +1,20 @@
-"""Tables of what is known before and while running: the plan, the prices, how far the runs are."""
+"""Tables of what is known before and while running: the plan, how far the runs are."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
 from budgetlab.planner import compute_statement, ladder_note, tuning_note
+from budgetlab.reporting.tables.costs import reference_arm
 from budgetlab.reporting.tables.sheets import Column, Sheet, fixed, percent, scaled
 from budgetlab.units import format_amount, format_quantity
-from budgetlab.values import ArmCost, Budget, CostProfile, ModelCost, Plan, RunRecord, Schedule, TeacherPlan
+from budgetlab.values import Budget, Plan, RunRecord, Schedule, TeacherPlan
 
-__all__ = ["PHASES", "model_sheet", "plan_sheet", "profile_sheet", "reference_arm", "status_sheet"]
-
-PHASES = ("teacher_forward", "student_forward", "loss", "backward", "update")
-"""The phases of a step, in the order in which they run."""
+__all__ = ["plan_sheet", "status_sheet"]
 
 _PLANNED = "what is planned"
 _PRICE = "what it costs, and whether it fits"
-_COUNTED = "counted FLOPs a token"
 _STATES = ("complete", "running", "failed", "missing")
-_MEASURED = "measured on this device"
-
-
-def reference_arm(arms: Iterable[str]) -> str | None:
-    """Return the arm that ratios refer to: plain pretraining where there is one, else the first."""
-    names = list(arms)
-    return next((name for name in names if name.split("@")[0] == "no_kd"), names[0] if names else None)
 
 
 def plan_sheet(plan: Plan) -> Sheet:
@@ -95,74 +85,6 @@ def _repeated(plan: Plan) -> list[str]:
     return [f"{law}: {', '.join(worth.values())}"] if worth else []
 
 
-def profile_sheet(profile: CostProfile) -> Sheet:
-    """Return the prices: FLOPs a token by phase as counted, time and memory as measured."""
-    costs = [*profile.arms, *profile.teachers]
-    reference = reference_arm(cost.arm for cost in profile.arms)
-    base = next((c.train_required_flops_per_token for c in profile.arms if c.arm == reference), None)
-    phases = [phase for phase in PHASES if any(_phase_flops(cost, phase) for cost in costs)]
-    phases += sorted({name for cost in costs for name in cost.phases} - set(PHASES))
-    parts: list[tuple[Column, list[str]]] = [(Column("arm", left=True), [cost.arm for cost in costs])]
-    values = [_phase_flops(cost, phase) for phase in phases for cost in costs]
-    totals: list[float | None] = [cost.train_required_flops_per_token for cost in costs]
-    unit, cells = scaled([*totals, *values], "FLOP")
-    for i, phase in enumerate(phases):
-        heading = f"{phase.replace('_', ' ')}\n{unit}".replace("teacher ", "teacher\n", 1).replace(
-            "student ", "student\n", 1
-        )
-        start = len(costs) * (i + 1)
-        parts.append((Column(heading, _COUNTED), cells[start : start + len(costs)]))
-    parts += [
-        (Column(f"all\n{unit}", _COUNTED), cells[: len(costs)]),
-        (Column("ratio", _COUNTED), [fixed(t / base if t and base else None, 2) for t in totals]),
-        (Column("step\nms", _MEASURED), [_step(cost) for cost in costs]),
-        (Column("tokens\na second", _MEASURED), [format_quantity(cost.tokens_per_second) for cost in costs]),
-        (Column("memory\nMB", _MEASURED), [fixed(_mega(cost.peak_memory_bytes), 0) for cost in costs]),
-        (Column("energy\nmJ a token", _MEASURED), [fixed(_milli(cost.joules_per_token), 2) for cost in costs]),
-    ]
-    where = profile.environment
-    dtypes = ", ".join(dict.fromkeys(cost.dtype for cost in costs))
-    levels = {cost.interval_level for cost in costs if cost.seconds_per_step_interval}
-    note = f"required FLOPs, two per multiply-add; {where.device_name}, {where.threads} threads, {dtypes}"
-    agreement = profile.conventions.get("agreement")
-    if levels:
-        note += f"; step time with its {100 * max(levels):g} % interval"
-    return Sheet(
-        title="Cost of a training step",
-        columns=tuple(column for column, _ in parts),
-        rows=tuple(zip(*(cells for _, cells in parts), strict=True)),
-        notes=(note, *([f"counts agree: {agreement}"] if agreement else [])),
-        rules=(len(profile.arms),) if profile.teachers else (),
-    )
-
-
-def model_sheet(cost: ModelCost) -> Sheet:
-    """Return what one language model costs by itself, and which counts agree on it."""
-    body, head, backward = (
-        cost.body_forward_flops_per_token, cost.head_forward_flops_per_position, cost.backward_flops_per_token
-    )  # fmt: skip
-    share = f"{100 * cost.target_fraction:g} % of" if cost.target_fraction < 1 else "all"
-    rows = [
-        ("forward, body", body, ""),
-        ("forward, head", head, "at every position"),
-        ("backward", backward, "everything trained, head at every position"),
-        ("training a token", cost.train_required_flops_per_token, f"head at {share} positions"),
-    ]
-    unit, cells = scaled([value for _, value, _ in rows], "FLOP")
-    columns = (Column("phase", left=True), Column(unit), Column("logits", left=True))
-    agree = "; ".join(f"{name}: {found}" for name, found in cost.verdict.items())
-    return Sheet(
-        title=f"{cost.model}: a {cost.kind} language model ({cost.architecture}), sequences of {cost.seq_len}",
-        columns=columns,
-        rows=tuple((name, cell, note) for (name, _, note), cell in zip(rows, cells, strict=True)),
-        notes=(
-            f"{format_quantity(cost.num_params_total)} parameters, {format_quantity(cost.num_params_non_embedding)} "
-            "without embedding tables; FLOPs a position, two per multiply-add, attention in full",
-            f"counted by torch's counter; {agree}",
-        ),
-    )
-
-
 def status_sheet(plan: Plan, records: Iterable[RunRecord]) -> Sheet:
     """Return how far a study is: complete of planned runs by arm and budget."""
     records = list(records)
@@ -202,25 +124,3 @@ def status_sheet(plan: Plan, records: Iterable[RunRecord]) -> Sheet:
 
 def _starts(keys: Sequence[object]) -> tuple[int, ...]:
     return tuple(i for i in range(1, len(keys)) if keys[i] != keys[i - 1])
-
-
-def _phase_flops(cost: ArmCost, phase: str) -> float | None:
-    return cost.phases[phase].required_flops_per_token if phase in cost.phases else None
-
-
-def _step(cost: ArmCost) -> str:
-    if cost.seconds_per_step is None:
-        return "n/a"
-    text = fixed(1e3 * cost.seconds_per_step, 1)
-    if cost.seconds_per_step_interval is None:
-        return text
-    low, high = cost.seconds_per_step_interval
-    return f"{text} [{fixed(1e3 * low, 1)}, {fixed(1e3 * high, 1)}]"
-
-
-def _mega(value: float | None) -> float | None:
-    return None if value is None else value / 1e6
-
-
-def _milli(value: float | None) -> float | None:
-    return None if value is None else 1e3 * value

@@ -1,19 +1,39 @@
-"""The device under the measurement: its name, its versions, its clock; unknown is None, never a guess."""
+"""The device under the measurement: name, versions, clocks, memory, energy, peaks; unknown is None, never a guess."""
 
 from __future__ import annotations
 
 import platform
-import time
-from collections.abc import Callable
 from importlib.metadata import version
 
 import torch
 
 from budgetlab.errors import CallerError
+from budgetlab.hardware.clocks import PhaseClock, StepTime, device_clock, waited_seconds
+from budgetlab.hardware.energy import EnergyCounter, find_energy_counter, throttled
+from budgetlab.hardware.memory import PeakMemory, is_out_of_memory, largest_that_fits, peak_memory
+from budgetlab.hardware.peaks import PEAKS, Peak, find_peak
 from budgetlab.machine import memory_bytes, processor_name
 from budgetlab.values import Environment, ExecutionSpec
 
-__all__ = ["device_clock", "environment", "peak_memory_bytes", "pick_device", "prepare"]
+__all__ = [
+    "PEAKS",
+    "EnergyCounter",
+    "Peak",
+    "PeakMemory",
+    "PhaseClock",
+    "StepTime",
+    "device_clock",
+    "environment",
+    "find_energy_counter",
+    "find_peak",
+    "is_out_of_memory",
+    "largest_that_fits",
+    "peak_memory",
+    "pick_device",
+    "prepare",
+    "throttled",
+    "waited_seconds",
+]
 
 
 def pick_device(execution: ExecutionSpec) -> torch.device:
@@ -62,27 +82,3 @@ def environment(execution: ExecutionSpec) -> Environment:
         transformers=version("transformers"),
         budgetlab=version("budgetlab"),
     )
-
-
-def device_clock(device: torch.device) -> Callable[[], float]:
-    """Return a monotonic clock in seconds that waits for the device before it reads."""
-    if device.type != "cuda":
-        return time.perf_counter
-
-    def read() -> float:
-        torch.cuda.synchronize(device)
-        return time.perf_counter()
-
-    return read
-
-
-def peak_memory_bytes(device: torch.device) -> int | None:
-    """Peak memory that tensors took on a GPU since the last call, else None.
-
-    A CPU process has one peak for all that it did, which cannot be told apart by arm.
-    """
-    if device.type != "cuda":
-        return None
-    peak = torch.cuda.max_memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    return peak

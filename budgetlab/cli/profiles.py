@@ -1,0 +1,94 @@
+"""What `budgetlab profile` does with its options, and what it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from budgetlab.errors import CallerError, unknown_name
+from budgetlab.values import CostProfile
+
+if TYPE_CHECKING:
+    from budgetlab.cli.workbench import Workbench
+
+__all__ = ["compare_profiles", "count_one_model", "predict_elsewhere", "predict_shape", "show_profile"]
+
+
+def count_one_model(name: str, seq_len: int) -> Any:
+    """Count one language model by itself; returns its cost and its table."""
+    from budgetlab.models import read_model
+    from budgetlab.profiler.whole import count_model
+    from budgetlab.reporting.tables import model_sheet
+
+    counted = count_model(read_model(name), seq_len=seq_len)
+    return counted, [model_sheet(counted)]
+
+
+def predict_elsewhere(bench: Workbench, path: Path) -> CostProfile:
+    """Price a study on the device of another profile, from that profile's calibration."""
+    from budgetlab.profiler import predict_for
+
+    calibration = _read_profile("--calibration", path).calibration
+    if calibration is None:
+        raise CallerError(
+            f"--calibration {path}", "that profile has no calibration", "make it there by budgetlab profile STUDY"
+        )
+    with bench.screen.stage("predict") as stage:
+        return predict_for(bench.study, calibration, stage)
+
+
+def predict_shape(bench: Workbench, asked: str) -> CostProfile:
+    """Price a study at "batch=SEQUENCES,seq=POSITIONS", from the time models of its profile."""
+    from budgetlab.profiler import reshaped
+
+    recipe = bench.study.recipe
+    given = {"batch": recipe.batch_sequences, "seq": recipe.seq_len}
+    for part in asked.split(","):
+        name, _, value = part.partition("=")
+        if name not in given:
+            raise unknown_name("name", name, list(given), f"--predict {asked}")
+        if not value.isdecimal() or int(value) < 1:
+            raise CallerError(
+                f"--predict {asked}", f"{value!r} is no whole number above zero", "write batch=64,seq=128"
+            )
+        given[name] = int(value)
+    found = bench.profile()
+    if any(cost.time_model is None for cost in (*found.arms, *found.teachers)):
+        found = bench.profile(fresh=True, depth="full")
+    return reshaped(bench.study, found, given["batch"], given["seq"])
+
+
+def compare_profiles(paths: Sequence[Path]) -> list[CostProfile]:
+    """Read the profiles that are to be shown side by side."""
+    return [_read_profile("--compare", path) for path in paths]
+
+
+def show_profile(found: CostProfile, figures: Path | None) -> None:
+    """Print the tables, and draw the figure of stacked bars into a folder."""
+    from budgetlab.reporting.tables import phase_sheet, print_sheets, profile_sheet, ratio_sheet, time_model_sheet
+
+    sheets = [profile_sheet(found)]
+    if found.timed:
+        sheets += [phase_sheet(found), ratio_sheet(found)]
+        further = None if found.predicted_for else time_model_sheet(found)
+        sheets += [further] if further else []
+    print_sheets(sheets)
+    if found.predicted_for:
+        for cost in (*found.arms, *found.teachers):
+            model = cost.time_model
+            if model is not None and cost.seq_len and not model.covers(cost.batch_tokens // cost.seq_len, cost.seq_len):
+                print(f"warning: {cost.arm}: this shape is outside what was measured; an extrapolation")
+    if figures is not None:
+        from budgetlab.reporting.figures import costs_table, draw_costs, render
+
+        caption = f"cost of a training token of {found.study} by phase; {found.environment.device_name}"
+        print(f"\nfigure  {render('cost_per_arm', draw_costs, costs_table(found), figures, caption).png}")
+
+
+def _read_profile(option: str, path: Path) -> CostProfile:
+    from budgetlab.store import read_value
+
+    if not path.is_file():
+        raise CallerError(f"{option} {path}", "no such file", "give a profile.json")
+    return read_value(CostProfile, path)

@@ -1,0 +1,104 @@
+"""Clocks of a step by phase, and how long threads had to wait for a core."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+__all__ = ["PhaseClock", "StepTime", "device_clock", "waited_seconds"]
+
+
+def device_clock(device: torch.device) -> Callable[[], float]:
+    """Return a monotonic clock in seconds that waits for the device before it reads."""
+    if device.type != "cuda":
+        return time.perf_counter
+
+    def read() -> float:
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return read
+
+
+@dataclass
+class StepTime:
+    """Seconds of each phase of one step.
+
+    `device`: time on the device, which on a CPU is wall time. `cpu`: processor time of this process, summed over its
+    threads; on a GPU empty.
+    """
+
+    device: dict[str, float] = field(default_factory=dict)
+    cpu: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole step."""
+        return sum(self.device.values())
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Of the whole step."""
+        return sum(self.cpu.values())
+
+
+class PhaseClock:
+    """Times the phases of steps on a device.
+
+    On a GPU by events that the device itself stamps, so that nothing waits within a step; on a CPU by its two clocks.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def time(self, step: Callable[[Callable[[str], None]], object]) -> StepTime:
+        """Run `step(on_phase)` and return its times; a phase that comes again (micro-batches) adds up."""
+        return self._by_events(step) if self.device.type == "cuda" else self._by_clocks(step)
+
+    def _by_clocks(self, step: Callable[[Callable[[str], None]], object]) -> StepTime:
+        found = StepTime()
+        wall, cpu = time.perf_counter(), time.process_time()
+
+        def on_phase(phase: str) -> None:
+            nonlocal wall, cpu
+            wall_now, cpu_now = time.perf_counter(), time.process_time()
+            found.device[phase] = found.device.get(phase, 0.0) + wall_now - wall
+            found.cpu[phase] = found.cpu.get(phase, 0.0) + cpu_now - cpu
+            wall, cpu = wall_now, cpu_now
+
+        step(on_phase)
+        return found
+
+    def _by_events(self, step: Callable[[Callable[[str], None]], object]) -> StepTime:
+        torch.cuda.synchronize(self.device)
+        stamps: list[tuple[str, torch.cuda.Event]] = []
+
+        def on_phase(phase: str) -> None:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            stamps.append((phase, event))
+
+        on_phase("")
+        step(on_phase)
+        torch.cuda.synchronize(self.device)
+        found = StepTime()
+        for (_, before), (phase, after) in itertools.pairwise(stamps):
+            found.device[phase] = found.device.get(phase, 0.0) + before.elapsed_time(after) / 1e3
+        return found
+
+
+def waited_seconds() -> tuple[float, float] | None:
+    """Seconds that the threads of this process ran, and that they were ready but had no core; None off Linux."""
+    ran = waited = 0
+    try:
+        for thread in Path("/proc/self/task").iterdir():
+            numbers = (thread / "schedstat").read_text().split()
+            ran, waited = ran + int(numbers[0]), waited + int(numbers[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return ran / 1e9, waited / 1e9

@@ -1,0 +1,86 @@
+"""Peak memory of a piece of work, and the largest amount of work that fits."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+__all__ = ["PeakMemory", "is_out_of_memory", "largest_that_fits", "peak_memory"]
+
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True)
+class PeakMemory:
+    """The most memory that a piece of work held: by tensors, and by the allocator on their behalf."""
+
+    allocated_bytes: int
+    reserved_bytes: int | None
+    source: str
+
+
+def peak_memory(work: Callable[[], object], device: torch.device) -> PeakMemory | None:
+    """Run `work` and return the most memory it took; None where the system does not say.
+
+    On a GPU the allocator says. On a CPU it is by how much the resident memory of this process rose, after memory that
+    lay free was handed back to the system, so that none of it is used unseen.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        torch.cuda.synchronize(device)
+        allocated = torch.cuda.max_memory_allocated(device) - before
+        return PeakMemory(allocated, torch.cuda.max_memory_reserved(device), "the device's allocator")
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        _CLEAR.write_text("5")  # the peak starts again from what is resident now
+        before = _resident("VmRSS")
+    except (OSError, AttributeError, ValueError):
+        work()
+        return None
+    work()
+    return PeakMemory(max(0, _resident("VmHWM") - before), None, "rise of the process's resident memory")
+
+
+def _resident(key: str) -> int:
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) * 1024
+    raise ValueError(key)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out, on a GPU or on a CPU."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def largest_that_fits(fits: Callable[[int], bool], most: int) -> int:
+    """Find the largest number up to `most` for which `fits` holds, to within an eighth; 0 if not even 1 does.
+
+    Where `most` itself fits, that is the answer. Else halved until it fits, then narrowed from below: what is returned
+    was tried and did fit, and leaves room for what a trial does not see.
+
+    Examples
+    --------
+    >>> largest_that_fits(lambda n: n <= 100, 256)
+    96
+    """
+    if most >= 1 and fits(most):
+        return most
+    low, high = most // 2, most
+    while low >= 1 and not fits(low):
+        low, high = low // 2, low
+    step = max(1, low // 8)
+    while low >= 1 and high - low > step:
+        middle = low + max(1, (high - low) // (2 * step)) * step
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
