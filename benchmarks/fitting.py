@@ -207,14 +207,14 @@ def coverage(repeats: int) -> None:
         truth = 3e14 / grid[np.argmax(curve("kd", grid) <= level)]
         for seed in range(repeats):
             scores = study(budgets, seeds, trunk=trunk, rng=np.random.default_rng(seed))
-            verdict = compare(scores, a="kd", b="no_kd", task="readout_loss", resamples=1000, seed=seed)
+            verdict = compare(scores, a="kd", b="no_kd", task="readout_loss", resamples=500, seed=seed)
             low, high = verdict.interval or (np.nan, np.nan)
             hits["difference"] += int(low <= curve("no_kd", 3e14) - curve("kd", 3e14) <= high)
             ends = (verdict.compute_multiplier or {}).get("interval")
             if ends is not None:
                 known["multiplier"] += 1
                 hits["multiplier"] += int(ends[0] <= truth <= ends[1])
-            for found in fit_arms(scores, FitSpec(resamples=1000, seed=seed)):
+            for found in fit_arms(scores, FitSpec(resamples=500, seed=seed)):
                 if found.intervals.get("a"):
                     _, _, exponent = CURVES[str(found.arm)]
                     low, high = found.intervals["a"] or (np.nan, np.nan)

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,7 @@ from budgetlab.errors import BudgetlabError, CallerError
 if TYPE_CHECKING:
     from budgetlab.cli.workbench import Workbench
     from budgetlab.reporting import Report
+    from budgetlab.reporting.tables import Sheet
 
 __all__ = ["app", "run_command"]
 
@@ -79,6 +81,15 @@ def _print_json(found: Any) -> None:
     print(json.dumps(found, allow_nan=False))
 
 
+def _show(found: Any, sheet: Callable[[], Sheet], as_json: bool) -> None:
+    if as_json:
+        _print_json(found)
+        return
+    from budgetlab.reporting.tables import print_sheets
+
+    print_sheets([sheet()])
+
+
 def _show_report(report: Report, as_json: bool) -> None:
     if as_json:
         _print_json(report.as_json())
@@ -125,15 +136,15 @@ def profile(
 ) -> None:
     """Measure what a token costs: FLOPs, seconds, memory and energy of each arm's step, by phase."""
     from budgetlab.cli import profiles
-    from budgetlab.reporting.tables import comparison_sheet, print_sheets
+    from budgetlab.reporting.tables import comparison_sheet, model_sheet
 
     if model is not None:
-        counted, sheets = profiles.count_one_model(model, seq_len)
-        _print_json(counted.model_dump(mode="json")) if as_json else print_sheets(sheets)
+        counted = profiles.count_one_model(model, seq_len)
+        _show(counted.model_dump(mode="json"), lambda: model_sheet(counted), as_json)
         return
     if compare:
         found = profiles.compare_profiles(compare)
-        _print_json([p.model_dump(mode="json") for p in found]) if as_json else print_sheets([comparison_sheet(found)])
+        _show([made.model_dump(mode="json") for made in found], lambda: comparison_sheet(found), as_json)
         return
     bench = _bench(study, results, data_root)
     figures: Path | None = bench.store.folder / "figures"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from budgetlab.errors import CallerError, unknown_name
-from budgetlab.values import CostProfile
+from budgetlab.values import CostProfile, ModelCost
 
 if TYPE_CHECKING:
     from budgetlab.cli.workbench import Workbench
@@ -15,14 +15,12 @@ if TYPE_CHECKING:
 __all__ = ["compare_profiles", "count_one_model", "predict_elsewhere", "predict_shape", "show_profile"]
 
 
-def count_one_model(name: str, seq_len: int) -> Any:
-    """Count one language model by itself; returns its cost and its table."""
+def count_one_model(name: str, seq_len: int) -> ModelCost:
+    """Count one language model by itself."""
     from budgetlab.models import read_model
     from budgetlab.profiler.whole import count_model
-    from budgetlab.reporting.tables import model_sheet
 
-    counted = count_model(read_model(name), seq_len=seq_len)
-    return counted, [model_sheet(counted)]
+    return count_model(read_model(name), seq_len=seq_len)
 
 
 def predict_elsewhere(bench: Workbench, path: Path) -> CostProfile:

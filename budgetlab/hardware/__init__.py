@@ -10,7 +10,7 @@ import torch
 from budgetlab.errors import CallerError
 from budgetlab.hardware.clocks import PhaseClock, StepTime, device_clock, waited_seconds
 from budgetlab.hardware.energy import EnergyCounter, find_energy_counter, throttled
-from budgetlab.hardware.memory import PeakMemory, is_out_of_memory, largest_that_fits, peak_memory
+from budgetlab.hardware.memory import PeakMemory, is_out_of_memory, largest_that_fits, peak_memory, release_memory
 from budgetlab.hardware.peaks import PEAKS, Peak, find_peak
 from budgetlab.machine import memory_bytes, processor_name
 from budgetlab.values import Environment, ExecutionSpec
@@ -31,6 +31,7 @@ __all__ = [
     "peak_memory",
     "pick_device",
     "prepare",
+    "release_memory",
     "throttled",
     "waited_seconds",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 from collections.abc import Callable
@@ -10,10 +11,11 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["PeakMemory", "is_out_of_memory", "largest_that_fits", "peak_memory"]
+__all__ = ["PeakMemory", "is_out_of_memory", "largest_that_fits", "peak_memory", "release_memory"]
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
+_NO_MEMORY = ("can't allocate memory", "could not create a primitive", "could not create a memory object")
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,8 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> PeakMemory 
     On a GPU the allocator says. On a CPU it is by how much the resident memory of this process rose, after memory that
     lay free was handed back to the system, so that none of it is used unseen.
     """
-    gc.collect()
+    release_memory(device)
     if device.type == "cuda":
-        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         work()
@@ -41,14 +42,23 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> PeakMemory 
         allocated = torch.cuda.max_memory_allocated(device) - before
         return PeakMemory(allocated, torch.cuda.max_memory_reserved(device), "the device's allocator")
     try:
-        ctypes.CDLL(None).malloc_trim(0)
         _CLEAR.write_text("5")  # the peak starts again from what is resident now
         before = _resident("VmRSS")
-    except (OSError, AttributeError, ValueError):
+    except (OSError, ValueError):
         work()
         return None
     work()
     return PeakMemory(max(0, _resident("VmHWM") - before), None, "rise of the process's resident memory")
+
+
+def release_memory(device: torch.device) -> None:
+    """Hand memory that nothing uses any more back to the device, or to the system where its allocator can."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        return
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _resident(key: str) -> int:
@@ -59,8 +69,9 @@ def _resident(key: str) -> int:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory ran out, on a GPU or on a CPU."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    """Whether an error says that memory ran out, on a GPU or on a CPU (whose kernels then cannot be set up either)."""
+    said = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in said for words in _NO_MEMORY)
 
 
 def largest_that_fits(fits: Callable[[int], bool], most: int) -> int:

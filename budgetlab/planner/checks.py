@@ -28,6 +28,8 @@ def warnings(study: Study, profile: CostProfile) -> tuple[str, ...]:
     if profile.study_key and profile.study_key != profile_key(study):
         made_for = f"the profile was made for other models, recipe or execution (study {profile.study!r})"
         found.append(f"{made_for}: its prices may be wrong")
+    if profile.predicted_for is not None:
+        found.append(f"the profile's seconds are predicted, not measured: {profile.predicted_for}")
     # A profile that was only counted says nothing of the device that the study will have.
     measured = profile.environment.device_memory_bytes if any(cost.steps_timed for cost in profile.arms) else None
     known = study.execution.device_memory_bytes or measured

@@ -22,7 +22,17 @@ from budgetlab.planner.prices import (
 )
 from budgetlab.studies import Study, audit
 from budgetlab.units import format_amount, parse_amount
-from budgetlab.values import ArmCost, Budget, CostProfile, Plan, Recipe, Schedule, TeacherPlan, Trial
+from budgetlab.values import (
+    ArmCost,
+    Budget,
+    CostProfile,
+    ExecutionSpec,
+    Plan,
+    Recipe,
+    Schedule,
+    TeacherPlan,
+    Trial,
+)
 
 __all__ = ["plan"]
 
@@ -110,7 +120,7 @@ def plan(
         schedules=tuple(schedules),
         teachers=tuple(_teacher_plan(study, name, costs) for name in study.teacher_names()),
         corpus=study.corpus,
-        execution=study.execution,
+        execution=_that_fits(study.execution, profile),
         audit=audit(study),
         trials=tuple(_trials(study, costs, bills, amounts, charge, unique)),
         warnings=warnings(study, profile),
@@ -306,6 +316,13 @@ def _teacher_plan(study: Study, name: str, costs: dict[str, ArmCost]) -> Teacher
         required_flops=flops,
         device_seconds=None if cost is None else device_seconds(study.execution, cost, steps),
     )
+
+
+def _that_fits(execution: ExecutionSpec, profile: CostProfile) -> ExecutionSpec:
+    """Where "auto" was asked and the whole batch did not fit, what the profile found to fit."""
+    if execution.micro_batch_sequences != "auto" or profile.micro_batch_sequences is None:
+        return execution
+    return execution.model_copy(update={"micro_batch_sequences": profile.micro_batch_sequences})
 
 
 def _profiled(recipe: Recipe, cost: ArmCost) -> Recipe:

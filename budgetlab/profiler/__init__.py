@@ -17,12 +17,13 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from budgetlab.errors import CallerError
-from budgetlab.hardware import environment, find_peak, prepare
+from budgetlab.hardware import environment, find_peak, prepare, release_memory
 from budgetlab.models import count_parameters
 from budgetlab.profiler.clock import (
     QUICK,
     Effort,
     Job,
+    OutOfMemory,
     Rounds,
     build_job,
     describe_rounds,
@@ -36,7 +37,7 @@ from budgetlab.profiler.roofline import calibrate, list_work, predict_seconds
 from budgetlab.profiler.timemodel import measure_time_model
 from budgetlab.resampling import median_interval
 from budgetlab.step import PHASES
-from budgetlab.studies import Study
+from budgetlab.studies import Study, profile_key
 from budgetlab.values import (
     ArmCost,
     Calibration,
@@ -112,22 +113,32 @@ def profile(
     jobs = _jobs(study)
     asked = study.execution.micro_batch_sequences
     micro = None if asked == "auto" else asked
-    if not count_only:
-        jobs = [_set(job, *_resolve(study, jobs, device, micro, say)) for job in jobs]
-    elif study.recipe.dtype == "auto" or study.recipe.attention == "auto":
+    effort = Effort(steps, 0.0) if steps else QUICK if depth == "quick" else Effort()
+    rounds, timing, calibration, largest = None, None, None, {}
+    if count_only:
         jobs = [_set(job, *_choices(study)[0]) for job in jobs]
+    else:
+        jobs, rounds = _choose_and_time(study, jobs, device, effort, micro, say, may_fail=asked == "auto")
+        if rounds is None:
+            say("searching the largest micro-batch that fits")
+            largest = _search_micro_batches(study, jobs, device)
+            micro = min(largest.values())
+        while rounds is None and micro:
+            # All arms are built side by side to be timed in turn, which takes more than each by itself.
+            jobs, rounds = _choose_and_time(study, jobs, device, effort, micro, say, may_fail=micro > 1)
+            micro = micro if rounds is not None else micro // 2
     say("counting FLOPs")
     costs = {job[0]: _counted(job, device) for job in jobs}
-    timing, calibration = None, None
-    if not count_only:
-        effort = QUICK if depth == "quick" else Effort()
-        rounds = time_steps(jobs, device, Effort(steps, 0.0) if steps else effort, say, micro)
+    if rounds is not None:
         timing = describe_rounds(rounds)
         first = next(iter(study.arms))
         costs = {name: _timed(cost, rounds, first) for name, cost in costs.items()}
+        for job in jobs:
+            ran = largest.get(job[0], min(micro or job[4].batch_sequences, job[4].batch_sequences))
+            costs[job[0]] = costs[job[0]].model_copy(update={"largest_micro_batch_sequences": ran})
     if not count_only and depth != "quick":
         say("measuring memory and energy")
-        costs = _with_memory(costs, jobs, device, micro)
+        costs = {job[0]: _with_memory(costs[job[0]], job, device, micro) for job in jobs}
         joules, source = measure_energy(jobs, device, micro)
         costs = {n: c.model_copy(update={"joules_per_token": joules.get(n), "joules_source": source if n in joules
                                          else None}) for n, c in costs.items()}  # fmt: skip
@@ -150,6 +161,7 @@ def profile(
         timing=timing,
         calibration=calibration,
         peak_flops_per_second=peak_flops_per_second or of_maker,
+        micro_batch_sequences=micro,
         peak_source="as given" if peak_flops_per_second else peak.source if peak and of_maker else None,
     )
 
@@ -174,14 +186,27 @@ def predict_for(study: Study, calibration: Calibration, progress: Callable[[str]
     costs = []
     for job in (_set(job, wanted, attention) for job in _jobs(study)):
         say(f"predicting {job[0]}")
-        cost = _predicted(_counted(job, torch.device("cpu")), job, calibration, None if asked == "auto" else asked)
-        seconds = cost.predicted_seconds_per_step or 0.0
+        cost = _counted(job, torch.device("cpu"))
+        by_phase = predict_seconds(list_work(job, None if asked == "auto" else asked), calibration, wanted)
+        seconds = sum(by_phase.values())
+        phases = {
+            name: price.model_copy(update={"seconds_per_step": by_phase[name]}) for name, price in cost.phases.items()
+        }
+        rate = cost.batch_tokens / seconds
         costs.append(
-            cost.model_copy(update={"seconds_per_step": seconds, "tokens_per_second": cost.batch_tokens / seconds})
+            cost.model_copy(
+                update={
+                    "phases": phases,
+                    "seconds_per_step": seconds,
+                    "predicted_seconds_per_step": seconds,
+                    "tokens_per_second": rate,
+                }
+            )
         )
     peak = find_peak(calibration.environment.device_name)
     return CostProfile(
         study=study.name,
+        study_key=profile_key(study),
         arms=tuple(cost for cost in costs if cost.arm in study.arms),
         teachers=tuple(cost for cost in costs if cost.arm not in study.arms),
         conventions=CONVENTIONS | {"seconds": "predicted operator by operator from a calibration, not measured"},
@@ -252,6 +277,7 @@ def reshaped(study: Study, found: CostProfile, sequences: int, seq_len: int) -> 
             "arms": tuple(cost for cost in costs if cost.arm in study.arms),
             "teachers": tuple(cost for cost in costs if cost.arm not in study.arms),
             "timing": None,
+            "study_key": "",
             "predicted_for": f"{sequences} sequences of {seq_len} at once on {found.environment.device_name}",
         }
     )
@@ -272,6 +298,42 @@ def _jobs(study: Study) -> list[Job]:
 def _set(job: Job, dtype: str, attention: str) -> Job:
     recipe = Recipe.model_validate({**job[4].model_dump(), "dtype": dtype, "attention": attention})
     return (*job[:4], recipe)
+
+
+def _choose_and_time(
+    study: Study,
+    jobs: list[Job],
+    device: torch.device,
+    effort: Effort,
+    micro: int | None,
+    say: Callable[[str], None],
+    *,
+    may_fail: bool,
+) -> tuple[list[Job], Rounds | None]:
+    """Settle precision and attention, then time; no rounds where memory does not hold a step and that may be."""
+    release_memory(device)
+    try:
+        chosen = _resolve(study, jobs, device, micro, say)
+        set_jobs = [_set(job, *chosen) for job in jobs]
+        return set_jobs, time_steps(set_jobs, device, effort, say, micro)
+    except OutOfMemory:
+        if not may_fail:
+            raise
+        return jobs, None
+
+
+def _search_micro_batches(study: Study, jobs: list[Job], device: torch.device) -> dict[str, int]:
+    """The most sequences at once of each arm, in what takes the most memory of the precisions that may be chosen."""
+    dtype, attention = _choices(study)[0][0], _choices(study)[-1][1]
+    largest = {job[0]: largest_micro_batch(_set(job, dtype, attention), device) for job in jobs}
+    none = [name for name, fits in largest.items() if fits == 0]
+    if none:
+        raise CallerError(
+            f"a step of {', '.join(none)} with one sequence of {study.recipe.seq_len}",
+            "the device is out of memory",
+            "take a smaller model or recipe.seq_len, or another device",
+        )
+    return largest
 
 
 def _choices(study: Study) -> list[tuple[str, str]]:
@@ -377,21 +439,17 @@ def _ratio(own: Sequence[float], reference: Sequence[float]) -> Ratio:
     return Ratio(value=statistics.median(ratios), interval=median_interval(ratios))
 
 
-def _with_memory(
-    costs: dict[str, ArmCost], jobs: list[Job], device: torch.device, micro: int | None
-) -> dict[str, ArmCost]:
-    found = {}
-    for job in jobs:
-        memory = measure_memory(job, device, micro)
-        update: dict[str, object] = {}
-        if memory is not None:
-            update |= {"peak_memory_bytes": memory.allocated_bytes, "reserved_memory_bytes": memory.reserved_bytes,
-                       "memory_source": memory.source}  # fmt: skip
-        if device.type == "cuda":
-            update |= {"largest_micro_batch_sequences": largest_micro_batch(job, device),
-                       "micro_batch_source": "searched up to the whole batch"}  # fmt: skip
-        found[job[0]] = costs[job[0]].model_copy(update=update)
-    return found
+def _with_memory(cost: ArmCost, job: Job, device: torch.device, micro: int | None) -> ArmCost:
+    memory = measure_memory(job, device, micro)
+    if memory is None:
+        return cost
+    return cost.model_copy(
+        update={
+            "peak_memory_bytes": memory.allocated_bytes,
+            "reserved_memory_bytes": memory.reserved_bytes,
+            "memory_source": memory.source,
+        }
+    )
 
 
 def _predicted(cost: ArmCost, job: Job, calibration: Calibration, micro: int | None) -> ArmCost:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,6 +21,7 @@ from budgetlab.hardware import (
     is_out_of_memory,
     largest_that_fits,
     peak_memory,
+    release_memory,
     throttled,
     waited_seconds,
 )
@@ -31,6 +33,7 @@ __all__ = [
     "QUICK",
     "Effort",
     "Job",
+    "OutOfMemory",
     "Rounds",
     "build_job",
     "describe_rounds",
@@ -48,6 +51,10 @@ Job = tuple[str, StrategySpec, ModelSpec, ModelSpec | None, Recipe]
 _WAITING = 0.05
 """Of the time that threads could have run: above this, other programs took part of the machine."""
 _DRIFT = 0.05
+
+
+class OutOfMemory(CallerError):
+    """A step does not fit into the device's memory."""
 
 
 @dataclass(frozen=True)
@@ -91,11 +98,13 @@ def time_steps(
 
     Raises
     ------
-    CallerError
-        When a step does not fit into memory.
+    OutOfMemory
+        When a step does not fit.
     """
-    built = {job[0]: (build_job(job, device), random_batch(job[2], job[4])) for job in jobs}
-    work = {name: (step, batch, micro_batch_sequences) for name, (step, batch) in built.items()}
+    work = {}
+    for job in jobs:
+        with _within_memory(job[0], micro_batch_sequences or job[4].batch_sequences):
+            work[job[0]] = (build_job(job, device), random_batch(job[2], job[4]), micro_batch_sequences)
     return _rounds(work, device, effort, say)
 
 
@@ -143,20 +152,28 @@ def _rounds(
 def _runner(
     name: str, step: TrainingStep, batch: MaskedBatch, micro: int | None
 ) -> Callable[[Callable[[str], None]], object]:
+    size = min(micro or len(batch.input_ids), len(batch.input_ids))
+
     def run(on_phase: Callable[[str], None]) -> object:
-        try:
+        with _within_memory(name, size):
             return step.run(batch, 1e-6, micro_batch_sequences=micro, on_phase=on_phase)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            size = min(micro or len(batch.input_ids), len(batch.input_ids))
-            raise CallerError(
-                f"a step of {name} with {size} sequences at once",
-                "the device is out of memory",
-                f"set execution.micro_batch_sequences below {size}" if size > 1 else "take a smaller model or seq_len",
-            ) from None
 
     return run
+
+
+@contextlib.contextmanager
+def _within_memory(name: str, sequences: int) -> Iterator[None]:
+    """Turn what torch says when memory runs out into a line that says what to do."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(
+            f"a step of {name} with {sequences} sequence{'s' * (sequences != 1)} at once",
+            "the device is out of memory",
+            f"set execution.micro_batch_sequences below {sequences}" if sequences > 1 else "take a smaller model",
+        ) from None
 
 
 def _least_seconds(found: Rounds) -> float:
@@ -208,22 +225,24 @@ def measure_memory(job: Job, device: torch.device, micro_batch_sequences: int | 
 
 
 def largest_micro_batch(job: Job, device: torch.device) -> int:
-    """Search the most sequences of a batch that fit on a GPU at once; 0 if one does not."""
+    """Search the most sequences of a batch that fit on the device at once; 0 if one does not."""
     recipe = job[4]
+    release_memory(device)
 
     def fits(sequences: int) -> bool:
         try:
             step = build_job(job, device)
             for _ in range(2):
                 step.run(random_batch(job[2], recipe, sequences), 1e-6)
-            torch.cuda.synchronize(device)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             return False
         finally:
             step = None
-            torch.cuda.empty_cache()
+            release_memory(device)
         return True
 
     return largest_that_fits(fits, recipe.batch_sequences)

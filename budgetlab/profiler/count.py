@@ -77,8 +77,15 @@ def count_flops(
     prices
         By phase, per position and per target token: the count is linear in both, so two counts give the two prices.
     """
-    few, many = masked, min(2 * masked, seq_len)
-    counts = [_count_once(step, seq_len, targets, executed_on or torch.device("meta")) for targets in (few, many)]
+    few = max(1, min(masked, seq_len // 2))
+    many = 2 * few
+    watch = Watch()
+    with watch:
+        first = _count_once(step, seq_len, few, executed_on or torch.device("meta"))
+    if watch.unknown:
+        unknown = ", ".join(sorted(watch.unknown))
+        raise BudgetlabError(f"counting {step.arm}", f"nobody counts {unknown}, which may be heavy", "report this")
+    counts = [first, _count_once(step, seq_len, many, executed_on or torch.device("meta"))]
     prices = {}
     for phase in PHASES:
         per_target = (counts[1][phase] - counts[0][phase]) / (many - few)
@@ -91,8 +98,7 @@ def _count_once(step: TrainingStep, seq_len: int, targets: int, device: torch.de
     ids = torch.zeros((1, seq_len), dtype=torch.long, device=device)
     found: dict[str, int] = dict.fromkeys(PHASES, 0)
     mapping: dict[Any, Any] = dict(zip(_CPU_ATTENTION, (_cpu_attention, _cpu_attention_backward), strict=True))
-    watch = Watch()
-    with watch, FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         so_far = 0
 
         def on_phase(phase: str) -> None:
@@ -101,9 +107,6 @@ def _count_once(step: TrainingStep, seq_len: int, targets: int, device: torch.de
             so_far = counter.get_total_flops()
 
         step.forward_backward(Batch(input_ids=ids, target_positions=zeros, target_ids=zeros), on_phase=on_phase)
-    if watch.unknown:
-        unknown = ", ".join(sorted(watch.unknown))
-        raise BudgetlabError(f"counting {step.arm}", f"nobody counts {unknown}, which may be heavy", "report this")
     return found
 
 

@@ -149,7 +149,7 @@ class ArmCost(Value):
     reserved_memory_bytes: int | None = None
     memory_source: str | None = None
     largest_micro_batch_sequences: int | None = None
-    micro_batch_source: str | None = None
+    """That fit at once, looked for up to the whole batch; None where nothing was run."""
     joules_per_token: float | None = None
     joules_source: str | None = None
     num_params_total: int
@@ -253,6 +253,8 @@ class CostProfile(Value):
     """Pretraining each teacher, named as its model."""
     conventions: dict[str, str]
     environment: Environment
+    micro_batch_sequences: int | None = None
+    """Sequences at once, where the whole batch does not fit or the study says so; None for all."""
     timing: Timing | None = None
     calibration: Calibration | None = None
     peak_flops_per_second: float | None = None

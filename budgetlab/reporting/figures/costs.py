@@ -54,6 +54,8 @@ def costs_table(profile: CostProfile) -> pd.DataFrame:
             interval = cost.seconds_per_step_interval if quantity.startswith("device") else None
             low, high = (s / cost.batch_tokens for s in interval) if interval else (None, None)
             ratio = whole / of_base if whole and of_base else None
+            if quantity.startswith("device") and cost.seconds_ratio and base is profile.arms[0]:
+                ratio = cost.seconds_ratio.value  # of paired rounds, as the tables have it
             rows.append({"quantity": quantity, "arm": cost.arm, "phase": WHOLE, "value": whole, "start": 0.0,
                          "low": low, "high": high, "ratio": ratio})  # fmt: skip
     return pd.DataFrame(rows, columns=_COLUMNS).astype({c: float for c in ("value", "start", "low", "high", "ratio")})

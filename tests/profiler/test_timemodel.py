@@ -1,0 +1,226 @@
+"""The time model recovers what it is made of, the list of work holds every FLOP, and a prediction says it is one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small import write_small_study
+
+from budgetlab.cli import run_command
+from budgetlab.errors import CallerError
+from budgetlab.planner import plan
+from budgetlab.profiler import predict_for, profile, reshaped
+from budgetlab.profiler.clock import build_job
+from budgetlab.profiler.count import count_flops
+from budgetlab.profiler.roofline import calibrate, list_work, predict_seconds
+from budgetlab.profiler.timemodel import fit_phase, shapes_for
+from budgetlab.studies import load_study
+from budgetlab.values import Calibration, CostProfile, ModelSpec, Recipe, StrategySpec
+
+
+@given(
+    st.floats(0, 0.1), st.floats(1e-7, 1e-4), st.floats(0, 1e-7), st.sampled_from([32, 64, 128]), st.integers(8, 512)
+)
+@settings(max_examples=50, deadline=None)
+def test_a_phase_is_recovered_from_its_shapes(
+    constant: float, per_token: float, per_pair: float, seq_len: int, sequences: int
+) -> None:
+    fitted, held = shapes_for(sequences, seq_len)
+    assert len(fitted) <= 8
+    assert all(count * length <= max(length, sequences * seq_len / 2) for count, length in fitted)
+
+    def seconds(shape: tuple[int, int]) -> float:
+        count, length = shape
+        return constant + count * length * (per_token + per_pair * length)
+
+    found = fit_phase(fitted, [seconds(shape) for shape in fitted])
+    for shape in (*fitted, *held):
+        assert found.seconds(shape[0] * shape[1], shape[1]) == pytest.approx(seconds(shape), rel=1e-4)
+
+
+def test_a_launch_bound_phase_has_a_floor() -> None:
+    fitted, held = shapes_for(512, 128)
+    truth = [max(0.001, 1e-7 * count * length) for count, length in fitted]
+    found = fit_phase(fitted, truth, launch_bound=True)
+    assert found.floor_seconds == pytest.approx(0.001)
+    for count, length in held:
+        assert found.seconds(count * length, length) == pytest.approx(1e-7 * count * length, rel=0.02)
+    assert fit_phase(fitted, truth).floor_seconds == 0.0
+
+
+def test_a_phase_that_takes_no_time_costs_none() -> None:
+    found = fit_phase([(1, 8), (2, 8)], [0.0, 0.0])
+    assert found.seconds(10_000, 512) == 0.0
+
+
+def spec(layers: int, width: int) -> ModelSpec:
+    return ModelSpec(num_layers=layers, hidden_size=width, num_heads=2, intermediate_size=2 * width, vocab_size=300)
+
+
+@pytest.mark.parametrize("name", ["no_kd", "vanilla_kd", "minilm", "tinybert"])
+def test_the_list_of_work_holds_every_flop_that_is_counted(name: str) -> None:
+    recipe = Recipe(seq_len=16, batch_tokens=64, dtype="float32", attention="eager")
+    teacher = None if name == "no_kd" else spec(4, 32)
+    job = (name, StrategySpec(name=name), spec(2, 16), teacher, recipe)
+    listed = list_work(job)
+    counted = count_flops(build_job(job, "meta"), 16, recipe.masked_per_sequence)
+    for phase, (position, target) in counted.items():
+        flops = sum(work.amount for work in listed if work.phase == phase and work.kind == "matmul")
+        assert flops == 64 * position + 4 * recipe.masked_per_sequence * target
+    trained = next(work.amount for work in listed if work.kind == "adamw")
+    assert trained == sum(p.numel() for p in build_job(job, "meta").trained.values())
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory):
+    study = load_study(write_small_study(tmp_path_factory.mktemp("study")))
+    return study, profile(study, depth="full", steps=6)
+
+
+def test_a_full_profile_predicts_other_shapes_and_says_so(full) -> None:
+    study, found = full
+    for cost in (*found.arms, *found.teachers):
+        assert cost.time_model.clock == "cpu" and len(cost.time_model.shapes) <= 8
+        assert cost.time_model.held_out and all(h.measured_seconds > 0 for h in cost.time_model.held_out)
+        assert cost.predicted_seconds_per_step > 0
+    other = reshaped(study, found, 16, 32)
+    assert other.predicted_for.startswith("16 sequences of 32 at once") and other.timing is None
+    longer = {cost.arm: cost for cost in other.arms}["no_kd"]
+    counted = {c.arm: c for c in profile(_longer(study), count_only=True).arms}["no_kd"]
+    assert longer.train_required_flops_per_token == counted.train_required_flops_per_token
+    assert longer.batch_tokens == 512
+    with pytest.raises(CallerError, match="no time models"):
+        reshaped(study, profile(study, count_only=True), 16, 32)
+
+
+def _longer(study):
+    arms = {
+        name: arm.model_copy(update={"recipe": arm.recipe.model_copy(update={"seq_len": 32, "batch_tokens": 512})})
+        for name, arm in study.arms.items()
+    }
+    recipe = study.recipe.model_copy(update={"seq_len": 32, "batch_tokens": 512})
+    return study.model_copy(update={"arms": arms, "recipe": recipe})
+
+
+def test_a_device_that_is_not_here_is_predicted_from_its_calibration(full) -> None:
+    study, found = full
+    elsewhere = found.calibration.model_copy(
+        update={"environment": found.environment.model_copy(update={"device_name": "a machine far away"})}
+    )
+    guess = predict_for(study, elsewhere)
+    assert guess.predicted_for == "a machine far away" and guess.timing is None
+    assert "predicted" in guess.conventions["seconds"]
+    for cost in guess.arms:
+        assert cost.steps_timed == 0 and cost.seconds_per_step == pytest.approx(cost.predicted_seconds_per_step)
+        assert sum(price.seconds_per_step for price in cost.phases.values()) == pytest.approx(cost.seconds_per_step)
+    assert any("predicted, not measured" in line for line in plan(study, guess).warnings)
+    recipe = study.recipe.model_copy(update={"dtype": "bfloat16"})
+    with pytest.raises(CallerError, match="calibrated in float32"):
+        predict_for(study.model_copy(update={"recipe": recipe}), elsewhere)
+
+
+def test_twice_the_rate_is_half_the_time(full) -> None:
+    study, found = full
+    arm = study.arms["minilm"]
+    job = (arm.name, arm.strategy, study.models[arm.student], study.teacher_of(arm), arm.recipe)
+    work = list_work(job)
+    rates = tuple(r.model_copy(update={"per_second": 2 * r.per_second}) for r in found.calibration.rates)
+    slow = found.calibration.model_copy(update={"launch_seconds": 0.0})
+    fast = slow.model_copy(update={"rates": rates})
+    one, other = (predict_seconds(work, calibration, "float32") for calibration in (slow, fast))
+    assert one == pytest.approx({phase: 2 * seconds for phase, seconds in other.items()})
+
+
+def test_a_calibration_has_a_peak_only_in_its_own_precision(full) -> None:
+    _, found = full
+    calibration: Calibration = found.calibration
+    fastest = max(r.per_second for r in calibration.rates if r.kind == "matmul")
+    assert calibration.peak_flops_per_second("float32") == fastest
+    assert calibration.peak_flops_per_second("bfloat16") is None
+    assert calibration.copy_bytes_per_second > 0
+    assert callable(calibrate) and torch.get_num_threads() >= 1
+
+
+def test_the_command_predicts_compares_and_refuses(full, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, found = full
+    path = write_small_study(tmp_path)
+    kept = tmp_path / "other.json"
+    kept.write_text(found.model_dump_json())
+    assert run_command(["profile", str(path), "--results", str(tmp_path), "--calibration", str(kept), "--json"]) == 0
+    guess = CostProfile.model_validate_json(capsys.readouterr().out)
+    assert guess.predicted_for == found.environment.device_name and guess.study_key
+    assert run_command(["profile", "--compare", str(kept), "--compare", str(kept)]) == 0
+    assert "[2] small:" in capsys.readouterr().out
+    (tmp_path / "small").mkdir(exist_ok=True)
+    (tmp_path / "small" / "profile.json").write_text(
+        found.model_copy(update={"study_key": guess.study_key}).model_dump_json()
+    )
+    shape = ["profile", str(path), "--results", str(tmp_path), "--predict", "batch=4,seq=8"]
+    assert run_command(shape) == 0
+    assert "seconds are predicted, not measured: 4 sequences of 8" in capsys.readouterr().out
+    for wrong, said in (("batch=none", "no whole number"), ("width=3", "--predict width=3")):
+        assert run_command([*shape[:-1], wrong]) == 2
+        assert said in capsys.readouterr().err
+    assert run_command(["profile", "--compare", str(tmp_path / "absent.json")]) == 2
+    assert "no such file" in capsys.readouterr().err
+
+
+def test_a_throughput_in_json_stands_in_for_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_small_study(tmp_path)
+    rows = [{"arm": arm, "tokens_per_second": 1000.0} for arm in ("no_kd", "vanilla_kd", "minilm", "tinybert")]
+    (tmp_path / "there.json").write_text(json.dumps(rows))
+    asked = ["profile", str(path), "--results", str(tmp_path), "--throughput", str(tmp_path / "there.json"), "--json"]
+    assert run_command(asked) == 0
+    assert json.loads(capsys.readouterr().out)["arms"][0]["tokens_per_second"] == 1000.0
+    (tmp_path / "there.json").write_text('{"arm"')
+    assert run_command(asked) == 2
+    assert "no list of objects" in capsys.readouterr().err
+
+
+WITHOUT_MEMORY = """
+import contextlib, io, resource, sys
+from budgetlab.cli import run_command
+study, further, out = sys.argv[1:]
+with contextlib.redirect_stdout(io.StringIO()):  # what it loads is not what is limited
+    run_command(["profile", study, "--count-only", "--json", "--results", out])
+status = open("/proc/self/status").read()
+now = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmSize")) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (now + int(further), now + int(further)))
+sys.exit(run_command(["profile", study, "--quick", "--json", "--results", out]))
+"""
+
+
+def with_so_much_memory(path: Path, further_bytes: int, out: Path) -> subprocess.CompletedProcess[str]:
+    # The limit is on addresses: freed blocks must give theirs back too.
+    settings = {**os.environ, "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", WITHOUT_MEMORY, str(path), str(further_bytes), str(out)]
+    return subprocess.run(command, capture_output=True, text=True, env=settings)
+
+
+def test_a_sequence_that_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = write_small_study(tmp_path)
+    path.write_text(path.read_text().replace("seq_len = 16", "seq_len = 2048").replace("= 128\n", "= 8192\n", 1))
+    done = with_so_much_memory(path, 30_000_000, tmp_path)
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    assert "with one sequence of 2048: the device is out of memory" in last and "Traceback" not in done.stderr
+
+
+@pytest.mark.stress
+def test_a_batch_that_does_not_fit_is_split_until_it_does(tmp_path: Path) -> None:
+    path = write_small_study(tmp_path)
+    # 1,024 sequences, which together take more than is allowed.
+    text = path.read_text().replace("batch_tokens = 128", "batch_tokens = 65536")
+    path.write_text(text.replace("seq_len = 16", "seq_len = 64").replace('"1.5e9", "3e9"', '"1e13", "2e13"'))
+    done = with_so_much_memory(path, 400_000_000, tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = CostProfile.model_validate_json(done.stdout)
+    assert found.micro_batch_sequences is not None and found.micro_batch_sequences < 1024
+    assert all(1 <= cost.largest_micro_batch_sequences <= 1024 for cost in found.arms)
+    assert plan(load_study(path), found).execution.micro_batch_sequences == found.micro_batch_sequences
