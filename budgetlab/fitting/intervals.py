@@ -49,7 +49,8 @@ def choose_interval(points: Points, asked: str) -> tuple[str, str | None]:
     """Settle which interval to use, and what to say about it.
 
     ``auto`` takes pooled t where cells of replicates leave at least three degrees of freedom and there are too
-    few clusters to resample, else the bootstrap over clusters where there are any, else over rows.
+    few clusters to resample, else the bootstrap over clusters where there are any, else over rows; of few rows or
+    clusters the wild bootstrap.
     """
     if asked not in (*INTERVALS, "auto"):
         raise unknown_name("interval", asked, (*INTERVALS, "auto"))

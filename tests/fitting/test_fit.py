@@ -232,7 +232,9 @@ def test_auto_takes_pooled_t_for_few_cells_of_replicates():
     table = power_table(np.repeat(np.geomspace(1e13, 1e15, 5), 3), noise=0.005)
     table["run"] = np.tile([0, 1, 2], 5)
     assert fit(table, clusters="run", resamples=50).interval_method == "pooled_t"
-    assert fit(surface(40, np.random.default_rng(0)), law="chinchilla", resamples=50).interval_method == "rows"
+    for points, method in ((40, "wild"), (120, "rows")):
+        found = fit(surface(points, np.random.default_rng(0)), law="chinchilla", resamples=50)
+        assert found.interval_method == method
 
 
 def test_memory_is_bounded_with_many_rows():
