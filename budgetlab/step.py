@@ -6,7 +6,7 @@ here. What no loss reads is not computed (`Needs`); with `execute = "everything"
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 import torch
@@ -66,6 +66,8 @@ class TrainingStep:
         With `dtype` resolved to float32 or bfloat16.
     projection_seed
         Of the learned projections' initialisation.
+    trained
+        Names of the tensors that the loss sends a gradient to, where they are known; else one sequence finds out.
 
     Attributes
     ----------
@@ -82,6 +84,7 @@ class TrainingStep:
         recipe: Recipe,
         *,
         projection_seed: int = 0,
+        trained: Collection[str] | None = None,
     ) -> None:
         self.arm, self.strategy, self.recipe = arm, strategy, recipe
         self.student, self.teacher = student.train(), teacher
@@ -102,7 +105,7 @@ class TrainingStep:
             enabled=recipe.dtype == "bfloat16",
         )
         named = {**dict(student.named_parameters()), **dict(self.projections.named_parameters(prefix="projections"))}
-        reached = self._reached_by_gradient(named)
+        reached = self._reached_by_gradient(named) if trained is None else trained
         self.idle_parameters = tuple(name for name in named if name not in reached)
         self.trained = {name: parameter for name, parameter in named.items() if name in reached}
         self.optimizer = self._optimizer() if self.device.type != "meta" else None
@@ -333,8 +336,9 @@ def build_step(
     *,
     seed: int,
     device: str | torch.device,
+    trained: Collection[str] | None = None,
 ) -> TrainingStep:
-    """Build an arm's networks and its step; `seed` decides the student and the projections.
+    """Build an arm's networks and its step; `seed` decides the student and the projections, `trained` as there.
 
     Raises
     ------
@@ -364,6 +368,5 @@ def build_step(
         if teacher is None:
             raise CallerError(f"arm {arm}", "its student starts from a teacher's layers", "name the teacher")
         start_from_teacher(network, teacher, recipe.initialisation.teacher_layers)
-    return TrainingStep(
-        arm, strategy, network, teacher if strategy.uses_teacher else None, recipe, projection_seed=seed
-    )
+    teacher = teacher if strategy.uses_teacher else None
+    return TrainingStep(arm, strategy, network, teacher, recipe, projection_seed=seed, trained=trained)

@@ -6,7 +6,6 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +18,6 @@ from budgetlab.errors import BudgetlabError, CallerError
 if TYPE_CHECKING:
     from budgetlab.cli.workbench import Workbench
     from budgetlab.reporting import Report
-    from budgetlab.reporting.tables import Sheet
 
 __all__ = ["app", "run_command"]
 
@@ -81,13 +79,14 @@ def _print_json(found: Any) -> None:
     print(json.dumps(found, allow_nan=False))
 
 
-def _show(found: Any, sheet: Callable[[], Sheet], as_json: bool) -> None:
+def _show(found: Any, plain: Any, sheet: str, as_json: bool) -> None:
+    """Print plain values as JSON, or the named sheet of what was found."""
     if as_json:
-        _print_json(found)
+        _print_json(plain)
         return
-    from budgetlab.reporting.tables import print_sheets
+    from budgetlab.reporting import tables
 
-    print_sheets([sheet()])
+    tables.print_sheets([getattr(tables, sheet)(found)])
 
 
 def _show_report(report: Report, as_json: bool) -> None:
@@ -136,15 +135,14 @@ def profile(
 ) -> None:
     """Measure what a token costs: FLOPs, seconds, memory and energy of each arm's step, by phase."""
     from budgetlab.cli import profiles
-    from budgetlab.reporting.tables import comparison_sheet, model_sheet
 
     if model is not None:
         counted = profiles.count_one_model(model, seq_len)
-        _show(counted.model_dump(mode="json"), lambda: model_sheet(counted), as_json)
+        _show(counted, counted.model_dump(mode="json"), "model_sheet", as_json)
         return
     if compare:
         found = profiles.compare_profiles(compare)
-        _show([made.model_dump(mode="json") for made in found], lambda: comparison_sheet(found), as_json)
+        _show(found, [made.model_dump(mode="json") for made in found], "comparison_sheet", as_json)
         return
     bench = _bench(study, results, data_root)
     figures: Path | None = bench.store.folder / "figures"

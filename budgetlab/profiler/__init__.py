@@ -362,9 +362,11 @@ def _counted(job: Job, device: torch.device) -> ArmCost:
     name, _, _, _, recipe = job
     lean = build_job((*job[:4], recipe.model_copy(update={"execute": "lean"})), "meta")
     required = count_flops(lean, recipe.seq_len, recipe.masked_per_sequence)
+    # A lean step's head is the same products on any device, so what a target token costs is known by now.
+    known = {phase: price[1] for phase, price in required.items()} if recipe.execute == "lean" else None
     with FakeTensorMode(allow_non_fake_inputs=True):
-        real = build_job(job, device)
-        executed = count_flops(real, recipe.seq_len, recipe.masked_per_sequence, executed_on=device)
+        real = build_job(job, device, trained=lean.trained)
+        executed = count_flops(real, recipe.seq_len, recipe.masked_per_sequence, executed_on=device, per_target=known)
     agreement = agree(lean, required, recipe)
     fraction = recipe.masked_per_sequence / recipe.seq_len
     head = count_head(lean.student, lean.student_needs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -79,12 +79,13 @@ class Rounds:
     throttling: set[str] = field(default_factory=set)
 
 
-def build_job(job: Job, device: str | torch.device) -> TrainingStep:
-    """Build the step of an arm, or of pretraining a teacher."""
+def build_job(job: Job, device: str | torch.device, trained: Collection[str] | None = None) -> TrainingStep:
+    """Build the step of an arm, or of pretraining a teacher; `trained` as in `TrainingStep`."""
     name, strategy, student, teacher, recipe = job
     # Random weights cost what given ones do.
     teacher = None if teacher is None else teacher.untrained()
-    return build_step(name, build_strategy(strategy, name), student, teacher, recipe, seed=0, device=device)
+    built = build_strategy(strategy, name)
+    return build_step(name, built, student, teacher, recipe, seed=0, device=device, trained=trained)
 
 
 def time_steps(

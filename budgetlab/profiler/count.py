@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -59,7 +60,12 @@ class Watch(TorchDispatchMode):
 
 
 def count_flops(
-    step: TrainingStep, seq_len: int, masked: int, *, executed_on: torch.device | None = None
+    step: TrainingStep,
+    seq_len: int,
+    masked: int,
+    *,
+    executed_on: torch.device | None = None,
+    per_target: Mapping[str, float] | None = None,
 ) -> dict[str, Price]:
     """Count the FLOPs of each phase of a step on the meta device.
 
@@ -71,26 +77,37 @@ def count_flops(
         Positions and masked positions of a sequence.
     executed_on
         The device whose kernels are counted, as it would choose them; None for the meta device.
+    per_target
+        FLOPs a target token of each phase where they are known; else a second count finds them.
 
     Returns
     -------
     prices
         By phase, per position and per target token: the count is linear in both, so two counts give the two prices.
+
+    Raises
+    ------
+    BudgetlabError
+        When an operator that may be heavy was counted by nobody.
     """
     few = max(1, min(masked, seq_len // 2))
-    many = 2 * few
+    device = executed_on or torch.device("meta")
     watch = Watch()
     with watch:
-        first = _count_once(step, seq_len, few, executed_on or torch.device("meta"))
+        counts = _count_once(step, seq_len, few, device)
     if watch.unknown:
         unknown = ", ".join(sorted(watch.unknown))
         raise BudgetlabError(f"counting {step.arm}", f"nobody counts {unknown}, which may be heavy", "report this")
-    counts = [first, _count_once(step, seq_len, many, executed_on or torch.device("meta"))]
-    prices = {}
-    for phase in PHASES:
-        per_target = (counts[1][phase] - counts[0][phase]) / (many - few)
-        prices[phase] = ((counts[0][phase] - per_target * few) / seq_len, per_target)
-    return prices
+    if per_target is None:
+        more = _count_once(step, seq_len, 2 * few, device) if _reads_targets(step) else counts
+        per_target = {phase: (more[phase] - counts[phase]) / few for phase in PHASES}
+    return {phase: ((counts[phase] - per_target[phase] * few) / seq_len, per_target[phase]) for phase in PHASES}
+
+
+def _reads_targets(step: TrainingStep) -> bool:
+    """Whether the number of target positions may change the count."""
+    own = step.strategy.source_hash() != ""
+    return own or "masked" in (step.student_needs.logits, step.teacher_needs.logits)
 
 
 def _count_once(step: TrainingStep, seq_len: int, targets: int, device: torch.device) -> dict[str, int]:
