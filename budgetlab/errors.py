@@ -44,3 +44,12 @@ def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") ->
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     listing = ", ".join(names) if names else "none"
     return CallerError(f"{where or kind} {name!r}", f"no {kind} of that name", f"{hint}known: {listing}")
+
+
+class Terminated(BudgetlabError):
+    """The system asked the process to end (SIGTERM): what it was at is saved, and it wants to be started again.
+
+    Its exit status, 75, is the one that mail programs call a temporary failure; a queue can be told to requeue on it.
+    """
+
+    exit_status = 75

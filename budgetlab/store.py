@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import platform
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +19,11 @@ from pydantic import ValidationError
 
 from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.values import CostProfile, CurveFit, Plan, Point, RunRecord, Score, Value, Verdict
+
+try:
+    import fcntl
+except ImportError:
+    fcntl = None
 
 __all__ = ["Store", "fits_frame", "read_value", "scores_frame", "write_fits", "write_whole"]
 
@@ -116,6 +123,32 @@ class Store:
         self.part = part
         self.cache = Path(results) / "cache"
         """Corpora, shared by the studies of one results folder."""
+
+    @contextmanager
+    def held(self, verb: str) -> Iterator[None]:
+        """Hold the folder against other processes; the system lets go of it when this one ends, however it ends.
+
+        Raises
+        ------
+        CallerError
+            When another process holds it.
+        """
+        if fcntl is None:  # a system without such locks
+            yield
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".held").open("a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                asked = f"{verb} in {self.folder}"
+                raise CallerError(asked, f"{holder} runs there", "wait for it, or choose another --results") from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}")
+            file.flush()
+            yield
 
     def run_folder(self, run_id: str) -> Path:
         """Where one run keeps its record, points, scores and checkpoints."""

@@ -82,7 +82,7 @@ def plan(
     amounts = _budgets(study, budgets or study.plan.budgets, match, charge, costs)
     unit = amounts[0].unit
     if study.plan.ladder == "branched" and any(
-        a.recipe.schedule not in ("wsd", "inverse_sqrt") for a in study.arms.values()
+        not a.recipe.cools_down and a.recipe.schedule != "inverse_sqrt" for a in study.arms.values()
     ):
         raise CallerError('ladder = "branched"', "needs a schedule that can be cut anywhere", 'use schedule = "wsd"')
     unique = study.corpus.unique_tokens or corpus_tokens
@@ -206,7 +206,7 @@ def _warmup(recipe: Recipe, steps: int) -> int:
 
 
 def _cooldown(recipe: Recipe, steps: int) -> int:
-    return max(1, round(recipe.cooldown_fraction * steps)) if recipe.schedule == "wsd" and steps else 0
+    return max(1, round(recipe.cooldown_fraction * steps)) if recipe.cools_down and steps else 0
 
 
 def _schedule(

@@ -215,12 +215,15 @@ def training_arguments(plan: Plan, arm: str, rung: int = -1) -> dict[str, Any]:
         "linear": {"lr_scheduler_type": "linear"},
         "cosine": {"lr_scheduler_type": "cosine"},
         "inverse_sqrt": {"lr_scheduler_type": "inverse_sqrt"},
-        "wsd": {
-            "lr_scheduler_type": "warmup_stable_decay",
-            "lr_scheduler_kwargs": {
-                "num_decay_steps": schedule.cooldown_steps, "num_stable_steps": stable, "decay_type": "linear",
-                "min_lr_ratio": 0.0,
-            },
+        **{
+            name: {
+                "lr_scheduler_type": "warmup_stable_decay",
+                "lr_scheduler_kwargs": {
+                    "num_decay_steps": schedule.cooldown_steps, "num_stable_steps": stable, "decay_type": shape,
+                    "min_lr_ratio": 0.0,
+                },
+            }
+            for name, shape in (("wsd", "linear"), ("wsd_sqrt", "1-sqrt"))
         },
     }  # fmt: skip
     return {

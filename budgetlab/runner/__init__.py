@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from budgetlab.checkpoint import load_checkpoint
 from budgetlab.corpus import Corpus
 from budgetlab.crew import work
-from budgetlab.errors import BudgetlabError, CallerError
+from budgetlab.errors import BudgetlabError, CallerError, Terminated
 from budgetlab.hardware import environment, prepare
 from budgetlab.models import Network, build_network
 from budgetlab.runner.training import Training, step_name
@@ -65,33 +65,49 @@ def run(
     Raises
     ------
     CallerError
-        When the corpus is too small, given weights do not fit, or more than one device is asked for.
+        When the corpus is too small, given weights do not fit, more than one device is asked for, or another process
+        runs in the same folder.
     BudgetlabError
         When the disk is full: the last checkpoint is whole, and the same command goes on from there.
     KeyboardInterrupt
-        After Ctrl-C or SIGTERM, once the step is finished and saved.
+        After Ctrl-C, once the step is finished and saved.
+    Terminated
+        After SIGTERM, likewise.
     """
     if plan.execution.devices != 1:
         asked = f"execution.devices = {plan.execution.devices}"
         raise CallerError(asked, "a run takes one device so far", "set it to 1, or only plan")
+    with store.held("run"):
+        return _run(plan, corpus, store, progress or (lambda where: None))
+
+
+def _run(plan: Plan, corpus: Corpus, store: Store, progress: Callable[[Progress], None]) -> list[RunRecord]:
     units = plan_units(plan, corpus)
     store.write_index(runs=[unit.run_id for unit in units])
     _number_anew(units, store)
     todo = _unfinished(units, store)
     numbers = {unit.run_id: number for number, unit in enumerate(todo)}
     needs = [[numbers[run_id] for run_id in _needs(unit, units) if run_id in numbers] for unit in todo]
-    meter = _Meter(todo, progress or (lambda where: None))
-    with _finish_the_step_on_signals() as stop_asked:
-        for _ in work(
+    meter = _Meter(todo, progress)
+    with _finish_the_step_on_signals() as stop:
+        jobs = work(
             _Worker,
             (plan, corpus, store, units),
             todo,
             needs=needs,
             workers=plan.execution.workers,
             tell=meter,
-            stop_asked=stop_asked,
-        ):
-            pass
+            stop_asked=stop.is_set,
+        )
+        try:
+            for _ in jobs:
+                pass
+        except KeyboardInterrupt:
+            if not stop.terminated:
+                raise
+            raise Terminated(
+                "SIGTERM", "stopped after saving", "give the same command again; nothing is lost"
+            ) from None
     return store.records()
 
 
@@ -240,22 +256,29 @@ def _unfinished(units: list[Unit], store: Store) -> list[Unit]:
     return [unit for unit in units if id(unit) in chosen]
 
 
+class _Stop(threading.Event):
+    """Set by the first Ctrl-C or SIGTERM; remembers which."""
+
+    terminated = False
+
+
 @contextmanager
-def _finish_the_step_on_signals() -> Iterator[Callable[[], bool]]:
+def _finish_the_step_on_signals() -> Iterator[_Stop]:
     """Turn the first Ctrl-C or SIGTERM into a request that the loop honours; a second one acts at once."""
-    asked = threading.Event()
+    asked = _Stop()
     if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
+        yield asked
         return
 
     def ask(number: int, frame: object) -> None:
         if asked.is_set():
             raise KeyboardInterrupt
+        asked.terminated = number == signal.SIGTERM
         asked.set()
 
     old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked.is_set
+        yield asked
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)

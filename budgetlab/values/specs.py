@@ -141,7 +141,8 @@ class Recipe(Value):
     seq_len: int = Field(default=64, ge=8, le=8192)
     batch_tokens: Count = 2048
     learning_rate: float = Field(default=1e-3, gt=0)
-    schedule: Literal["linear", "cosine", "wsd", "inverse_sqrt"] = "wsd"
+    schedule: Literal["linear", "cosine", "wsd", "wsd_sqrt", "inverse_sqrt"] = "wsd"
+    """wsd: warm-up, constant, linear cooldown; wsd_sqrt: cooldown by 1 - sqrt of its share."""
     warmup_fraction: float = Field(default=0.06, ge=0, lt=1)
     cooldown_fraction: float = Field(default=0.2, ge=0, lt=1)
     weight_decay: float = Field(default=0.01, ge=0)
@@ -158,11 +159,16 @@ class Recipe(Value):
 
     @model_validator(mode="after")
     def _whole_sequences(self) -> Recipe:
-        if self.schedule == "wsd" and self.warmup_fraction + self.cooldown_fraction > 1:
+        if self.cools_down and self.warmup_fraction + self.cooldown_fraction > 1:
             raise ValueError("warmup_fraction and cooldown_fraction together are more than the whole run")
         if self.batch_tokens % self.seq_len:
             raise ValueError(f"batch_tokens {self.batch_tokens} is no multiple of seq_len {self.seq_len}")
         return self
+
+    @property
+    def cools_down(self) -> bool:
+        """Whether the schedule ends in a cooldown of its own, so that it can be cut anywhere before."""
+        return self.schedule in ("wsd", "wsd_sqrt")
 
     @property
     def batch_sequences(self) -> int:

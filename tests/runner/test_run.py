@@ -247,7 +247,7 @@ def uninterrupted(longer: Plan, corpus: Corpus, folder: Path) -> dict[str, str |
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_killed_command_goes_on_from_its_checkpoint(
     number: int, workers: int, longer: Plan, study: Study, folder: Path, uninterrupted: dict[str, str | None]
 ) -> None:
@@ -265,12 +265,32 @@ def test_a_killed_command_goes_on_from_its_checkpoint(
         time.sleep(0.01)
     process.send_signal(number)
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 130)
-    if number == signal.SIGINT:
-        assert errors.strip().splitlines()[-1].startswith("budgetlab: stopped; what was finished is kept")
+    statuses = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130, signal.SIGTERM: 75}
+    assert process.returncode == statuses[number]
+    said = {
+        signal.SIGINT: "budgetlab: stopped; what was finished is kept",
+        signal.SIGTERM: "budgetlab: SIGTERM: stopped",
+    }
+    if number in said:
+        assert errors.strip().splitlines()[-1].startswith(said[number])
     assert sum(record.status == "complete" for record in store.records()) < len(uninterrupted)
     subprocess.run(command(results), env=environment, check=True, capture_output=True)
     assert hashes(store.records()) == uninterrupted
+
+
+def test_a_second_runner_in_the_same_folder_is_refused(made: Plan, corpus: Corpus, tmp_path: Path) -> None:
+    store = Store(tmp_path, "small")
+    held = "import sys; from budgetlab.store import Store\nwith Store(sys.argv[1], 'small').held('run'):\n"
+    code = held + "    print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(CallerError, match=rf"run in .*: process {other.pid} on .* runs there; wait for it"):
+            run(made, corpus, store)
+        other.kill()
+    with store.held("run"):  # however the other ended, its hold is gone
+        assert store.records() == []
 
 
 CONTROLS = """
