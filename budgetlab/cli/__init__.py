@@ -115,7 +115,7 @@ def profile(
         list[Path] | None, typer.Option("--compare", help="Show these profiles side by side; repeated.", metavar="FILE")
     ] = None,
     peak: Annotated[
-        float | None, typer.Option("--peak", help="FLOPs a second that the device can do at most.", min=1.0)
+        float | None, typer.Option("--peak", help="FLOPs a second that the device can do at most.", min=1.0, max=1e24)
     ] = None,
     throughput: Annotated[
         Path | None,
@@ -144,6 +144,12 @@ def profile(
         found = profiles.compare_profiles(compare)
         _show(found, [made.model_dump(mode="json") for made in found], "comparison_sheet", as_json)
         return
+    asked = {"--predict": predict, "--calibration": calibration, "--throughput": throughput}
+    alone = [name for name, value in asked.items() if value is not None]
+    measuring = {"--quick": quick, "--count-only": count_only, "--peak": peak is not None}
+    too = alone[1:] + [name for name, given in measuring.items() if given] if alone else []
+    if too and (alone, too) != (["--throughput"], ["--count-only"]):
+        raise CallerError(f"profile {alone[0]} with {', '.join(too)}", "each prices in its own way", "give one of them")
     bench = _bench(study, results, data_root)
     figures: Path | None = bench.store.folder / "figures"
     if calibration is not None or predict is not None:

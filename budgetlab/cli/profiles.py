@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 __all__ = ["compare_profiles", "count_one_model", "predict_elsewhere", "predict_shape", "show_profile"]
 
 
+_LEAST = {"batch": 1, "seq": 8}
+_MOST = {"batch": 2**20, "seq": 8192}
+
+
 def count_one_model(name: str, seq_len: int) -> ModelCost:
     """Count one language model by itself."""
     from budgetlab.models import read_model
@@ -46,13 +50,13 @@ def predict_shape(bench: Workbench, asked: str) -> CostProfile:
         name, _, value = part.partition("=")
         if name not in given:
             raise unknown_name("name", name, list(given), f"--predict {asked}")
-        if not value.isdecimal() or int(value) < 1:
-            raise CallerError(
-                f"--predict {asked}", f"{value!r} is no whole number above zero", "write batch=64,seq=128"
-            )
+        if not value.isdecimal() or not _LEAST[name] <= int(value) <= _MOST[name]:
+            wrong = f"{name} is {value!r}, not a whole number from {_LEAST[name]} to {_MOST[name]}"
+            raise CallerError(f"--predict {asked}", wrong, "write batch=64,seq=128")
         given[name] = int(value)
-    found = bench.profile()
-    if any(cost.time_model is None for cost in (*found.arms, *found.teachers)):
+    found = bench.known_profile()
+    if found is None or any(cost.time_model is None for cost in (*found.arms, *found.teachers)):
+        bench.screen.say("predict   no time models in the results folder yet: profiling in full first")
         found = bench.profile(fresh=True, depth="full")
     return reshaped(bench.study, found, given["batch"], given["seq"])
 
@@ -67,7 +71,7 @@ def show_profile(found: CostProfile, figures: Path | None) -> None:
     from budgetlab.reporting.tables import phase_sheet, print_sheets, profile_sheet, ratio_sheet, time_model_sheet
 
     sheets = [profile_sheet(found)]
-    if found.timed:
+    if found.arms_have_seconds:
         sheets += [phase_sheet(found), ratio_sheet(found)]
         further = None if found.predicted_for else time_model_sheet(found)
         sheets += [further] if further else []

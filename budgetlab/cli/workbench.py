@@ -34,6 +34,11 @@ def open_workbench(
     return Workbench(loaded, Store(results, loaded.name), screen, recorded if recorded.is_file() else None)
 
 
+def _says_more(kept: CostProfile, found: CostProfile) -> bool:
+    """Whether a profile of the same study has what a new one lacks."""
+    return (kept.timed, kept.calibration is not None) > (found.timed, found.calibration is not None)
+
+
 class Workbench:
     """One study in one results folder.
 
@@ -102,8 +107,17 @@ class Workbench:
             first = found.arms[0]
             stage.note = f"{len(found.arms)} arms, {first.dtype}, {first.attention} attention"
         self.store.write_study(dump_study(self.study))
-        self.store.write_profile(found)
+        kept = self.known_profile()
+        if kept is not None and _says_more(kept, found):
+            self.screen.say("profile   the fuller profile in the results folder is kept; this one is only shown")
+        else:
+            self.store.write_profile(found)
         return found
+
+    def known_profile(self) -> CostProfile | None:
+        """Return the profile in the results folder if it is of this study as it is now."""
+        known = self.store.read_profile()
+        return known if known is not None and known.study_key == profile_key(self.study) else None
 
     def ask(self, *, budgets: Sequence[str] = (), match: str | None = None, teacher_charge: str | None = None) -> None:
         """Put other budgets, another match or charge in the place of the study's own."""

@@ -55,6 +55,9 @@ def pick_device(execution: ExecutionSpec) -> torch.device:
         ) from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise CallerError(f"execution.device = {execution.device!r}", "torch sees no GPU here", 'use "auto" or "cpu"')
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise CallerError(f"execution.device = {execution.device!r}", f"there are {count} GPUs here", "use one of them")
     if device.type not in ("cpu", "cuda"):
         raise CallerError(f"execution.device = {execution.device!r}", "not supported", 'use "auto", "cpu" or "cuda"')
     return device
@@ -64,6 +67,8 @@ def prepare(execution: ExecutionSpec) -> torch.device:
     """Pick the device and set the number of threads."""
     device = pick_device(execution)
     torch.set_num_threads(execution.threads)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # events and streams are those of the current device
     return device
 
 

@@ -56,9 +56,14 @@ class PhaseClock:
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
-    def time(self, step: Callable[[Callable[[str], None]], object]) -> StepTime:
-        """Run `step(on_phase)` and return its times; a phase that comes again (micro-batches) adds up."""
-        return self._by_events(step) if self.device.type == "cuda" else self._by_clocks(step)
+    def time(
+        self, step: Callable[[Callable[[str], None]], object], while_busy: Callable[[], None] | None = None
+    ) -> StepTime:
+        """Run `step(on_phase)` and return its times; a phase that comes again (micro-batches) adds up.
+
+        On a GPU `while_busy` is called once all is launched, while the device still works.
+        """
+        return self._by_events(step, while_busy) if self.device.type == "cuda" else self._by_clocks(step)
 
     def _by_clocks(self, step: Callable[[Callable[[str], None]], object]) -> StepTime:
         found = StepTime()
@@ -74,7 +79,9 @@ class PhaseClock:
         step(on_phase)
         return found
 
-    def _by_events(self, step: Callable[[Callable[[str], None]], object]) -> StepTime:
+    def _by_events(
+        self, step: Callable[[Callable[[str], None]], object], while_busy: Callable[[], None] | None
+    ) -> StepTime:
         torch.cuda.synchronize(self.device)
         stamps: list[tuple[str, torch.cuda.Event]] = []
 
@@ -85,6 +92,8 @@ class PhaseClock:
 
         on_phase("")
         step(on_phase)
+        if while_busy is not None:
+            while_busy()
         torch.cuda.synchronize(self.device)
         found = StepTime()
         for (_, before), (phase, after) in itertools.pairwise(stamps):

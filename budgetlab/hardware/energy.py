@@ -86,11 +86,13 @@ def _nvml_counter(device: torch.device) -> EnergyCounter | None:
 
 def _rapl_counter(folder: Path) -> EnergyCounter | None:
     """All processor packages together; only root may read them on most systems, and virtual machines have none."""
-    packages = [p for p in sorted(folder.glob("intel-rapl:*")) if p.name.count(":") == 1]
+    zones = [zone for zone in sorted(folder.glob("intel-rapl:*")) if zone.name.count(":") == 1]
     readers = []
-    for package in packages:
+    for zone in zones:
         try:
-            readers.append(_Rapl(package))
+            # "psys" is the whole platform, with the packages in it.
+            if (zone / "name").read_text().startswith("package"):
+                readers.append(_Rapl(zone))
         except (OSError, ValueError):
             return None
     if not readers:

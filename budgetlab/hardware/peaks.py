@@ -63,6 +63,10 @@ PEAKS: tuple[Peak, ...] = (
 )
 
 
+_OTHERS = frozenset({"MIG", "LAPTOP", "MOBILE", "MAX", "Q", "D", "DESIGN"})
+"""Words in the names of slices, and of slower devices that share a name."""
+
+
 def find_peak(device_name: str) -> Peak | None:
     """Find a device by the name that torch gives it; None for any that is not in the table.
 
@@ -74,6 +78,8 @@ def find_peak(device_name: str) -> Peak | None:
     True
     """
     have = _words(device_name)
+    if have & _OTHERS:
+        return None
     return next((peak for peak in PEAKS if _words(peak.name) <= have), None)
 
 

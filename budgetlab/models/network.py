@@ -70,6 +70,12 @@ class Network(nn.Module):
         return getattr(self.model, FAMILIES[self.spec.family].trunk)
 
     @property
+    def attention(self) -> str:
+        """The attention that it was built with: "sdpa" or "eager"."""
+        config: Any = self.model.config
+        return str(config._attn_implementation).removeprefix("budgetlab_")
+
+    @property
     def word_embeddings(self) -> Tensor:
         """The input embeddings, [V, D] (ELECTRA: [V, embedding_size])."""
         return self.trunk.get_input_embeddings().weight

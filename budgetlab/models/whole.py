@@ -33,8 +33,13 @@ class WholeModel:
         Eager attention has no kernel that recomputes: what is counted is what the model requires.
         """
         auto: Any = AutoModelForMaskedLM if self.kind == "masked" else AutoModelForCausalLM
+        # Experts as batched products, whose shapes no token decides: the grouped one takes half precision only.
+        self.config._experts_implementation = "batched_mm"
         with no_init_weights():
             model = auto.from_config(self.config, attn_implementation="eager")
+        trunk: Any = getattr(model, model.base_model_prefix, None)
+        if getattr(trunk, "pooler", None) is not None:
+            trunk.pooler = nn.Identity()  # no logit comes from it
         model.tie_weights()
         return model
 
@@ -88,6 +93,8 @@ def _read_config(asked: str) -> Any:
 def _of_type(asked: str, model_type: str | None, fields: dict[str, Any]) -> Any:
     if model_type is None:
         raise CallerError(f"--model {asked}", "it has no model_type", 'add one, such as "bert"')
+    if not isinstance(model_type, str):
+        raise CallerError(f"--model {asked}", f"its model_type is {model_type!r}, not a name", 'write such as "bert"')
     if model_type not in CONFIG_MAPPING:
         raise unknown_name("architecture", model_type, list(CONFIG_MAPPING), f"--model {asked}")
     try:

@@ -243,6 +243,13 @@ def cached_teacher(study: Study, profile: CostProfile, *, top_k: int | None = No
     return pd.DataFrame(rows)
 
 
+def _is_rate(value: object) -> bool:
+    try:
+        return 0.0 < float(value) < math.inf  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False
+
+
 def with_throughput(
     profile: CostProfile, table: pd.DataFrame, source: str, execution: ExecutionSpec | None = None
 ) -> CostProfile:
@@ -271,9 +278,9 @@ def with_throughput(
     absent = [cost.arm for cost in profile.arms if cost.arm not in rows]
     if absent:
         raise CallerError(f"throughput from {source}", f"no row for {', '.join(absent)}", "add one for every arm")
-    wrong = [arm for arm, row in rows.items() if not float(row["tokens_per_second"]) > 0]
+    wrong = [arm for arm, row in rows.items() if not _is_rate(row["tokens_per_second"])]
     if wrong:
-        raise CallerError(f"throughput from {source}", f"not above zero for {', '.join(wrong)}", "correct it")
+        raise CallerError(f"throughput from {source}", f"no number above zero for {', '.join(wrong)}", "correct it")
 
     # Prices are those of one device by itself; what several lose to each other is added when planning.
     together = 1.0 if execution is None else execution.devices / loss_factor(execution)

@@ -17,7 +17,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from budgetlab.errors import CallerError
-from budgetlab.hardware import environment, find_peak, prepare, release_memory
+from budgetlab.hardware import StepTime, environment, find_peak, prepare, release_memory
 from budgetlab.models import count_parameters
 from budgetlab.profiler.clock import (
     QUICK,
@@ -34,7 +34,7 @@ from budgetlab.profiler.clock import (
 )
 from budgetlab.profiler.count import agree, count_flops, count_head, second_opinion
 from budgetlab.profiler.roofline import calibrate, list_work, predict_seconds
-from budgetlab.profiler.timemodel import measure_time_model
+from budgetlab.profiler.timemodel import measure_time_model, positions
 from budgetlab.resampling import median_interval
 from budgetlab.step import PHASES
 from budgetlab.studies import Study, profile_key
@@ -56,13 +56,14 @@ CONVENTIONS = {
     "executed": "the kernels that run, with their recomputation of attention scores in the backward pass",
     "attention": "full, every position with every other; no causal half is taken off",
     "padding": "none: sequences are filled",
+    "batch": "splitting it and moving it to the device is in the seconds of the teacher's forward pass",
     "logits": "at masked positions only (execute = everything: at all positions)",
     "frozen": "the teacher, forward only; tied input and output embeddings are multiplied once each way, as the head",
     "teacher_depth": "up to the deepest layer that the loss reads",
     "seconds": "median over paired rounds, arms in a random order in each, the first round not counted; interval by "
     "order statistics; wall time on a CPU, time between device events on a GPU",
     "cpu_seconds": "processor time of this process, summed over threads",
-    "ratios": "median over rounds of an arm's seconds over the first arm's in the same round",
+    "ratios": "median over rounds of an arm's seconds a token over the first arm's in the same round",
     "memory": "the arm alone: networks, optimizer state, two steps",
 }
 
@@ -87,8 +88,8 @@ def profile(
     count_only
         Count FLOPs; time nothing.
     depth
-        "quick" times six rounds; "timed" at least ten rounds and a second of every arm, with memory and energy; "full"
-        also fits a time model of every arm and calibrates the device.
+        "quick" times six rounds; "timed" at least ten rounds and a second of every arm (but no more than 200 rounds),
+        with memory and energy; "full" also fits a time model of every arm and calibrates the device.
     steps
         Least timed steps of each arm, instead.
     peak_flops_per_second
@@ -132,10 +133,12 @@ def profile(
     if rounds is not None:
         timing = describe_rounds(rounds)
         first = next(iter(study.arms))
-        costs = {name: _timed(cost, rounds, first) for name, cost in costs.items()}
+        costs = {name: _timed(cost, rounds, costs[first]) for name, cost in costs.items()}
         for job in jobs:
-            ran = largest.get(job[0], min(micro or job[4].batch_sequences, job[4].batch_sequences))
-            costs[job[0]] = costs[job[0]].model_copy(update={"largest_micro_batch_sequences": ran})
+            # Where the whole batch ran, it fits; a smaller micro-batch that was asked for says nothing.
+            whole = job[4].batch_sequences if micro is None else None
+            fits = {"largest_micro_batch_sequences": largest.get(job[0], whole)}
+            costs[job[0]] = costs[job[0]].model_copy(update=fits)
     if not count_only and depth != "quick":
         say("measuring memory and energy")
         costs = {job[0]: _with_memory(costs[job[0]], job, device, micro) for job in jobs}
@@ -176,6 +179,8 @@ def predict_for(study: Study, calibration: Calibration, progress: Callable[[str]
     """
     say = progress or (lambda text: None)
     dtypes = list(dict.fromkeys(rate.dtype for rate in calibration.rates if rate.kind == "matmul"))
+    if not dtypes:
+        raise CallerError("a prediction", "the calibration has no matrix products", "calibrate the device again")
     wanted = study.recipe.dtype if study.recipe.dtype != "auto" else dtypes[0]
     if wanted not in dtypes:
         raise CallerError(
@@ -214,7 +219,7 @@ def predict_for(study: Study, calibration: Calibration, progress: Callable[[str]
         calibration=calibration,
         peak_flops_per_second=None if peak is None else peak.flops_per_second(wanted),
         peak_source=None if peak is None else peak.source,
-        predicted_for=calibration.environment.device_name,
+        predicted_for=f"{calibration.environment.device_name}, {calibration.environment.threads} threads",
     )
 
 
@@ -228,12 +233,12 @@ def reshaped(study: Study, found: CostProfile, sequences: int, seq_len: int) -> 
     found
         Its profile, of depth "full".
     sequences, seq_len
-        Of one step, all sequences at once.
+        Of one step, in the micro-batches of the profile.
 
     Raises
     ------
     CallerError
-        When the profile has no time models.
+        When the profile has no time models, or the networks not so many positions.
     """
     known = {cost.arm: cost for cost in (*found.arms, *found.teachers)}
     if any(cost.time_model is None for cost in known.values()):
@@ -243,22 +248,21 @@ def reshaped(study: Study, found: CostProfile, sequences: int, seq_len: int) -> 
     costs = []
     for name, strategy, student, teacher, recipe in _jobs(study):
         before = known[name]
+        longest = positions(student, teacher, seq_len)
+        if seq_len > longest:
+            raise CallerError(
+                f"a prediction for sequences of {seq_len}", f"{name} has positions for {longest}", "take a shorter one"
+            )
+        micro = min(found.micro_batch_sequences or sequences, sequences)
         changes = {"seq_len": seq_len, "batch_tokens": sequences * seq_len, "dtype": before.dtype}
         recipe = Recipe.model_validate({**recipe.model_dump(), **changes, "attention": before.attention})
         counted = _counted((name, strategy, student, teacher, recipe), torch.device("cpu"))
         model = before.time_model
         assert model is not None
-        seconds = model.seconds(sequences, seq_len)
-        phases = {
-            phase: price.model_copy(
-                update={
-                    "cpu_seconds_per_step" if model.clock == "cpu" else "seconds_per_step": model.phases[phase].seconds(
-                        sequences * seq_len, seq_len
-                    )
-                }
-            )
-            for phase, price in counted.phases.items()
-        }
+        by_phase = model.phase_seconds(sequences, seq_len, micro)
+        seconds = sum(by_phase.values())
+        clock = "cpu_seconds_per_step" if model.clock == "cpu" else "seconds_per_step"
+        phases = {phase: price.model_copy(update={clock: by_phase[phase]}) for phase, price in counted.phases.items()}
         # Of processor time, what the wall clock shows is as at the shape that was measured.
         wall = 1.0
         if model.clock == "cpu" and before.seconds_per_step and before.cpu_seconds_per_step:
@@ -278,7 +282,7 @@ def reshaped(study: Study, found: CostProfile, sequences: int, seq_len: int) -> 
             "teachers": tuple(cost for cost in costs if cost.arm not in study.arms),
             "timing": None,
             "study_key": "",
-            "predicted_for": f"{sequences} sequences of {seq_len} at once on {found.environment.device_name}",
+            "predicted_for": f"{sequences} sequences of {seq_len} a step on {found.environment.device_name}",
         }
     )
 
@@ -296,8 +300,13 @@ def _jobs(study: Study) -> list[Job]:
 
 
 def _set(job: Job, dtype: str, attention: str) -> Job:
-    recipe = Recipe.model_validate({**job[4].model_dump(), "dtype": dtype, "attention": attention})
-    return (*job[:4], recipe)
+    """Fill in what was left to the probe; what an arm's own recipe says stays."""
+    own = job[4]
+    chosen = {
+        "dtype": dtype if own.dtype == "auto" else own.dtype,
+        "attention": attention if own.attention == "auto" else own.attention,
+    }
+    return (*job[:4], Recipe.model_validate({**own.model_dump(), **chosen}))
 
 
 def _choose_and_time(
@@ -313,9 +322,11 @@ def _choose_and_time(
     """Settle precision and attention, then time; no rounds where memory does not hold a step and that may be."""
     release_memory(device)
     try:
-        chosen = _resolve(study, jobs, device, micro, say)
+        chosen, first = _resolve(study, jobs, device, micro, say)
         set_jobs = [_set(job, *chosen) for job in jobs]
-        return set_jobs, time_steps(set_jobs, device, effort, say, micro)
+        rounds = time_steps(set_jobs, device, effort, say, micro)
+        rounds.first = first or rounds.first  # the probe's steps were the first of their kind
+        return set_jobs, rounds
     except OutOfMemory:
         if not may_fail:
             raise
@@ -344,17 +355,22 @@ def _choices(study: Study) -> list[tuple[str, str]]:
 
 def _resolve(
     study: Study, jobs: list[Job], device: torch.device, micro: int | None, say: Callable[[str], None]
-) -> tuple[str, str]:
-    """Choose precision and attention, the same for all arms: the fastest over one step of each arm."""
+) -> tuple[tuple[str, str], dict[str, StepTime] | None]:
+    """Choose precision and attention, the same for all arms: the fastest over one step of each arm.
+
+    Returns the first steps of the choice too, where there was one to make.
+    """
     choices = _choices(study)
     if len(choices) == 1:
-        return choices[0]
+        return choices[0], None
     say("probing precision and attention")
-    seconds = {}
+    seconds, first = {}, {}
     for choice in choices:
         rounds = time_steps([_set(job, *choice) for job in jobs], device, Effort(3, 0.0), lambda text: None, micro)
         seconds[choice] = sum(min(step.seconds for step in steps) for steps in rounds.steps.values())
-    return min(seconds, key=lambda choice: seconds[choice])
+        first[choice] = rounds.first
+    best = min(seconds, key=lambda choice: seconds[choice])
+    return best, first[best]
 
 
 def _counted(job: Job, device: torch.device) -> ArmCost:
@@ -396,13 +412,14 @@ def _counted(job: Job, device: torch.device) -> ArmCost:
         num_params_non_embedding=other_params,
         idle_parameters=lean.idle_parameters,
         dtype=recipe.dtype if recipe.dtype != "auto" else "float32",
-        attention=recipe.attention if recipe.attention != "auto" else "sdpa",
+        attention=real.student.attention,
     )
 
 
-def _timed(cost: ArmCost, rounds: Rounds, first: str) -> ArmCost:
-    """Add what the rounds say of an arm."""
-    steps, reference = rounds.steps[cost.arm], rounds.steps[first]
+def _timed(cost: ArmCost, rounds: Rounds, first: ArmCost) -> ArmCost:
+    """Add what the rounds say of an arm; its ratios to the first are of seconds a token."""
+    steps, reference = rounds.steps[cost.arm], rounds.steps[first.arm]
+    share = first.batch_tokens / cost.batch_tokens
     on_cpu = bool(steps[0].cpu)
     phases = {
         phase: price.model_copy(
@@ -422,7 +439,7 @@ def _timed(cost: ArmCost, rounds: Rounds, first: str) -> ArmCost:
         "phases": phases,
         "seconds_per_step": seconds,
         "seconds_per_step_interval": median_interval(wall),
-        "seconds_ratio": _ratio(wall, [step.seconds for step in reference]),
+        "seconds_ratio": _ratio(wall, [step.seconds for step in reference], share),
         "first_step_seconds": max(0.0, rounds.first[cost.arm].seconds - seconds),
         "tokens_per_second": cost.batch_tokens / seconds,
         "steps_timed": len(wall),
@@ -431,13 +448,13 @@ def _timed(cost: ArmCost, rounds: Rounds, first: str) -> ArmCost:
         update |= {
             "cpu_seconds_per_step": statistics.median(cpu),
             "cpu_seconds_per_step_interval": median_interval(cpu),
-            "cpu_seconds_ratio": _ratio(cpu, [step.cpu_seconds for step in reference]),
+            "cpu_seconds_ratio": _ratio(cpu, [step.cpu_seconds for step in reference], share),
         }
     return cost.model_copy(update=update)
 
 
-def _ratio(own: Sequence[float], reference: Sequence[float]) -> Ratio:
-    ratios = [a / b for a, b in zip(own, reference, strict=True)]
+def _ratio(own: Sequence[float], reference: Sequence[float], share: float) -> Ratio:
+    ratios = [share * a / b for a, b in zip(own, reference, strict=True)]
     return Ratio(value=statistics.median(ratios), interval=median_interval(ratios))
 
 

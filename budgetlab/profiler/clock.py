@@ -63,7 +63,7 @@ class Effort:
 
     rounds: int = 10
     seconds: float = 1.0
-    most_rounds: int = 50
+    most_rounds: int = 200
 
 
 QUICK: Effort = Effort(rounds=6, seconds=0.0)
@@ -114,11 +114,10 @@ def time_shapes(
 ) -> dict[tuple[int, int], list[StepTime]]:
     """Time one arm's step at several shapes, (sequences, positions), all at once and interleaved."""
     step = build_job(job, device)
-    work = {
-        f"{count} x {length}": (step, random_batch(job[2], job[4], count, length), None) for count, length in shapes
-    }
+    names = {shape: f"{job[0]} at {shape[0]} x {shape[1]}" for shape in shapes}
+    work = {name: (step, random_batch(job[2], job[4], *shape), None) for shape, name in names.items()}
     found = _rounds(work, device, Effort(rounds, 0.0), lambda text: None)
-    return {shape: found.steps[f"{shape[0]} x {shape[1]}"] for shape in shapes}
+    return {shape: found.steps[name] for shape, name in names.items()}
 
 
 def _rounds(
@@ -131,15 +130,18 @@ def _rounds(
     found = Rounds({name: [] for name in work}, {})
     before = waited_seconds()
     done = 0
+
+    def while_busy() -> None:
+        if (reason := throttled(device)) is not None:
+            found.throttling.add(reason)
+
     while done <= effort.rounds or (done <= effort.most_rounds and _least_seconds(found) < effort.seconds):
         for name in shuffle.sample(sorted(work), len(work)):
-            timed = clock.time(_runner(name, *work[name]))
+            timed = clock.time(_runner(name, *work[name]), while_busy)
             if done:
                 found.steps[name].append(timed)
             else:  # makes optimizer state, warms the kernels up
                 found.first[name] = timed
-        if (reason := throttled(device)) is not None:
-            found.throttling.add(reason)
         if done % 5 == 0:
             say(f"timing steps, round {done} of {effort.rounds}")
         done += 1
@@ -218,9 +220,10 @@ def measure_memory(job: Job, device: torch.device, micro_batch_sequences: int | 
     """Measure the peak of the arm alone: networks, optimizer state, activations; None where the system does not say."""
 
     def work() -> None:
-        step, batch = build_job(job, device), random_batch(job[2], job[4])
-        for _ in range(2):  # the first makes optimizer state
-            step.run(batch, 1e-6, micro_batch_sequences=micro_batch_sequences)
+        with _within_memory(job[0], micro_batch_sequences or job[4].batch_sequences):
+            step, batch = build_job(job, device), random_batch(job[2], job[4])
+            for _ in range(2):  # the first makes optimizer state
+                step.run(batch, 1e-6, micro_batch_sequences=micro_batch_sequences)
 
     return peak_memory(work, device)
 
@@ -260,9 +263,12 @@ def measure_energy(
     if counter is None:
         return {}, None
     found = {}
+    clock = PhaseClock(device)
     for job in jobs:
-        step, batch = build_job(job, device), random_batch(job[2], job[4])
-        clock = PhaseClock(device)
+        step = run = None  # what the last arm held goes first
+        batch = random_batch(job[2], job[4])
+        with _within_memory(job[0], micro_batch_sequences or len(batch.input_ids)):
+            step = build_job(job, device)
         run = _runner(job[0], step, batch, micro_batch_sequences)
         clock.time(run)
         before, seconds, tokens = counter.joules(), 0.0, 0

@@ -14,31 +14,72 @@ from budgetlab.errors import BudgetlabError
 from budgetlab.models import Network
 from budgetlab.profiler.forms import Price, closed_form
 from budgetlab.step import PHASES, TrainingStep
-from budgetlab.values import Batch, Needs, Recipe
+from budgetlab.values import Batch, ModelSpec, Needs, Recipe
 
 __all__ = ["Watch", "agree", "count_flops", "count_head", "second_opinion"]
 
 _ATEN = torch.ops.aten
-_CPU_ATTENTION = (
-    _ATEN._scaled_dot_product_flash_attention_for_cpu,
-    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward,
-)
-"""Kernels that torch's counter silently counts as nothing; it knows those of CUDA."""
+
+
+def _cpu_attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _cpu_attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_backward_flop_count(gradient, query, key, value)
+
+
+def _dot(one: Any, *_: Any, **__: Any) -> int:
+    return 2 * one[0]
+
+
+def _matrix_vector(matrix: Any, *_: Any, **__: Any) -> int:
+    return 2 * matrix[0] * matrix[1]
+
+
+def _add_matrix_vector(_: Any, matrix: Any, *__: Any, **___: Any) -> int:
+    return _matrix_vector(matrix)
+
+
+_FURTHER: dict[Any, Any] = {
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: _cpu_attention,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: _cpu_attention_backward,
+    _ATEN.dot: _dot,
+    _ATEN.vdot: _dot,
+    _ATEN.mv: _matrix_vector,
+    _ATEN.addmv: _add_matrix_vector,
+}
+"""Products that torch's counter silently counts as nothing, with their FLOPs by the shapes of their arguments."""
 
 _POINTWISE_AND_MOVES = frozenset({
-    "alias", "any", "all", "amax", "arange", "argmax", "as_strided", "bernoulli_", "bitwise_and", "cat", "clone",
-    "col2im", "constant_pad_nd", "copy_", "cumsum", "detach", "detach_", "embedding", "embedding_dense_backward",
-    "empty", "empty_like", "expand", "fill_", "full", "full_like", "gather", "im2col", "index", "index_put",
-    "index_put_", "index_select", "isin", "lift_fresh", "linalg_vector_norm", "logsumexp", "masked_fill_", "max",
-    "mean", "min",
-    "native_batch_norm", "native_dropout", "native_layer_norm", "native_layer_norm_backward", "new_empty",
-    "new_full", "new_ones", "new_zeros", "nonzero", "ones", "ones_like", "prod", "repeat", "roll", "flip",
-    "scalar_tensor", "scatter", "scatter_add", "select", "select_backward", "slice_backward", "slice_scatter",
-    "softplus_backward", "sort", "split", "stack", "std", "sum", "t", "topk", "tril", "triu", "unbind", "var",
-    "var_mean", "zero_", "zeros", "zeros_like", "_fused_rms_norm", "_fused_rms_norm_backward",
-    "_local_scalar_dense", "_log_softmax", "_log_softmax_backward_data", "_safe_softmax", "_softmax",
-    "_softmax_backward_data", "_to_copy", "nll_loss_backward", "nll_loss_forward", "_unsafe_index", "_unsafe_index_put",
-    "_unsafe_view",
+    "_adaptive_avg_pool2d", "_adaptive_avg_pool2d_backward", "_embedding_bag", "_embedding_bag_backward",
+    "_fused_rms_norm", "_fused_rms_norm_backward", "_local_scalar_dense", "_log_softmax",
+    "_log_softmax_backward_data", "_safe_softmax", "_softmax", "_softmax_backward_data", "_to_copy", "_unique2",
+    "_unsafe_index", "_unsafe_index_put", "_unsafe_view", "alias", "all", "amax", "aminmax", "any", "arange",
+    "argmax", "argmin", "argsort", "as_strided", "as_strided_scatter", "avg_pool1d", "avg_pool2d",
+    "avg_pool2d_backward", "bernoulli", "bernoulli_", "binary_cross_entropy", "binary_cross_entropy_backward",
+    "binary_cross_entropy_with_logits", "bincount", "bitwise_and", "bucketize", "cat", "clone", "col2im",
+    "constant_pad_nd", "copy_", "count_nonzero", "cummax", "cummin", "cumprod", "cumsum", "detach", "detach_",
+    "diag_embed", "diagonal_backward", "diagonal_scatter", "dist", "embedding", "embedding_dense_backward",
+    "embedding_renorm_", "empty", "empty_like", "empty_strided", "equal", "expand", "exponential_", "eye", "fill_",
+    "flip", "full", "full_like", "gather", "histc", "huber_loss", "huber_loss_backward", "im2col", "imag", "index",
+    "index_add", "index_add_", "index_copy", "index_copy_", "index_fill", "index_fill_", "index_put", "index_put_",
+    "index_select", "is_same_size", "isin", "kthvalue", "lift_fresh", "linalg_vector_norm", "linspace",
+    "log_sigmoid_backward", "log_sigmoid_forward", "logaddexp", "logcumsumexp", "logsumexp", "masked_fill_",
+    "masked_scatter", "masked_scatter_", "masked_select", "max", "max_pool2d_with_indices",
+    "max_pool2d_with_indices_backward", "mean", "median", "min", "mode", "mse_loss", "mse_loss_backward", "msort",
+    "multi_margin_loss", "multi_margin_loss_backward", "nanmedian", "nansum", "native_batch_norm", "native_dropout",
+    "native_group_norm", "native_group_norm_backward", "native_layer_norm", "native_layer_norm_backward", "new_empty",
+    "new_empty_strided", "new_full", "new_ones", "new_zeros", "nll_loss2d_backward", "nll_loss2d_forward",
+    "nll_loss_backward", "nll_loss_forward", "nonzero", "norm", "normal_", "one_hot", "ones", "ones_like", "polar",
+    "prod", "put_", "rand", "rand_like", "randint", "randint_like", "randn", "randn_like", "randperm", "real",
+    "reflection_pad1d", "renorm", "repeat", "repeat_interleave", "replication_pad1d", "resize_", "roll", "rot90",
+    "scalar_tensor", "scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_",
+    "searchsorted", "select", "select_backward", "select_scatter", "set_", "slice_backward", "slice_scatter",
+    "smooth_l1_loss", "smooth_l1_loss_backward", "soft_margin_loss", "soft_margin_loss_backward", "softplus_backward",
+    "sort", "split", "stack", "std", "std_mean", "sum", "t", "take", "topk", "trace", "tril", "tril_indices", "triu",
+    "triu_indices", "unbind", "uniform_", "unique_consecutive", "var", "var_mean", "view_as_complex", "zero_",
+    "zeros", "zeros_like",
 })  # fmt: skip
 """Operators of torch that move numbers, reduce them or draw them: no FLOPs by our convention."""
 
@@ -53,7 +94,7 @@ class Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         packet = func._overloadpacket
         light = torch.Tag.pointwise in func.tags or func.is_view or packet.__name__ in _POINTWISE_AND_MOVES
-        counted = packet in flop_registry or packet in _CPU_ATTENTION
+        counted = packet in flop_registry or packet in _FURTHER
         if not counted and not (func.namespace == "prim" or (func.namespace == "aten" and light)):
             self.unknown.add(str(packet))
         return func(*args, **(kwargs or {}))
@@ -88,7 +129,8 @@ def count_flops(
     Raises
     ------
     BudgetlabError
-        When an operator that may be heavy was counted by nobody.
+        When an operator that may be heavy was counted by nobody, or the loss of a strategy that does not state its
+        FLOPs multiplies across samples.
     """
     few = max(1, min(masked, seq_len // 2))
     device = executed_on or torch.device("meta")
@@ -97,11 +139,24 @@ def count_flops(
         counts = _count_once(step, seq_len, few, device)
     if watch.unknown:
         unknown = ", ".join(sorted(watch.unknown))
-        raise BudgetlabError(f"counting {step.arm}", f"nobody counts {unknown}, which may be heavy", "report this")
+        remedy = "write the loss with other operators, or report this"
+        raise BudgetlabError(f"counting {step.arm}", f"nobody counts {unknown}, which may be heavy", remedy)
+    if step.strategy.loss_flops(*_specs(step), seq_len) is None:
+        twice = _count_once(step, seq_len, 2 * few, device, sequences=2)
+        if any(twice[phase] != 2 * counts[phase] for phase in PHASES):
+            raise BudgetlabError(
+                f"counting {step.arm}",
+                "two sequences cost other than twice one: its loss multiplies across samples",
+                "write it sample by sample; FLOPs a token would depend on the batch",
+            )
     if per_target is None:
         more = _count_once(step, seq_len, 2 * few, device) if _reads_targets(step) else counts
         per_target = {phase: (more[phase] - counts[phase]) / few for phase in PHASES}
     return {phase: ((counts[phase] - per_target[phase] * few) / seq_len, per_target[phase]) for phase in PHASES}
+
+
+def _specs(step: TrainingStep) -> tuple[ModelSpec, ModelSpec | None]:
+    return step.student.spec, None if step.teacher is None else step.teacher.spec
 
 
 def _reads_targets(step: TrainingStep) -> bool:
@@ -110,12 +165,13 @@ def _reads_targets(step: TrainingStep) -> bool:
     return own or "masked" in (step.student_needs.logits, step.teacher_needs.logits)
 
 
-def _count_once(step: TrainingStep, seq_len: int, targets: int, device: torch.device) -> dict[str, int]:
+def _count_once(
+    step: TrainingStep, seq_len: int, targets: int, device: torch.device, sequences: int = 1
+) -> dict[str, int]:
     zeros = torch.zeros(targets, dtype=torch.long, device=device)
-    ids = torch.zeros((1, seq_len), dtype=torch.long, device=device)
+    ids = torch.zeros((sequences, seq_len), dtype=torch.long, device=device)
     found: dict[str, int] = dict.fromkeys(PHASES, 0)
-    mapping: dict[Any, Any] = dict(zip(_CPU_ATTENTION, (_cpu_attention, _cpu_attention_backward), strict=True))
-    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+    with FlopCounterMode(display=False, custom_mapping=_FURTHER) as counter:
         so_far = 0
 
         def on_phase(phase: str) -> None:
@@ -154,7 +210,8 @@ def agree(step: TrainingStep, required: dict[str, Price], recipe: Recipe) -> dic
     """
     expected = closed_form(step, recipe.seq_len)
     if expected is None:
-        return {"closed form": "n/a for this architecture or loss", "fvcore": second_opinion(step, required, recipe)}
+        alone = "n/a for this architecture or loss (loss and backward are torch's count alone)"
+        return {"closed form": alone, "fvcore": second_opinion(step, required, recipe)}
     for phase, price in expected.items():
         if price != required[phase]:
             counted, by_form = (f"{p[0]:.0f} a position + {p[1]:.0f} a target token" for p in (required[phase], price))
@@ -162,14 +219,6 @@ def agree(step: TrainingStep, required: dict[str, Price], recipe: Recipe) -> dic
                 f"counting {step.arm}, {phase}", f"torch counts {counted}, the closed form {by_form}", "report this"
             )
     return {"closed form": "equal", "fvcore": second_opinion(step, required, recipe)}
-
-
-def _cpu_attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(query, key, value)
-
-
-def _cpu_attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return sdpa_backward_flop_count(gradient, query, key, value)
 
 
 def second_opinion(step: TrainingStep, required: dict[str, Price], recipe: Recipe) -> str:

@@ -7,6 +7,7 @@ at the rate of the calibrated work that is most like it. It is a prediction, and
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import time
@@ -19,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from budgetlab.errors import CallerError
 from budgetlab.hardware import environment
 from budgetlab.profiler.clock import Job, build_job
 from budgetlab.step import PHASES
@@ -30,7 +32,7 @@ _WIDTHS = ((128, 128), (128, 512), (512, 128), (256, 256), (256, 1024), (1024, 2
            (3072, 768))  # fmt: skip
 _TOKENS = (512, 4096)
 _HEADS = ((320, 256, 16384), (640, 768, 30522))
-_SIZES = (2**12, 2**16, 2**20, 2**24)
+_SIZES = (2**12, 2**15, 2**18, 2**21, 2**24)
 _PARAMETERS = (2**17, 2**22)
 _LEAST_SECONDS = 0.02
 
@@ -44,6 +46,8 @@ class Work:
     shape: tuple[int, ...]
     amount: float
     """FLOPs of a matrix product, bytes read and written of anything else, parameters of the optimizer."""
+    times: int = 1
+    """In a step: once for every micro-batch."""
 
 
 def calibrate(device: torch.device, dtype: str, execution: ExecutionSpec) -> Calibration:
@@ -64,7 +68,7 @@ def calibrate(device: torch.device, dtype: str, execution: ExecutionSpec) -> Cal
     kind = getattr(torch, dtype)
     rates = [_matmul_rate(shape, kind, dtype, device) for shape in _matmul_shapes(device)]
     for size in _SIZES:
-        rates += [_bytes_rate(name, work, size, device) for name, work in _ELEMENTWISE.items()]
+        rates += [_bytes_rate(name, work, size, kind, device) for name, work in _ELEMENTWISE.items()]
     rates += [_adamw_rate(count, device) for count in _PARAMETERS]
     launch = _launch_seconds(device, kind)
     return Calibration(environment=environment(execution), rates=tuple(rates), launch_seconds=launch)
@@ -101,25 +105,45 @@ def _matmul_shapes(device: torch.device) -> list[tuple[int, int, int, int]]:
 def _matmul_rate(shape: tuple[int, int, int, int], dtype: torch.dtype, name: str, device: torch.device) -> KernelRate:
     problems, rows, inner, columns = shape
     lead = (problems,) if problems > 1 else ()
-    left = torch.ones((*lead, rows, inner), dtype=dtype, device=device)
-    right = torch.ones((*lead, inner, columns), dtype=dtype, device=device)
-    seconds = _seconds(lambda: torch.matmul(left, right), device)
+    left, right = (torch.randn((*lead, *sides), device=device).to(dtype) for sides in ((rows, inner), (inner, columns)))
+    pairs = max(1, min(64, _COLD_BYTES // (left.nbytes + right.nbytes)))
+    operands = itertools.cycle([(left.clone(), right.clone()) for _ in range(pairs)])
+    seconds = _seconds(lambda: torch.matmul(*next(operands)), device)
     flops = 2.0 * problems * rows * inner * columns
     return KernelRate(kind="matmul", shape=shape, dtype=name, per_second=flops / seconds)
 
 
-_ELEMENTWISE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+_ATEN = torch.ops.aten
+_ELEMENTWISE: dict[str, Callable[[torch.Tensor], Any]] = {
     "copy": torch.clone,
+    "cast": lambda x: x.to(torch.bfloat16 if x.dtype == torch.float32 else torch.float32),
     "gelu": functional.gelu,
+    "gelu_backward": lambda x: _ATEN.gelu_backward(x, x),
     "softmax": lambda x: functional.softmax(x, -1),
+    "softmax_backward": lambda x: _ATEN._softmax_backward_data(x, x, -1, x.dtype),
     "layer_norm": lambda x: functional.layer_norm(x, x.shape[-1:]),
+    "layer_norm_backward": lambda x: _ATEN.native_layer_norm_backward(
+        x, x, x.shape[-1:], x[:, :1], x[:, :1], None, None, [True, False, False]
+    ),
 }
+_COLD_BYTES = 2**26
+"""Arrays in turn together take so much, so that they come from where a step's own come from, not from a small cache."""
 
 
-def _bytes_rate(name: str, work: Callable[[torch.Tensor], torch.Tensor], size: int, device: torch.device) -> KernelRate:
-    numbers = torch.ones((size // 128, 128), device=device)
-    seconds = _seconds(lambda: work(numbers), device)
-    return KernelRate(kind=name, shape=(size,), dtype="float32", per_second=2.0 * numbers.nbytes / seconds)
+def _bytes_rate(
+    name: str, work: Callable[[torch.Tensor], Any], size: int, dtype: torch.dtype, device: torch.device
+) -> KernelRate:
+    # Under autocast norms and softmax stay in float32, and what is between products is in the products' precision.
+    kind = dtype if name.startswith(("copy", "gelu")) else torch.float32
+    numbers = torch.randn((size // 128, 128), device=device).to(kind)
+    arrays = itertools.cycle([numbers.clone() for _ in range(max(1, min(256, _COLD_BYTES // numbers.nbytes)))])
+    seconds = _seconds(lambda: work(next(arrays)), device)
+    found = work(numbers)
+    outputs = [found] if isinstance(found, torch.Tensor) else [part for part in found if part is not None]
+    # A backward pass reads the gradient as well as what the forward pass kept.
+    read = (2 if name.endswith("backward") else 1) * numbers.nbytes
+    touched = float(read + sum(output.nbytes for output in outputs))
+    return KernelRate(kind=name, shape=(size,), dtype=str(kind).removeprefix("torch."), per_second=touched / seconds)
 
 
 def _adamw_rate(count: int, device: torch.device) -> KernelRate:
@@ -169,7 +193,8 @@ def list_work(job: Job, micro_batch_sequences: int | None = None) -> list[Work]:
     """List the operators of an arm's step, without running it: one micro-batch's, and the update's."""
     recipe = job[4]
     sequences = min(micro_batch_sequences or recipe.batch_sequences, recipe.batch_sequences)
-    repeats = recipe.batch_sequences / sequences
+    times = math.ceil(recipe.batch_sequences / sequences)
+    share = recipe.batch_sequences / sequences / times  # the last micro-batch may be smaller
     listed: list[Work] = []
     with FakeTensorMode(allow_non_fake_inputs=True):
         step = build_job(job, "cpu")
@@ -181,7 +206,8 @@ def list_work(job: Job, micro_batch_sequences: int | None = None) -> list[Work]:
 
             def on_phase(phase: str) -> None:
                 nonlocal begun
-                listed.extend(Work(phase, kind, shape, amount * repeats) for kind, shape, amount in found.work[begun:])
+                for kind, shape, amount in found.work[begun:]:
+                    listed.append(Work(phase, kind, shape, amount * share, times))
                 begun = len(found.work)
 
             step.forward_backward(batch, on_phase=on_phase)
@@ -190,11 +216,15 @@ def list_work(job: Job, micro_batch_sequences: int | None = None) -> list[Work]:
 
 
 _KINDS = {
-    "gelu": "gelu", "gelu_backward": "gelu", "tanh": "gelu", "tanh_backward": "gelu", "silu": "gelu",
-    "_softmax": "softmax", "_softmax_backward_data": "softmax", "_log_softmax": "softmax",
-    "_log_softmax_backward_data": "softmax", "exp": "softmax", "native_layer_norm": "layer_norm",
-    "native_layer_norm_backward": "layer_norm",
+    "gelu": "gelu", "gelu_backward": "gelu_backward", "tanh": "gelu", "tanh_backward": "gelu_backward",
+    "silu": "gelu", "silu_backward": "gelu_backward", "_to_copy": "cast", "exp": "softmax",
+    "_softmax": "softmax", "_softmax_backward_data": "softmax_backward", "_log_softmax": "softmax",
+    "_log_softmax_backward_data": "softmax_backward", "native_layer_norm": "layer_norm",
+    "native_layer_norm_backward": "layer_norm_backward",
 }  # fmt: skip
+_NO_WORK = frozenset(
+    {"_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach"}
+)
 _LOOK_UPS = frozenset({"embedding", "index", "index_select", "gather"})
 
 
@@ -208,7 +238,8 @@ class _List(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = func._overloadpacket.__name__
-        if not func.is_view:
+        # Questions to the fake tensors themselves ("prim") and empty memory are no work.
+        if not func.is_view and func.namespace != "prim" and name not in _NO_WORK:
             self._note(name, [*_tensors(args), *_tensors((kwargs or {}).values())], list(_tensors((out,))))
         return out
 
@@ -259,13 +290,15 @@ def predict_seconds(work: Iterable[Work], calibration: Calibration, dtype: str) 
         if key not in nearest:
             nearest[key] = _rate(calibration, item.kind, item.shape, dtype)
         own, launch = item.amount / nearest[key], calibration.launch_seconds
-        seconds[item.phase] += max(own, launch) if overlaps else own + launch
+        seconds[item.phase] += item.times * (max(own, launch) if overlaps else own + launch)
     return seconds
 
 
 def _rate(calibration: Calibration, kind: str, shape: tuple[int, ...], dtype: str) -> float:
     """Rate of the calibrated work whose sizes are nearest, in logarithms."""
     like = [r for r in calibration.rates if r.kind == kind and (kind != "matmul" or r.dtype == dtype)]
+    if not like:
+        raise CallerError("a prediction", f"the calibration has no rate of {kind}", "calibrate the device again")
     return min(like, key=lambda rate: _distance(rate.shape, shape)).per_second
 
 

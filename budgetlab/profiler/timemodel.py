@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
-from budgetlab.profiler.clock import Job, time_shapes
+from budgetlab.hardware import StepTime, release_memory
+from budgetlab.profiler.clock import Job, OutOfMemory, time_shapes
 from budgetlab.step import PHASES
-from budgetlab.values import HeldOut, PhaseTime, TimeModel
+from budgetlab.values import HeldOut, ModelSpec, PhaseTime, TimeModel
 
-__all__ = ["fit_phase", "measure_time_model", "shapes_for"]
+__all__ = ["fit_phase", "measure_time_model", "positions", "shapes_for"]
 
 Shape = tuple[int, int]
 _ROUNDS = 4
-_POSITIONS = 512
-"""Every network has at least so many."""
+_FEWEST_SHAPES = 5
+"""Three coefficients, and something to see them err by."""
 
 
-def shapes_for(sequences: int, seq_len: int) -> tuple[list[Shape], list[Shape]]:
-    """Choose eight shapes of at most half the batch's tokens to fit, and two larger ones to hold out.
+def positions(student: ModelSpec, teacher: ModelSpec | None, seq_len: int) -> int:
+    """Positions that both networks have; as many as are asked for, and at least 512, where the study does not say."""
+    return min(
+        int(spec.config.get("max_position_embeddings", max(512, seq_len)))
+        for spec in (student, teacher)
+        if spec is not None
+    )
+
+
+def shapes_for(sequences: int, seq_len: int, longest: int = 512) -> tuple[list[Shape], list[Shape]]:
+    """Choose up to eight shapes of at most half the batch's tokens to fit, and two larger ones to hold out.
 
     Lengths are half, once and twice the recipe's, as far as networks have positions.
 
@@ -30,28 +40,49 @@ def shapes_for(sequences: int, seq_len: int) -> tuple[list[Shape], list[Shape]]:
     --------
     >>> shapes_for(32, 128)
     ([(2, 128), (8, 64), (2, 256), (8, 128), (4, 256), (32, 64), (16, 128), (8, 256)], [(32, 128), (16, 256)])
+    >>> shapes_for(1, 64)
+    ([(1, 32)], [(1, 64)])
     """
     tokens = sequences * seq_len
-    short, long = max(8, seq_len // 2), min(2 * seq_len, max(_POSITIONS, seq_len))
+    short, long = max(8, seq_len // 2), max(seq_len, min(2 * seq_len, longest))
     wanted = [(16, seq_len), (8, short), (8, long), (4, seq_len), (4, long), (2, short), (2, seq_len), (2, long)]
-    fitted = [(max(1, tokens // part // length), length) for part, length in wanted]
-    held = [(sequences, seq_len), (max(1, tokens // long), long)]
-    return list(dict.fromkeys(fitted)), list(dict.fromkeys(shape for shape in held if shape not in fitted))
+    fitted = [(tokens // part // length, length) for part, length in wanted]
+    held = [(sequences, seq_len), (tokens // long, long)]
+    kept = [shape for shape in dict.fromkeys(fitted) if shape[0] >= 1]
+    return kept, [shape for shape in dict.fromkeys(held) if shape[0] >= 1 and shape not in kept]
 
 
-def measure_time_model(job: Job, device: torch.device, micro_batch_sequences: int | None = None) -> TimeModel:
+def measure_time_model(job: Job, device: torch.device, micro_batch_sequences: int | None = None) -> TimeModel | None:
     """Measure an arm's step at several shapes and fit each phase.
 
-    On a CPU the clock is processor time, on a GPU that of the device.
+    On a CPU the clock is processor time, on a GPU that of the device. None where the batch is too small to be cut into
+    enough shapes, or memory holds too few of them.
     """
     recipe = job[4]
     largest = min(micro_batch_sequences or recipe.batch_sequences, recipe.batch_sequences)
-    fitted, held = shapes_for(largest, recipe.seq_len)
-    timed = time_shapes(job, [*fitted, *held], device, _ROUNDS)
-    on_gpu = device.type == "cuda"
+    fitted, held = shapes_for(largest, recipe.seq_len, positions(job[2], job[3], recipe.seq_len))
+    timed = None
+    while timed is None and held and len(fitted) >= _FEWEST_SHAPES:
+        try:
+            timed = time_shapes(job, [*fitted, *held], device, _ROUNDS)
+        except OutOfMemory:
+            # Longer sequences take more memory at the same tokens.
+            largest_shape = max((*fitted, *held), key=lambda shape: shape[0] * shape[1] ** 2)
+            fitted, held = ([shape for shape in part if shape != largest_shape] for part in (fitted, held))
+        release_memory(device)
+    if timed is None:
+        return None
+    return _fitted(timed, fitted, held, on_gpu=device.type == "cuda")
 
+
+def _fitted(
+    timed: Mapping[Shape, Sequence[StepTime]], fitted: Sequence[Shape], held: Sequence[Shape], *, on_gpu: bool
+) -> TimeModel:
     def seconds(shape: Shape, phase: str) -> float:
         return statistics.median((step.device if on_gpu else step.cpu).get(phase, 0.0) for step in timed[shape])
+
+    def whole(shape: Shape) -> float:
+        return statistics.median(step.seconds if on_gpu else step.cpu_seconds for step in timed[shape])
 
     phases = {
         phase: fit_phase(fitted, [seconds(shape, phase) for shape in fitted], launch_bound=on_gpu) for phase in PHASES
@@ -62,9 +93,7 @@ def measure_time_model(job: Job, device: torch.device, micro_batch_sequences: in
             sequences=shape[0],
             seq_len=shape[1],
             predicted_seconds=model.seconds(*shape),
-            measured_seconds=statistics.median(
-                sum((step.device if on_gpu else step.cpu).values()) for step in timed[shape]
-            ),
+            measured_seconds=whole(shape),
         )
         for shape in held
     )

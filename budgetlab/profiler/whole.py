@@ -41,10 +41,13 @@ def count_model(model: WholeModel, *, seq_len: int = 128, mask_fraction: float =
     BudgetlabError
         When counts disagree, or an operator that may be heavy was counted by nobody.
     """
+    sizes = describe_model(model.config)
+    small = [name for name, size in sizes.items() if size < 1]
+    if small:
+        raise CallerError(f"--model {model.name}", f"its {', '.join(small)} is below 1", "correct its sizes")
     body, head, backward, params, embedding = _torch_counts(model, seq_len)
     forward, verdict = body + head, {}
     form = CLOSED_FORMS.get(model.config.model_type)
-    sizes = describe_model(model.config)
     if form is None:
         verdict["closed form"] = "n/a for this architecture"
     else:
@@ -113,7 +116,7 @@ def _torch_counts(model: WholeModel, seq_len: int) -> tuple[float, float, float,
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
             raise CallerError(
-                f"--model {model.name}", f"cannot be run without storage ({reason})", "report it"
+                f"--model {model.name}", f"cannot be run without storage ({reason})", "check its sizes, or report it"
             ) from None
         backward = counter.get_total_flops() - forward
         if watch.unknown:

@@ -91,9 +91,20 @@ class TimeModel(Value):
     shapes: tuple[tuple[int, int], ...]
     held_out: tuple[HeldOut, ...]
 
-    def seconds(self, sequences: int, seq_len: int) -> float:
-        """Return the seconds of a whole step of so many sequences at once."""
-        return sum(phase.seconds(sequences * seq_len, seq_len) for phase in self.phases.values())
+    def phase_seconds(self, sequences: int, seq_len: int, micro_batch_sequences: int | None = None) -> dict[str, float]:
+        """Return the seconds of each phase of a step, all sequences at once or in micro-batches and one update."""
+        size = min(micro_batch_sequences or sequences, sequences)
+        parts = [size] * (sequences // size) + ([sequences % size] if sequences % size else [])
+        return {
+            name: phase.seconds(sequences * seq_len, seq_len)
+            if name == "update"
+            else sum(phase.seconds(part * seq_len, seq_len) for part in parts)
+            for name, phase in self.phases.items()
+        }
+
+    def seconds(self, sequences: int, seq_len: int, micro_batch_sequences: int | None = None) -> float:
+        """Return the seconds of a whole step."""
+        return sum(self.phase_seconds(sequences, seq_len, micro_batch_sequences).values())
 
     def covers(self, sequences: int, seq_len: int) -> bool:
         """Whether a step lies within what was measured, held-out measurements included."""
@@ -149,7 +160,7 @@ class ArmCost(Value):
     reserved_memory_bytes: int | None = None
     memory_source: str | None = None
     largest_micro_batch_sequences: int | None = None
-    """That fit at once, looked for up to the whole batch; None where nothing was run."""
+    """That fit at once, looked for up to the whole batch; None where it was not looked for."""
     joules_per_token: float | None = None
     joules_source: str | None = None
     num_params_total: int
@@ -262,6 +273,11 @@ class CostProfile(Value):
     peak_source: str | None = None
     predicted_for: str | None = None
     """The device whose calibration the seconds are a prediction from; None where they were measured."""
+
+    @property
+    def arms_have_seconds(self) -> bool:
+        """Whether every arm has seconds, wherever they are from."""
+        return all(cost.seconds_per_step is not None for cost in self.arms)
 
     @property
     def timed(self) -> bool:

@@ -49,11 +49,20 @@ def test_a_known_device_has_its_own_peak(torch_says: str, tflops: float) -> None
 
 
 @pytest.mark.parametrize(
-    "name", ["NVIDIA H20", "NVIDIA GeForce RTX 4090 D", "NVIDIA L400", "AMD EPYC", "NVIDIA A10G", "GB300"]
+    "name",
+    [
+        "NVIDIA H20",
+        "NVIDIA GeForce RTX 4090 D",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+        "NVIDIA L400",
+        "AMD EPYC",
+        "NVIDIA A10G",
+        "GB300",
+    ],
 )
 def test_an_unknown_device_has_none(name: str) -> None:
-    found = find_peak(name)
-    assert found is None or name == "NVIDIA GeForce RTX 4090 D"
+    assert find_peak(name) is None
 
 
 def test_every_peak_has_a_source_and_volta_has_no_bfloat16() -> None:
@@ -63,9 +72,10 @@ def test_every_peak_has_a_source_and_volta_has_no_bfloat16() -> None:
     assert volta is not None and volta.flops_per_second("bfloat16") is None
 
 
-def package(folder: Path, number: int, microjoules: int, most: int = 10_000_000) -> Path:
+def package(folder: Path, number: int, microjoules: int, name: str = "package", most: int = 10_000_000) -> Path:
     path = folder / f"intel-rapl:{number}"
     path.mkdir(parents=True)
+    (path / "name").write_text(f"{name}-{number}\n")
     (path / "energy_uj").write_text(str(microjoules))
     (path / "max_energy_range_uj").write_text(str(most))
     return path
@@ -74,6 +84,7 @@ def package(folder: Path, number: int, microjoules: int, most: int = 10_000_000)
 def test_rapl_adds_packages_and_survives_a_wrap(tmp_path: Path) -> None:
     one, other = package(tmp_path, 0, 9_000_000), package(tmp_path, 1, 1_000_000)
     package(tmp_path / "intel-rapl:0", 0, 5)  # a domain within a package is not counted twice
+    package(tmp_path, 2, 7_000_000, name="psys")  # the platform, which holds the packages
     counter = find_energy_counter(CPU, tmp_path)
     assert counter is not None and "RAPL" in counter.source
     before = counter.joules()
@@ -95,7 +106,7 @@ def test_peak_memory_sees_what_was_held_for_a_moment() -> None:
         torch.ones(size, dtype=torch.uint8)
 
     found = peak_memory(work, CPU)
-    assert found is not None and size <= found.allocated_bytes < 1.5 * size
+    assert found is not None and 0.95 * size < found.allocated_bytes < 1.5 * size
     again = peak_memory(lambda: None, CPU)
     assert again is not None and again.allocated_bytes < size / 10
 
@@ -121,6 +132,7 @@ def test_what_counts_as_out_of_memory() -> None:
         torch.empty(2**60, dtype=torch.uint8)
     assert is_out_of_memory(error.value)
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"))
     assert not is_out_of_memory(RuntimeError("shapes cannot be multiplied"))
 
 

@@ -6,7 +6,8 @@ import pytest
 from small import write_small_study
 
 from budgetlab.errors import BudgetlabError
-from budgetlab.profiler import count_flops, profile, second_opinion
+from budgetlab.profiler import agree, count_flops, profile, second_opinion
+from budgetlab.profiler.count import count_head
 from budgetlab.step import PHASES, build_step
 from budgetlab.strategies import build_strategy
 from budgetlab.studies import load_study
@@ -90,7 +91,10 @@ def test_fvcore_agrees_for_every_family(family: str) -> None:
         step = build_step(
             name, strategy, of(2), of(4) if strategy.uses_teacher else None, recipe, seed=0, device="meta"
         )
-        second_opinion(step, count_flops(step, 32, 5), recipe)
+        counted = count_flops(step, 32, 5)
+        assert agree(step, counted, recipe) == {"closed form": "equal", "fvcore": "equal"}
+        everywhere, at_targets = count_head(step.student, step.student_needs)
+        assert (everywhere > 0, at_targets > 0) == tuple(step.student_needs.logits == n for n in ("all", "masked"))
 
 
 def test_fvcore_agrees_and_a_wrong_count_is_an_error() -> None:
@@ -144,3 +148,79 @@ def test_executed_counts_recomputed_attention_scores(small_profile) -> None:
     no_kd = small_profile.arms[0]
     extra = no_kd.train_executed_flops_per_token - no_kd.train_required_flops_per_token
     assert extra == pytest.approx(2 * (2 * 16 * 32))
+
+
+OWN = """
+from torch.nn import functional
+from budgetlab.strategies.base import Strategy
+from budgetlab.strategies.losses import masked_lm
+from budgetlab.values import Needs
+
+class Own(Strategy):
+    def student_needs(self, student, teacher):
+        return Needs(logits="masked", hidden=(student.num_layers,))
+    def teacher_needs(self, student, teacher):
+        return Needs(hidden=(teacher.num_layers,))
+    def projections(self, student, teacher):
+        return {"up": (student.hidden_size, teacher.hidden_size)}
+    def loss(self, batch, student, teacher, projections=None):
+        (s,), (t,) = student.hidden.values(), teacher.hidden.values()
+        s = projections["up"](s.float())
+        return {"mlm": masked_lm(student.logits, batch.target_ids), "own": LOSS}
+"""
+
+
+def own_strategy(folder: Path, loss: str) -> Path:
+    (folder / "own.py").write_text(OWN.replace("LOSS", loss))
+    arm = f'[arms.own]\nstrategy = {{ name = "{folder / "own.py"}" }}\nstudent = "student"\nteacher = "teacher"\n'
+    return write_small_study(folder, arm)
+
+
+def test_a_users_loss_is_counted_even_where_no_form_is_stated(tmp_path: Path) -> None:
+    path = own_strategy(tmp_path, "functional.mse_loss(s, t.float()) + functional.smooth_l1_loss(s, t.float())")
+    cost = next(c for c in profile(load_study(path), count_only=True).arms if c.arm == "own")
+    assert cost.phases["loss"].required_flops_per_token == 2 * 32 * 64
+    assert cost.agreement["fvcore"] == "equal" and "torch's count alone" in cost.agreement["closed form"]
+
+
+def test_a_loss_across_samples_is_refused_as_its_price_would_depend_on_the_batch(tmp_path: Path) -> None:
+    path = own_strategy(tmp_path, "(s.flatten(0, 1) @ s.flatten(0, 1).T).square().mean()")
+    with pytest.raises(BudgetlabError, match="its loss multiplies across samples"):
+        profile(load_study(path), count_only=True)
+
+
+def test_an_operator_that_may_be_heavy_is_named(tmp_path: Path) -> None:
+    path = own_strategy(tmp_path, "__import__('torch').linalg.inv(s[0, :8, :8]).square().mean()")
+    with pytest.raises(BudgetlabError, match=r"nobody counts .*aten\.linalg_inv_ex, which may be heavy"):
+        profile(load_study(path), count_only=True)
+
+
+def test_ratios_are_of_a_token_also_where_batches_differ(tmp_path: Path) -> None:
+    larger = '\n[arms.larger]\nstrategy = "no_kd"\nstudent = "student"\nrecipe = { batch_tokens = 1024 }\n'
+    found = profile(load_study(write_small_study(tmp_path, larger)), steps=6)
+    first, last = found.arms[0], found.arms[-1]
+    assert last.arm == "larger" and last.batch_tokens == 1024
+    # Paired rounds and medians of each arm are near one another, and eight times the tokens are far from them.
+    by_rate = first.tokens_per_second / last.tokens_per_second
+    assert 0.4 < last.seconds_ratio.value / by_rate < 2.5
+    assert first.seconds_ratio.value == first.cpu_seconds_ratio.value == 1.0
+
+
+def test_an_arms_own_precision_stays(tmp_path: Path) -> None:
+    other = '\n[arms.half]\nstrategy = "no_kd"\nstudent = "student"\nrecipe = { dtype = "bfloat16" }\n'
+    found = profile(load_study(write_small_study(tmp_path, other)), count_only=True)
+    assert {cost.arm: cost.dtype for cost in found.arms} == {
+        "no_kd": "float32", "vanilla_kd": "float32", "minilm": "float32", "tinybert": "float32", "half": "bfloat16",
+    }  # fmt: skip
+
+
+def test_counting_leaves_nothing_behind_after_an_error(tmp_path: Path) -> None:
+    import torch
+    from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+    before = torch.nn.functional.linear
+    with pytest.raises(BudgetlabError):
+        profile(
+            load_study(own_strategy(tmp_path, "__import__('torch').linalg.inv(s[0, :8, :8]).sum()")), count_only=True
+        )
+    assert torch.nn.functional.linear is before and _get_current_dispatch_mode() is None

@@ -30,6 +30,9 @@ CHOSEN_LATER = {
     "opt": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 160,
             "word_embed_proj_dim": 64},
     "deberta-v2": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 160},
+    "layoutlm": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 160},
+    "mixtral": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+                "intermediate_size": 128, "num_local_experts": 4},
 }  # fmt: skip
 
 
@@ -56,6 +59,29 @@ def test_two_counts_agree_for_architectures_without_a_closed_form(model_type: st
     found = count_model(read_model(written(tmp_path, model_type, CHOSEN_LATER[model_type])), seq_len=32)
     assert found.verdict == {"closed form": "n/a for this architecture", "fvcore": "equal"}
     assert found.body_forward_flops_per_token > 0 and found.head_forward_flops_per_position > 0
+
+
+def test_experts_are_counted_where_they_are_used(tmp_path: Path) -> None:
+    found = count_model(read_model(written(tmp_path, "mixtral", CHOSEN_LATER["mixtral"])), seq_len=32)
+    attention = 2 * 64 * (64 + 2 * 32) + 2 * 64 * 64 + 4 * 32 * 64
+    two_gated_experts, router = 2 * 6 * 64 * 128, 2 * 64 * 4
+    assert found.body_forward_flops_per_token == 2 * (attention + two_gated_experts + router)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"model_type": 3}, "its model_type is 3"),
+        ({"model_type": ["bert"]}, "not a name"),
+        ({"model_type": "bert", "num_hidden_layers": -3}, "its layers is below 1"),
+    ],
+)
+def test_a_configuration_that_makes_no_sense_is_one_line(
+    fields: dict, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    assert run_command(["profile", "--model", str(tmp_path / "config.json")]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_bert_base_is_the_published_count() -> None:

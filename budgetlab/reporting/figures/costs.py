@@ -30,7 +30,7 @@ _FILLS = {
 _COLUMNS = ["quantity", "arm", "phase", "value", "start", "low", "high", "ratio"]
 _PANELS = {
     "required_flops_per_token": ("required compute", "{}FLOP per token"),
-    "device_seconds_per_token": ("measured time", "device {}s per token"),
+    "device_seconds_per_token": ("time", "device {}s per token"),
 }
 
 

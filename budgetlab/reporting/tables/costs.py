@@ -24,9 +24,19 @@ PHASES = ("teacher_forward", "student_forward", "loss", "backward", "update")
 """The phases of a step, in the order in which they run."""
 
 _COUNTED = "counted FLOPs a token"
-_MEASURED = "measured on this device"
 _RATIO = "ratios"
 _MODEL = "time model"
+
+
+def _how(profile: CostProfile) -> str:
+    """Where seconds are from: the heading of the columns that follow from them."""
+    if profile.predicted_for is not None:
+        return "predicted, not measured"
+    if profile.timing is None and profile.arms_have_seconds:
+        return profile.conventions.get("seconds", "measured elsewhere")
+    return "measured on this device"
+
+
 _SCALES = {"E": 1e18, "P": 1e15, "T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3, "F": 1.0}
 
 
@@ -56,15 +66,16 @@ def profile_sheet(profile: CostProfile) -> Sheet:
     parts += [
         (Column(f"all\n{unit}", _COUNTED), cells[: len(costs)]),
         (Column("ratio", _COUNTED), [fixed(t / base if t and base else None, 2) for t in totals]),
-        (Column("step\nms", _MEASURED), [_step(cost) for cost in costs]),
-        (Column("tokens\na second", _MEASURED), [format_quantity(cost.tokens_per_second) for cost in costs]),
-        (Column("memory\nMB", _MEASURED), [fixed(_mega(cost.peak_memory_bytes), 0) for cost in costs]),
-        (Column("energy\nmJ a token", _MEASURED), [fixed(_milli(cost.joules_per_token), 2) for cost in costs]),
+        (Column("step\nms", _how(profile)), [_step(cost) for cost in costs]),
+        (Column("tokens\na second", _how(profile)), [format_quantity(cost.tokens_per_second) for cost in costs]),
+        (Column("memory\nMB", _how(profile)), [fixed(_mega(cost.peak_memory_bytes), 0) for cost in costs]),
+        (Column("energy\nmJ a token", _how(profile)), [fixed(_milli(cost.joules_per_token), 2) for cost in costs]),
     ]
     where = profile.environment
     dtypes = ", ".join(dict.fromkeys(cost.dtype for cost in costs))
     levels = {cost.interval_level for cost in costs if cost.seconds_per_step_interval}
     note = f"required FLOPs, two per multiply-add; {where.device_name}, {where.threads} threads, {dtypes}"
+    note += f"; ratio: to {reference}"
     if levels:
         note += f"; step time with its {100 * max(levels):g} % interval"
     return Sheet(
@@ -82,16 +93,21 @@ def cost_notes(profile: CostProfile) -> list[str]:
     notes = []
     if all(cost.agreement for cost in costs):
         names = list(dict.fromkeys(name for cost in costs for name in cost.agreement))
-        found = [f"{name} {_verdict(costs, name)}" for name in names]
+        found = [f"{_AGREED.get(name, name)} {_verdict(costs, name)}" for name in names]
         notes.append(f"torch's count against others: {'; '.join(found)}")
     if profile.predicted_for is not None:
         notes.append(f"seconds are predicted, not measured: {profile.predicted_for}")
+    elif profile.timing is None and profile.arms_have_seconds:
+        notes.append(f"seconds: {profile.conventions.get('seconds', 'n/a')}")
     if (timing := profile.timing) is not None:
         waited = "n/a" if timing.waiting_share is None else f"{100 * timing.waiting_share:.1f} %"
         least = format_seconds(timing.measured_seconds)
         notes.append(f"{timing.rounds} paired rounds, at least {least} of every arm; waiting for a core: {waited}")
         notes += [f"warning: {line}" for line in timing.warnings]
     return notes
+
+
+_AGREED = {"closed form": "closed form of every phase", "fvcore": "fvcore, forward passes,"}
 
 
 def _verdict(costs: Sequence[ArmCost], name: str) -> str:
@@ -113,8 +129,10 @@ def phase_sheet(profile: CostProfile) -> Sheet:
         for phase in PHASES:
             price = cost.phases[phase]
             flops = price.required_flops_per_token
+            without = phase == "teacher_forward" and not flops and not price.executed_flops_per_token
+            name = "batch to device" if without else phase.replace("_", " ")
             rows.append(_phase_row(
-                cost, phase.replace("_", " "), flops, price.executed_flops_per_token, price.seconds_per_step,
+                cost, name, flops, price.executed_flops_per_token, price.seconds_per_step,
                 price.cpu_seconds_per_step, scale,
             ))  # fmt: skip
             if phase == "student_forward" and cost.head_required_flops_per_token:
@@ -124,11 +142,12 @@ def phase_sheet(profile: CostProfile) -> Sheet:
         rows.append(_phase_row(
             cost, "all", whole, cost.train_executed_flops_per_token, seconds, cost.cpu_seconds_per_step, scale
         ))  # fmt: skip
+    how = _how(profile)
     columns = (
         Column("arm", left=True), Column("phase", left=True), Column(f"required\n{unit}", _COUNTED),
-        Column(f"executed\n{unit}", _COUNTED), Column("share\n%", _COUNTED), Column("step\nms", _MEASURED),
-        Column("share\n%", _MEASURED), Column("CPU time\nms", _MEASURED), Column("GFLOP\na second", _MEASURED),
-        Column("µs\na token", _MEASURED),
+        Column(f"executed\n{unit}", _COUNTED), Column("share\n%", _COUNTED), Column("step\nms", how),
+        Column("share\n%", how), Column("CPU time\nms", how), Column("GFLOP\na second", how),
+        Column("µs\na token", how),
     )  # fmt: skip
     note = "GFLOP a second: required FLOPs over the phase's seconds; a loss of no matrix products still takes time"
     return Sheet("Where a token's cost goes", columns, tuple(rows), (note,), tuple(rules[1:]))
@@ -140,7 +159,7 @@ def _phase_row(
     whole, all_seconds = cost.train_required_flops_per_token, cost.seconds_per_step
     share = None if not seconds or not all_seconds else seconds / all_seconds
     return (
-        cost.arm if name == PHASES[0].replace("_", " ") else "", name, fixed(required / scale, 3),
+        cost.arm if name in ("teacher forward", "batch to device") else "", name, fixed(required / scale, 3),
         fixed(executed / scale, 3), percent(required / whole), fixed(_milli(seconds), 2),
         "n/a" if share is None else percent(share), fixed(_milli(cpu), 2),
         fixed(required * cost.batch_tokens / seconds / 1e9 if seconds and required else None, 1),
@@ -174,21 +193,22 @@ def ratio_sheet(profile: CostProfile) -> Sheet:
         parts.append((Column("CPU time\nratio", _RATIO), cells))
     parts += [
         (Column("FLOPs ratio\nis off by", _RATIO), ["n/a" if o is None else f"{100 * o:+.0f} %" for o in off]),
-        (Column("tokens\na second", _MEASURED), [_rate(cost) for cost in costs]),
-        (Column("TFLOP\na second", _MEASURED), [fixed(None if r is None else r / 1e12, 3) for r in rate]),
-        (Column("of peak\ncalibrated", _MEASURED), _shares(rate, calibrated)),
-        (Column("of peak\ndata sheet", _MEASURED), _shares(rate, peaks)),
-        (Column("memory\nMB", _MEASURED), [fixed(_mega(cost.peak_memory_bytes), 0) for cost in costs]),
-        (Column("energy\nmJ a token", _MEASURED), [fixed(_milli(cost.joules_per_token), 2) for cost in costs]),
-        (Column("first step\nms more", _MEASURED), [fixed(_milli(cost.first_step_seconds), 0) for cost in costs]),
+        (Column("tokens\na second", _how(profile)), [_rate(cost) for cost in costs]),
+        (Column("TFLOP\na second", _how(profile)), [fixed(None if r is None else r / 1e12, 3) for r in rate]),
+        (Column("of peak\ncalibrated", _how(profile)), _shares(rate, calibrated)),
+        (Column("of peak\ndata sheet", _how(profile)), _shares(rate, peaks)),
+        (Column("memory\nMB", _how(profile)), [_memory(cost) for cost in costs]),
+        (Column("energy\nmJ a token", _how(profile)), [fixed(_milli(cost.joules_per_token), 2) for cost in costs]),
+        (Column("first step\nms more", _how(profile)), [fixed(_milli(cost.first_step_seconds), 0) for cost in costs]),
     ]
-    notes = [
-        f"time ratio: median over paired rounds of an arm's step over {first.arm}'s; the FLOPs ratio is off by itself "
-        "over the time ratio"
-    ]
+    paired = "median over paired rounds of an arm's" if profile.timing else "an arm's"
+    notes = [f"time ratio: {paired} seconds a token over {first.arm}'s; the FLOPs ratio is off by itself over it"]
     batches = {cost.arm: cost.largest_micro_batch_sequences for cost in costs}
-    if any(value is not None for value in batches.values()):
-        notes.append("largest micro-batch that fits: " + ", ".join(f"{a} {v}" for a, v in batches.items()))
+    if all(cost.seq_len and batches[cost.arm] == cost.batch_tokens // cost.seq_len for cost in costs):
+        notes.append("memory holds the whole batch of every arm at once")
+    elif any(value is not None for value in batches.values()):
+        found = ", ".join(f"{a} {'n/a' if v is None else v}" for a, v in batches.items())
+        notes.append(f"largest micro-batch that fits, in sequences: {found}")
     if profile.peak_flops_per_second is not None:
         notes.append(f"peak {profile.peak_flops_per_second / 1e12:.4g} TFLOP a second: {profile.peak_source}")
     sources = dict.fromkeys(c.memory_source for c in costs if c.memory_source)
@@ -222,19 +242,26 @@ def time_model_sheet(profile: CostProfile) -> Sheet | None:
             fixed(1e9 * sum(p.seconds_per_token_position for p in phases), 2), held or "n/a",
             "n/a" if off is None or not cost.predicted_seconds_per_step else f"{100 * off:+.0f} %",
         ))  # fmt: skip
-    clock = costs[0].time_model.clock if costs[0].time_model else "device"
-    seconds = "CPU time, summed over threads" if clock == "cpu" else "device time"
+    models = [cost.time_model for cost in costs if cost.time_model is not None]
+    seconds = "CPU time, summed over threads" if models[0].clock == "cpu" else "device time"
     columns = (
         Column("arm", left=True), Column("constant\nms", _MODEL), Column("a token\nµs", _MODEL),
         Column("a token and position\nns", _MODEL), Column("held out\n(sequences × length)", _MODEL),
         Column("calibration's\nprediction", _MODEL),
     )  # fmt: skip
-    notes = (
-        f"time model, {seconds}: fitted to {len(costs[0].time_model.shapes) if costs[0].time_model else 0} shapes of "
-        "at most half the batch; held-out shapes are up to twice as large",
+    fitted = [count * length for model in models for count, length in model.shapes]
+    held = [h.sequences * h.seq_len for model in models for h in model.held_out]
+    notes = [
+        f"time model, {seconds}: fitted to at most {max(len(model.shapes) for model in models)} shapes of up to "
+        f"{max(fitted)} tokens, held-out shapes of {min(held)} to {max(held)}; predicted over measured, less one",
         "calibration's prediction: operator by operator from the device's rates, over the measured step, less one",
-    )
-    return Sheet("How long another batch or length would take", columns, tuple(rows), notes)
+    ]
+    if (found := profile.calibration) is not None:
+        peaks = {d: found.peak_flops_per_second(d) for d in dict.fromkeys(cost.dtype for cost in costs)}
+        rates = [f"{format_quantity(peak, 'FLOP')} a second in {d}" for d, peak in peaks.items()]
+        copies = format_quantity(found.copy_bytes_per_second, "B")
+        notes.append(f"calibrated here: matrix products up to {', '.join(rates)}, large copies {copies} a second")
+    return Sheet("How long another batch or length would take", columns, tuple(rows), tuple(notes))
 
 
 def comparison_sheet(profiles: Sequence[CostProfile]) -> Sheet:
@@ -256,7 +283,7 @@ def comparison_sheet(profiles: Sequence[CostProfile]) -> Sheet:
         ]
         where = found.environment
         how = "predicted" if found.predicted_for else "measured" if found.timing else found.conventions["seconds"]
-        if not found.timed:
+        if not found.arms_have_seconds:
             how = "counted only"
         shapes = ", ".join(dict.fromkeys(f"{c.dtype}, {c.attention} attention" for c in found.arms))
         notes.append(f"{mark} {found.study}: {where.device_name}, {where.threads} threads, {shapes}; seconds {how}")
@@ -284,6 +311,12 @@ def _rate(cost: ArmCost) -> str:
         return text
     ends = (format_quantity(cost.batch_tokens / end) for end in reversed(cost.seconds_per_step_interval))
     return f"{text} [{', '.join(ends)}]"
+
+
+def _memory(cost: ArmCost) -> str:
+    """Allocated, and what the allocator holds for it where that is known."""
+    text = fixed(_mega(cost.peak_memory_bytes), 0)
+    return text if cost.reserved_memory_bytes is None else f"{text} ({fixed(_mega(cost.reserved_memory_bytes), 0)})"
 
 
 def _shares(rates: Sequence[float | None], peaks: Sequence[float | None]) -> list[str]:
