@@ -67,6 +67,8 @@ CONVENTIONS = {
     "memory": "the arm alone: networks, optimizer state, two steps",
 }
 
+_CHANGE = 0.1
+
 Depth = Literal["quick", "timed", "full"]
 
 
@@ -149,6 +151,9 @@ def profile(
         for job in jobs:
             say(f"fitting the time model of {job[0]}")
             costs[job[0]] = costs[job[0]].model_copy(update={"time_model": measure_time_model(job, device, micro)})
+        if timing is not None:
+            changed = tuple(filter(None, (_changed(cost) for cost in costs.values())))
+            timing = timing.model_copy(update={"warnings": (*timing.warnings, *changed)})
         say("calibrating the device")
         calibration = calibrate(device, jobs[0][4].dtype, study.execution)
         costs = {job[0]: _predicted(costs[job[0]], job, calibration, micro) for job in jobs}
@@ -261,17 +266,24 @@ def reshaped(study: Study, found: CostProfile, sequences: int, seq_len: int) -> 
         assert model is not None
         by_phase = model.phase_seconds(sequences, seq_len, micro)
         seconds = sum(by_phase.values())
-        clock = "cpu_seconds_per_step" if model.clock == "cpu" else "seconds_per_step"
-        phases = {phase: price.model_copy(update={clock: by_phase[phase]}) for phase, price in counted.phases.items()}
         # Of processor time, what the wall clock shows is as at the shape that was measured.
-        wall = 1.0
-        if model.clock == "cpu" and before.seconds_per_step and before.cpu_seconds_per_step:
+        on_cpu, wall = model.clock == "cpu", 1.0
+        if on_cpu and before.seconds_per_step and before.cpu_seconds_per_step:
             wall = before.seconds_per_step / before.cpu_seconds_per_step
+        phases = {
+            name: price.model_copy(
+                update={
+                    "seconds_per_step": by_phase[name] * wall,
+                    "cpu_seconds_per_step": by_phase[name] if on_cpu else None,
+                }
+            )
+            for name, price in counted.phases.items()
+        }
         costs.append(
             counted.model_copy(
                 update={
                     "phases": phases, "time_model": model, "seconds_per_step": seconds * wall,
-                    "cpu_seconds_per_step": seconds if model.clock == "cpu" else None,
+                    "cpu_seconds_per_step": seconds if on_cpu else None,
                     "tokens_per_second": sequences * seq_len / (seconds * wall),
                 }
             )
@@ -451,6 +463,19 @@ def _timed(cost: ArmCost, rounds: Rounds, first: ArmCost) -> ArmCost:
             "cpu_seconds_ratio": _ratio(cpu, [step.cpu_seconds for step in reference], share),
         }
     return cost.model_copy(update=update)
+
+
+def _changed(cost: ArmCost) -> str | None:
+    """Say that a step took another time when the time model was measured: what no clock of this process sees."""
+    model = cost.time_model
+    before = cost.cpu_seconds_per_step if model is not None and model.clock == "cpu" else cost.seconds_per_step
+    whole = (cost.batch_tokens // (cost.seq_len or 1), cost.seq_len)
+    again = [h.measured_seconds for h in model.held_out if (h.sequences, h.seq_len) == whole] if model else []
+    if not before or not again or abs(again[0] / before - 1.0) <= _CHANGE:
+        return None
+    return (
+        f"{cost.arm}'s step took {100 * (again[0] / before - 1.0):+.0f} % when it was timed again: the machine changed"
+    )
 
 
 def _ratio(own: Sequence[float], reference: Sequence[float], share: float) -> Ratio:
