@@ -4,6 +4,7 @@ from budgetlab.planner.checks import checked, other_machine
 from budgetlab.planner.match import plan
 from budgetlab.planner.power import power
 from budgetlab.planner.prices import MATCHES, effective_tokens, price_per_step
+from budgetlab.planner.progress import Standing, standing
 from budgetlab.planner.scenarios import (
     all_in,
     cached_teacher,
@@ -25,6 +26,7 @@ from budgetlab.planner.words import (
 
 __all__ = [
     "MATCHES",
+    "Standing",
     "all_in",
     "cached_teacher",
     "checked",
@@ -42,6 +44,7 @@ __all__ = [
     "price_per_step",
     "run_description",
     "sensitivity",
+    "standing",
     "training_arguments",
     "trial_plan",
     "trials_key",

@@ -143,7 +143,7 @@ def _rounds(
             else:  # makes optimizer state, warms the kernels up
                 found.first[name] = timed
         if done % 5 == 0:
-            say(f"timing steps, round {done} of {effort.rounds}")
+            say(f"timing steps, round {done}, at least {effort.rounds}")
         done += 1
     after = waited_seconds()
     if before is not None and after is not None:

@@ -511,3 +511,14 @@ def test_a_plan_in_words_and_for_other_trainers(study: Study) -> None:
         training_arguments(made, "minilm", 2)
     with pytest.raises(CallerError, match="did you mean minilm"):
         training_arguments(made, "minlm")
+
+
+@pytest.mark.parametrize("preset", ["demo", "demo_quick"])
+def test_the_presets_can_be_planned_at_their_tolerance(preset: str) -> None:
+    from budgetlab.profiler import profile
+
+    study = load_study(f"presets/{preset}.toml")
+    models = {name: model.model_copy(update={"vocab_size": 8192}) for name, model in study.models.items()}
+    known = study.model_copy(update={"models": models})
+    made = plan(known, profile(known, count_only=True))
+    assert all(schedule.feasible for schedule in made.schedules)

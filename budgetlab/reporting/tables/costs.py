@@ -286,6 +286,9 @@ def comparison_sheet(profiles: Sequence[CostProfile]) -> Sheet:
         if not found.arms_have_seconds:
             how = "counted only"
         shapes = ", ".join(dict.fromkeys(f"{c.dtype}, {c.attention} attention" for c in found.arms))
+        if found.timing is None and found.arms_have_seconds and not found.predicted_for:
+            notes.append(f"{mark} {found.study}: seconds {how}; counted with {shapes}")
+            continue
         notes.append(f"{mark} {found.study}: {where.device_name}, {where.threads} threads, {shapes}; seconds {how}")
     return Sheet("Machines side by side", tuple(columns), tuple(zip(*cells, strict=True)), tuple(notes))
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from budgetlab.planner import compute_statement, ladder_note, tuning_note
+from budgetlab.planner import Standing, compute_statement, ladder_note, standing, tuning_note
 from budgetlab.reporting.tables.costs import reference_arm
 from budgetlab.reporting.tables.sheets import Column, Sheet, fixed, percent, scaled
-from budgetlab.units import format_amount, format_quantity
+from budgetlab.units import format_amount, format_quantity, format_seconds
 from budgetlab.values import Budget, Plan, RunRecord, Schedule, TeacherPlan
 
 __all__ = ["plan_sheet", "status_sheet"]
@@ -85,6 +85,21 @@ def _repeated(plan: Plan) -> list[str]:
     return [f"{law}: {', '.join(worth.values())}"] if worth else []
 
 
+def standing_lines(found: Standing) -> list[str]:
+    """Say how far all runs together are, and where each that runs now is."""
+    amounts = (found.spent_required_flops, found.planned_required_flops)
+    spent, planned = (format_amount(flops, "required_flops") for flops in amounts)
+    share = amounts[0] / amounts[1] if amounts[1] else 1.0
+    left = "n/a" if found.seconds_left is None else format_seconds(found.seconds_left)
+    basis = "as planned" if found.pace is None else f"at {found.pace:.2f} times the planned seconds, as so far"
+    done = f"{100 * found.done_fraction:.0f} % done by planned time; {left} left {basis}; "
+    lines = [f"{done if found.done_fraction < 1 else ''}spent {spent} of {planned} ({100 * share:.0f} %)"]
+    for run_id, at, last, loss in found.running:
+        shown = "n/a" if loss is None else f"{loss:.3g}"
+        lines.append(f"running, or stopped on the way: {run_id}, step {at} of {last}, loss {shown}")
+    return lines
+
+
 def status_sheet(plan: Plan, records: Iterable[RunRecord]) -> Sheet:
     """Return how far a study is: complete of planned runs by arm and budget."""
     records = list(records)
@@ -109,7 +124,8 @@ def status_sheet(plan: Plan, records: Iterable[RunRecord]) -> Sheet:
         status = next((r.status for r in records if r.kind == "teacher" and r.student == teacher.model), "missing")
         marks = [str(int(status == name)) for name in _STATES]
         rows.append((teacher.model, *("" for _ in rungs), *marks))
-    notes = [f"failed: {r.run_id}: {r.message or 'no message'}" for r in records if r.status == "failed"]
+    notes = standing_lines(standing(plan, records))
+    notes += [f"failed: {r.run_id}: {r.message or 'no message'}" for r in records if r.status == "failed"]
     columns = [Column("arm", left=True)]
     columns += [Column(format_amount(b.amount, b.unit).replace(" ", "\n", 1), "by budget") for b in rungs.values()]
     columns += [Column(name, "all runs") for name in _STATES]

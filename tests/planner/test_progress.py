@@ -1,0 +1,83 @@
+"""How far runs are: nothing, a trunk under way, a failed arm, everything."""
+
+from pathlib import Path
+
+import pytest
+from prices import profile_of
+from small import ENVIRONMENT, write_small_study
+
+from budgetlab.planner import plan, standing
+from budgetlab.studies import load_study
+from budgetlab.values import Plan, Point, RunRecord
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    study = load_study(write_small_study(tmp_path_factory.mktemp("study")))
+    return plan(study, profile_of(study), budgets=(2e9, 6e9))
+
+
+def record(
+    made: Plan, kind: str, name: str, step: int, status: str, seconds: float = 0.0, **further: object
+) -> RunRecord:
+    point = Point(
+        step=step, tokens=128 * step, target_tokens=16 * step, required_flops=1.0, executed_flops=1.0,
+        device_seconds=seconds, learning_rate=0.0, losses={"loss": 5.0},
+    )  # fmt: skip
+    return RunRecord(
+        run_id=f"{name}-{kind}-{step}", key="k", kind=kind, arm=name, student=name, run_seed=0, status=status,
+        points=(point,) if step else (), steps=step, environment=ENVIRONMENT, **further,
+    )  # fmt: skip
+
+
+def everything(made: Plan) -> list[RunRecord]:
+    found = [record(made, "teacher", t.model, t.steps, "complete") for t in made.teachers]
+    for seed in made.seeds:
+        for s in made.schedules:
+            done = record(made, "rung", s.arm, s.steps, "complete", schedule=s)
+            found.append(done.model_copy(update={"run_seed": seed}))
+    return found
+
+
+def test_nothing_yet(made: Plan) -> None:
+    found = standing(made, [])
+    assert found.done_fraction == 0.0 and found.spent_required_flops == 0.0 and found.running == ()
+    assert found.pace is None and found.seconds_left > 0
+    arms = sum(s.required_flops for s in made.schedules) * len(made.seeds)
+    assert found.planned_required_flops == pytest.approx(arms + sum(t.required_flops for t in made.teachers))
+
+
+def test_all_done_is_all_spent_and_nothing_left(made: Plan) -> None:
+    found = standing(made, everything(made))
+    assert found.done_fraction == pytest.approx(1.0) and found.seconds_left == pytest.approx(0.0)
+    assert found.spent_required_flops == pytest.approx(found.planned_required_flops)
+
+
+def test_a_trunk_under_way_sets_the_pace(made: Plan) -> None:
+    price = made.costs["no_kd"].seconds_per_step
+    trunk = record(made, "trunk", "no_kd", 10, "running", seconds=30 * price)
+    found = standing(made, [trunk])
+    assert found.pace == pytest.approx(3.0)
+    last = max(s.steps - s.cooldown_steps for s in made.schedules if s.arm == "no_kd")
+    assert found.running == (("no_kd-trunk-10", 10, last, 5.0),)
+    nothing = standing(made, [])
+    assert found.seconds_left == pytest.approx(3 * (nothing.seconds_left * made.execution.workers - 10 * price))
+    assert 0 < found.done_fraction < 1
+
+
+def test_what_failed_is_not_waited_for(made: Plan) -> None:
+    top = max((s for s in made.schedules if s.arm == "minilm"), key=lambda s: s.rung)
+    failed = record(made, "rung", "minilm", top.steps - top.cooldown_steps + 1, "failed", schedule=top)
+    without = [r for r in everything(made) if (r.arm, r.steps, r.run_seed) != ("minilm", top.steps, 0)]
+    found = standing(made, [*without, failed])
+    assert found.seconds_left == pytest.approx(0.0) and found.running == ()
+    assert found.spent_required_flops < found.planned_required_flops
+
+
+def test_the_screen_says_so(made: Plan, tmp_path: Path) -> None:
+    from budgetlab.reporting.tables import status_sheet
+
+    trunk = record(made, "trunk", "no_kd", 10, "running", seconds=1.0)
+    notes = status_sheet(made, [trunk]).notes
+    assert "% done by planned time" in notes[0] and "spent 0 FLOP of" in notes[0]
+    assert notes[1].startswith("running, or stopped on the way: no_kd-trunk-10, step 10 of")
