@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["BudgetlabError", "CallerError", "unknown_name"]
+__all__ = ["BudgetlabError", "CallerError", "Terminated", "unknown_name"]
 
 
 class BudgetlabError(Exception):

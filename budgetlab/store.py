@@ -145,6 +145,8 @@ class Store:
                 holder = file.read().strip() or "another process"
                 asked = f"{verb} in {self.folder}"
                 raise CallerError(asked, f"{holder} runs there", "wait for it, or choose another --results") from None
+            except OSError:
+                pass  # a file system without locks: go on without
             file.truncate(0)
             file.write(f"process {os.getpid()} on {platform.node()}")
             file.flush()

@@ -73,3 +73,14 @@ def test_a_file_that_is_no_plan(tmp_path: Path, content: str) -> None:
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(CallerError, match="no such file"):
         read_value(Plan, tmp_path / "plan.json")
+
+
+def test_a_file_system_without_locks_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def none(*_: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with Store(tmp_path, "small").held("run"):
+        assert (tmp_path / "small").is_dir()

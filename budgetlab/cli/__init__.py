@@ -41,7 +41,11 @@ STOPPED = "stopped; what was finished is kept, and the same command goes on from
 
 
 def run_command(arguments: list[str]) -> int:
-    """Run one command and return its exit status: 0, 2 for a caller's mistake, 1 for a failure, 130 for Ctrl-C."""
+    """Run one command and return its exit status.
+
+    0; 2 for a caller's mistake; 1 for a failure; 75 where SIGTERM ended a run that goes on when started again; 130 for
+    Ctrl-C.
+    """
     try:
         status = app(args=arguments or ["--help"], prog_name="budgetlab", standalone_mode=False) or 0
         return _fail(arguments, STOPPED, status) if status == INTERRUPTED else status
@@ -160,11 +164,11 @@ def profile(
             else profiles.predict_shape(bench, predict or "")
         )
     else:
-        counting = count_only or throughput is not None
-        priced = bench.profile(fresh=True, count_only=counting, depth="quick" if quick else "full", peak=peak)
+        counting, depth = count_only or throughput is not None, "quick" if quick else "full"
+        priced = bench.profile(fresh=True, count_only=counting, depth=depth, peak=peak, keep=throughput is None)
     if throughput is not None:
         priced = timed_elsewhere(priced, throughput, bench.study.execution)
-        bench.store.write_profile(priced)
+        bench.keep_profile(priced)
     if as_json:
         _print_json(priced.model_dump(mode="json"))
         return

@@ -55,7 +55,7 @@ def predict_shape(bench: Workbench, asked: str) -> CostProfile:
             raise CallerError(f"--predict {asked}", wrong, "write batch=64,seq=128")
         given[name] = int(value)
     found = bench.known_profile()
-    if found is None or any(cost.time_model is None for cost in (*found.arms, *found.teachers)):
+    if found is None or found.calibration is None:
         bench.screen.say("predict   no time models in the results folder yet: profiling in full first")
         found = bench.profile(fresh=True, depth="full")
     return reshaped(bench.study, found, given["batch"], given["seq"])
@@ -79,7 +79,9 @@ def show_profile(found: CostProfile, figures: Path | None) -> None:
     if found.predicted_for:
         for cost in (*found.arms, *found.teachers):
             model = cost.time_model
-            if model is not None and cost.seq_len and not model.covers(cost.batch_tokens // cost.seq_len, cost.seq_len):
+            whole = cost.batch_tokens // (cost.seq_len or 1)
+            size = min(found.micro_batch_sequences or whole, whole)
+            if model is not None and cost.seq_len and not model.covers(size, cost.seq_len):
                 print(f"warning: {cost.arm}: this shape is outside what was measured; an extrapolation")
     if figures is not None:
         from budgetlab.reporting.figures import costs_table, draw_costs, render

@@ -36,7 +36,10 @@ def open_workbench(
 
 def _says_more(kept: CostProfile, found: CostProfile) -> bool:
     """Whether a profile of the same study has what a new one lacks."""
-    return (kept.timed, kept.calibration is not None) > (found.timed, found.calibration is not None)
+    return (kept.timing is not None, kept.calibration is not None) > (
+        found.timing is not None,
+        found.calibration is not None,
+    )
 
 
 class Workbench:
@@ -87,6 +90,7 @@ class Workbench:
         to_run: bool = False,
         depth: Literal["quick", "timed", "full"] = "timed",
         peak: float | None = None,
+        keep: bool = True,
     ) -> CostProfile:
         """Return the prices of this study: those in its folder, those recorded beside it, or new ones.
 
@@ -106,17 +110,25 @@ class Workbench:
             ).model_copy(update={"study_key": key})
             first = found.arms[0]
             stage.note = f"{len(found.arms)} arms, {first.dtype}, {first.attention} attention"
+        if keep:
+            self.keep_profile(found)
+        return found
+
+    def keep_profile(self, found: CostProfile) -> None:
+        """Write a profile, unless the results folder has one of the same study that says more."""
         self.store.write_study(dump_study(self.study))
         kept = self.known_profile()
         if kept is not None and _says_more(kept, found):
             self.screen.say("profile   the fuller profile in the results folder is kept; this one is only shown")
         else:
             self.store.write_profile(found)
-        return found
 
     def known_profile(self) -> CostProfile | None:
-        """Return the profile in the results folder if it is of this study as it is now."""
-        known = self.store.read_profile()
+        """Return the profile in the results folder if it can be read and is of this study as it is now."""
+        try:
+            known = self.store.read_profile()
+        except CallerError:
+            return None
         return known if known is not None and known.study_key == profile_key(self.study) else None
 
     def ask(self, *, budgets: Sequence[str] = (), match: str | None = None, teacher_charge: str | None = None) -> None:

@@ -67,7 +67,7 @@ def prepare(execution: ExecutionSpec) -> torch.device:
     """Pick the device and set the number of threads."""
     device = pick_device(execution)
     torch.set_num_threads(execution.threads)
-    if device.type == "cuda":
+    if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # events and streams are those of the current device
     return device
 

@@ -17,14 +17,14 @@ class Standing:
     Attributes
     ----------
     done_fraction
-        Of all steps, each by its planned price.
+        Of all steps, each by its planned seconds; by its FLOPs where not all were timed.
     seconds_left
         On the plan's workers, at the pace of the steps so far, or as planned before any; None where steps were not
         timed.
     pace
         Seconds of the steps so far over what was planned for them; None before any.
     spent_required_flops, planned_required_flops
-        In the arms' own runs, by their schedules, and in pretraining teachers.
+        Of every step that is taken once: a trunk's are its own, not those of each of its branches.
     running
         Units that have begun and not ended: (run_id, steps done, steps in all, the last loss).
     """
@@ -46,20 +46,17 @@ class _Work:
     seconds_per_step: float | None
     flops_per_step: float
     record: RunRecord | None
-    counted: bool
-    """Whether its compute is that of a schedule or a teacher; a trunk's is in its branches."""
+    name: str
+    needs: tuple[str, ...] = ()
+    """Names of the units without which it cannot begin: its teacher, its trunk."""
 
     @property
     def at(self) -> int:
         record = self.record
         if record is None:
             return self.first
-        reached = record.points[-1].step if record.points else record.steps
-        return min(self.last, max(self.first, self.last if record.status == "complete" else reached))
-
-    @property
-    def price(self) -> float:
-        return self.seconds_per_step or self.flops_per_step
+        reached = max(record.steps, record.points[-1].step if record.points else 0)
+        return min(self.last, max(self.first, reached))
 
 
 def standing(plan: Plan, records: Iterable[RunRecord]) -> Standing:
@@ -74,29 +71,28 @@ def standing(plan: Plan, records: Iterable[RunRecord]) -> Standing:
     """
     records = list(records)
     work = [*_teachers(plan, records), *_arms(plan, records)]
-    failed = {id(unit) for unit in work if unit.record is not None and unit.record.status == "failed"}
-    total = sum((unit.last - unit.first) * unit.price for unit in work)
-    left = sum((unit.last - unit.at) * unit.price for unit in work if id(unit) not in failed)
+    # All by seconds, or all by FLOPs: the two do not add up.
+    timed = all(unit.seconds_per_step is not None for unit in work)
+    prices = [(unit.seconds_per_step or 0.0) if timed else unit.flops_per_step for unit in work]
+    total = sum((unit.last - unit.first) * price for unit, price in zip(work, prices, strict=True))
+    done = sum((unit.at - unit.first) * price for unit, price in zip(work, prices, strict=True))
+    lost = {unit.name for unit in work if unit.record is not None and unit.record.status == "failed"}
+    waiting = [not lost & {unit.name, *unit.needs} for unit in work]
+    left = sum((u.last - u.at) * p for u, p, can in zip(work, prices, waiting, strict=True) if can)
     running = [
         (r.run_id, unit.at, unit.last, r.points[-1].losses.get("loss") if r.points else None)
         for unit in work
         if (r := unit.record) is not None and r.status == "running"
     ]
     pace = _pace(work)
-    timed = all(unit.seconds_per_step is not None for unit in work)
     return Standing(
-        done_fraction=1.0 - left / total if total else 1.0,
+        done_fraction=done / total if total else 1.0,
         seconds_left=left * (1.0 if pace is None else pace) / plan.execution.workers if timed else None,
         pace=pace,
-        spent_required_flops=sum(_steps_done(unit) * unit.flops_per_step for unit in work if unit.counted),
-        planned_required_flops=sum(unit.last * unit.flops_per_step for unit in work if unit.counted),
+        spent_required_flops=sum((unit.at - unit.first) * unit.flops_per_step for unit in work),
+        planned_required_flops=sum((unit.last - unit.first) * unit.flops_per_step for unit in work),
         running=tuple(running),
     )
-
-
-def _steps_done(unit: _Work) -> int:
-    """Of a whole run: a branch has its trunk's steps behind it once it has begun."""
-    return 0 if unit.record is None else unit.at
 
 
 def _pace(work: list[_Work]) -> float | None:
@@ -118,7 +114,7 @@ def _teachers(plan: Plan, records: list[RunRecord]) -> list[_Work]:
         record = next((r for r in records if r.kind == "teacher" and r.student == teacher.model), None)
         cost = plan.costs[teacher.model]
         per_step = teacher.required_flops / teacher.steps
-        found.append(_Work(0, teacher.steps, cost.seconds_per_step, per_step, record, counted=True))
+        found.append(_Work(0, teacher.steps, cost.seconds_per_step, per_step, record, teacher.model))
     return found
 
 
@@ -133,14 +129,18 @@ def _arms(plan: Plan, records: list[RunRecord]) -> list[_Work]:
         branched = plan.ladder == "branched"
         for seed in plan.seeds:
             own = [r for r in records if r.arm == name and r.run_seed == seed]
+            needs = tuple(filter(None, [plan.arms[name].teacher]))
             if branched:
                 trunk = next((r for r in own if r.kind == "trunk"), None)
                 last = max(s.steps - s.cooldown_steps for s in schedules)
-                ended = all(_rung(own, s.steps) is not None for s in schedules) and trunk is None
-                found += [] if ended else [_Work(0, last, seconds, per_step, trunk, counted=False)]
+                # Where all branches are there, their trunk was, whether or not its folder still is.
+                if trunk is not None or any(_rung(own, s.steps) is None for s in schedules):
+                    found.append(_Work(0, last, seconds, per_step, trunk, f"{name} {seed} trunk", needs))
+                needs = (*needs, f"{name} {seed} trunk")
             for s in schedules:
                 first = s.steps - s.cooldown_steps if branched else 0
-                found.append(_Work(first, s.steps, seconds, per_step, _rung(own, s.steps), counted=True))
+                rung = _rung(own, s.steps)
+                found.append(_Work(first, s.steps, seconds, per_step, rung, f"{name} {seed} {s.steps}", needs))
     return found
 
 

@@ -246,7 +246,14 @@ def reshaped(study: Study, found: CostProfile, sequences: int, seq_len: int) -> 
         When the profile has no time models, or the networks not so many positions.
     """
     known = {cost.arm: cost for cost in (*found.arms, *found.teachers)}
-    if any(cost.time_model is None for cost in known.values()):
+    without = [name for name, cost in known.items() if cost.time_model is None]
+    if without and found.calibration is not None:
+        raise CallerError(
+            f"a prediction for {sequences} x {seq_len}",
+            f"the batch of {', '.join(without)} is too small to fit a time model to parts of it",
+            "raise recipe.batch_tokens",
+        )
+    if without:
         raise CallerError(
             f"a prediction for {sequences} x {seq_len}", "the profile has no time models", "profile without --quick"
         )

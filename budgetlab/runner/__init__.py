@@ -272,6 +272,7 @@ def _finish_the_step_on_signals() -> Iterator[_Stop]:
 
     def ask(number: int, frame: object) -> None:
         if asked.is_set():
+            asked.terminated = False  # nothing more is saved
             raise KeyboardInterrupt
         asked.terminated = number == signal.SIGTERM
         asked.set()

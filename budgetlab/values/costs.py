@@ -96,8 +96,8 @@ class TimeModel(Value):
         size = min(micro_batch_sequences or sequences, sequences)
         parts = [size] * (sequences // size) + ([sequences % size] if sequences % size else [])
         return {
-            name: phase.seconds(sequences * seq_len, seq_len)
-            if name == "update"
+            name: phase.seconds(size * seq_len, seq_len)
+            if name == "update"  # once, whatever the tokens
             else sum(phase.seconds(part * seq_len, seq_len) for part in parts)
             for name, phase in self.phases.items()
         }

@@ -17,6 +17,7 @@ from budgetlab.hardware import (
     largest_that_fits,
     peak_memory,
     pick_device,
+    prepare,
     waited_seconds,
 )
 from budgetlab.values import ExecutionSpec
@@ -153,6 +154,19 @@ def test_waiting_for_a_core_is_a_running_sum() -> None:
     if before is None or after is None:
         pytest.skip("this system does not say how long threads wait")
     assert after[0] >= before[0] and after[1] >= before[1]
+
+
+def test_a_gpu_without_a_number_is_left_as_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(torch.device(device)))
+    threads = torch.get_num_threads()
+    for asked in ("auto", "cuda", "cuda:1"):
+        prepare(ExecutionSpec(device=asked, threads=threads))
+    assert chosen == [torch.device("cuda:1")]  # torch refuses a device without a number there
+    with pytest.raises(CallerError, match="there are 2 GPUs here"):
+        pick_device(ExecutionSpec(device="cuda:9"))
 
 
 def test_a_device_that_is_not_here() -> None:

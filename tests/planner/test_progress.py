@@ -43,8 +43,12 @@ def test_nothing_yet(made: Plan) -> None:
     found = standing(made, [])
     assert found.done_fraction == 0.0 and found.spent_required_flops == 0.0 and found.running == ()
     assert found.pace is None and found.seconds_left > 0
-    arms = sum(s.required_flops for s in made.schedules) * len(made.seeds)
-    assert found.planned_required_flops == pytest.approx(arms + sum(t.required_flops for t in made.teachers))
+    steps = 0.0
+    for arm in made.arms:
+        own = [s for s in made.schedules if s.arm == arm]
+        taken = max(s.steps - s.cooldown_steps for s in own) + sum(s.cooldown_steps for s in own)
+        steps += taken * own[0].required_flops / own[0].steps * len(made.seeds)
+    assert found.planned_required_flops == pytest.approx(steps + sum(t.required_flops for t in made.teachers))
 
 
 def test_all_done_is_all_spent_and_nothing_left(made: Plan) -> None:
@@ -65,13 +69,42 @@ def test_a_trunk_under_way_sets_the_pace(made: Plan) -> None:
     assert 0 < found.done_fraction < 1
 
 
-def test_what_failed_is_not_waited_for(made: Plan) -> None:
+def test_what_failed_is_neither_done_nor_waited_for(made: Plan) -> None:
     top = max((s for s in made.schedules if s.arm == "minilm"), key=lambda s: s.rung)
     failed = record(made, "rung", "minilm", top.steps - top.cooldown_steps + 1, "failed", schedule=top)
     without = [r for r in everything(made) if (r.arm, r.steps, r.run_seed) != ("minilm", top.steps, 0)]
     found = standing(made, [*without, failed])
-    assert found.seconds_left == pytest.approx(0.0) and found.running == ()
+    assert found.seconds_left == pytest.approx(0.0) and found.running == () and found.done_fraction < 1
     assert found.spent_required_flops < found.planned_required_flops
+
+
+def test_nothing_waits_for_a_trunk_or_a_teacher_that_failed(made: Plan) -> None:
+    trunks = [
+        record(made, "trunk", arm, 2, "failed").model_copy(update={"run_seed": seed})
+        for arm in made.arms
+        for seed in made.seeds
+    ]
+    teacher = record(made, "teacher", "teacher", 1, "failed", seconds=made.costs["teacher"].seconds_per_step)
+    found = standing(made, [*trunks, teacher])
+    assert found.seconds_left == 0.0 and found.done_fraction < 0.1
+    alone = standing(made, [teacher])
+    of_no_kd = standing(made.model_copy(update={"arms": {"no_kd": made.arms["no_kd"]}, "teachers": ()}), [])
+    assert alone.seconds_left == pytest.approx(of_no_kd.seconds_left)
+
+
+def test_what_a_smaller_plan_completed_is_not_all_of_a_larger_one(made: Plan) -> None:
+    found = standing(made, [record(made, "trunk", "no_kd", 5, "complete")])
+    assert 0 < found.done_fraction < 0.1
+
+
+def test_without_all_seconds_shares_are_of_flops(made: Plan) -> None:
+    counted = {**made.costs, "teacher": made.costs["teacher"].model_copy(update={"seconds_per_step": None})}
+    teacher = made.teachers[0]
+    found = standing(
+        made.model_copy(update={"costs": counted}), [record(made, "teacher", "teacher", teacher.steps, "complete")]
+    )
+    assert found.seconds_left is None
+    assert found.done_fraction == pytest.approx(teacher.required_flops / found.planned_required_flops)
 
 
 def test_the_screen_says_so(made: Plan, tmp_path: Path) -> None:
@@ -79,5 +112,5 @@ def test_the_screen_says_so(made: Plan, tmp_path: Path) -> None:
 
     trunk = record(made, "trunk", "no_kd", 10, "running", seconds=1.0)
     notes = status_sheet(made, [trunk]).notes
-    assert "% done by planned time" in notes[0] and "spent 0 FLOP of" in notes[0]
+    assert "% done; " in notes[0] and "spent " in notes[0]
     assert notes[1].startswith("running, or stopped on the way: no_kd-trunk-10, step 10 of")

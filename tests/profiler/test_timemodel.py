@@ -198,6 +198,12 @@ def test_a_poorer_profile_does_not_replace_a_fuller_one(
     out, err = capsys.readouterr()
     assert json.loads(out)["timing"] is None and "fuller profile in the results folder is kept" in err
     assert json.loads(kept.read_text())["calibration"] is not None
+    (tmp_path / "t.csv").write_text("arm,tokens_per_second\nno_kd,1\nvanilla_kd,1\nminilm,1\ntinybert,1\n")
+    assert run_command([*count[:4], "--throughput", str(tmp_path / "t.csv"), "--json"]) == 0
+    assert json.loads(kept.read_text())["calibration"] is not None
+    kept.write_text("{}")  # of another version, say: what was just made is not lost for it
+    assert run_command(count) == 0
+    assert json.loads(kept.read_text())["study_key"] == key
 
 
 def test_networks_with_few_positions_are_not_asked_for_more() -> None:

@@ -145,7 +145,7 @@ def test_status_counts_runs_by_state():
     assert rows["no_kd"] == ("2/2", "0/2", "0/2", "2", "0", "0", "4")
     assert rows["tinybert"] == ("0/2", "0/2", "0/2", "0", "0", "1", "5")
     assert rows["teacher"][-1] == "1"
-    assert "done by planned time" in sheet.notes[0]
+    assert "% done; " in sheet.notes[0]
     assert sheet.notes[1:] == ("failed: tinybert-b0-s0: disk full",)
 
 

@@ -92,7 +92,7 @@ def standing_lines(found: Standing) -> list[str]:
     share = amounts[0] / amounts[1] if amounts[1] else 1.0
     left = "n/a" if found.seconds_left is None else format_seconds(found.seconds_left)
     basis = "as planned" if found.pace is None else f"at {found.pace:.2f} times the planned seconds, as so far"
-    done = f"{100 * found.done_fraction:.0f} % done by planned time; {left} left {basis}; "
+    done = f"{100 * found.done_fraction:.0f} % done; {left} left {basis}; "
     lines = [f"{done if found.done_fraction < 1 else ''}spent {spent} of {planned} ({100 * share:.0f} %)"]
     for run_id, at, last, loss in found.running:
         shown = "n/a" if loss is None else f"{loss:.3g}"
