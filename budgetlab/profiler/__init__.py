@@ -10,62 +10,34 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from itertools import product
 from typing import Literal
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from budgetlab.errors import CallerError
 from budgetlab.hardware import StepTime, environment, find_peak, prepare, release_memory
-from budgetlab.models import count_parameters
+from budgetlab.profiler.arms import CONVENTIONS, choices_of, count_arm, jobs_of, settled
 from budgetlab.profiler.clock import (
     QUICK,
     Effort,
     Job,
     OutOfMemory,
     Rounds,
-    build_job,
     describe_rounds,
     largest_micro_batch,
     measure_energy,
     measure_memory,
     time_steps,
 )
-from budgetlab.profiler.count import agree, count_flops, count_head, second_opinion
-from budgetlab.profiler.roofline import calibrate, list_work, predict_seconds
-from budgetlab.profiler.timemodel import measure_time_model, positions
+from budgetlab.profiler.count import agree, count_flops, second_opinion
+from budgetlab.profiler.elsewhere import predict_for, reshaped, with_prediction
+from budgetlab.profiler.roofline import calibrate
+from budgetlab.profiler.timemodel import measure_time_model
 from budgetlab.resampling import median_interval
-from budgetlab.step import PHASES
-from budgetlab.studies import Study, profile_key
-from budgetlab.values import (
-    ArmCost,
-    Calibration,
-    CostProfile,
-    PhaseCost,
-    Ratio,
-    Recipe,
-    StrategySpec,
-)
+from budgetlab.studies import Study
+from budgetlab.values import ArmCost, CostProfile, Ratio
 
 __all__ = ["agree", "count_flops", "predict_for", "profile", "reshaped", "second_opinion"]
-
-CONVENTIONS = {
-    "flops": "two per multiply-add; matmuls only; no norms, softmax, activations, embeddings or optimizer",
-    "required": "lean step on the meta device: trained parts forward and backward, frozen teacher forward only",
-    "executed": "the kernels that run, with their recomputation of attention scores in the backward pass",
-    "attention": "full, every position with every other; no causal half is taken off",
-    "padding": "none: sequences are filled",
-    "batch": "splitting it and moving it to the device is in the seconds of the teacher's forward pass",
-    "logits": "at masked positions only (execute = everything: at all positions)",
-    "frozen": "the teacher, forward only; tied input and output embeddings are multiplied once each way, as the head",
-    "teacher_depth": "up to the deepest layer that the loss reads",
-    "seconds": "median over paired rounds, arms in a random order in each, the first round not counted; interval by "
-    "order statistics; wall time on a CPU, time between device events on a GPU",
-    "cpu_seconds": "processor time of this process, summed over threads",
-    "ratios": "median over rounds of an arm's seconds a token over the first arm's in the same round",
-    "memory": "the arm alone: networks, optimizer state, two steps",
-}
 
 _CHANGE = 0.1
 
@@ -113,13 +85,13 @@ def profile(
     """
     say = progress or (lambda text: None)
     device = prepare(study.execution)
-    jobs = _jobs(study)
+    jobs = jobs_of(study)
     asked = study.execution.micro_batch_sequences
     micro = None if asked == "auto" else asked
     effort = Effort(steps, 0.0) if steps else QUICK if depth == "quick" else Effort()
     rounds, timing, calibration, largest = None, None, None, {}
     if count_only:
-        jobs = [_set(job, *_choices(study)[0]) for job in jobs]
+        jobs = [settled(job, *choices_of(study)[0]) for job in jobs]
     else:
         jobs, rounds = _choose_and_time(study, jobs, device, effort, micro, say, may_fail=asked == "auto")
         if rounds is None:
@@ -131,7 +103,7 @@ def profile(
             jobs, rounds = _choose_and_time(study, jobs, device, effort, micro, say, may_fail=micro > 1)
             micro = micro if rounds is not None else micro // 2
     say("counting FLOPs")
-    costs = {job[0]: _counted(job, device) for job in jobs}
+    costs = {job[0]: count_arm(job, device) for job in jobs}
     if rounds is not None:
         timing = describe_rounds(rounds)
         first = next(iter(study.arms))
@@ -156,7 +128,7 @@ def profile(
             timing = timing.model_copy(update={"warnings": (*timing.warnings, *changed)})
         say("calibrating the device")
         calibration = calibrate(device, jobs[0][4].dtype, study.execution)
-        costs = {job[0]: _predicted(costs[job[0]], job, calibration, micro) for job in jobs}
+        costs = {job[0]: with_prediction(costs[job[0]], job, calibration, micro) for job in jobs}
     where = environment(study.execution)
     peak = find_peak(where.device_name) if where.device == "cuda" else None
     of_maker = None if peak is None else peak.flops_per_second(jobs[0][4].dtype)
@@ -174,160 +146,6 @@ def profile(
     )
 
 
-def predict_for(study: Study, calibration: Calibration, progress: Callable[[str], None] | None = None) -> CostProfile:
-    """Price a study on a device that need not be here: FLOPs counted, seconds predicted from its calibration.
-
-    Raises
-    ------
-    CallerError
-        When the calibration has no matrix products in the study's precision.
-    """
-    say = progress or (lambda text: None)
-    dtypes = list(dict.fromkeys(rate.dtype for rate in calibration.rates if rate.kind == "matmul"))
-    if not dtypes:
-        raise CallerError("a prediction", "the calibration has no matrix products", "calibrate the device again")
-    wanted = study.recipe.dtype if study.recipe.dtype != "auto" else dtypes[0]
-    if wanted not in dtypes:
-        raise CallerError(
-            f"a prediction in {wanted}", f"the device was calibrated in {', '.join(dtypes)}", "calibrate it in that"
-        )
-    attention = study.recipe.attention if study.recipe.attention != "auto" else "sdpa"
-    asked = study.execution.micro_batch_sequences
-    costs = []
-    for job in (_set(job, wanted, attention) for job in _jobs(study)):
-        say(f"predicting {job[0]}")
-        cost = _counted(job, torch.device("cpu"))
-        by_phase = predict_seconds(list_work(job, None if asked == "auto" else asked), calibration, wanted)
-        seconds = sum(by_phase.values())
-        phases = {
-            name: price.model_copy(update={"seconds_per_step": by_phase[name]}) for name, price in cost.phases.items()
-        }
-        rate = cost.batch_tokens / seconds
-        costs.append(
-            cost.model_copy(
-                update={
-                    "phases": phases,
-                    "seconds_per_step": seconds,
-                    "predicted_seconds_per_step": seconds,
-                    "tokens_per_second": rate,
-                }
-            )
-        )
-    peak = find_peak(calibration.environment.device_name)
-    return CostProfile(
-        study=study.name,
-        study_key=profile_key(study),
-        arms=tuple(cost for cost in costs if cost.arm in study.arms),
-        teachers=tuple(cost for cost in costs if cost.arm not in study.arms),
-        conventions=CONVENTIONS | {"seconds": "predicted operator by operator from a calibration, not measured"},
-        environment=calibration.environment,
-        calibration=calibration,
-        peak_flops_per_second=None if peak is None else peak.flops_per_second(wanted),
-        peak_source=None if peak is None else peak.source,
-        predicted_for=f"{calibration.environment.device_name}, {calibration.environment.threads} threads",
-    )
-
-
-def reshaped(study: Study, found: CostProfile, sequences: int, seq_len: int) -> CostProfile:
-    """Price a study at another batch and length from the time models of its profile: FLOPs counted, seconds predicted.
-
-    Parameters
-    ----------
-    study
-        What was profiled.
-    found
-        Its profile, of depth "full".
-    sequences, seq_len
-        Of one step, in the micro-batches of the profile.
-
-    Raises
-    ------
-    CallerError
-        When the profile has no time models, or the networks not so many positions.
-    """
-    known = {cost.arm: cost for cost in (*found.arms, *found.teachers)}
-    without = [name for name, cost in known.items() if cost.time_model is None]
-    if without and found.calibration is not None:
-        raise CallerError(
-            f"a prediction for {sequences} x {seq_len}",
-            f"the batch of {', '.join(without)} is too small to fit a time model to parts of it",
-            "raise recipe.batch_tokens",
-        )
-    if without:
-        raise CallerError(
-            f"a prediction for {sequences} x {seq_len}", "the profile has no time models", "profile without --quick"
-        )
-    costs = []
-    for name, strategy, student, teacher, recipe in _jobs(study):
-        before = known[name]
-        longest = positions(student, teacher, seq_len)
-        if seq_len > longest:
-            raise CallerError(
-                f"a prediction for sequences of {seq_len}", f"{name} has positions for {longest}", "take a shorter one"
-            )
-        micro = min(found.micro_batch_sequences or sequences, sequences)
-        changes = {"seq_len": seq_len, "batch_tokens": sequences * seq_len, "dtype": before.dtype}
-        recipe = Recipe.model_validate({**recipe.model_dump(), **changes, "attention": before.attention})
-        counted = _counted((name, strategy, student, teacher, recipe), torch.device("cpu"))
-        model = before.time_model
-        assert model is not None
-        by_phase = model.phase_seconds(sequences, seq_len, micro)
-        seconds = sum(by_phase.values())
-        # Of processor time, what the wall clock shows is as at the shape that was measured.
-        on_cpu, wall = model.clock == "cpu", 1.0
-        if on_cpu and before.seconds_per_step and before.cpu_seconds_per_step:
-            wall = before.seconds_per_step / before.cpu_seconds_per_step
-        phases = {
-            name: price.model_copy(
-                update={
-                    "seconds_per_step": by_phase[name] * wall,
-                    "cpu_seconds_per_step": by_phase[name] if on_cpu else None,
-                }
-            )
-            for name, price in counted.phases.items()
-        }
-        costs.append(
-            counted.model_copy(
-                update={
-                    "phases": phases, "time_model": model, "seconds_per_step": seconds * wall,
-                    "cpu_seconds_per_step": seconds if on_cpu else None,
-                    "tokens_per_second": sequences * seq_len / (seconds * wall),
-                }
-            )
-        )  # fmt: skip
-    return found.model_copy(
-        update={
-            "arms": tuple(cost for cost in costs if cost.arm in study.arms),
-            "teachers": tuple(cost for cost in costs if cost.arm not in study.arms),
-            "timing": None,
-            "study_key": "",
-            "predicted_for": f"{sequences} sequences of {seq_len} a step on {found.environment.device_name}",
-        }
-    )
-
-
-def _jobs(study: Study) -> list[Job]:
-    jobs: list[Job] = [
-        (arm.name, arm.strategy, study.models[arm.student], study.teacher_of(arm), arm.recipe)
-        for arm in study.arms.values()
-    ]
-    recipe = study.recipe.model_copy(update={"initialisation": "random"})
-    for name in study.teacher_names():
-        if study.models[name].pretraining_tokens is not None:
-            jobs.append((name, StrategySpec(name="no_kd"), study.models[name], None, recipe))
-    return jobs
-
-
-def _set(job: Job, dtype: str, attention: str) -> Job:
-    """Fill in what was left to the probe; what an arm's own recipe says stays."""
-    own = job[4]
-    chosen = {
-        "dtype": dtype if own.dtype == "auto" else own.dtype,
-        "attention": attention if own.attention == "auto" else own.attention,
-    }
-    return (*job[:4], Recipe.model_validate({**own.model_dump(), **chosen}))
-
-
 def _choose_and_time(
     study: Study,
     jobs: list[Job],
@@ -342,7 +160,7 @@ def _choose_and_time(
     release_memory(device)
     try:
         chosen, first = _resolve(study, jobs, device, micro, say)
-        set_jobs = [_set(job, *chosen) for job in jobs]
+        set_jobs = [settled(job, *chosen) for job in jobs]
         rounds = time_steps(set_jobs, device, effort, say, micro)
         rounds.first = first or rounds.first  # the probe's steps were the first of their kind
         return set_jobs, rounds
@@ -354,8 +172,8 @@ def _choose_and_time(
 
 def _search_micro_batches(study: Study, jobs: list[Job], device: torch.device) -> dict[str, int]:
     """The most sequences at once of each arm, in what takes the most memory of the precisions that may be chosen."""
-    dtype, attention = _choices(study)[0][0], _choices(study)[-1][1]
-    largest = {job[0]: largest_micro_batch(_set(job, dtype, attention), device) for job in jobs}
+    dtype, attention = choices_of(study)[0][0], choices_of(study)[-1][1]
+    largest = {job[0]: largest_micro_batch(settled(job, dtype, attention), device) for job in jobs}
     none = [name for name, fits in largest.items() if fits == 0]
     if none:
         raise CallerError(
@@ -366,12 +184,6 @@ def _search_micro_batches(study: Study, jobs: list[Job], device: torch.device) -
     return largest
 
 
-def _choices(study: Study) -> list[tuple[str, str]]:
-    dtypes = ["float32", "bfloat16"] if study.recipe.dtype == "auto" else [study.recipe.dtype]
-    attentions = ["sdpa", "eager"] if study.recipe.attention == "auto" else [study.recipe.attention]
-    return list(product(dtypes, attentions))
-
-
 def _resolve(
     study: Study, jobs: list[Job], device: torch.device, micro: int | None, say: Callable[[str], None]
 ) -> tuple[tuple[str, str], dict[str, StepTime] | None]:
@@ -379,60 +191,17 @@ def _resolve(
 
     Returns the first steps of the choice too, where there was one to make.
     """
-    choices = _choices(study)
+    choices = choices_of(study)
     if len(choices) == 1:
         return choices[0], None
     say("probing precision and attention")
     seconds, first = {}, {}
     for choice in choices:
-        rounds = time_steps([_set(job, *choice) for job in jobs], device, Effort(3, 0.0), lambda text: None, micro)
+        rounds = time_steps([settled(job, *choice) for job in jobs], device, Effort(3, 0.0), lambda text: None, micro)
         seconds[choice] = sum(min(step.seconds for step in steps) for steps in rounds.steps.values())
         first[choice] = rounds.first
     best = min(seconds, key=lambda choice: seconds[choice])
     return best, first[best]
-
-
-def _counted(job: Job, device: torch.device) -> ArmCost:
-    """Count an arm; nothing is timed."""
-    name, _, _, _, recipe = job
-    lean = build_job((*job[:4], recipe.model_copy(update={"execute": "lean"})), "meta")
-    required = count_flops(lean, recipe.seq_len, recipe.masked_per_sequence)
-    # A lean step's head is the same products on any device, so what a target token costs is known by now.
-    known = {phase: price[1] for phase, price in required.items()} if recipe.execute == "lean" else None
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        real = build_job(job, device, trained=lean.trained)
-        executed = count_flops(real, recipe.seq_len, recipe.masked_per_sequence, executed_on=device, per_target=known)
-    agreement = agree(lean, required, recipe)
-    fraction = recipe.masked_per_sequence / recipe.seq_len
-    head = count_head(lean.student, lean.student_needs)
-    phases = {
-        phase: PhaseCost(
-            required_flops_per_token=required[phase][0] + fraction * required[phase][1],
-            executed_flops_per_token=executed[phase][0] + fraction * executed[phase][1],
-        )
-        for phase in PHASES
-    }
-    total_params, other_params = count_parameters(lean.student)
-    return ArmCost(
-        arm=name,
-        batch_tokens=recipe.batch_tokens,
-        seq_len=recipe.seq_len,
-        target_fraction=fraction,
-        train_required_flops_per_token=sum(price.required_flops_per_token for price in phases.values()),
-        train_executed_flops_per_token=sum(price.executed_flops_per_token for price in phases.values()),
-        required_flops_per_position=sum(price[0] for price in required.values()),
-        required_flops_per_target_token=sum(price[1] for price in required.values()),
-        executed_flops_per_position=sum(price[0] for price in executed.values()),
-        executed_flops_per_target_token=sum(price[1] for price in executed.values()),
-        head_required_flops_per_token=head[0] + fraction * head[1],
-        phases=phases,
-        agreement=agreement,
-        num_params_total=total_params,
-        num_params_non_embedding=other_params,
-        idle_parameters=lean.idle_parameters,
-        dtype=recipe.dtype if recipe.dtype != "auto" else "float32",
-        attention=real.student.attention,
-    )
 
 
 def _timed(cost: ArmCost, rounds: Rounds, first: ArmCost) -> ArmCost:
@@ -501,8 +270,3 @@ def _with_memory(cost: ArmCost, job: Job, device: torch.device, micro: int | Non
             "memory_source": memory.source,
         }
     )
-
-
-def _predicted(cost: ArmCost, job: Job, calibration: Calibration, micro: int | None) -> ArmCost:
-    seconds = predict_seconds(list_work(job, micro), calibration, job[4].dtype)
-    return cost.model_copy(update={"predicted_seconds_per_step": sum(seconds.values())})
