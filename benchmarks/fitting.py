@@ -28,12 +28,15 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import minimize
 
-from budgetlab.fitting import certify, fit, fit_arms, predict
+from budgetlab.fitting import certify, compare, fit, fit_arms, predict
 from budgetlab.fitting.objectives import Objective
 from budgetlab.fitting.solve import solve
 from budgetlab.fitting.table import read_points
 from budgetlab.laws import get_law
 from budgetlab.values import FitSpec
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "fitting"))
+from fitting_tables import CURVES, curve, study
 
 DELTA = 1e-3
 TRUTH = {"E": 1.8, "A": 480.0, "B": 2100.0, "alpha": 0.35, "beta": 0.366}
@@ -168,6 +171,13 @@ def coverage(repeats: int) -> None:
     """Print how often intervals at a nominal 95 % hold the truth, over simulated tables and studies."""
     error = 100 * (0.95 * 0.05 / repeats) ** 0.5
     print(f"\ncoverage of nominal 95 % intervals, {repeats} repetitions (standard error {error:.1f} %)")
+    coverage_of_surfaces(repeats)
+    coverage_of_differences(4 * repeats)  # a difference alone is quick
+    coverage_of_curves(repeats)
+
+
+def coverage_of_surfaces(repeats: int) -> None:
+    """Of a Chinchilla fit's parameters, optimum and predictions."""
     at = {"num_params": 7e10, "tokens": 1.4e12}
     for count, interval in ((240, "rows"), (60, "rows"), (60, "wild")):
         hits, usable = {}, 0
@@ -186,20 +196,22 @@ def coverage(repeats: int) -> None:
         asked = {name: usable if name == "prediction" else repeats for name in hits}
         shown = ", ".join(f"{name} {100 * hit / asked[name]:.1f}" for name, hit in hits.items())
         print(f"  {count} points, {interval}: {shown} (predictions of {usable} usable fits)")
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "fitting"))
-    from fitting_tables import CURVES, curve, study
 
-    from budgetlab.fitting import compare
 
+def coverage_of_differences(repeats: int) -> None:
+    """Of the difference of two arms at the largest budget."""
     gap = curve("no_kd", 3e14) - curve("kd", 3e14)
     for budgets, seeds, growth in itertools.product((3, 4, 5), (2, 3, 5), (0.5, 1.0, 2.0)):
-        many = range(4 * repeats)  # a difference alone is quick
-        tables = (study(budgets, seeds, growth=growth, rng=np.random.default_rng(seed)) for seed in many)
+        tables = (study(budgets, seeds, growth=growth, rng=np.random.default_rng(seed)) for seed in range(repeats))
         ends = [compare(t, a="kd", b="no_kd", task="readout_loss", curves=False).interval or (1, 0) for t in tables]
         share = np.mean([low <= gap <= high for low, high in ends])
         print(
             f"  4 arms x {budgets} budgets x {seeds} seeds, noise x {growth:g} a budget: difference {100 * share:.1f}"
         )
+
+
+def coverage_of_curves(repeats: int) -> None:
+    """Of compute multipliers, exponents and curves, with runs related between budgets and not."""
     for budgets, seeds, trunk in itertools.product((3, 4, 5), (2, 3, 5), (0.0, 0.5)):
         hits = {"difference": 0, "multiplier": 0, "exponent": 0, "curve": 0}
         known = {"exponent": 0, "curve": 0, "multiplier": 0}

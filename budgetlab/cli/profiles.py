@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +12,31 @@ from budgetlab.values import CostProfile, ModelCost
 if TYPE_CHECKING:
     from budgetlab.cli.workbench import Workbench
 
-__all__ = ["compare_profiles", "count_one_model", "predict_elsewhere", "predict_shape", "show_profile"]
-
+__all__ = [
+    "compare_profiles",
+    "count_one_model",
+    "predict_elsewhere",
+    "predict_shape",
+    "refuse_two_ways",
+    "show_profile",
+]
 
 _LEAST = {"batch": 1, "seq": 8}
 _MOST = {"batch": 2**20, "seq": 8192}
+
+
+def refuse_two_ways(others: Mapping[str, object], measuring: Mapping[str, object]) -> None:
+    """Refuse options that price in different ways: each of `others` stands alone, without those of a measurement.
+
+    Raises
+    ------
+    CallerError
+        When two were given; --throughput only counts, so that --count-only beside it says the same.
+    """
+    alone = [name for name, value in others.items() if value is not None]
+    too = alone[1:] + [name for name, value in measuring.items() if value] if alone else []
+    if too and (alone, too) != (["--throughput"], ["--count-only"]):
+        raise CallerError(f"profile {alone[0]} with {', '.join(too)}", "each prices in its own way", "give one of them")
 
 
 def count_one_model(name: str, seq_len: int) -> ModelCost:

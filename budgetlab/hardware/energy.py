@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 from collections.abc import Callable
@@ -55,6 +56,7 @@ def throttled(device: torch.device) -> str | None:
     return " and ".join(seen) or None
 
 
+@functools.cache
 def _nvml(device: torch.device) -> tuple[Any, Any] | None:
     """NVML and its handle of the device, found by its UUID: NVML does not know CUDA_VISIBLE_DEVICES."""
     if device.type != "cuda" or importlib.util.find_spec("pynvml") is None:

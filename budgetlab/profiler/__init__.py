@@ -16,7 +16,7 @@ import torch
 
 from budgetlab.errors import CallerError
 from budgetlab.hardware import StepTime, environment, find_peak, prepare, release_memory
-from budgetlab.profiler.arms import CONVENTIONS, choices_of, count_arm, jobs_of, settled
+from budgetlab.profiler.arms import CONVENTIONS, arms_and_teachers, choices_of, count_arm, jobs_of, settled
 from budgetlab.profiler.clock import (
     QUICK,
     Effort,
@@ -37,7 +37,7 @@ from budgetlab.resampling import median_interval
 from budgetlab.studies import Study
 from budgetlab.values import ArmCost, CostProfile, Ratio
 
-__all__ = ["agree", "count_flops", "predict_for", "profile", "reshaped", "second_opinion"]
+__all__ = ["agree", "count_flops", "predict_for", "profile", "reshaped", "second_opinion", "with_times"]
 
 _CHANGE = 0.1
 
@@ -107,7 +107,7 @@ def profile(
     if rounds is not None:
         timing = describe_rounds(rounds)
         first = next(iter(study.arms))
-        costs = {name: _timed(cost, rounds, costs[first]) for name, cost in costs.items()}
+        costs = {name: with_times(cost, rounds, costs[first]) for name, cost in costs.items()}
         for job in jobs:
             # Where the whole batch ran, it fits; a smaller micro-batch that was asked for says nothing.
             whole = job[4].batch_sequences if micro is None else None
@@ -132,10 +132,11 @@ def profile(
     where = environment(study.execution)
     peak = find_peak(where.device_name) if where.device == "cuda" else None
     of_maker = None if peak is None else peak.flops_per_second(jobs[0][4].dtype)
+    arms, teachers = arms_and_teachers(study, list(costs.values()))
     return CostProfile(
         study=study.name,
-        arms=tuple(cost for cost in costs.values() if cost.arm in study.arms),
-        teachers=tuple(cost for cost in costs.values() if cost.arm not in study.arms),
+        arms=arms,
+        teachers=teachers,
         conventions=CONVENTIONS,
         environment=where,
         timing=timing,
@@ -204,7 +205,7 @@ def _resolve(
     return best, first[best]
 
 
-def _timed(cost: ArmCost, rounds: Rounds, first: ArmCost) -> ArmCost:
+def with_times(cost: ArmCost, rounds: Rounds, first: ArmCost) -> ArmCost:
     """Add what the rounds say of an arm; its ratios to the first are of seconds a token."""
     steps, reference = rounds.steps[cost.arm], rounds.steps[first.arm]
     share = first.batch_tokens / cost.batch_tokens

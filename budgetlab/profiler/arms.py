@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 
 import torch
@@ -14,7 +15,7 @@ from budgetlab.step import PHASES
 from budgetlab.studies import Study
 from budgetlab.values import ArmCost, PhaseCost, Recipe, StrategySpec
 
-__all__ = ["CONVENTIONS", "choices_of", "count_arm", "jobs_of", "settled"]
+__all__ = ["CONVENTIONS", "arms_and_teachers", "choices_of", "count_arm", "jobs_of", "settled"]
 
 CONVENTIONS = {
     "flops": "two per multiply-add; matmuls only; no norms, softmax, activations, embeddings or optimizer",
@@ -45,6 +46,12 @@ def jobs_of(study: Study) -> list[Job]:
         if study.models[name].pretraining_tokens is not None:
             jobs.append((name, StrategySpec(name="no_kd"), study.models[name], None, recipe))
     return jobs
+
+
+def arms_and_teachers(study: Study, costs: Sequence[ArmCost]) -> tuple[tuple[ArmCost, ...], tuple[ArmCost, ...]]:
+    """Part what was priced: the arms, and the pretraining of teachers."""
+    arms = tuple(cost for cost in costs if cost.arm in study.arms)
+    return arms, tuple(cost for cost in costs if cost.arm not in study.arms)
 
 
 def settled(job: Job, dtype: str, attention: str) -> Job:

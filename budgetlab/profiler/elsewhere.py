@@ -8,7 +8,7 @@ import torch
 
 from budgetlab.errors import CallerError
 from budgetlab.hardware import find_peak
-from budgetlab.profiler.arms import CONVENTIONS, count_arm, jobs_of, settled
+from budgetlab.profiler.arms import CONVENTIONS, arms_and_teachers, count_arm, jobs_of, settled
 from budgetlab.profiler.clock import Job
 from budgetlab.profiler.roofline import list_work, predict_seconds
 from budgetlab.profiler.timemodel import positions
@@ -58,11 +58,12 @@ def predict_for(study: Study, calibration: Calibration, progress: Callable[[str]
             )
         )
     peak = find_peak(calibration.environment.device_name)
+    arms, teachers = arms_and_teachers(study, costs)
     return CostProfile(
         study=study.name,
         study_key=profile_key(study),
-        arms=tuple(cost for cost in costs if cost.arm in study.arms),
-        teachers=tuple(cost for cost in costs if cost.arm not in study.arms),
+        arms=arms,
+        teachers=teachers,
         conventions=CONVENTIONS | {"seconds": "predicted operator by operator from a calibration, not measured"},
         environment=calibration.environment,
         calibration=calibration,
@@ -94,8 +95,8 @@ def reshaped(study: Study, found: CostProfile, sequences: int, seq_len: int) -> 
     if without and found.calibration is not None:
         raise CallerError(
             f"a prediction for {sequences} x {seq_len}",
-            f"the batch of {', '.join(without)} is too small to fit a time model to parts of it",
-            "raise recipe.batch_tokens",
+            f"{', '.join(without)} has no time model: its batch is too small to fit one to parts of it, or memory is",
+            "raise recipe.batch_tokens, or take another device",
         )
     if without:
         raise CallerError(
@@ -139,10 +140,11 @@ def reshaped(study: Study, found: CostProfile, sequences: int, seq_len: int) -> 
                 }
             )
         )  # fmt: skip
+    arms, teachers = arms_and_teachers(study, costs)
     return found.model_copy(
         update={
-            "arms": tuple(cost for cost in costs if cost.arm in study.arms),
-            "teachers": tuple(cost for cost in costs if cost.arm not in study.arms),
+            "arms": arms,
+            "teachers": teachers,
             "timing": None,
             "study_key": "",
             "predicted_for": f"{sequences} sequences of {seq_len} a step on {found.environment.device_name}",

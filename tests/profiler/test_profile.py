@@ -6,7 +6,9 @@ import pytest
 from small import write_small_study
 
 from budgetlab.errors import BudgetlabError
-from budgetlab.profiler import agree, count_flops, profile, second_opinion
+from budgetlab.hardware import StepTime
+from budgetlab.profiler import agree, count_flops, profile, second_opinion, with_times
+from budgetlab.profiler.clock import Rounds
 from budgetlab.profiler.count import count_head
 from budgetlab.step import PHASES, build_step
 from budgetlab.strategies import build_strategy
@@ -197,13 +199,17 @@ def test_an_operator_that_may_be_heavy_is_named(tmp_path: Path) -> None:
 
 def test_ratios_are_of_a_token_also_where_batches_differ(tmp_path: Path) -> None:
     larger = '\n[arms.larger]\nstrategy = "no_kd"\nstudent = "student"\nrecipe = { batch_tokens = 1024 }\n'
-    found = profile(load_study(write_small_study(tmp_path, larger)), steps=6)
+    found = profile(load_study(write_small_study(tmp_path, larger)), count_only=True)
     first, last = found.arms[0], found.arms[-1]
-    assert last.arm == "larger" and last.batch_tokens == 1024
-    # Paired rounds and medians of each arm are near one another, and eight times the tokens are far from them.
-    by_rate = first.tokens_per_second / last.tokens_per_second
-    assert 0.4 < last.seconds_ratio.value / by_rate < 2.5
-    assert first.seconds_ratio.value == first.cpu_seconds_ratio.value == 1.0
+    assert (last.arm, last.batch_tokens) == ("larger", 8 * first.batch_tokens)
+    # Rounds in which the larger batch takes four times as long, on a machine that slows down: half as long a token.
+    times = {name: [StepTime({"backward": k * seconds}, {"backward": k * seconds}) for k in range(1, 8)]
+             for name, seconds in (("no_kd", 1.0), ("larger", 4.0))}  # fmt: skip
+    rounds = Rounds(times, {name: steps[0] for name, steps in times.items()})
+    timed = with_times(last, rounds, first)
+    assert timed.seconds_ratio.value == timed.cpu_seconds_ratio.value == 0.5
+    assert timed.seconds_ratio.interval == (0.5, 0.5) and timed.seconds_per_step == 16.0
+    assert with_times(first, rounds, first).seconds_ratio.value == 1.0
 
 
 def test_an_arms_own_precision_stays(tmp_path: Path) -> None:
