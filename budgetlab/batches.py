@@ -18,6 +18,7 @@ from budgetlab.values import SpecialIds
 __all__ = ["Batches", "MaskedBatch", "keyed_uniform"]
 
 _ORDER, _PRIORITY, _KIND, _RANDOM_WORD, _SUBSET = range(5)
+_TARGET = 0x7461726765747321  # tells a target from a word that is read
 
 
 def keyed_uniform(seed: int, stream: int, *keys: NDArray[np.integer] | int) -> NDArray[np.float64]:
@@ -51,6 +52,21 @@ class MaskedBatch:
     def tokens(self) -> int:
         """Positions fed to the student."""
         return self.input_ids.size
+
+    def digest(self, step: int) -> int:
+        """Fingerprint what a step sees, below 2^64: of step, words, masks and targets, in whatever order its samples.
+
+        Digests of parts of a batch add up, modulo 2^64, to that of the whole, so that the sum over all steps and
+        processes says whether two runs saw the same masked samples at the same steps. It finds mistakes, not malice.
+        """
+        length = self.input_ids.shape[1]
+        with np.errstate(over="ignore"):
+            marks = _mix(self.input_ids.astype(np.uint64) * np.uint64(length) + np.arange(length, dtype=np.uint64))
+            row, column = np.divmod(self.target_positions, length)
+            targets = _mix(_mix(self.target_ids * length + column) ^ np.uint64(_TARGET))
+            seen = marks.sum(axis=1, dtype=np.uint64)
+            np.add.at(seen, row, targets)
+            return int(_mix(_mix(seen) ^ _mix(np.uint64(step))).sum(dtype=np.uint64))
 
 
 class Batches:
@@ -119,11 +135,11 @@ class Batches:
             samples = np.sort(chosen[: self.num_samples])
         return samples[np.argsort(keyed_uniform(self._seed, _ORDER, pass_index, samples), kind="stable")]
 
-    def step(self, step: int, batch_sequences: int) -> MaskedBatch:
-        """Return the samples of one step, counted from 0."""
-        index = step * batch_sequences + np.arange(batch_sequences)
+    def step(self, step: int, batch_sequences: int, rank: int = 0, world: int = 1) -> MaskedBatch:
+        """Return the samples of one step, counted from 0, or every `world`-th of them from number `rank` on."""
+        index = step * batch_sequences + np.arange(rank, batch_sequences, world)
         passes, places = index // self.num_samples, index % self.num_samples
-        samples = np.empty(batch_sequences, dtype=np.int64)
+        samples = np.empty(len(index), dtype=np.int64)
         for pass_index in np.unique(passes):
             here = passes == pass_index
             samples[here] = self._order(int(pass_index))[places[here]]

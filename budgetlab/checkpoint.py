@@ -20,7 +20,14 @@ from torch import Tensor, uint8
 
 from budgetlab.errors import BudgetlabError
 
-__all__ = ["latest_checkpoint", "load_checkpoint", "remove_checkpoints", "save_checkpoint", "tensors_hash"]
+__all__ = [
+    "latest_checkpoint",
+    "load_checkpoint",
+    "read_state",
+    "remove_checkpoints",
+    "save_checkpoint",
+    "tensors_hash",
+]
 
 _TENSORS, _STATE, _MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 
@@ -54,8 +61,7 @@ def save_checkpoint(folder: Path, name: str, tensors: Mapping[str, Tensor], stat
         for part in (_TENSORS, _STATE, _MANIFEST):
             _sync(partial / part)
         _sync(partial)
-        if final.exists():
-            shutil.rmtree(final)
+        _remove(final)
         partial.rename(final)
         _sync(folder)
     except SafetensorError as error:  # safetensors reports a full disk as its own error
@@ -85,6 +91,14 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return load_file(path / _TENSORS), json.loads((path / _STATE).read_text())
 
 
+def read_state(path: Path) -> dict[str, Any] | None:
+    """Read what a checkpoint says beside its tensors, without verifying them; None where that cannot be read."""
+    try:
+        return json.loads((path / _STATE).read_text())
+    except (OSError, ValueError):
+        return None
+
+
 def latest_checkpoint(folder: Path, last: str | None = None) -> Path | None:
     """Return the newest checkpoint (up to the name `last`) that verifies, or None; torn ones are passed over."""
     if not folder.is_dir():
@@ -103,8 +117,16 @@ def remove_checkpoints(folder: Path, keep: set[str]) -> None:
     """Delete the checkpoints that are not in `keep`, and what killed writers left."""
     if folder.is_dir():
         for path in folder.iterdir():
-            if path.name.endswith(".partial") or (path.name.startswith("step_") and path.name not in keep):
+            if path.name.endswith(".partial"):
                 shutil.rmtree(path, ignore_errors=True)
+            elif path.name.startswith("step_") and path.name not in keep:
+                _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Delete a checkpoint, which stops to be one in a single step: half of one must not look like a torn one."""
+    if path.exists():
+        shutil.rmtree(path.rename(path.with_name(f".{path.name}.{os.getpid()}.old.partial")), ignore_errors=True)
 
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:

@@ -7,15 +7,18 @@ here. What no loss reads is not computed (`Needs`); with `execute = "everything"
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from budgetlab.batches import MaskedBatch
 from budgetlab.checkpoint import tensors_hash
 from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.models import Network, build_network, start_from_teacher
+from budgetlab.ranks import Ranks
 from budgetlab.strategies import Strategy
 from budgetlab.values import Batch, ModelSpec, Needs, Recipe, Signals
 
@@ -70,6 +73,8 @@ class TrainingStep:
         Of the learned projections' initialisation.
     trained
         Names of the tensors that the loss sends a gradient to, where they are known; else one sequence finds out.
+    ranks
+        The processes that take each step together, a share of the batch each; gradients are averaged over them.
 
     Attributes
     ----------
@@ -87,6 +92,7 @@ class TrainingStep:
         *,
         projection_seed: int = 0,
         trained: Collection[str] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.arm, self.strategy, self.recipe = arm, strategy, recipe
         self.student, self.teacher = student.train(), teacher
@@ -107,10 +113,13 @@ class TrainingStep:
             enabled=recipe.dtype == "bfloat16",
         )
         named = {**dict(student.named_parameters()), **dict(self.projections.named_parameters(prefix="projections"))}
+        self.replica: DistributedDataParallel | None = None
         reached = self._reached_by_gradient(named) if trained is None else trained
         self.idle_parameters = tuple(name for name in named if name not in reached)
         self.trained = {name: parameter for name, parameter in named.items() if name in reached}
         self.optimizer = self._optimizer() if self.device.type != "meta" else None
+        if ranks is not None and ranks.world > 1:
+            self.replica = self._replicated(named)
 
     def _reached_by_gradient(self, named: dict[str, nn.Parameter]) -> set[str]:
         """Find out with one sequence which tensors the loss sends a gradient to."""
@@ -123,6 +132,12 @@ class TrainingStep:
         for parameter in named.values():
             parameter.grad = None
         return reached
+
+    def _replicated(self, named: dict[str, nn.Parameter]) -> DistributedDataParallel:
+        """One of the copies that average their gradients while the backward pass still runs."""
+        for name in self.idle_parameters:
+            named[name].requires_grad_(False)  # else the others would wait for its gradient
+        return DistributedDataParallel(_Student(self.student, self.projections))
 
     def _optimizer(self) -> torch.optim.AdamW:
         recipe = self.recipe
@@ -138,12 +153,13 @@ class TrainingStep:
         with torch.no_grad(), self.autocast:
             return self._forward(self.teacher, batch, self.teacher_needs)
 
-    def student_forward(self, batch: Batch) -> Signals:
-        """Phase 2: the student's signals."""
+    def student_forward(self, batch: Batch, *, alone: bool = False) -> Signals:
+        """Phase 2: the student's signals; `alone`: no other process will hear of its gradients."""
+        network = self.student if self.replica is None or alone else self.replica
         with self.autocast:
-            return self._forward(self.student, batch, self.student_needs)
+            return self._forward(network, batch, self.student_needs)
 
-    def _forward(self, network: Network, batch: Batch, needs: Needs) -> Signals:
+    def _forward(self, network: nn.Module, batch: Batch, needs: Needs) -> Signals:
         return network(batch.input_ids, needs, batch.target_positions, batch.attention_mask, self.everything)
 
     def loss(self, batch: Batch, student: Signals, teacher: Signals | None) -> dict[str, Tensor]:
@@ -176,11 +192,11 @@ class TrainingStep:
         done("backward")
         return {name: term.detach() for name, term in terms.items()}
 
-    def _terms(self, batch: Batch, done: OnPhase) -> dict[str, Tensor]:
+    def _terms(self, batch: Batch, done: OnPhase, *, alone: bool = False) -> dict[str, Tensor]:
         batch = _unmasked(batch) if self.strategy.reads_unmasked else batch
         teacher = self.teacher_forward(batch)
         done("teacher_forward")
-        student = self.student_forward(batch)
+        student = self.student_forward(batch, alone=alone)
         done("student_forward")
         terms = self.loss(batch, student, teacher)
         done("loss")
@@ -218,14 +234,20 @@ class TrainingStep:
         if dropout_seed is not None and self.recipe.dropout > 0:
             torch.manual_seed(dropout_seed)
         sums: dict[str, Tensor] = {}
-        for part, share in _micro_batches(batch, micro_batch_sequences):
-            terms = self.forward_backward(to_device(part, self.device), share, on_phase)
+        parts = _micro_batches(batch, micro_batch_sequences)
+        for number, (part, share) in enumerate(parts, start=1):
+            with self._averaged_after(last=number == len(parts)):
+                terms = self.forward_backward(to_device(part, self.device), share, on_phase)
             for name, term in terms.items():
                 sums[name] = sums[name] + term * share if name in sums else term * share
         sums["gradient_norm"] = self.update(learning_rate)
         if on_phase is not None:
             on_phase("update")
         return sums
+
+    def _averaged_after(self, *, last: bool) -> AbstractContextManager[None]:
+        """Average the gradients over the processes once, with those of the last micro-batch."""
+        return nullcontext() if last or self.replica is None else self.replica.no_sync()
 
     def signs(self, batch: MaskedBatch, sequences: int = 4) -> dict[str, float]:
         """Look how the terms and the optimiser fare, on a few sequences; nothing is changed.
@@ -238,7 +260,7 @@ class TrainingStep:
             gradient, decides their step. Feature losses have small gradients.
         """
         few = next(iter(_micro_batches(batch, sequences)))[0]
-        terms = self._terms(to_device(few, self.device), lambda phase: None)
+        terms = self._terms(to_device(few, self.device), lambda phase: None, alone=True)
         parameters = list(self.trained.values())
         norms = {}
         for name, term in terms.items():
@@ -284,6 +306,17 @@ class TrainingStep:
     def teacher_hash(self) -> str | None:
         """Hash the teacher's weights; it must never change."""
         return None if self.teacher is None else tensors_hash(dict(self.teacher.named_parameters()))
+
+
+class _Student(nn.Module):
+    """The student with the projections that its loss learns, as one module whose gradients are averaged."""
+
+    def __init__(self, student: Network, projections: nn.ModuleDict) -> None:
+        super().__init__()
+        self.student, self.projections = student, projections
+
+    def forward(self, *inputs: object) -> Signals:
+        return self.student(*inputs)
 
 
 def load_parameters(network: Network, state: dict[str, Tensor]) -> None:
@@ -339,8 +372,11 @@ def build_step(
     seed: int,
     device: str | torch.device,
     trained: Collection[str] | None = None,
+    ranks: Ranks | None = None,
 ) -> TrainingStep:
-    """Build an arm's networks and its step; `seed` decides the student and the projections, `trained` as there.
+    """Build an arm's networks and its step.
+
+    `seed` decides the student and the projections; `trained` and `ranks` are as in `TrainingStep`.
 
     Raises
     ------
@@ -371,4 +407,4 @@ def build_step(
             raise CallerError(f"arm {arm}", "its student starts from a teacher's layers", "name the teacher")
         start_from_teacher(network, teacher, recipe.initialisation.teacher_layers)
     teacher = teacher if strategy.uses_teacher else None
-    return TrainingStep(arm, strategy, network, teacher, recipe, projection_seed=seed, trained=trained)
+    return TrainingStep(arm, strategy, network, teacher, recipe, projection_seed=seed, trained=trained, ranks=ranks)

@@ -160,6 +160,14 @@ class Store:
         """Where one run keeps its checkpoints."""
         return self.run_folder(run_id) / "checkpoints"
 
+    def model_folder(self, run_id: str) -> Path:
+        """Where one finished run lies as a plain transformers folder."""
+        return self.run_folder(run_id) / "model"
+
+    def write_card(self, run_id: str, card: str) -> Path:
+        """Write the model card of a finished run anew."""
+        return write_whole(self.model_folder(run_id) / "README.md", card)
+
     def write_study(self, toml: str) -> Path:
         """Write the resolved study."""
         return write_whole(self.folder / "study.toml", toml)

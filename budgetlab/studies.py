@@ -115,7 +115,8 @@ def find_data(study: Study, path: str) -> Path:
     raise CallerError(f"path {path!r}", f"not found under {tried}", "set --data-root or $BUDGETLAB_DATA_ROOT")
 
 
-_PRICELESS = {"usd_per_device_hour", "scaling_efficiency", "devices", "workers", "device_memory_bytes"}
+_PRICELESS = {"usd_per_device_hour", "scaling_efficiency", "devices", "workers", "device_memory_bytes", "trackers",
+              "keep_checkpoints"}  # fmt: skip
 """Settings of the execution that do not change what a step costs on one device."""
 
 

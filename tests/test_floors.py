@@ -13,7 +13,10 @@ FLOORS = [
     ({"units"}, set()),
     ({"values"}, set()),
     ({"machine"}, set()),
-    ({"strategies", "laws", "resampling"}, {"crew", "hardware", "models", "corpus", "batches", "checkpoint"}),
+    (
+        {"strategies", "laws", "modelcard", "resampling"},
+        {"crew", "hardware", "models", "corpus", "batches", "checkpoint", "ranks"},
+    ),
     ({"studies", "store"}, set()),
     ({"planner", "fitting"}, {"step"}),
     ({"reporting"}, {"profiler", "runner", "evaluation"}),

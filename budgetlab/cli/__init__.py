@@ -17,6 +17,7 @@ from budgetlab.errors import BudgetlabError, CallerError
 
 if TYPE_CHECKING:
     from budgetlab.cli.workbench import Workbench
+    from budgetlab.ranks import Ranks
     from budgetlab.reporting import Report
 
 __all__ = ["app", "plan", "profile", "run_command"]
@@ -69,10 +70,14 @@ def run(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Train every planned run that is not finished; STUDY may also be a plan.json."""
-    bench, made = _planned(study, results, data_root)
-    made = bench.tune(made)
-    records = bench.run(made)
+    """Train every planned run that is not finished; STUDY may also be a plan.json. For several GPUs, under torchrun."""
+    from budgetlab.ranks import joined
+
+    with joined() as ranks:
+        bench, made = _planned_together(study, results, data_root, ranks)
+        records = bench.run(bench.tune(made), ranks)
+    if not ranks.first:
+        return
     if as_json:
         print_json([record.model_dump(mode="json", exclude={"points"}) for record in records])
         return
@@ -253,10 +258,10 @@ def doctor(as_json: Json = False, debug: Debug = False) -> None:
     print("\n".join(f"{name:<{width}}  {'n/a' if value is None else value}" for name, value in found.items()))
 
 
-def _planned(study: str, results: Path, data_root: Path | None) -> tuple[Workbench, Any]:
+def _planned(study: str, results: Path, data_root: Path | None, ranks: Ranks | None = None) -> tuple[Workbench, Any]:
     """Open a study and its plan, making the plan where there is none; or a plan.json and the study beside it."""
     if not study.endswith(".json"):
-        bench = bench_of(study, results, data_root)
+        bench = _opened(study, results, data_root, ranks)
         if bench.study.corpus.source == "docs" or bench.store.read_plan() is None:
             bench.corpus()
         return bench, bench.plan(profile=bench.profile(to_run=True))
@@ -265,8 +270,36 @@ def _planned(study: str, results: Path, data_root: Path | None) -> tuple[Workben
     from budgetlab.values import Plan
 
     made = checked(read_value(Plan, Path(study)))
-    beside = Path(study).parent
-    return bench_of(str(beside / "study.toml"), beside.parent, data_root), made
+    return _opened(study, results, data_root, ranks), made
+
+
+def _opened(study: str, results: Path, data_root: Path | None, ranks: Ranks | None) -> Workbench:
+    """Open a study, or the one beside a plan.json, in whose folder its results go."""
+    if study.endswith(".json"):
+        study, results = str(Path(study).with_name("study.toml")), Path(study).absolute().parent.parent
+    return bench_of(study, results, data_root, ranks=ranks)
+
+
+def _planned_together(study: str, results: Path, data_root: Path | None, ranks: Ranks) -> tuple[Workbench, Any]:
+    """Let the first process plan, and build the corpus; all others take its plan."""
+    from budgetlab.values import Plan
+
+    if not ranks.first:
+        shared = ranks.share(None)
+        if not shared:
+            raise CallerError(f"run, rank {ranks.rank}", "the first process could not begin", "see what it said")
+        return _opened(study, results, data_root, ranks), Plan.model_validate_json(shared)
+    try:
+        bench, made = _planned(study, results, data_root, ranks)
+        if ranks.world > 1 and made.trials and not made.tuned:
+            asked = f"the trials of [tuning] on {ranks.world} processes"
+            raise CallerError(asked, "one process runs them", "plan and tune with budgetlab study on one device first")
+        bench.corpus()
+    except BaseException:
+        ranks.share("")
+        raise
+    ranks.share(made.model_dump_json())
+    return bench, made
 
 
 def _print_status(made: Any, records: Any) -> None:

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from budgetlab.errors import CallerError
+
 if TYPE_CHECKING:
     from budgetlab.cli.workbench import Workbench
+    from budgetlab.ranks import Ranks
 
 __all__ = ["RESULTS", "DataRoot", "Debug", "Json", "Results", "StudyArg", "app", "bench_of", "print_json", "show"]
 
@@ -31,15 +34,17 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback on errors
 RESULTS = Path("results")
 
 
-def bench_of(study: str, results: Path, data_root: Path | None, **further: Any) -> Workbench:
-    """Open the study and its results folder."""
+def bench_of(study: str, results: Path, data_root: Path | None, *, ranks: Ranks | None = None) -> Workbench:
+    """Open the study and its results folder; `ranks`: the processes that do this verb together."""
     from budgetlab.cli.screen import Screen
     from budgetlab.cli.workbench import open_workbench
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and ranks is None:
+        raise CallerError("budgetlab under torchrun", "only run takes several processes", "start it without torchrun")
     # Waiting OpenMP threads that spin make a shared machine several times slower; read when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    return open_workbench(study, results, data_root, Screen(), **further)
+    return open_workbench(study, results, data_root, Screen(quiet=ranks is not None and not ranks.first))
 
 
 def print_json(found: Any) -> None:

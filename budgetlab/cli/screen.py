@@ -19,8 +19,8 @@ PLAIN_LINE_EVERY_SECONDS = 15.0
 class Screen:
     """A stage at a time: `with screen.stage("profile") as stage: stage(text, fraction, seconds_left)`."""
 
-    def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False)
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, highlight=False, quiet=quiet)
         self.started = time.monotonic()
 
     def say(self, line: str) -> None:

@@ -11,6 +11,7 @@ from budgetlab.cli.screen import Screen, Stage
 from budgetlab.errors import CallerError
 from budgetlab.store import Store, read_value, scores_frame
 from budgetlab.studies import Study, dump_study, find_data, load_study, profile_key
+from budgetlab.units import format_quantity
 from budgetlab.values import CostProfile, CurveFit, Plan, RunRecord, Score, Verdict
 
 if TYPE_CHECKING:
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 
     from budgetlab.corpus import Corpus
     from budgetlab.evaluation import Task
+    from budgetlab.ranks import Ranks
     from budgetlab.reporting import Report
+    from budgetlab.runner import Progress
 
 __all__ = ["Workbench", "open_workbench"]
 
@@ -145,10 +148,24 @@ class Workbench:
         made = plan(self.study, prices, corpus_tokens=self._known_pass_tokens())
         if (elsewhere := other_machine(prices)) is not None:
             made = made.model_copy(update={"warnings": (*made.warnings, elsewhere)})
+        if self._corpus is not None:
+            made = made.model_copy(update={"corpus_hash": self._corpus.content_hash})
+        self._say_if_the_text_changed(made)
         made = self._with_known_rates(made)
         self.store.write_study(dump_study(self.study))
         self.store.write_plan(made)
         return made
+
+    def _say_if_the_text_changed(self, made: Plan) -> None:
+        try:
+            before = self.store.read_plan()
+        except CallerError:
+            return
+        if before is None or None in (before.corpus_hash, made.corpus_hash) or before.corpus_hash == made.corpus_hash:
+            return
+        done = sum(record.status == "complete" for record in self.store.records())
+        changed = f"the corpus is {made.corpus_hash}, that of the last plan was {before.corpus_hash}"
+        self.screen.say(f"warning   {changed}: {done} finished runs read the old text and count no more")
 
     def tune(self, plan: Plan) -> Plan:
         """Run the trials of [tuning] that were not run yet, and give every arm its best rate."""
@@ -163,7 +180,7 @@ class Workbench:
         # Trials have an index of their own; their runs lie beside the others, which share their teacher.
         store = Store(self.store.folder.parent, self.study.name, part="tuning")
         with self.screen.stage("tuning") as stage:
-            records = run(trials, corpus, store, progress=self._show_run(stage))
+            records = run(trials, corpus, store, progress=self._show_run(stage), say=self._say_of_run)
             spec = self.study.evaluate.model_copy(update={"tasks": (), "largest_budget_only": ()})
             scores = evaluate(trials, records, spec, corpus, store, [])
             losses = {s.arm: s.value for s in scores if s.task == "readout_loss" and s.subject == "run"}
@@ -198,40 +215,53 @@ class Workbench:
         seq_len = self.study.recipe.seq_len
         return len(corpus.train) // (seq_len - 2) * seq_len
 
-    def run(self, plan: Plan) -> list[RunRecord]:
-        """Train what is not trained yet."""
+    def run(self, plan: Plan, ranks: Ranks | None = None) -> list[RunRecord]:
+        """Train what is not trained yet, with the other processes where there are any."""
         for line in plan.warnings:
             self.screen.say(f"warning   {line}")
         corpus = self.corpus()
         from budgetlab.runner import run
 
         with self.screen.stage("run") as stage:
-            records = run(plan, corpus, self.store, progress=self._show_run(stage))
+            show = self._show_run(stage)
+            records = run(plan, corpus, self.store, ranks=ranks, progress=show, say=self._say_of_run)
             failed = [record for record in records if record.status == "failed"]
             stage.note = f"{len(records) - len(failed)} units complete" + (f", {len(failed)} failed" if failed else "")
         for record in failed:
             self.screen.say(f"failed    {record.run_id}: {record.message}; delete its folder to try again")
         return records
 
-    def _show_run(self, stage: Stage) -> Callable[[Any], None]:
-        def show(where: Any) -> None:
-            text = f"{where.run_id} step {where.step}/{where.steps} loss {where.loss:.3g}"
-            stage(text, where.done_fraction, where.seconds_left)
+    def _show_run(self, stage: Stage) -> Callable[[Progress], None]:
+        def show(where: Progress) -> None:
+            said = [f"{where.run_id} step {where.step:,}/{where.steps:,}"]
+            said += [f"{name} {value:.3g}" for name, value in where.losses.items()]
+            if where.tokens_per_second is not None:
+                used = "n/a" if where.utilisation is None else f"{100 * where.utilisation:.0f} %"
+                said += [f"{format_quantity(where.tokens_per_second)} tokens/s", f"utilisation {used}"]
+            said += [f"{100 * where.spent_fraction:.0f} % of the FLOPs spent"]
+            stage(", ".join(said), where.done_fraction, where.seconds_left)
 
         return show
+
+    def _say_of_run(self, line: str) -> None:
+        self.screen.say(f"run       {line}")
 
     def evaluate(self, plan: Plan, records: Sequence[RunRecord]) -> list[Score]:
         """Score what is not scored yet."""
         corpus = self.corpus()
-        from budgetlab.evaluation import Progress, evaluate
+        from budgetlab.evaluation import evaluate
+        from budgetlab.modelcard import model_card
 
         with self.screen.stage("evaluate") as stage:
 
-            def show(where: Progress) -> None:
+            def show(where: Any) -> None:
                 stage(where.what, where.done / where.total, where.seconds_left)
 
             scores = evaluate(plan, records, self.study.evaluate, corpus, self.store, self.tasks(), progress=show)
             stage.note = f"{len(scores)} scores"
+        for record in records:
+            if self.store.model_folder(record.run_id).is_dir():
+                self.store.write_card(record.run_id, model_card(plan, record, scores))
         return scores
 
     def tasks(self) -> list[Task]:

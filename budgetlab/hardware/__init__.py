@@ -8,7 +8,7 @@ from importlib.metadata import version
 import torch
 
 from budgetlab.errors import CallerError
-from budgetlab.hardware.clocks import PhaseClock, StepTime, device_clock, waited_seconds
+from budgetlab.hardware.clocks import PhaseClock, PhaseMeter, StepTime, device_clock, waited_seconds
 from budgetlab.hardware.energy import EnergyCounter, find_energy_counter, throttled
 from budgetlab.hardware.memory import PeakMemory, is_out_of_memory, largest_that_fits, peak_memory, release_memory
 from budgetlab.hardware.peaks import PEAKS, Peak, find_peak
@@ -21,6 +21,7 @@ __all__ = [
     "Peak",
     "PeakMemory",
     "PhaseClock",
+    "PhaseMeter",
     "StepTime",
     "device_clock",
     "environment",
@@ -37,22 +38,25 @@ __all__ = [
 ]
 
 
-def pick_device(execution: ExecutionSpec) -> torch.device:
-    """Turn `execution.device` into a device that is here.
+def pick_device(execution: ExecutionSpec, local_rank: int = 0) -> torch.device:
+    """Turn `execution.device` into a device that is here; of several GPUs, that of the process of this number.
 
     Raises
     ------
     CallerError
         When it is no device name, or not on this machine.
     """
-    if execution.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = execution.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(execution.device)
+        device = torch.device(name)
     except RuntimeError:
         raise CallerError(
             f"execution.device = {execution.device!r}", "no such device", 'use "auto", "cpu" or "cuda"'
         ) from None
+    if device.type == "cuda" and execution.devices > 1:
+        device = torch.device("cuda", local_rank)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise CallerError(f"execution.device = {execution.device!r}", "torch sees no GPU here", 'use "auto" or "cpu"')
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
@@ -63,18 +67,18 @@ def pick_device(execution: ExecutionSpec) -> torch.device:
     return device
 
 
-def prepare(execution: ExecutionSpec) -> torch.device:
+def prepare(execution: ExecutionSpec, local_rank: int = 0) -> torch.device:
     """Pick the device and set the number of threads."""
-    device = pick_device(execution)
+    device = pick_device(execution, local_rank)
     torch.set_num_threads(execution.threads)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # events and streams are those of the current device
     return device
 
 
-def environment(execution: ExecutionSpec) -> Environment:
+def environment(execution: ExecutionSpec, local_rank: int = 0) -> Environment:
     """Describe this machine and its versions."""
-    device = pick_device(execution)
+    device = pick_device(execution, local_rank)
     return Environment(
         device=device.type,
         device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(),

@@ -7,10 +7,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
-__all__ = ["PhaseClock", "StepTime", "device_clock", "waited_seconds"]
+__all__ = ["PhaseClock", "PhaseMeter", "StepTime", "device_clock", "waited_seconds"]
+
+_PENDING = 600  # stamps: a hundred steps
 
 
 def device_clock(device: torch.device) -> Callable[[], float]:
@@ -99,6 +102,49 @@ class PhaseClock:
         for (_, before), (phase, after) in itertools.pairwise(stamps):
             found.device[phase] = found.device.get(phase, 0.0) + before.elapsed_time(after) / 1e3
         return found
+
+
+class PhaseMeter:
+    """Adds up the device's seconds by phase over many steps, and waits for the device in none of them.
+
+    `begin()` at the start of a step, then the meter itself as the step's `on_phase`, and `collect()` now and then.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._stamps: list[tuple[str, Any]] = []
+        self._seconds: dict[str, float] = {}
+
+    def begin(self) -> None:
+        """A step begins; what came since the last one ended is none of any phase."""
+        if len(self._stamps) > _PENDING:  # the device has long passed the older half of them
+            half = max(i for i, (phase, _) in enumerate(self._stamps[: _PENDING // 2]) if phase == "")
+            self._add_up(self._stamps[:half])
+            del self._stamps[:half]
+        self("")
+
+    def __call__(self, phase: str) -> None:
+        """A phase ends."""
+        if self.device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._stamps.append((phase, event))
+        else:
+            self._stamps.append((phase, time.perf_counter()))
+
+    def collect(self) -> dict[str, float]:
+        """Return the seconds of each phase since the last call, of steps that have ended; waits for the device."""
+        self._add_up(self._stamps)
+        found, self._seconds, self._stamps = self._seconds, {}, []
+        return found
+
+    def _add_up(self, stamps: list[tuple[str, Any]]) -> None:
+        if stamps and self.device.type == "cuda":
+            stamps[-1][1].synchronize()
+        for (_, before), (phase, after) in itertools.pairwise(stamps):
+            if phase:
+                took = before.elapsed_time(after) / 1e3 if self.device.type == "cuda" else after - before
+                self._seconds[phase] = self._seconds.get(phase, 0.0) + took
 
 
 def waited_seconds() -> tuple[float, float] | None:

@@ -1,6 +1,7 @@
 """Networks of transformers: those that a step trains, and whole language models to be counted."""
 
 from budgetlab.models.build import build_classifier, build_network, count_parameters, start_from_teacher
+from budgetlab.models.export import export_model
 from budgetlab.models.network import Network
 from budgetlab.models.whole import WholeModel, describe_model, read_model
 
@@ -11,6 +12,7 @@ __all__ = [
     "build_network",
     "count_parameters",
     "describe_model",
+    "export_model",
     "read_model",
     "start_from_teacher",
 ]

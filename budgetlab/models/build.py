@@ -113,7 +113,9 @@ def _build(
         # Under a fake-tensor mode, as on meta, there are no values.
         shapes_only = type(torch.empty(0)) is not Tensor or str(device) == "meta"
         with no_init_weights() if shapes_only else nullcontext():
-            return auto.from_config(config, attn_implementation=attention)
+            model = auto.from_config(config, attn_implementation=attention)
+    model.tie_weights()  # which comes with initialisation otherwise
+    return model
 
 
 def _cuda(device: str | torch.device) -> list[int]:

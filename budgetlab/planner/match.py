@@ -123,6 +123,7 @@ def plan(
         execution=_that_fits(study.execution, profile),
         audit=audit(study),
         trials=tuple(_trials(study, costs, bills, amounts, charge, unique)),
+        device_name=profile.environment.device_name if profile.arms_have_seconds else None,
         warnings=warnings(study, profile),
     )
 

@@ -6,26 +6,31 @@ a killed one goes on from its last checkpoint with the bits of an uninterrupted 
 
 from __future__ import annotations
 
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
-from budgetlab.checkpoint import load_checkpoint
+from budgetlab.checkpoint import load_checkpoint, read_state
 from budgetlab.corpus import Corpus
 from budgetlab.crew import work
 from budgetlab.errors import BudgetlabError, CallerError, Terminated
 from budgetlab.hardware import environment, prepare
 from budgetlab.models import Network, build_network
-from budgetlab.runner.training import Training, step_name
-from budgetlab.runner.units import Unit, plan_units
+from budgetlab.ranks import Ranks
+from budgetlab.runner.trackers import Tracker, make_trackers
+from budgetlab.runner.training import Moved, Training, step_name
+from budgetlab.runner.units import Unit, bytes_needed, plan_units
 from budgetlab.step import load_parameters
 from budgetlab.store import Store
+from budgetlab.units import format_quantity
 from budgetlab.values import Plan, RunRecord
 
-__all__ = ["Progress", "run"]
+__all__ = ["Progress", "Tracker", "run"]
 
 
 @dataclass(frozen=True)
@@ -35,14 +40,26 @@ class Progress:
     run_id: str
     step: int
     steps: int
-    loss: float
+    losses: dict[str, float]
+    """By term; empty where no step was taken yet."""
+    tokens_per_second: float | None
+    utilisation: float | None
+    """Required FLOPs a second over what the device's maker says of it; None where that is unknown."""
     done_fraction: float
     """Of all units together, by their planned seconds."""
+    spent_fraction: float
+    """Of all units together, by their planned FLOPs."""
     seconds_left: float | None
 
 
 def run(
-    plan: Plan, corpus: Corpus, store: Store, *, progress: Callable[[Progress], None] | None = None
+    plan: Plan,
+    corpus: Corpus,
+    store: Store,
+    *,
+    ranks: Ranks | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> list[RunRecord]:
     """Run every unit of a plan that is not finished yet.
 
@@ -54,8 +71,12 @@ def run(
         The tokens.
     store
         Where records and checkpoints go.
+    ranks
+        The processes that train together (`ranks.joined`), one for each of the plan's devices; None for this one alone.
     progress
         Told now and then where the run stands.
+    say
+        Told lines for a person: the room that checkpoints take, a pace that is not the planned one.
 
     Returns
     -------
@@ -65,8 +86,9 @@ def run(
     Raises
     ------
     CallerError
-        When the corpus is too small, given weights do not fit, more than one device is asked for, or another process
-        runs in the same folder.
+        Before anything is trained: when the corpus is too small or another one than planned with, given weights do not
+        fit, there are fewer processes than planned devices, a checkpoint is of another run, the disk has no room, or
+        another process runs in the same folder.
     BudgetlabError
         When the disk is full: the last checkpoint is whole, and the same command goes on from there.
     KeyboardInterrupt
@@ -74,25 +96,62 @@ def run(
     Terminated
         After SIGTERM, likewise.
     """
-    if plan.execution.devices != 1:
-        asked = f"execution.devices = {plan.execution.devices}"
-        raise CallerError(asked, "a run takes one device so far", "set it to 1, or only plan")
-    with store.held("run"):
-        return _run(plan, corpus, store, progress or (lambda where: None))
+    ranks = ranks or Ranks()
+    _check_devices(plan, ranks)
+    if plan.corpus_hash not in (None, corpus.content_hash):
+        asked = f"run of a plan for corpus {plan.corpus_hash}"
+        raise CallerError(asked, f"the text is now corpus {corpus.content_hash}", "plan again, or restore the text")
+    with store.held("run") if ranks.first else nullcontext():
+        return _run(plan, corpus, store, ranks, progress or (lambda where: None), say or (lambda line: None))
 
 
-def _run(plan: Plan, corpus: Corpus, store: Store, progress: Callable[[Progress], None]) -> list[RunRecord]:
+def _check_devices(plan: Plan, ranks: Ranks) -> None:
+    """Refuse other processes than the plan has devices for."""
+    execution = plan.execution
+    planned = f"{execution.devices} device{'s' * (execution.devices > 1)}"
+    if ranks.world != execution.devices:
+        start = f"start it with torchrun --nproc-per-node {execution.devices} -m budgetlab run ..."
+        remedy = f"{start}, or plan for {ranks.world}" if execution.devices > 1 else "start it without torchrun"
+        processes = f"{ranks.world} process{'es' * (ranks.world > 1)}"
+        raise CallerError(f"run of a plan for {planned}", f"there {'is' if ranks.world == 1 else 'are'} {processes}",
+                          remedy)  # fmt: skip
+    if ranks.world > 1 and execution.workers > 1:
+        raise CallerError(f"run on {planned}", f"execution.workers = {execution.workers}", "set it to 1")
+    for name, arm in plan.arms.items():
+        if arm.recipe.batch_sequences % ranks.world:
+            asked = f"arm {name}: {arm.recipe.batch_sequences} sequences a step on {planned}"
+            raise CallerError(asked, "they cannot be shared evenly", "change recipe.batch_tokens")
+    make_trackers(execution.trackers, Path())
+
+
+def _run(
+    plan: Plan,
+    corpus: Corpus,
+    store: Store,
+    ranks: Ranks,
+    progress: Callable[[Progress], None],
+    say: Callable[[str], None],
+) -> list[RunRecord]:
     units = plan_units(plan, corpus)
-    store.write_index(runs=[unit.run_id for unit in units])
-    _number_anew(units, store)
+    _check_checkpoints(units, store)
+    if ranks.first:
+        store.write_index(runs=[unit.run_id for unit in units])
+        _number_anew(units, store)
+    ranks.wait()  # nobody begins before all have seen what is done
     todo = _unfinished(units, store)
+    own = " ".join([corpus.content_hash, *(unit.run_id for unit in todo)])
+    if ranks.any(ranks.share(own if ranks.first else None) != own)[0]:
+        asked = f"run on {ranks.world} processes"
+        raise CallerError(asked, "they do not see the same files", "put --results and the data on a shared disk")
+    if ranks.first:
+        _check_room(todo, plan.execution.keep_checkpoints, plan.execution.workers, store, say)
     numbers = {unit.run_id: number for number, unit in enumerate(todo)}
     needs = [[numbers[run_id] for run_id in _needs(unit, units) if run_id in numbers] for unit in todo]
-    meter = _Meter(todo, progress)
+    meter = _Meter(todo, progress, say)
     with _finish_the_step_on_signals() as stop:
         jobs = work(
             _Worker,
-            (plan, corpus, store, units),
+            (plan, corpus, store, units, ranks),
             todo,
             needs=needs,
             workers=plan.execution.workers,
@@ -109,6 +168,28 @@ def _run(plan: Plan, corpus: Corpus, store: Store, progress: Callable[[Progress]
                 "SIGTERM", "stopped after saving", "give the same command again; nothing is lost"
             ) from None
     return store.records()
+
+
+def _check_checkpoints(units: list[Unit], store: Store) -> None:
+    """Refuse checkpoints that were put where they do not belong."""
+    for unit in units:
+        for path in store.checkpoints(unit.run_id).glob("step_*"):
+            if (read_state(path) or {}).get("key", unit.key) != unit.key:
+                raise CallerError(f"checkpoint {path}", "it is of another run", "delete its folder, and run again")
+
+
+def _check_room(todo: list[Unit], newest: int, workers: int, store: Store, say: Callable[[str], None]) -> None:
+    """State the room that checkpoints will take, and refuse to begin where there is less."""
+    if not todo:
+        return
+    needed = bytes_needed(todo, newest, workers)
+    store.folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(store.folder).free
+    needs, has = format_quantity(needed, "B"), format_quantity(free, "B")
+    if needed > free:
+        remedy = "free some room, lower execution.keep_checkpoints, or choose another --results"
+        raise CallerError(f"run in {store.folder}", f"checkpoints take about {needs}, {has} are free", remedy)
+    say(f"checkpoints will take about {needs} at most; {has} are free")
 
 
 def _number_anew(units: list[Unit], store: Store) -> None:
@@ -130,48 +211,57 @@ def _needs(unit: Unit, units: list[Unit]) -> list[str]:
     ]
 
 
-@dataclass(frozen=True)
-class _Moved:
-    """What a worker tells: where a unit stands now."""
-
-    run_id: str
-    step: int
-    loss: float
-    resumed: bool = False
-
-
 class _Meter:
-    """Adds up what the workers tell into one share and one time left."""
+    """Adds up what the workers tell into shares and one time left; lines for a person are passed on."""
 
-    def __init__(self, todo: list[Unit], progress: Callable[[Progress], None]) -> None:
+    def __init__(self, todo: list[Unit], progress: Callable[[Progress], None], say: Callable[[str], None]) -> None:
         self.units = {unit.run_id: unit for unit in todo}
         self.at = {unit.run_id: unit.first_step for unit in todo}
-        self.progress, self.started = progress, time.monotonic()
+        self.progress, self.say, self.started = progress, say, time.monotonic()
         self.left = sum((unit.last_step - unit.first_step) * unit.step_price for unit in todo)
         self.total, self.trained = self.left or 1.0, 0.0
+        self.flops_left = sum((unit.last_step - unit.first_step) * unit.step_flops for unit in todo)
+        self.flops = self.flops_left or 1.0
 
-    def __call__(self, moved: _Moved) -> None:
-        unit = self.units[moved.run_id]
-        price = (moved.step - self.at[moved.run_id]) * unit.step_price
-        self.at[moved.run_id] = moved.step
-        self.left -= price
-        if moved.resumed:
+    def __call__(self, told: Moved | str) -> None:
+        if isinstance(told, str):
+            self.say(told)
             return
-        self.trained += price
-        left = max(0.0, self.left * (time.monotonic() - self.started) / self.trained)
-        fraction = 1.0 - max(0.0, self.left) / self.total
-        self.progress(Progress(unit.run_id, moved.step, unit.last_step, moved.loss, fraction, left))
+        unit = self.units[told.run_id]
+        steps = told.step - self.at[told.run_id]
+        self.at[told.run_id] = told.step
+        self.left -= steps * unit.step_price
+        self.flops_left -= steps * unit.step_flops
+        if told.resumed:
+            return
+        self.trained += steps * unit.step_price
+        took = time.monotonic() - self.started
+        self.progress(
+            Progress(
+                told.run_id,
+                told.step,
+                unit.last_step,
+                told.losses,
+                told.tokens_per_second,
+                told.utilisation,
+                done_fraction=1.0 - max(0.0, self.left) / self.total,
+                spent_fraction=1.0 - max(0.0, self.flops_left) / self.flops,
+                seconds_left=max(0.0, self.left * took / self.trained) if self.trained else None,
+            )
+        )
 
 
 class _Worker:
     """Trains one unit after the other; what they share, it makes once: the device, the teachers."""
 
-    def __init__(self, plan: Plan, corpus: Corpus, store: Store, units: list[Unit]) -> None:
-        self.plan, self.corpus, self.store, self.units = plan, corpus, store, units
-        self.device, self.environment = prepare(plan.execution), environment(plan.execution)
+    def __init__(self, plan: Plan, corpus: Corpus, store: Store, units: list[Unit], ranks: Ranks) -> None:
+        self.plan, self.corpus, self.store, self.units, self.ranks = plan, corpus, store, units, ranks
+        self.device = prepare(plan.execution, ranks.local)
+        self.environment = environment(plan.execution, ranks.local)
         self.teachers: dict[str, Network] = {}
+        self.said: set[str] = set()
 
-    def __call__(self, unit: Unit, tell: Callable[[_Moved], None], stop_asked: Callable[[], bool]) -> None:
+    def __call__(self, unit: Unit, tell: Callable[[Moved | str], None], stop_asked: Callable[[], bool]) -> None:
         record = RunRecord(
             run_id=unit.run_id,
             key=unit.key,
@@ -188,7 +278,8 @@ class _Worker:
             needed = [self.store.read_record(run_id) for run_id in _needs(unit, self.units)]
             if any(other is None or other.status != "complete" for other in needed):
                 return  # what it needs has failed and says why; once that is mended, this one runs
-            self.store.write_record(record)
+            if self.ranks.first:
+                self.store.write_record(record)
             training = Training(
                 unit,
                 record,
@@ -197,12 +288,22 @@ class _Worker:
                 store=self.store,
                 teacher=self._teacher(unit),
                 device=self.device,
+                ranks=self.ranks,
+                say=lambda line: self._say_once(line, tell),
             )
-            tell(_Moved(unit.run_id, training.at, float("nan"), resumed=True))
-            training.go(stop_asked, lambda step, loss: tell(_Moved(unit.run_id, step, loss)))
+            tell(Moved(unit.run_id, training.at, {}, resumed=True))
+            training.go(stop_asked, tell)
+            self.ranks.wait()  # what comes next looks at the record
         except OSError as error:
             remedy = "free some room and give the same command again; nothing is lost"
             raise BudgetlabError(f"run {unit.run_id}", str(error), remedy) from error
+
+    def _say_once(self, line: str, tell: Callable[[Moved | str], None]) -> None:
+        """Pass on a line, the first of those that begin alike."""
+        about = line.split(":")[0]
+        if about not in self.said:
+            self.said.add(about)
+            tell(line)
 
     def _teacher(self, unit: Unit) -> Network | None:
         """The teacher of a unit, built once."""

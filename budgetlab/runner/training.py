@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,24 +14,49 @@ from budgetlab.batches import Batches, keyed_uniform
 from budgetlab.checkpoint import latest_checkpoint, load_checkpoint, remove_checkpoints, save_checkpoint, tensors_hash
 from budgetlab.corpus import Corpus
 from budgetlab.errors import BudgetlabError
-from budgetlab.hardware import device_clock
-from budgetlab.models import Network
+from budgetlab.hardware import find_energy_counter, find_peak
+from budgetlab.modelcard import model_card
+from budgetlab.models import Network, export_model
+from budgetlab.ranks import Ranks
+from budgetlab.runner.ledger import Ledger
+from budgetlab.runner.trackers import Trackers, make_trackers
 from budgetlab.runner.units import Unit
-from budgetlab.step import build_step, learning_rate_factor
+from budgetlab.step import build_step, learning_rate_factor, load_parameters
 from budgetlab.store import Store
 from budgetlab.strategies import build_strategy
-from budgetlab.values import Plan, Point, RunRecord
+from budgetlab.values import Plan, Point, RunRecord, content_hash
 
-__all__ = ["Training", "step_name"]
+__all__ = ["Moved", "Training", "step_name"]
 
 POINTS_PER_RUN, SIGNS_EVERY_POINTS = 40, 5
-CHECKPOINT_EVERY_SECONDS = 30.0
+CHECKPOINT_EVERY_SECONDS, CHECKPOINT_SHARE = 30.0, 0.01
+"""Not oftener than this, and not so often that saving takes a larger share of the time."""
+TELL_EVERY_SECONDS = 1.0
+FIRST_STEPS = (3, 23)
+"""Between which the pace is compared with the plan: the very first steps choose kernels and make optimizer state."""
+OTHER_PACE = 1.25
+DIVERGED = 10.0
+"""A mean loss so many times that of the first point is divergence."""
 _DROPOUT_STREAM = 99
+_SIGNS = ("gradient_norm", "clipped_fraction")
 
 
 def step_name(step: int) -> str:
     """Name of the checkpoint after so many steps."""
     return f"step_{step:08d}"
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What a training tells: where it stands now."""
+
+    run_id: str
+    step: int
+    losses: dict[str, float]
+    tokens_per_second: float | None = None
+    utilisation: float | None = None
+    """Required FLOPs a second over what the device's maker says of it; None where that is unknown."""
+    resumed: bool = False
 
 
 class Training:
@@ -48,6 +74,10 @@ class Training:
         The frozen teacher, on the device.
     device
         Where it runs.
+    ranks
+        The processes that train it together; the first one writes.
+    say
+        Told lines for a person: a pace that is not the planned one, a tracker that failed.
     """
 
     def __init__(
@@ -60,11 +90,17 @@ class Training:
         store: Store,
         teacher: Network | None,
         device: torch.device,
+        ranks: Ranks,
+        say: Callable[[str], None],
     ) -> None:
-        self.unit, self.record, self.plan, self.store, self.device = unit, record, plan, store, device
+        began = time.perf_counter()
+        self.unit, self.record, self.plan, self.corpus, self.store = unit, record, plan, corpus, store
+        self.ranks, self.say = ranks, say
         self.checkpoints = store.checkpoints(unit.run_id)
         strategy = build_strategy(unit.strategy, unit.arm)
-        self.step = build_step(unit.arm, strategy, unit.spec, teacher, unit.recipe, seed=unit.seed, device=device)
+        self.step = build_step(
+            unit.arm, strategy, unit.spec, teacher, unit.recipe, seed=unit.seed, device=device, ranks=ranks
+        )
         self.batches = Batches(
             corpus.train,
             corpus.special,
@@ -75,10 +111,20 @@ class Training:
             static_masks=plan.corpus.masking == "static",
             unique_tokens=None if unit.kind == "teacher" else plan.corpus.unique_tokens,
         )
-        self.at, self.tokens, self.target_tokens, self.device_seconds = 0, 0, 0, 0.0
-        self._restore()
+        # Units side by side on one device cannot tell whose joules they are.
+        counter = find_energy_counter(device) if plan.execution.workers == 1 else None
+        self.ledger = Ledger(unit.cost, device, ranks, counter)
+        peak = find_peak(record.environment.device_name)
+        self.peak = peak.flops_per_second(unit.recipe.dtype) if peak is not None else None
+        self.at = self.counted = 0
+        self.sums: dict[str, torch.Tensor] = {}
+        """Of each logged term over the steps since the last point, of this process's samples."""
+        self.state_hash: str | None = None
+        self._restore(device)
+        self.ledger.overheads["start"] += time.perf_counter() - began
+        self.ledger.mark()
 
-    def _restore(self) -> None:
+    def _restore(self, device: torch.device) -> None:
         # A plan with a budget in between wants a branch point that an earlier plan's trunk went past.
         wanted = [step for step in self.unit.keep_steps if not (self.checkpoints / step_name(step)).is_dir()]
         path = latest_checkpoint(self.checkpoints, step_name(min(wanted, default=self.unit.last_step)))
@@ -86,110 +132,246 @@ class Training:
             path = self.store.checkpoints(self.unit.trunk) / step_name(self.unit.first_step)
         if path is not None:
             tensors, state = load_checkpoint(path)
-            self.step.load_tensors(tensors)
-            self.at, self.tokens, self.target_tokens = state["step"], state["tokens"], state["target_tokens"]
-            self.device_seconds = state["device_seconds"]
+            self.at, self.state_hash = state["step"], state.get("state_hash")
+            if self.state_hash is None:
+                self.step.load_tensors(tensors)
+            else:  # all of it is done; only its weights were kept
+                load_parameters(self.step.student, tensors)
+            self.ledger.load(state["ledger"])
+            own = path.parent == self.checkpoints
+            self._restore_sums(state["logged"] if own else {}, device)
         # Points past the checkpoint will be made again.
         points = [point for point in self.store.read_points(self.unit.run_id) if point.step <= self.at]
-        self.store.write_points(self.unit.run_id, points)
+        self.first_loss = points[0].losses["loss"] if points else None
+        if self.ranks.first:
+            self.store.write_points(self.unit.run_id, points)
 
-    def go(self, stop_asked: Callable[[], bool], on_point: Callable[[int, float], None]) -> RunRecord:
+    def _restore_sums(self, logged: dict[str, Any], device: torch.device) -> None:
+        self.counted = logged.get("steps", 0)
+        rows = logged.get("sums", [])
+        if rows and len(rows) == self.ranks.world:
+            row = rows[self.ranks.rank]
+        else:  # other processes than those that saved: the mean is the same, its bits are not
+            row = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+        names = logged.get("names", [])
+        self.sums = {name: torch.tensor(value, device=device) for name, value in zip(names, row, strict=True)}
+
+    def go(self, stop_asked: Callable[[], bool], tell: Callable[[Moved], None]) -> RunRecord:
         """Train to the last step.
 
         Parameters
         ----------
         stop_asked
             Looked at after each step; the step is then saved.
-        on_point
-            Told (step, loss).
+        tell
+            Told now and then where it stands.
 
         Raises
         ------
         KeyboardInterrupt
             When it was asked to stop, after saving.
         """
-        unit, recipe = self.unit, self.unit.recipe
+        unit, status = self.unit, "running"
+        folder = self.store.run_folder(unit.run_id)
+        made = make_trackers(self.plan.execution.trackers, folder) if self.ranks.first else {}
+        self.trackers = Trackers(made, self.say)
+        with self.ledger.overhead("checkpoint"):
+            self.trackers.start(self._config())
+        try:
+            record = self._train(stop_asked, tell)
+            status = record.status
+        finally:
+            self.trackers.finish(status)
+        return record
+
+    def _config(self) -> dict[str, Any]:
+        unit = self.unit
+        return {
+            "study": self.plan.study, "run_id": unit.run_id, "arm": unit.arm, "kind": unit.kind, "run_seed": unit.seed,
+            "steps": unit.last_step, "strategy": unit.strategy.name, "teacher": unit.teacher, **unit.strategy.settings,
+            **unit.recipe.model_dump(mode="json"),
+        }  # fmt: skip
+
+    def _train(self, stop_asked: Callable[[], bool], tell: Callable[[Moved], None]) -> RunRecord:
+        unit, ledger = self.unit, self.ledger
         teacher_hash = self.step.teacher_hash()
-        micro = self.plan.execution.micro_batch_sequences
         every = max(1, (unit.last_step - unit.first_step) // POINTS_PER_RUN)
-        clock = device_clock(self.device)
-        mark, saved_at = clock(), time.monotonic()
-        sums: dict[str, torch.Tensor] = {}
-        counted = 0
-        if unit.last_step == 0:  # an untrained teacher
-            self._save()
+        began_at, saved_at, save_every = self.at, time.monotonic(), CHECKPOINT_EVERY_SECONDS
+        told_at, told_step, pace_from = time.monotonic(), self.at, 0.0
         while self.at < unit.last_step:
-            batch = self.batches.step(self.at, recipe.batch_sequences)
-            steps = unit.last_step
-            rate = recipe.learning_rate * learning_rate_factor(
-                recipe, self.at, steps, unit.warmup_steps, unit.cooldown_steps
-            )
-            terms = self.step.run(
-                batch,
-                rate,
-                micro_batch_sequences=None if micro == "auto" else micro,
-                dropout_seed=int(keyed_uniform(unit.seed, _DROPOUT_STREAM, self.at) * 2**31),
-            )
-            if recipe.clip_norm:
-                terms["clipped_fraction"] = (terms["gradient_norm"] > recipe.clip_norm).float()
-            sums = {name: sums[name] + term if name in sums else term for name, term in terms.items()}
-            self.at, counted = self.at + 1, counted + 1
-            self.tokens += batch.tokens
-            self.target_tokens += len(batch.target_ids)
-            stopping, ended = stop_asked(), self.at == unit.last_step
-            # Not the device's clock, which would wait for the device after every step.
-            due = self.at in unit.keep_steps or time.monotonic() - saved_at > CHECKPOINT_EVERY_SECONDS
-            if not (stopping or ended or due or self.at % every == 0):
+            batch = self._one_step()
+            now, done = time.monotonic(), self.at - began_at
+            stopping, due = self.ranks.any(stop_asked(), now - saved_at >= save_every)
+            ended = self.at == unit.last_step
+            point = ended or self.at % every == 0
+            save = stopping or ended or due or self.at in unit.keep_steps
+            if self.ranks.first and now - told_at >= TELL_EVERY_SECONDS:
+                tell(self._moving((self.at - told_step) / (now - told_at)))
+                told_at, told_step = now, self.at
+            if done in FIRST_STEPS:
+                ledger.settle()
+                if done == FIRST_STEPS[0]:
+                    pace_from = ledger.device_seconds
+                else:
+                    self._compare_pace((ledger.device_seconds - pace_from) / (FIRST_STEPS[1] - FIRST_STEPS[0]))
+            if not (point or save):
                 continue
-            # A checkpoint is always a point as well, so that a resumed run has the points of an uninterrupted one
-            # up to there, and no step is counted twice in a mean.
-            seconds = clock() - mark
-            self.device_seconds += seconds * self.plan.execution.devices
-            losses = {name: float(total) / counted for name, total in sums.items()}
-            signs = {name: losses.pop(name) for name in ("gradient_norm", "clipped_fraction") if name in losses}
-            found = {**losses, "gradient_norm": signs["gradient_norm"]}
-            if not all(math.isfinite(value) for value in found.values()):
-                what = f"arm {unit.arm}: not finite by step {self.at}: {found}"
-                return self._write("failed", f"{what}; try a lower recipe.learning_rate than {recipe.learning_rate:g}")
-            if self.at % (every * SIGNS_EVERY_POINTS) == 0 or ended:
-                signs |= self.step.signs(batch)
-            self._append_point(losses, signs, rate)
-            on_point(self.at, sum(losses.values()))
-            if stopping or ended or due:
+            ledger.settle()
+            losses = self._means()
+            if (wrong := self._wrong(losses)) is not None:
+                return self._write("failed", wrong)
+            if point:
+                self._add_point(losses, batch if ended or self.at % (every * SIGNS_EVERY_POINTS) == 0 else None)
+            if save and not ended:
                 self._save()
                 saved_at = time.monotonic()
-            sums, counted, mark = {}, 0, clock()
+                save_every = max(CHECKPOINT_EVERY_SECONDS, self.took_to_save / CHECKPOINT_SHARE)
+            ledger.mark()
             if stopping and not ended:
                 raise KeyboardInterrupt
         if self.step.teacher_hash() != teacher_hash:
             raise BudgetlabError(f"run {unit.run_id}", "the frozen teacher's weights changed", "report this")
-        return self._write("complete")
+        tell(Moved(unit.run_id, self.at, {}))
+        return self._finish()
 
-    def _append_point(self, losses: dict[str, float], signs: dict[str, float], learning_rate: float) -> None:
-        losses = {"loss": sum(losses.values()), **losses}
-        point = Point(step=self.at, learning_rate=learning_rate, losses=losses, signs=signs, **self._spent())
-        self.store.append_point(self.unit.run_id, point)
+    def _one_step(self) -> Any:
+        """Take the next step; nothing in it waits for the device."""
+        unit, recipe, ledger, ranks = self.unit, self.unit.recipe, self.ledger, self.ranks
+        with ledger.overhead("data_wait"):
+            batch = self.batches.step(self.at, recipe.batch_sequences, ranks.rank, ranks.world)
+            ledger.feed(self.at, batch)
+        factor = learning_rate_factor(recipe, self.at, unit.last_step, unit.warmup_steps, unit.cooldown_steps)
+        self.rate = recipe.learning_rate * factor
+        micro = self.plan.execution.micro_batch_sequences
+        ledger.meter.begin()
+        terms = self.step.run(
+            batch,
+            self.rate,
+            micro_batch_sequences=None if micro == "auto" else micro,
+            dropout_seed=int(keyed_uniform(unit.seed, _DROPOUT_STREAM, self.at, ranks.rank) * 2**31),
+            on_phase=ledger.meter,
+        )
+        if recipe.clip_norm:
+            terms["clipped_fraction"] = (terms["gradient_norm"] > recipe.clip_norm).float()
+        self.sums = {name: self.sums[name] + term if name in self.sums else term for name, term in terms.items()}
+        self.at, self.counted = self.at + 1, self.counted + 1
+        return batch
 
-    def _spent(self) -> dict[str, Any]:
-        """What was really fed and drawn so far, and what it cost at the profile's prices per position and target."""
-        cost = self.unit.cost
-        return {
-            "tokens": self.tokens,
-            "target_tokens": self.target_tokens,
-            "required_flops": cost.required_flops(self.tokens, self.target_tokens),
-            "executed_flops": cost.executed_flops(self.tokens, self.target_tokens),
-            "device_seconds": self.device_seconds,
-        }
+    def _moving(self, steps_per_second: float) -> Moved:
+        losses = {name: float(total) / self.counted for name, total in self.sums.items() if name not in _SIGNS}
+        recipe, cost = self.unit.recipe, self.unit.cost
+        tokens_per_second = steps_per_second * recipe.batch_tokens
+        flops_per_second = tokens_per_second * cost.train_required_flops_per_token
+        share = None if self.peak is None else flops_per_second / (self.peak * self.ranks.world)
+        return Moved(self.unit.run_id, self.at, losses, tokens_per_second, share)
+
+    def _compare_pace(self, seconds_per_step: float) -> None:
+        planned = self.unit.cost.seconds_per_step
+        if planned is None or not self.ranks.first:
+            return
+        found = seconds_per_step / planned  # of all devices together, like the plan's
+        here, there = self.record.environment.device_name, self.plan.device_name
+        if 1 / OTHER_PACE <= found <= OTHER_PACE and there in (None, here):
+            return
+        was = "" if there in (None, here) else f" on {there}"
+        times = f"{1e3 * seconds_per_step:.4g} ms of device time here, {1e3 * planned:.4g} ms were planned{was}"
+        self.say(f"{self.unit.arm}: a step takes {times}: {found:.2f} times, seen in {FIRST_STEPS[1]} steps")
+
+    def _means(self) -> dict[str, float]:
+        """Mean of each logged term over the steps since the last point and over all processes."""
+        if not self.sums:
+            return {}
+        means = self.ranks.mean(torch.stack(list(self.sums.values()))) / self.counted
+        return dict(zip(self.sums, means.tolist(), strict=True))
+
+    def _wrong(self, losses: dict[str, float]) -> str | None:
+        """Say what makes these losses no training; None where nothing does."""
+        found = {name: value for name, value in losses.items() if name != "clipped_fraction"}
+        lower = f"try a lower recipe.learning_rate than {self.unit.recipe.learning_rate:g}"
+        if not all(math.isfinite(value) for value in found.values()):
+            return f"arm {self.unit.arm}: not finite by step {self.at}: {found}; {lower}"
+        total = sum(value for name, value in found.items() if name != "gradient_norm")
+        if self.first_loss is not None and total > DIVERGED * abs(self.first_loss):
+            was = f"loss {total:.4g}, which began at {self.first_loss:.4g}"
+            return f"arm {self.unit.arm}: diverged by step {self.at}: {was}; {lower}"
+        return None
+
+    def _add_point(self, means: dict[str, float], batch: Any) -> None:
+        signs = {name: means.pop(name) for name in _SIGNS if name in means}
+        if batch is not None:
+            with self.ledger.overhead("evaluation"):
+                signs |= self.step.signs(batch)
+        losses = {"loss": sum(means.values()), **means}
+        self.first_loss = losses["loss"] if self.first_loss is None else self.first_loss
+        point = Point(step=self.at, learning_rate=self.rate, losses=losses, signs=signs, **self.ledger.spent())
+        self.sums, self.counted = {}, 0
+        if self.ranks.first:
+            self.store.append_point(self.unit.run_id, point)
+            with self.ledger.overhead("checkpoint"):
+                values = {**losses, **signs, "learning_rate": self.rate, **self.ledger.spent()}
+                self.trackers.log(self.at, values)
+
+    def _state(self) -> dict[str, Any]:
+        own = [float(total) for total in self.sums.values()]
+        # Each process's own sums: every row but one's own is zero, and the sum over processes has all.
+        table = [x for rank in range(self.ranks.world) for x in (own if rank == self.ranks.rank else [0.0] * len(own))]
+        table = self.ranks.sum(table)
+        rows = [table[rank * len(own) : (rank + 1) * len(own)] for rank in range(self.ranks.world)]
+        logged = {"names": list(self.sums), "steps": self.counted, "sums": rows}
+        return {"step": self.at, "key": self.unit.key, "ledger": self.ledger.state(), "logged": logged}
 
     def _save(self) -> None:
-        state = {"step": self.at, **self._spent()}
-        save_checkpoint(self.checkpoints, step_name(self.at), self.step.tensors(), state)
-        kept = {step_name(step) for step in (*self.unit.keep_steps, self.at)}
-        remove_checkpoints(self.checkpoints, keep=kept)
+        """Save all that is needed to go on bit for bit, and say so in the record."""
+        with self.ledger.overhead("checkpoint"):
+            state = self._state()
+            began = time.monotonic()
+            if self.ranks.first:
+                save_checkpoint(self.checkpoints, step_name(self.at), self.step.tensors(), state)
+                self._tidy(newest=self.plan.execution.keep_checkpoints)
+                self.store.write_record(self._updated("running"))
+            self.took_to_save = time.monotonic() - began
 
-    def _write(self, status: str, message: str = "") -> RunRecord:
-        weights = tensors_hash(dict(self.step.student.named_parameters()))
-        update = {"status": status, "message": message, "weights_hash": weights, "steps": self.at, **self._spent()}
-        record = self.record.model_copy(update=update)
+    def _finish(self) -> RunRecord:
+        """Keep what others need of it: all of it where rungs branch off, the weights alone of a rung or a teacher."""
+        unit, state = self.unit, self._state()
+        if not self.ranks.first:
+            return self.record.model_copy(update={"status": "complete"})
+        if self.state_hash is None:  # else it was killed between here and the record
+            logged = [(p.step, p.learning_rate, p.losses, p.signs) for p in self.store.read_points(unit.run_id)]
+            tensors = self.step.tensors()
+            self.state_hash = content_hash(tensors_hash(tensors), logged)
+            with self.ledger.overhead("checkpoint"):
+                if unit.kind != "trunk":
+                    state["state_hash"] = self.state_hash
+                    tensors = {name: value for name, value in tensors.items() if name.startswith("student.")}
+                save_checkpoint(self.checkpoints, step_name(self.at), tensors, state)
+        record = self._updated("complete")
+        if unit.kind != "trunk":
+            with self.ledger.overhead("checkpoint"):
+                folder = self.store.model_folder(unit.run_id)
+                export_model(self.step.student, self.corpus.tokenizer(), model_card(self.plan, record), folder)
+            record = self._updated("complete")
+        self._tidy(newest=0)
+        return self._written(record)
+
+    def _tidy(self, newest: int) -> None:
+        """Delete the checkpoints that nothing needs: neither branches nor evaluation, nor the newest few."""
+        # An earlier plan's trunk may have gone further: what it left there is none of this one's newest.
+        there = sorted(path.name for path in self.checkpoints.glob("step_*") if path.name <= step_name(self.at))
+        keep = {step_name(step) for step in self.unit.keep_steps} | set(there[len(there) - newest :])
+        remove_checkpoints(self.checkpoints, keep=keep)
+
+    def _write(self, status: str, message: str) -> RunRecord:
+        record = self._updated(status).model_copy(update={"message": message})
+        return self._written(record) if self.ranks.first else record
+
+    def _updated(self, status: str) -> RunRecord:
+        ended = status != "running"
+        weights = tensors_hash(dict(self.step.student.named_parameters())) if ended else None
+        account = self.ledger.account(self.batches.unique_tokens)
+        update = {"status": status, "steps": self.at, "weights_hash": weights, "state_hash": self.state_hash, **account}
+        return self.record.model_copy(update=update)
+
+    def _written(self, record: RunRecord) -> RunRecord:
         self.store.write_record(record)
         return record.model_copy(update={"points": self.store.read_points(record.run_id)})

@@ -10,7 +10,7 @@ from budgetlab.corpus import Corpus
 from budgetlab.strategies import build_strategy
 from budgetlab.values import ArmCost, ModelSpec, Plan, Recipe, Schedule, StrategySpec, TeacherPlan, content_hash
 
-__all__ = ["Unit", "plan_units"]
+__all__ = ["Unit", "bytes_needed", "plan_units"]
 
 Kind = Literal["teacher", "trunk", "rung"]
 
@@ -64,7 +64,28 @@ class Unit:
     @property
     def step_price(self) -> float:
         """Planned seconds of a step, or its FLOPs where it was not timed."""
-        return self.cost.seconds_per_step or self.cost.train_required_flops_per_token * self.cost.batch_tokens
+        return self.cost.seconds_per_step or self.step_flops
+
+    @property
+    def step_flops(self) -> float:
+        """Required FLOPs of a step."""
+        return self.cost.train_required_flops_per_token * self.cost.batch_tokens
+
+
+def bytes_needed(units: list[Unit], newest: int, workers: int) -> int:
+    """Return about what the checkpoints of these units take on disk at most.
+
+    Float32 weights, and AdamW's two moments where a unit goes on from there: a trunk keeps that at every branch point;
+    a rung and a teacher end as weights and as a transformers folder. While one trains, its `newest` are there too, and
+    the one that is being written.
+    """
+    weights = [4 * unit.cost.num_params_total for unit in units]
+    kept = [
+        (3 * len(unit.keep_steps) if unit.kind == "trunk" else 2) * own
+        for unit, own in zip(units, weights, strict=True)
+    ]
+    training = sorted((3 * (newest + 1) * own for own in weights), reverse=True)[:workers]
+    return sum(kept) + sum(training)
 
 
 def plan_units(plan: Plan, corpus: Corpus) -> list[Unit]:

@@ -22,7 +22,7 @@ from budgetlab.values.plans import (
     TeacherPlan,
     Trial,
 )
-from budgetlab.values.results import CurveFit, Point, RunRecord, Score, Verdict
+from budgetlab.values.results import CurveFit, PhaseSpent, Point, RunRecord, Score, Verdict
 from budgetlab.values.signals import Batch, Needs, Signals, SpecialIds
 from budgetlab.values.specs import (
     Arm,
@@ -58,6 +58,7 @@ __all__ = [
     "ModelSpec",
     "Needs",
     "PhaseCost",
+    "PhaseSpent",
     "PhaseTime",
     "Plan",
     "PlanSpec",

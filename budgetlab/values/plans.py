@@ -113,5 +113,9 @@ class Plan(Value):
     """Of [tuning]."""
     tuned: bool = False
     """Whether the trials were run and the arms have the rates that they chose."""
+    device_name: str | None = None
+    """Where the steps were timed; None where they were not."""
+    corpus_hash: str | None = None
+    """Of the tokens; None where the corpus had not been read."""
     warnings: tuple[str, ...] = ()
     """What a reader of the plan should know before running it."""

@@ -15,7 +15,7 @@ from budgetlab.values.base import Interval, Value
 from budgetlab.values.costs import Environment
 from budgetlab.values.plans import Budget, Schedule
 
-__all__ = ["CurveFit", "Point", "RunRecord", "Score", "Verdict"]
+__all__ = ["CurveFit", "PhaseSpent", "Point", "RunRecord", "Score", "Verdict"]
 
 
 class Point(Value):
@@ -35,8 +35,18 @@ class Point(Value):
     every few points "gradient_share.TERM" and "below_eps_fraction" (`TrainingStep.signs`)."""
 
 
+class PhaseSpent(Value):
+    """What one phase of all steps took; a run's FLOPs are the sums over its phases."""
+
+    required_flops: float = 0.0
+    executed_flops: float = 0.0
+    device_seconds: float = 0.0
+    joules: float | None = None
+    """Of the device's counter, by the phases' shares of its time."""
+
+
 class RunRecord(Value):
-    """What happened in one run."""
+    """What happened in one run; a branch's sums begin at the first step of its trunk."""
 
     run_id: str
     key: str
@@ -52,10 +62,22 @@ class RunRecord(Value):
     steps: int = 0
     tokens: int = 0
     target_tokens: int = 0
+    unique_tokens: int = 0
+    """Of `tokens`, those of samples that were read for the first time."""
     required_flops: float = 0.0
     executed_flops: float = 0.0
     device_seconds: float = 0.0
+    """Of the step's phases, on all devices together; nothing of `overhead_seconds` is in it."""
+    joules: float | None = None
+    phases: dict[str, PhaseSpent] = {}
+    overhead_seconds: dict[str, float] = {}
+    """What training takes beside its steps, charged to no arm: "start" (networks, corpus, checkpoint read), "compile",
+    "data_wait" (making or awaiting batches), "evaluation" (signs of the optimiser), "checkpoint"."""
+    samples_digest: str | None = None
+    """Sum over the steps of what they saw (`MaskedBatch.digest`): equal for arms at equal steps and seed."""
     weights_hash: str | None = None
+    state_hash: str | None = None
+    """Of weights, optimizer state and the logged losses at the end: equal, whatever interrupted the run."""
     points: tuple[Point, ...] = ()
     environment: Environment
 

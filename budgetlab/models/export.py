@@ -1,0 +1,42 @@
+"""A trained network as a plain transformers folder that needs no budgetlab to be loaded."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import logging
+
+from budgetlab.models.network import Network
+
+__all__ = ["export_model"]
+
+
+def export_model(network: Network, tokenizer: Any, card: str, folder: Path) -> None:
+    """Write config, weights (safetensors), tokenizer and model card, in one step: all of the folder or nothing.
+
+    Parameters
+    ----------
+    network
+        On any device.
+    tokenizer
+        A transformers tokenizer.
+    card
+        Of README.md.
+    folder
+        Replaced if it is there.
+    """
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        model: Any = network.model
+        logging.disable_progress_bar()  # of one file
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

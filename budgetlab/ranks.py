@@ -1,0 +1,112 @@
+"""The processes that train one run together, one a device, as torchrun starts them; or this one alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from budgetlab.errors import BudgetlabError
+
+__all__ = ["Ranks", "joined"]
+
+_PATIENCE = timedelta(hours=6)
+"""The others wait while the first builds the corpus; one that dies is noticed at once, by its closed connection."""
+_LOST = ("closed by peer", "reset by peer", "Connection refused", "Broken pipe", "connectFullMesh", "NCCL")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which of how many processes this is; all of them call the same methods in the same order."""
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+    """Which of those on this machine."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes and speaks."""
+        return self.rank == 0
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Return for each flag whether any process has it set."""
+        if self.world == 1:
+            return flags
+        found = torch.tensor(flags, dtype=torch.int32)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return tuple(map(bool, found.tolist()))
+
+    def sum(self, numbers: Sequence[float]) -> list[float]:
+        """Add numbers up over the processes, in float64."""
+        if self.world == 1:
+            return list(numbers)
+        found = torch.tensor(numbers, dtype=torch.float64)
+        dist.all_reduce(found)
+        return found.tolist()
+
+    def sum_modulo(self, number: int) -> int:
+        """Add whole numbers up over the processes, modulo 2^64."""
+        if self.world == 1:
+            return number
+        found = torch.tensor([number - 2**64 if number >= 2**63 else number], dtype=torch.int64)
+        dist.all_reduce(found)  # wraps round
+        return int(found.item()) % 2**64
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """Return the mean of a tensor over the processes."""
+        if self.world == 1:
+            return tensor
+        tensor = tensor.clone()
+        dist.all_reduce(tensor)
+        return tensor / self.world
+
+    def share(self, text: str | None) -> str:
+        """Return the first process's text in all of them."""
+        if self.world > 1:
+            box = [text]
+            dist.broadcast_object_list(box, src=0)
+            text = box[0]
+        assert text is not None
+        return text
+
+    def wait(self) -> None:
+        """Go on once all are here."""
+        if self.world > 1:
+            dist.barrier()
+
+
+@contextmanager
+def joined() -> Iterator[Ranks]:
+    """Join the processes that torchrun started; without torchrun, this one alone.
+
+    Raises
+    ------
+    BudgetlabError
+        When another of them is lost.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1 or "RANK" not in os.environ:
+        yield Ranks()
+        return
+    ranks = Ranks(int(os.environ["RANK"]), world, int(os.environ.get("LOCAL_RANK", "0")))
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    asked = f"rank {ranks.rank} of {world}"
+    try:
+        dist.init_process_group(backend, timeout=_PATIENCE)
+        yield ranks
+    except RuntimeError as error:
+        if not any(words in str(error) for words in _LOST):
+            raise
+        said = " ".join(str(error).split())[:120]
+        remedy = "give the same command again; it goes on from the last checkpoint"
+        raise BudgetlabError(asked, f"another rank was lost ({said})", remedy) from error
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()

@@ -1,0 +1,128 @@
+"""What a run has really taken: tokens, FLOPs, seconds and joules by phase, and its overheads apart."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from budgetlab.batches import MaskedBatch
+from budgetlab.hardware import EnergyCounter, PhaseMeter
+from budgetlab.ranks import Ranks
+from budgetlab.step import PHASES
+from budgetlab.values import ArmCost, PhaseSpent
+
+__all__ = ["Ledger"]
+
+
+class Ledger:
+    """Sums over the steps of a run since its first (of its trunk, for a branch); steps that a crash undid are not in.
+
+    Parameters
+    ----------
+    cost
+        Prices of a position and of a target; what is multiplied by them is what was really drawn.
+    device, ranks
+        Where this process's share is trained, and who trains the others.
+    counter
+        Of the device's energy; None where there is none, or where others use the device too.
+    """
+
+    def __init__(self, cost: ArmCost, device: torch.device, ranks: Ranks, counter: EnergyCounter | None) -> None:
+        self.cost, self.ranks, self.counter = cost, ranks, counter
+        self.meter = PhaseMeter(device)
+        self.tokens = self.target_tokens = self.digest = 0
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self.joules: dict[str, float] | None = None if counter is None else dict.fromkeys(PHASES, 0.0)
+        self.overheads: dict[str, float] = dict.fromkeys(
+            ("start", "compile", "data_wait", "evaluation", "checkpoint"), 0.0
+        )
+        self._fed = (0, 0, 0)  # tokens, targets and digest of this process since the last sum over all
+        self.mark()
+
+    def feed(self, step: int, batch: MaskedBatch) -> None:
+        """Count this process's share of a step."""
+        tokens, targets, digest = self._fed
+        self._fed = (tokens + batch.tokens, targets + len(batch.target_ids), (digest + batch.digest(step)) % 2**64)
+
+    @contextmanager
+    def overhead(self, name: str) -> Iterator[None]:
+        """Meter what is no part of any step."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.overheads[name] += time.perf_counter() - began
+
+    def mark(self) -> None:
+        """Joules from here on are the steps'."""
+        self._joules_before = self.counter.joules() if self.counter is not None else float("nan")
+
+    def settle(self) -> None:
+        """Bring the sums up to date, over all processes; waits for the device."""
+        seconds = self.meter.collect()
+        now = self.counter.joules() if self.counter is not None else float("nan")
+        tokens, targets, digest = self._fed
+        own = [float(tokens), float(targets), now - self._joules_before, *(seconds.get(name, 0.0) for name in PHASES)]
+        tokens, targets, joules, *by_phase = self.ranks.sum(own)
+        self.tokens, self.target_tokens = self.tokens + int(tokens), self.target_tokens + int(targets)
+        self.digest = (self.digest + self.ranks.sum_modulo(digest)) % 2**64
+        whole = sum(by_phase)
+        if self.joules is not None and whole:
+            shares = zip(PHASES, by_phase, strict=True)
+            self.joules = {name: self.joules[name] + joules * share / whole for name, share in shares}
+            if math.isnan(joules):  # some process has no counter
+                self.joules = None
+        for name, took in zip(PHASES, by_phase, strict=True):
+            self.seconds[name] += took
+        self._fed = (0, 0, 0)
+        self.mark()
+
+    @property
+    def device_seconds(self) -> float:
+        """Of all phases, on all devices together."""
+        return sum(self.seconds.values())
+
+    def spent(self) -> dict[str, Any]:
+        """Return the sums that a point, a record and a score have in common."""
+        return {
+            "tokens": self.tokens,
+            "target_tokens": self.target_tokens,
+            "required_flops": self.cost.required_flops(self.tokens, self.target_tokens),
+            "executed_flops": self.cost.executed_flops(self.tokens, self.target_tokens),
+            "device_seconds": self.device_seconds,
+        }
+
+    def account(self, samples_per_pass_tokens: int) -> dict[str, Any]:
+        """Return all of it, for the record; a pass holds so many tokens, each sample once."""
+        phases = {
+            name: PhaseSpent(
+                required_flops=price.required_flops_per_token * self.tokens,
+                executed_flops=price.executed_flops_per_token * self.tokens,
+                device_seconds=self.seconds[name],
+                joules=None if self.joules is None else self.joules[name],
+            )
+            for name, price in self.cost.phases.items()
+        }
+        return {
+            **self.spent(),
+            "unique_tokens": min(self.tokens, samples_per_pass_tokens),
+            "joules": None if self.joules is None else sum(self.joules.values()),
+            "phases": phases,
+            "overhead_seconds": dict(self.overheads),
+            "samples_digest": f"{self.digest:016x}",
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps, as plain JSON."""
+        names = ("tokens", "target_tokens", "digest", "seconds", "joules", "overheads")
+        return {name: getattr(self, name) for name in names}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from what a checkpoint kept."""
+        for name, value in state.items():
+            setattr(self, name, value)

@@ -1,0 +1,150 @@
+"""Several processes train one run: the same samples, the same losses, and the same bits again after one was killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from small import write_small_study
+
+from budgetlab.batches import Batches
+from budgetlab.corpus import Corpus, build_corpus
+from budgetlab.errors import CallerError
+from budgetlab.planner import plan
+from budgetlab.profiler import profile
+from budgetlab.ranks import Ranks
+from budgetlab.runner import run
+from budgetlab.store import Store
+from budgetlab.studies import Study, dump_study, load_study
+from budgetlab.values import Plan, RunRecord
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("together")
+
+
+@pytest.fixture(scope="module")
+def study(folder: Path) -> Study:
+    found = load_study(write_small_study(folder))
+    arms = {name: found.arms[name] for name in ("no_kd", "tinybert")}
+    execution = found.execution.model_copy(update={"devices": 2, "micro_batch_sequences": 2})
+    recipe = {"seeds": (0,), "arms": arms, "execution": execution}
+    return found.model_copy(update=recipe)
+
+
+@pytest.fixture(scope="module")
+def corpus(study: Study, folder: Path) -> Corpus:
+    return build_corpus(study.corpus, roots=study.data_roots, cache=folder / "cache")
+
+
+@pytest.fixture(scope="module")
+def made(study: Study) -> Plan:
+    return plan(study, profile(study, count_only=True))
+
+
+def start(folder: Path, results: str, made: Plan, study: Study) -> subprocess.Popen:
+    """Run a plan on two processes, as a user would."""
+    store = Store(folder / results, "small")
+    store.write_plan(made)
+    store.write_study(dump_study(study))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    plan_file = str(store.folder / "plan.json")
+    environment = {**os.environ, "BUDGETLAB_DATA_ROOT": str(folder), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*command, "-m", "budgetlab", "run", plan_file, "--json"],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def rungs(store: Store) -> dict[str, RunRecord]:
+    return {record.run_id: record for record in store.records() if record.kind == "rung"}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(folder: Path, made: Plan, study: Study) -> dict[str, RunRecord]:
+    process = start(folder, "whole", made, study)
+    out, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    found = json.loads(out)  # one process speaks
+    assert {record["status"] for record in found} == {"complete"}
+    return rungs(Store(folder / "whole", "small"))
+
+
+def test_two_processes_do_what_one_does(
+    folder: Path, made: Plan, corpus: Corpus, uninterrupted: dict[str, RunRecord]
+) -> None:
+    alone = made.execution.model_copy(update={"devices": 1})
+    store = Store(folder / "alone", "small")
+    run(made.model_copy(update={"execution": alone}), corpus, store)
+    one = rungs(store)
+    assert one.keys() == uninterrupted.keys() and len(one) == 4
+    for run_id, record in uninterrupted.items():
+        assert record.samples_digest == one[run_id].samples_digest
+        assert (record.tokens, record.target_tokens) == (one[run_id].tokens, one[run_id].target_tokens)
+        assert record.required_flops == one[run_id].required_flops
+        assert record.weights_hash != one[run_id].weights_hash  # sums in another order: near, not equal
+        for mine, other in zip(record.points, one[run_id].points, strict=True):
+            assert mine.losses == pytest.approx(other.losses, rel=2e-3)
+
+
+def test_a_lost_process_ends_all_at_once_and_the_same_command_ends_with_the_same_bits(
+    folder: Path, made: Plan, study: Study, uninterrupted: dict[str, RunRecord]
+) -> None:
+    process = start(folder, "killed", made, study)
+    store = Store(folder / "killed", "small")
+    deadline = time.monotonic() + 120
+    # Once a trunk has begun, both are in the middle of a unit.
+    while not list(store.folder.glob("runs/tinybert-trunk-*/points.jsonl")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.005)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    victim = next(pid for pid in children if b"RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes())
+    os.kill(int(victim), signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode not in (0, None)
+    assert "Traceback" not in errors.split("torch/distributed")[0]
+    assert sum(record.status == "complete" for record in rungs(store).values()) < len(uninterrupted)
+    again = start(folder, "killed", made, study)
+    _, errors = again.communicate(timeout=120)
+    assert again.returncode == 0, errors
+    found = rungs(store)
+    assert {i: r.state_hash for i, r in found.items()} == {i: r.state_hash for i, r in uninterrupted.items()}
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_the_samples_of_a_step_do_not_depend_on_the_number_of_processes(world: int, corpus: Corpus) -> None:
+    batches = Batches(corpus.train, corpus.special, corpus.vocab_size, seq_len=16, masked_per_sequence=3, run_seed=1)
+    for step in (0, 7, 120):
+        whole = batches.step(step, 8)
+        parts = [batches.step(step, 8, rank, world) for rank in range(world)]
+        assert sum(part.digest(step) for part in parts) % 2**64 == whole.digest(step)
+        assert sorted(row.tobytes() for part in parts for row in part.input_ids) == sorted(
+            row.tobytes() for row in whole.input_ids
+        )
+    assert whole.digest(1) != whole.digest(2)
+    changed = whole.input_ids.copy()
+    changed[0, 1] ^= 1
+    assert type(whole)(changed, whole.target_positions, whole.target_ids).digest(1) != whole.digest(1)
+    targets = whole.target_ids.copy()
+    targets[0], targets[1] = targets[1] + 1, targets[0]
+    assert type(whole)(whole.input_ids, whole.target_positions, targets).digest(1) != whole.digest(1)
+
+
+def test_other_processes_than_planned_are_refused(made: Plan, corpus: Corpus, tmp_path: Path) -> None:
+    store = Store(tmp_path, "small")
+    with pytest.raises(CallerError, match="plan for 2 devices: there is 1 process; start it with torchrun"):
+        run(made, corpus, store)
+    with pytest.raises(CallerError, match="plan for 2 devices: there are 4 processes"):
+        run(made, corpus, store, ranks=Ranks(0, 4))
+    one = made.model_copy(update={"execution": made.execution.model_copy(update={"devices": 1})})
+    with pytest.raises(CallerError, match="plan for 1 device: there are 2 processes; start it without torchrun"):
+        run(one, corpus, store, ranks=Ranks(0, 2))
+    three = made.model_copy(update={"execution": made.execution.model_copy(update={"devices": 3})})
+    with pytest.raises(CallerError, match="8 sequences a step on 3 devices: they cannot be shared evenly"):
+        run(three, corpus, store, ranks=Ranks(0, 3))
+    assert not store.folder.exists()
