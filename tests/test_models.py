@@ -157,3 +157,17 @@ def test_a_student_that_starts_from_a_teacher(family: str) -> None:
     whole = build_network(teacher.spec, seed=3).eval()
     start_from_teacher(whole, teacher, (0, 1, 2))
     torch.testing.assert_close(whole(IDS, Needs(logits="all")).logits, teacher(IDS, Needs(logits="all")).logits)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "electra", "modernbert", "megatron-bert"])
+def test_shapes_alone_have_the_parameters_of_the_network(family: str) -> None:
+    spec = SPEC.model_copy(update={"family": family})
+    here, shapes = build_network(spec), build_network(spec, device="meta")
+    assert count_parameters(shapes) == count_parameters(here)
+    assert [name for name, _ in shapes.named_parameters()] == [name for name, _ in here.named_parameters()]
+
+
+def test_parameters_are_those_of_the_published_network() -> None:
+    bert = ModelSpec(num_layers=12, hidden_size=768, num_heads=12, intermediate_size=3072, vocab_size=30522)
+    # Devlin et al. 2019 give 110M; transformers' BertForMaskedLM has no pooler, and the head's own dense layer.
+    assert count_parameters(build_network(bert, device="meta"))[0] == 109_514_298

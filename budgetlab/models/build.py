@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 from transformers.initialization import no_init_weights
@@ -16,6 +17,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from budgetlab.errors import CallerError
 from budgetlab.models.network import FAMILIES, Network
 from budgetlab.values import ModelSpec
+
+_OTHER_HEADS = ("pooler.", "seq_relationship.", "sop_classifier.", "discriminator_predictions.", "position_ids")
+"""Parts of published checkpoints that masked language modelling has no use for."""
 
 __all__ = ["build_classifier", "build_network", "count_parameters", "start_from_teacher"]
 
@@ -129,7 +133,7 @@ def _load_pretrained(auto: Any, spec: ModelSpec, attention: str, dropouts: dict[
         model, info = auto.from_pretrained(
             spec.weights, attn_implementation=attention, output_loading_info=True, dtype=torch.float32, **dropouts
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:160]
         raise CallerError(
             asked, f"cannot be loaded ({reason})", "give a folder or a hub id that can be reached"
@@ -143,6 +147,10 @@ def _load_pretrained(auto: Any, spec: ModelSpec, attention: str, dropouts: dict[
         raise CallerError(asked, f"{named} are {found}, the study says {wanted}", "correct the study")
     if info["missing_keys"]:
         raise CallerError(asked, f"weights are missing: {sorted(info['missing_keys'])[:3]}", "give complete weights")
+    foreign = sorted(name for name in info["unexpected_keys"] if not any(part in name for part in _OTHER_HEADS))
+    if foreign:
+        wrong = f"it has weights that a {spec.family} masked language model lacks: {foreign[:3]}"
+        raise CallerError(asked, wrong, "give weights of this architecture")
     return model
 
 

@@ -144,6 +144,7 @@ def _run(
         asked = f"run on {ranks.world} processes"
         raise CallerError(asked, "they do not see the same files", "put --results and the data on a shared disk")
     if ranks.first:
+        _check_teachers(todo, plan)
         _check_room(todo, plan.execution.keep_checkpoints, plan.execution.workers, store, say)
     numbers = {unit.run_id: number for number, unit in enumerate(todo)}
     needs = [[numbers[run_id] for run_id in _needs(unit, units) if run_id in numbers] for unit in todo]
@@ -176,6 +177,14 @@ def _check_checkpoints(units: list[Unit], store: Store) -> None:
         for path in store.checkpoints(unit.run_id).glob("step_*"):
             if (read_state(path) or {}).get("key", unit.key) != unit.key:
                 raise CallerError(f"checkpoint {path}", "it is of another run", "delete its folder, and run again")
+
+
+def _check_teachers(todo: list[Unit], plan: Plan) -> None:
+    """Load teachers whose weights are given once, before anything is trained: they may not fit."""
+    lengths = {unit.teacher: unit.recipe.seq_len for unit in todo if unit.teacher is not None}
+    for name, seq_len in lengths.items():
+        if plan.models[name].weights is not None:
+            build_network(plan.models[name], seq_len=seq_len)
 
 
 def _check_room(todo: list[Unit], newest: int, workers: int, store: Store, say: Callable[[str], None]) -> None:

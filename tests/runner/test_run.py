@@ -1,6 +1,7 @@
 """Plans are run exactly, once, and to the bit whatever interrupts them."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import torch
 from small import write_small_study
 
 from budgetlab.batches import Batches
-from budgetlab.checkpoint import tensors_hash
+from budgetlab.checkpoint import load_checkpoint, save_checkpoint, tensors_hash
 from budgetlab.corpus import Corpus, build_corpus
 from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.planner import plan
@@ -20,7 +21,7 @@ from budgetlab.profiler import profile
 from budgetlab.runner import run
 from budgetlab.step import TrainingStep, build_step
 from budgetlab.store import Store
-from budgetlab.strategies import build_strategy
+from budgetlab.strategies import build_strategy, strategy_names
 from budgetlab.studies import Study, dump_study, load_study
 from budgetlab.values import Plan, RunRecord, Schedule
 
@@ -116,8 +117,6 @@ def test_a_finished_plan_runs_nothing(made: Plan, corpus: Corpus, finished, monk
 
 
 def test_checkpoints_may_be_deleted_once_all_is_done(made: Plan, corpus: Corpus, tmp_path: Path, finished) -> None:
-    import shutil
-
     store, records = finished
     copy = Store(tmp_path, "small")
     shutil.copytree(store.folder, copy.folder, ignore=shutil.ignore_patterns("checkpoints"))
@@ -156,12 +155,23 @@ def test_dropout_too_is_resumed_to_the_bit(
     assert calls > 46 and hashes(resumed) == whole
 
 
-@pytest.mark.parametrize("arm", ["no_kd", "vanilla_kd", "minilm", "tinybert"])
-def test_a_run_that_is_stopped_anywhere_ends_with_the_same_bits(
-    arm: str, made: Plan, corpus: Corpus, tmp_path: Path, finished, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, records = finished
-    one_arm = made.model_copy(
+@pytest.fixture(scope="module")
+def all_strategies(study: Study, folder: Path) -> Plan:
+    """One arm for each strategy that there is, with dropout, at one small budget on a ladder."""
+    arms = "".join(
+        f'[arms.{name}]\nstrategy = {{ name = "{name}"{", cosine_weight = 0" if name == "distilbert" else ""} }}\n'
+        f'student = "student"\nteacher = "teacher"\nrecipe = {{ dropout = 0.1 }}\n'
+        for name in strategy_names()
+        if name not in ("no_kd", "vanilla_kd", "minilm", "tinybert")
+    )
+    path = folder / "all.toml"
+    path.write_text((folder / "small.toml").read_text() + arms)
+    whole = load_study(path).model_copy(update={"seeds": (0,)})
+    return plan(whole, profile(whole, count_only=True))
+
+
+def only(made: Plan, arm: str) -> Plan:
+    return made.model_copy(
         update={
             "seeds": (0,),
             "arms": {arm: made.arms[arm]},
@@ -169,8 +179,16 @@ def test_a_run_that_is_stopped_anywhere_ends_with_the_same_bits(
             "teachers": made.teachers if made.arms[arm].teacher else (),
         }
     )
+
+
+@pytest.mark.parametrize("arm", strategy_names())
+def test_a_run_that_is_stopped_anywhere_ends_with_the_same_bits(
+    arm: str, all_strategies: Plan, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_arm = only(all_strategies, arm)
+    records = run(one_arm, corpus, Store(tmp_path / "whole", "small"))
     save_after_every_step(monkeypatch)
-    store = Store(tmp_path, "small")
+    store = Store(tmp_path / "stopped", "small")
     step = Batches.step
     calls = 0
 
@@ -192,6 +210,29 @@ def test_a_run_that_is_stopped_anywhere_ends_with_the_same_bits(
     assert calls > 46
     for record in resumed:  # weights, optimizer and every logged loss among it
         assert record.state_hash is not None and without_time(record) == expected[record.run_id]
+
+
+def test_one_bit_of_the_optimizer_that_is_wrong_is_seen_in_the_end(
+    made: Plan, corpus: Corpus, tmp_path: Path, finished
+) -> None:
+    """The test above would see it, were one bit of the state not what was saved."""
+    _, records = finished
+    one_arm = only(made, "tinybert")
+    whole = {record.run_id: record.state_hash for record in records if record.arm == "tinybert"}
+    for bit in (0, 1):
+        store = Store(tmp_path / str(bit), "small")
+        run(one_arm, corpus, store)
+        trunk = next(record for record in store.records() if record.kind == "trunk")
+        rung = next(record for record in store.records() if record.kind == "rung")
+        shutil.rmtree(store.run_folder(rung.run_id))
+        start = rung.schedule.steps - rung.schedule.cooldown_steps
+        tensors, state = load_checkpoint(store.checkpoints(trunk.run_id) / f"step_{start:08d}")
+        name = next(name for name in tensors if name.startswith("optimizer.exp_avg_sq."))
+        bits = tensors[name].view(torch.int32).flatten()
+        bits[0] ^= bit
+        save_checkpoint(store.checkpoints(trunk.run_id), f"step_{start:08d}", tensors, state)
+        again = next(r for r in run(one_arm, corpus, store) if r.run_id == rung.run_id)
+        assert (again.state_hash == whole[rung.run_id]) == (bit == 0)
 
 
 def test_a_loss_that_is_not_finite_ends_its_unit_alone(
