@@ -137,8 +137,9 @@ class Training:
                 self.step.load_tensors(tensors)
             else:  # all of it is done; only its weights were kept
                 load_parameters(self.step.student, tensors)
-            self.ledger.load(state["ledger"])
             own = path.parent == self.checkpoints
+            # A branch's steps began with its trunk; its overheads are its own.
+            self.ledger.load(state["ledger"] if own else {**state["ledger"], "overheads": self.ledger.overheads})
             self._restore_sums(state["logged"] if own else {}, device)
         # Points past the checkpoint will be made again.
         points = [point for point in self.store.read_points(self.unit.run_id) if point.step <= self.at]

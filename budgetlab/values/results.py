@@ -71,8 +71,8 @@ class RunRecord(Value):
     joules: float | None = None
     phases: dict[str, PhaseSpent] = {}
     overhead_seconds: dict[str, float] = {}
-    """What training takes beside its steps, charged to no arm: "start" (networks, corpus, checkpoint read), "compile",
-    "data_wait" (making or awaiting batches), "evaluation" (signs of the optimiser), "checkpoint"."""
+    """What this unit alone took beside its steps, charged to no arm: "start" (networks, corpus, checkpoint read),
+    "compile", "data_wait" (making or awaiting batches), "evaluation" (signs of the optimiser), "checkpoint"."""
     samples_digest: str | None = None
     """Sum over the steps of what they saw (`MaskedBatch.digest`): equal for arms at equal steps and seed."""
     weights_hash: str | None = None

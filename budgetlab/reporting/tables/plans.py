@@ -125,6 +125,7 @@ def status_sheet(plan: Plan, records: Iterable[RunRecord]) -> Sheet:
         marks = [str(int(status == name)) for name in _STATES]
         rows.append((teacher.model, *("" for _ in rungs), *marks))
     notes = standing_lines(standing(plan, records))
+    notes += _overhead_lines(records)
     notes += [f"failed: {r.run_id}: {r.message or 'no message'}" for r in records if r.status == "failed"]
     columns = [Column("arm", left=True)]
     columns += [Column(format_amount(b.amount, b.unit).replace(" ", "\n", 1), "by budget") for b in rungs.values()]
@@ -136,6 +137,16 @@ def status_sheet(plan: Plan, records: Iterable[RunRecord]) -> Sheet:
         notes=tuple(notes),
         rules=(arms,) if len(rows) > arms else (),
     )
+
+
+def _overhead_lines(records: Iterable[RunRecord]) -> list[str]:
+    """Say what went by beside the steps, in wall time of all units together."""
+    sums: dict[str, float] = {}
+    for record in records:
+        for name, seconds in record.overhead_seconds.items():
+            sums[name] = sums.get(name, 0.0) + seconds
+    shown = [f"{name.replace('_', ' ')} {format_seconds(seconds)}" for name, seconds in sums.items() if seconds]
+    return [f"beside the steps, charged to no arm: {', '.join(shown)}"] if shown else []
 
 
 def _starts(keys: Sequence[object]) -> tuple[int, ...]:
