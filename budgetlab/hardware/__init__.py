@@ -10,7 +10,14 @@ import torch
 from budgetlab.errors import CallerError
 from budgetlab.hardware.clocks import PhaseClock, PhaseMeter, StepTime, device_clock, waited_seconds
 from budgetlab.hardware.energy import EnergyCounter, find_energy_counter, throttled
-from budgetlab.hardware.memory import PeakMemory, is_out_of_memory, largest_that_fits, peak_memory, release_memory
+from budgetlab.hardware.memory import (
+    PeakMemory,
+    is_out_of_memory,
+    keep_memory,
+    largest_that_fits,
+    peak_memory,
+    release_memory,
+)
 from budgetlab.hardware.peaks import PEAKS, Peak, find_peak
 from budgetlab.machine import memory_bytes, processor_name
 from budgetlab.values import Environment, ExecutionSpec
@@ -68,8 +75,9 @@ def pick_device(execution: ExecutionSpec, local_rank: int = 0) -> torch.device:
 
 
 def prepare(execution: ExecutionSpec, local_rank: int = 0) -> torch.device:
-    """Pick the device and set the number of threads."""
+    """Pick the device, set the number of threads, and keep memory from going back and forth."""
     device = pick_device(execution, local_rank)
+    keep_memory()
     torch.set_num_threads(execution.threads)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # events and streams are those of the current device

@@ -44,10 +44,10 @@ class Ledger:
         self._fed = (0, 0, 0)  # tokens, targets and digest of this process since the last sum over all
         self.mark()
 
-    def feed(self, step: int, batch: MaskedBatch) -> None:
+    def feed(self, batch: MaskedBatch, digest: int) -> None:
         """Count this process's share of a step."""
-        tokens, targets, digest = self._fed
-        self._fed = (tokens + batch.tokens, targets + len(batch.target_ids), (digest + batch.digest(step)) % 2**64)
+        tokens, targets, before = self._fed
+        self._fed = (tokens + batch.tokens, targets + len(batch.target_ids), (before + digest) % 2**64)
 
     @contextmanager
     def overhead(self, name: str) -> Iterator[None]:

@@ -18,6 +18,7 @@ from budgetlab.hardware import find_energy_counter, find_peak
 from budgetlab.modelcard import model_card
 from budgetlab.models import Network, export_model
 from budgetlab.ranks import Ranks
+from budgetlab.runner.feed import Feed
 from budgetlab.runner.ledger import Ledger
 from budgetlab.runner.trackers import Trackers, make_trackers
 from budgetlab.runner.units import Unit
@@ -179,7 +180,8 @@ class Training:
         with self.ledger.overhead("checkpoint"):
             self.trackers.start(self._config())
         try:
-            record = self._train(stop_asked, tell)
+            with Feed(self.batches, unit.recipe.batch_sequences, self.ranks, unit.last_step) as feed:
+                record = self._train(feed, stop_asked, tell)
             status = record.status
         finally:
             self.trackers.finish(status)
@@ -193,14 +195,14 @@ class Training:
             **unit.recipe.model_dump(mode="json"),
         }  # fmt: skip
 
-    def _train(self, stop_asked: Callable[[], bool], tell: Callable[[Moved], None]) -> RunRecord:
+    def _train(self, feed: Feed, stop_asked: Callable[[], bool], tell: Callable[[Moved], None]) -> RunRecord:
         unit, ledger = self.unit, self.ledger
         teacher_hash = self.step.teacher_hash()
         every = max(1, (unit.last_step - unit.first_step) // POINTS_PER_RUN)
         began_at, saved_at, save_every = self.at, time.monotonic(), CHECKPOINT_EVERY_SECONDS
         told_at, told_step, pace_from = time.monotonic(), self.at, 0.0
         while self.at < unit.last_step:
-            batch = self._one_step()
+            batch = self._one_step(feed)
             now, done = time.monotonic(), self.at - began_at
             stopping, due = self.ranks.any(stop_asked(), now - saved_at >= save_every)
             ended = self.at == unit.last_step
@@ -235,12 +237,12 @@ class Training:
         tell(Moved(unit.run_id, self.at, {}))
         return self._finish()
 
-    def _one_step(self) -> Any:
+    def _one_step(self, feed: Feed) -> Any:
         """Take the next step; nothing in it waits for the device."""
         unit, recipe, ledger, ranks = self.unit, self.unit.recipe, self.ledger, self.ranks
         with ledger.overhead("data_wait"):
-            batch = self.batches.step(self.at, recipe.batch_sequences, ranks.rank, ranks.world)
-            ledger.feed(self.at, batch)
+            batch, digest = feed.step(self.at)
+        ledger.feed(batch, digest)
         factor = learning_rate_factor(recipe, self.at, unit.last_step, unit.warmup_steps, unit.cooldown_steps)
         self.rate = recipe.learning_rate * factor
         micro = self.plan.execution.micro_batch_sequences

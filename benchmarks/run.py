@@ -1,0 +1,110 @@
+"""`run` from its first step to its record against the bare training step in a loop: what everything else costs.
+
+    python benchmarks/run.py [--rounds 5] [--steps 300]
+
+Rounds alternate between the two in one process, one thread. Both take the same steps of one arm; the loop has its
+batch ready, `run` draws and masks samples, meters phases, logs points, looks at signals, saves checkpoints, and ends
+with a transformers folder and a record.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from budgetlab.batches import Batches
+from budgetlab.corpus import build_corpus
+from budgetlab.planner import plan
+from budgetlab.profiler import profile
+from budgetlab.runner import run
+from budgetlab.runner.units import plan_units
+from budgetlab.step import build_step
+from budgetlab.store import Store
+from budgetlab.strategies import build_strategy
+from budgetlab.studies import load_study
+
+STUDY = """
+extends = "presets/demo.toml"
+name = "speed"
+seeds = [0]
+[execution]
+threads = 1
+[models.student]
+num_layers = {layers}
+hidden_size = {hidden}
+num_heads = 4
+intermediate_size = {inner}
+[plan]
+budgets = ["{budget}"]
+ladder = "separate"
+"""
+
+
+def clocks() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
+
+
+def measure(layers: int, hidden: int, rounds: int, steps: int, folder: Path) -> None:
+    path = folder / f"speed{layers}x{hidden}.toml"
+    path.write_text(STUDY.format(layers=layers, hidden=hidden, inner=4 * hidden, budget="1e15"))
+    study = load_study(path)
+    study = study.model_copy(update={"arms": {"no_kd": study.arms["no_kd"]}})
+    corpus = build_corpus(study.corpus, cache=folder / "cache")
+    made = plan(study, profile(study))
+    short = {"steps": steps, "warmup_steps": steps // 20, "cooldown_steps": steps // 5}
+    made = made.model_copy(update={"schedules": tuple(s.model_copy(update=short) for s in made.schedules)})
+    unit = plan_units(made, corpus)[0]
+    recipe = unit.recipe
+    step = build_step(unit.arm, build_strategy(unit.strategy), unit.spec, None, recipe, seed=0, device="cpu")
+    batches = Batches(corpus.train, corpus.special, corpus.vocab_size, seq_len=recipe.seq_len,
+                      masked_per_sequence=recipe.masked_per_sequence, run_seed=0)  # fmt: skip
+    batch = batches.step(0, recipe.batch_sequences)
+    step.run(batch, 1e-4)
+    ratios: dict[str, list[float]] = {}
+    for number in range(rounds):
+        wall, cpu = clocks()
+        for _ in range(steps):
+            step.run(batch, 1e-4)
+        bare = [after - before for before, after in zip((wall, cpu), clocks(), strict=True)]
+        seeded = made.model_copy(update={"seeds": (number,)})
+        wall, cpu = clocks()
+        (record,) = run(seeded, corpus, Store(folder / f"results{layers}x{hidden}", "speed"))
+        whole = [after - before for before, after in zip((wall, cpu), clocks(), strict=True)]
+        spent = record.overhead_seconds
+        trained = record.device_seconds + spent["data_wait"] + spent["evaluation"]
+        found = {
+            "run / loop, wall, from first step to last": trained / bare[0],
+            "run / loop, wall, with start, checkpoints, export and record": whole[0] / bare[0],
+            "run / loop, CPU time, with all of that": whole[1] / bare[1],
+            "waiting for data": spent["data_wait"] / whole[0],
+            "checkpoint, export and record": spent["checkpoint"] / whole[0],
+            "device seconds / planned": record.device_seconds / (steps * (unit.cost.seconds_per_step or 1.0)),
+            "CPU time of the run / planned": whole[1] / (steps * (unit.cost.cpu_seconds_per_step or 1.0)),
+        }
+        for name, value in found.items():
+            ratios.setdefault(name, []).append(value)
+    print(f"\n{layers} x {hidden}, {recipe.batch_sequences} x {recipe.seq_len}, {recipe.dtype}, {recipe.attention}, "
+          f"{steps} steps, {rounds} rounds: median [lowest, highest]")  # fmt: skip
+    for name, values in ratios.items():
+        print(f"  {name:<62} {statistics.median(values):.3f} [{min(values):.3f}, {max(values):.3f}]")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=300)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        for layers, hidden in ((2, 128), (4, 256)):
+            measure(layers, hidden, asked.rounds, asked.steps, Path(folder))
+
+
+if __name__ == "__main__":
+    main()
