@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -114,11 +115,12 @@ def _publish(temporary: Path, folder: Path) -> None:
 
 def _build(source: Source, origin: TokenizerOrigin, key: str, folder: Path, say: Callable[[str], None]) -> None:
     with tempfile.TemporaryDirectory(prefix="text.", dir=folder) as scratch:
-        shuffled = _Shuffled(Path(scratch))
+        shuffled = _Shuffled(Path(scratch), source.weights)
         shuffled.scatter(source.documents(say))
         if origin.trained:
             say("training the tokenizer")
         tokenizer, names = origin.make(shuffled.sample(origin.sample_bytes))
+        os.environ["TOKENIZERS_PARALLELISM"] = "true"  # on all cores; nothing here forks afterwards
         tokenizer.encode_special_tokens = True  # a literal "[MASK]" in the text is text
         special = SpecialIds(**{role: _id(tokenizer, names[role]) for role in SPECIAL_ROLES})
         vocab_size = tokenizer.get_vocab_size()
@@ -168,21 +170,29 @@ def _tokenise(
 class _Shuffled:
     """Documents on disk in the order of a hash of their text, without copies, in memory one bucket at a time."""
 
-    def __init__(self, scratch: Path) -> None:
-        self._scratch = scratch
+    def __init__(self, scratch: Path, weights: Sequence[float] = ()) -> None:
+        self._scratch, self._weights = scratch, weights
+        self._bytes: Counter[int] = Counter()
+        """Of the train text, by part."""
         self.copies: dict[str, int] = dict.fromkeys(_SPLITS, 0)
 
-    def scatter(self, documents: Iterator[tuple[str, str]]) -> None:
-        """Write each document as one line into the bucket that its hash names; white space becomes one blank."""
+    def scatter(self, documents: Iterator[tuple[str, int, str]]) -> None:
+        """Write each document as one line into the bucket that its hash names; white space becomes one blank.
+
+        Where parts have weights, a line begins with the number of its part.
+        """
         with ExitStack() as stack:
             files: dict[str, list[IO[bytes]]] = {
                 split: [stack.enter_context(open(self._path(split, n), "wb")) for n in range(_BUCKETS)]
                 for split in _SPLITS
             }
-            for split, text in documents:
+            for split, part, text in documents:
                 line = " ".join(text.split()).encode()
                 if line:
-                    files[split][_digest(line)[0] % _BUCKETS].write(line + b"\n")
+                    tag = b"%d\t" % part if self._weights and split == "train" else b""
+                    files[split][_digest(line)[0] % _BUCKETS].write(tag + line + b"\n")
+                    if split == "train":
+                        self._bytes[part] += len(line)
 
     def _path(self, split: str, bucket: int) -> Path:
         return self._scratch / f"{split}.{bucket}"
@@ -195,12 +205,25 @@ class _Shuffled:
         self.copies[split] = 0
         for number in range(_BUCKETS):
             lines = self._lines(split, number)
+            if self._weights and split == "train":
+                lines = self._drawn(lines)
             unique = {_digest(line): line for line in lines}
             if split == "train":
                 for line in self._lines("heldout", number):
                     unique.pop(_digest(line), None)
             self.copies[split] += len(lines) - len(unique)
             yield [unique[digest].decode() for digest in sorted(unique)]
+
+    def _drawn(self, lines: list[bytes]) -> list[bytes]:
+        """Leave out what a part has more than its share of, drawn by the digest; the poorest part is kept whole."""
+        least = min(self._bytes[part] / weight for part, weight in enumerate(self._weights))
+        kept = [least * weight / self._bytes[part] for part, weight in enumerate(self._weights)]
+        found = []
+        for tagged in lines:
+            part, _, line = tagged.partition(b"\t")
+            if int.from_bytes(_digest(line)[8:]) < kept[int(part)] * 2.0**64:
+                found.append(line)
+        return found
 
     def sample(self, limit_bytes: int) -> Iterator[str]:
         """Yield train documents from the start of the order, up to a number of bytes."""

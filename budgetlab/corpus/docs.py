@@ -66,6 +66,7 @@ class DocsSource:
     packages: Sequence[str] = tuple(PACKAGES)
     heldout: Sequence[str] = HELDOUT
     found: dict[str, Any] = field(default_factory=dict)
+    weights: tuple[float, ...] = ()
     """Filled while reading: documents and bytes before and after, files that could not be parsed."""
 
     def __post_init__(self) -> None:
@@ -88,7 +89,7 @@ class DocsSource:
         """Versions by package; for the standard library, Python's."""
         return {name: _version(name) for name in self._roots}
 
-    def documents(self, progress: Callable[[str], None]) -> Iterator[tuple[str, str]]:
+    def documents(self, progress: Callable[[str], None]) -> Iterator[tuple[str, int, str]]:
         """Yield (split, text), where split is "train" or "heldout" and text has no long line seen before."""
         seen: set[str] = set()
         totals = {"text_bytes": 0, "repeated_line_bytes": 0, "unparsed_files": 0}
@@ -101,7 +102,7 @@ class DocsSource:
                 totals["text_bytes"] += len(raw)
                 totals["repeated_line_bytes"] += len(raw) - len(kept)
                 if len(kept.split(None, _MIN_WORDS)) >= _MIN_WORDS:
-                    yield split, kept
+                    yield split, 0, kept
         self.found.update(
             totals,
             versions=self.versions(),

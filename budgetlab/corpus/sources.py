@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import lzma
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 from budgetlab.corpus.docs import DocsSource
+from budgetlab.corpus.files import has_columns, read_documents
 from budgetlab.errors import CallerError
 from budgetlab.values import CorpusSpec
 
 __all__ = ["HubSource", "Source", "TextSource", "find_files", "make_source", "sha256"]
 
-_LINE_LIMIT = 1 << 20  # a file without line breaks must not be read into memory whole
 _HELDOUT_ONE_IN = 100
 
 
@@ -24,13 +22,15 @@ class Source(Protocol):
     """Documents with their split, and what identifies them."""
 
     found: dict[str, Any]
+    weights: tuple[float, ...]
+    """What share of the train text each part is to have; empty where all of the text is taken."""
 
     def fingerprint(self) -> dict[str, Any]:
         """Identify the text by content."""
         ...
 
-    def documents(self, progress: Callable[[str], None]) -> Iterator[tuple[str, str]]:
-        """Yield (split, text), where split is "train" or "heldout"."""
+    def documents(self, progress: Callable[[str], None]) -> Iterator[tuple[str, int, str]]:
+        """Yield (split, part, text), where split is "train" or "heldout", and part counts the train patterns."""
         ...
 
 
@@ -40,7 +40,8 @@ def make_source(spec: CorpusSpec, roots: Sequence[Path]) -> Source:
         return DocsSource()
     if spec.source == "hub":
         return HubSource(spec)
-    return TextSource(find_files(spec.train, roots, "corpus.train"), find_files(spec.heldout, roots, "corpus.heldout"))
+    parts = [find_files([pattern], roots, "corpus.train") for pattern in spec.train]
+    return TextSource(parts, find_files(spec.heldout, roots, "corpus.heldout"), spec.column, spec.weights)
 
 
 def find_files(patterns: Sequence[str], roots: Sequence[Path], asked: str) -> list[Path]:
@@ -77,7 +78,18 @@ def find_files(patterns: Sequence[str], roots: Sequence[Path], asked: str) -> li
 
 @dataclass
 class TextSource:
-    """UTF-8 text files (plain, .gz or .xz), one document in each line that is not blank.
+    """Files of text, JSON lines or parquet (`files.read_documents`).
+
+    Parameters
+    ----------
+    parts
+        Of the train text: the files of each pattern. One that several patterns match is of the first.
+    heldout
+        Files.
+    column
+        Where JSON lines and parquet have the text.
+    weights
+        Of the parts, or empty.
 
     Raises
     ------
@@ -85,11 +97,14 @@ class TextSource:
         When one file is in both splits, cannot be read, is not text, or is empty.
     """
 
-    train: Sequence[Path]
+    parts: Sequence[Sequence[Path]]
     heldout: Sequence[Path]
+    column: str = "text"
+    weights: tuple[float, ...] = ()
     found: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.train = {path: part for part in reversed(range(len(self.parts))) for path in self.parts[part]}
         self._digests = {path: sha256(path) for path in (*self.train, *self.heldout)}
         trained_on = {self._digests[path]: path for path in self.train}
         for path in self.heldout:
@@ -101,19 +116,24 @@ class TextSource:
     def fingerprint(self) -> dict[str, Any]:
         """Identify the text by the SHA-256 of every file; names do not matter, and order does not either."""
         splits = {"train": self.train, "heldout": self.heldout}
-        return {"source": "text"} | {
-            split: sorted({self._digests[path] for path in paths}) for split, paths in splits.items()
-        }
+        what: dict[str, Any] = {"source": "text"}
+        what |= {split: sorted({self._digests[path] for path in paths}) for split, paths in splits.items()}
+        if any(has_columns(path) for path in self._digests):
+            what["column"] = self.column
+        if self.weights:
+            shares = zip(self.weights, self.parts, strict=True)
+            what["weights"] = [[weight, sorted(self._digests[path] for path in paths)] for weight, paths in shares]
+        return what
 
-    def documents(self, progress: Callable[[str], None]) -> Iterator[tuple[str, str]]:
-        """Yield (split, line)."""
-        for split, paths in (("train", self.train), ("heldout", self.heldout)):
-            for index, path in enumerate(paths):
+    def documents(self, progress: Callable[[str], None]) -> Iterator[tuple[str, int, str]]:
+        """Yield (split, part, text)."""
+        for split, paths in (("train", self.train), ("heldout", dict.fromkeys(self.heldout, 0))):
+            for index, (path, part) in enumerate(sorted(paths.items(), key=lambda item: item[1])):
                 progress(f"reading {path.name} ({split}, {index + 1} of {len(paths)})")
                 empty = True
-                for line in _lines(path, f"corpus.{split}"):
+                for text in read_documents(path, self.column, f"corpus.{split}"):
                     empty = False
-                    yield split, line
+                    yield split, part, text
                 if empty:
                     asked = f"corpus.{split} = {str(path)!r}"
                     raise CallerError(asked, "the file has no text", "give a file with a document in each line")
@@ -139,24 +159,6 @@ def sha256(path: Path) -> str:
         raise CallerError(f"corpus file {str(path)!r}", wrong, "make it readable") from error
 
 
-def _lines(path: Path, asked: str) -> Iterator[str]:
-    openers: dict[str, Callable[..., IO[str]]] = {".xz": lzma.open, ".gz": gzip.open}
-    asked = f"{asked} = {str(path)!r}"
-    try:
-        with openers.get(path.suffix, open)(path, "rt", encoding="utf-8") as file:
-            while line := file.readline(_LINE_LIMIT):
-                if "\0" in line:
-                    raise CallerError(asked, "a binary file, not text", "give UTF-8 text, plain, .gz or .xz")
-                if not line.isspace():
-                    yield line
-    except UnicodeDecodeError as error:
-        do = "give UTF-8 text, plain or with its ending .gz or .xz"
-        raise CallerError(asked, "a binary file, or text that is not UTF-8", do) from error
-    except (OSError, EOFError, lzma.LZMAError) as error:
-        wrong = f"cannot be unpacked or read ({error})"
-        raise CallerError(asked, wrong, "check that the file is complete and readable") from error
-
-
 @dataclass
 class HubSource:
     """A data set that `datasets` can load: a name on the hub, or a folder.
@@ -171,6 +173,7 @@ class HubSource:
 
     spec: CorpusSpec
     found: dict[str, Any] = field(default_factory=dict)
+    weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         self._parts = [("train", self._load(name)) for name in self.spec.train or (self.spec.split,)]
@@ -198,8 +201,8 @@ class HubSource:
         parts = [[split, data._fingerprint] for split, data in self._parts]
         return {"source": "hub", "parts": parts, "column": self.spec.column}
 
-    def documents(self, progress: Callable[[str], None]) -> Iterator[tuple[str, str]]:
-        """Yield (split, text), one for each row."""
+    def documents(self, progress: Callable[[str], None]) -> Iterator[tuple[str, int, str]]:
+        """Yield (split, 0, text), one for each row."""
         by_hash = not self.spec.heldout
         for split, data in self._parts:
             progress(f"reading {self.spec.dataset} ({split}, {len(data)} rows)")
@@ -208,7 +211,7 @@ class HubSource:
                 if not isinstance(text, str):
                     asked = f"corpus.column = {self.spec.column!r}"
                     raise CallerError(asked, f"holds {type(text).__name__}, not text", "name a column of text")
-                yield ("heldout" if by_hash and _drawn(text) else split), text
+                yield ("heldout" if by_hash and _drawn(text) else split), 0, text
         self.found["dataset"] = {"name": self.spec.dataset, "config": self.spec.dataset_config}
 
 

@@ -114,6 +114,10 @@ class CorpusSpec(Value):
     dataset_config: str | None = Field(default=None, alias="config")
     split: str = "train"
     column: str = "text"
+    """Where rows of a data set, JSON lines and parquet files have the text."""
+    weights: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """One for each entry of `train`: their shares of the train text. Of the parts that have more than theirs, documents
+    are left out, drawn by a hash of their text; none is read twice for it."""
     tokenizer: TokenizerSpec | str = TokenizerSpec(train=8192)
     unique_tokens: Count | None = None
     """The text that the arms may read, and repeat; a teacher that is pretrained here reads all of it."""
@@ -123,6 +127,8 @@ class CorpusSpec(Value):
     def _source_has_what_it_needs(self) -> CorpusSpec:
         if self.source == "text" and not (self.train and self.heldout):
             raise ValueError('source = "text" needs both train and heldout, lists of paths')
+        if self.weights and (self.source != "text" or len(self.weights) != len(self.train)):
+            raise ValueError(f'weights are for source = "text", one for each of the {len(self.train)} entries of train')
         if self.source == "hub" and not self.dataset:
             raise ValueError('source = "hub" needs dataset')
         return self

@@ -120,9 +120,9 @@ def test_bad_text_is_one_line_and_leaves_nothing(tmp_path: Path, changes: dict, 
 def test_docs_of_a_few_packages(tmp_path: Path) -> None:
     source = DocsSource(packages=("packaging", "typer", "joblib"), heldout=("joblib",))
     documents = list(source.documents(lambda text: None))
-    assert {split for split, _ in documents} == {"train", "heldout"} and len(documents) > 100
+    assert {split for split, _, _ in documents} == {"train", "heldout"} and len(documents) > 100
     # No long line stands twice anywhere, so none is on both sides.
-    lines = [line.strip() for _, text in documents for line in text.splitlines() if len(line.strip()) >= 24]
+    lines = [line.strip() for _, _, text in documents for line in text.splitlines() if len(line.strip()) >= 24]
     assert len(lines) == len(set(lines))
     assert set(source.found["versions"]) == {"packaging", "typer", "joblib"}
     assert set(HELDOUT) < set(PACKAGES)
