@@ -1,12 +1,19 @@
-"""What can be said of this machine without torch: its processor, its memory, whether it has an NVIDIA driver."""
+"""What can be said and held of this machine without torch: processor, memory, NVIDIA driver; files of one process."""
 
 from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["has_nvidia_driver", "memory_bytes", "processor_name"]
+try:
+    import fcntl
+except ImportError:
+    fcntl = None
+
+__all__ = ["has_nvidia_driver", "held", "memory_bytes", "processor_name"]
 
 
 def processor_name() -> str:
@@ -29,3 +36,39 @@ def memory_bytes() -> int | None:
 def has_nvidia_driver() -> bool | None:
     """Say whether an NVIDIA driver is loaded; None where that cannot be told."""
     return Path("/proc/driver/nvidia").exists() if platform.system() == "Linux" else None
+
+
+@contextmanager
+def held(path: Path, wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold a file against other processes; the system lets go of it when this one ends, however it ends.
+
+    Parameters
+    ----------
+    path
+        Made where it is missing; says who holds it. In a folder that exists.
+    wait
+        Called once where another process holds it, which is then waited for; without it that is an error.
+
+    Raises
+    ------
+    BlockingIOError
+        When another process holds it; the message says which.
+    """
+    if fcntl is None:  # a system without such locks
+        yield
+        return
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if wait is None:
+                file.seek(0)
+                raise BlockingIOError(file.read().strip() or "another process") from None
+            wait()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            pass  # a file system without locks: go on without
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        yield

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,12 +17,8 @@ import pandas as pd
 from pydantic import ValidationError
 
 from budgetlab.errors import BudgetlabError, CallerError
+from budgetlab.machine import held
 from budgetlab.values import CostProfile, CurveFit, Plan, Point, RunRecord, Score, Value, Verdict
-
-try:
-    import fcntl
-except ImportError:
-    fcntl = None
 
 __all__ = ["Store", "fits_frame", "read_value", "scores_frame", "write_fits", "write_whole"]
 
@@ -133,23 +128,13 @@ class Store:
         CallerError
             When another process holds it.
         """
-        if fcntl is None:  # a system without such locks
-            yield
-            return
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".held").open("a+", encoding="utf-8") as file:
+        with ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read().strip() or "another process"
+                stack.enter_context(held(self.folder / ".held"))
+            except BlockingIOError as holder:
                 asked = f"{verb} in {self.folder}"
                 raise CallerError(asked, f"{holder} runs there", "wait for it, or choose another --results") from None
-            except OSError:
-                pass  # a file system without locks: go on without
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {platform.node()}")
-            file.flush()
             yield
 
     def run_folder(self, run_id: str) -> Path:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
-import tempfile
-import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +17,7 @@ from budgetlab.corpus.folder import Corpus, DamagedCorpus, open_corpus, seal, un
 from budgetlab.corpus.sources import Source, make_source
 from budgetlab.corpus.tokenizing import SPECIAL_ROLES, TokenizerOrigin, encode
 from budgetlab.errors import BudgetlabError, CallerError
+from budgetlab.machine import held
 from budgetlab.values import CorpusSpec, SpecialIds, content_hash
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ _REVISION = 2  # raise it when the same input becomes other tokens
 _BUCKETS = 64  # a bucket is held in memory: 6 MB of the 401 MB of Wikipedia
 _BATCH = 1024  # documents encoded at once
 _SPLITS = ("train", "heldout")
-_STALE_SECONDS = 86_400.0
+_WHOLE = "corpus"
 
 
 def build_corpus(
@@ -44,7 +43,8 @@ def build_corpus(
 
     The folder is named by a hash of all that decides its content: the text (for files their SHA-256, for `docs`
     the versions and the paths and sizes of the source files, for the hub its fingerprints) and the tokenizer.
-    Memory is bounded by a sixty-fourth of the text; the disk under `cache` needs room for the text once.
+    Memory is bounded by a sixty-fourth of the text; the disk under `cache` needs room for the text once. A build that
+    was killed goes on from the last sixty-fourth that it tokenised; one that another process is at is waited for.
     Documents are ordered by a hash of their text, exact copies are dropped, and so is train text that is held out.
 
     Parameters
@@ -69,21 +69,23 @@ def build_corpus(
     source, origin = make_source(spec, roots), TokenizerOrigin.of(spec, roots)
     key = content_hash(_REVISION, source.fingerprint(), origin.fingerprint())
     folder = Path(cache) / key
-    if folder.exists():
-        try:
-            return open_corpus(folder)
-        except DamagedCorpus as error:
-            _clear(folder, error)
-            say(f"{error.wrong}: building it again")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(folder)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=folder.parent))
-        try:
-            _build(source, origin, key, temporary, say)
-            _publish(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        with held(folder.with_name(f".{key}.held"), lambda: say("waiting for another process that builds it")):
+            if folder.exists():
+                try:
+                    return open_corpus(folder)
+                except DamagedCorpus as error:
+                    _clear(folder, error)
+                    say(f"{error.wrong}: building it again")
+            working = folder.with_name(f".{key}.partial")
+            try:
+                _build(source, origin, key, working, say)
+            except BudgetlabError:  # what is wrong with the text stays wrong
+                shutil.rmtree(working, ignore_errors=True)
+                raise
+            os.rename(working / _WHOLE, folder)
+            shutil.rmtree(working, ignore_errors=True)
     except OSError as error:
         asked, wrong = f"corpus in {str(folder)!r}", error.strerror or str(error)
         raise BudgetlabError(asked, wrong, "free some space or choose another folder for the cache") from error
@@ -98,41 +100,51 @@ def _clear(folder: Path, error: DamagedCorpus) -> None:
     shutil.rmtree(folder)
 
 
-def _remove_stale(folder: Path) -> None:
-    """Delete what a killed process left, once nobody can still be writing it."""
-    for left in folder.parent.glob(f".{folder.name}.*"):
-        if time.time() - left.stat().st_mtime > _STALE_SECONDS:
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _publish(temporary: Path, folder: Path) -> None:
-    try:
-        os.rename(temporary, folder)
-    except OSError:
-        if not (folder / "manifest.json").is_file():
-            raise  # otherwise another process was faster, with the same content
-
-
-def _build(source: Source, origin: TokenizerOrigin, key: str, folder: Path, say: Callable[[str], None]) -> None:
-    with tempfile.TemporaryDirectory(prefix="text.", dir=folder) as scratch:
-        shuffled = _Shuffled(Path(scratch), source.weights)
+def _build(source: Source, origin: TokenizerOrigin, key: str, working: Path, say: Callable[[str], None]) -> None:
+    """Make the corpus in a folder of the working one, going on from where an earlier process was killed."""
+    folder, scratch = working / _WHOLE, working / "text"
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch.mkdir(exist_ok=True)
+    progress = _Progress(working / "progress.json")
+    shuffled = _Shuffled(scratch, source.weights)
+    if "found" not in progress.state:
         shuffled.scatter(source.documents(say))
-        if origin.trained:
-            say("training the tokenizer")
-        tokenizer, names = origin.make(shuffled.sample(origin.sample_bytes))
-        os.environ["TOKENIZERS_PARALLELISM"] = "true"  # on all cores; nothing here forks afterwards
-        tokenizer.encode_special_tokens = True  # a literal "[MASK]" in the text is text
-        special = SpecialIds(**{role: _id(tokenizer, names[role]) for role in SPECIAL_ROLES})
-        vocab_size = tokenizer.get_vocab_size()
-        dtype = np.dtype("<u2" if vocab_size <= 65_536 else "<u4")
-        description = {"found": source.found}
-        for split in _SPLITS:
-            description[split] = _tokenise(shuffled, split, tokenizer, special.sep, folder, dtype, say)
+        progress.note(found=source.found, bytes=shuffled.bytes)
+    shuffled.bytes = progress.state["bytes"]
+    if origin.trained:
+        say("training the tokenizer")
+    tokenizer, names = origin.make(shuffled.sample(origin.sample_bytes))
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"  # on all cores; nothing here forks afterwards
+    tokenizer.encode_special_tokens = True  # a literal "[MASK]" in the text is text
+    special = SpecialIds(**{role: _id(tokenizer, names[role]) for role in SPECIAL_ROLES})
+    vocab_size = tokenizer.get_vocab_size()
+    dtype = np.dtype("<u2" if vocab_size <= 65_536 else "<u4")
+    description = {"found": progress.state["found"]}
+    for split in _SPLITS:
+        description[split] = _tokenise(shuffled, split, tokenizer, special.sep, folder, dtype, progress, say)
     train, heldout = (np.memmap(folder / f"{split}.bin", dtype=dtype, mode="r") for split in _SPLITS)
     entropy = unigram_entropy_nats(train, heldout, vocab_size, special)
     tokenizer.save(str(folder / "tokenizer.json"))
     seal(folder, key=key, dtype=dtype.str, names=names, vocab_size=vocab_size, special=special, entropy=entropy,
          description=description)  # fmt: skip
+
+
+class _Progress:
+    """What of a build is done, on disk after each piece."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.state: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+
+    def note(self, **done: Any) -> None:
+        """Add to it."""
+        self.state |= done
+        beside = self._path.with_suffix(".new")
+        with open(beside, "w", encoding="utf-8") as file:
+            json.dump(self.state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, self._path)
 
 
 def _id(tokenizer: Tokenizer, name: str) -> int:
@@ -149,22 +161,30 @@ def _tokenise(
     separator: int,
     folder: Path,
     dtype: np.dtype,
+    progress: _Progress,
     say: Callable[[str], None],
 ) -> dict[str, int]:
-    counts = {"documents": 0, "text_bytes": 0, "tokens": 0}
-    with open(folder / f"{split}.bin", "wb") as file:
-        for index, texts in enumerate(shuffled.buckets(split)):
-            if index % 16 == 0:
-                say(f"tokenising {split}: {index / _BUCKETS:.0%}, {counts['tokens'] / 1e6:.1f}M tokens")
+    counts = {"documents": 0, "text_bytes": 0, "tokens": 0, "copies_dropped": 0}
+    first, counts = progress.state.get(split, (0, counts))
+    with open(folder / f"{split}.bin", "ab") as file:
+        file.truncate(counts["tokens"] * dtype.itemsize)  # what came after the last note may be torn
+        for number in range(first, _BUCKETS):
+            if number % 16 == 0:
+                say(f"tokenising {split}: {number / _BUCKETS:.0%}, {counts['tokens'] / 1e6:.1f}M tokens")
+            texts, copies = shuffled.bucket(split, number)
             for start in range(0, len(texts), _BATCH):
                 ids = encode(tokenizer, texts[start : start + _BATCH], separator, dtype)
                 file.write(ids.data)
                 counts["tokens"] += ids.size
             counts["documents"] += len(texts)
             counts["text_bytes"] += sum(map(len, texts))
+            counts["copies_dropped"] += copies
+            file.flush()
+            os.fsync(file.fileno())
+            progress.note(**{split: (number + 1, counts)})
     if not counts["tokens"]:
         raise CallerError(f"corpus {split}", "no text is left in it", "give documents that the other split lacks")
-    return counts | {"copies_dropped": shuffled.copies[split]}
+    return counts
 
 
 class _Shuffled:
@@ -172,9 +192,8 @@ class _Shuffled:
 
     def __init__(self, scratch: Path, weights: Sequence[float] = ()) -> None:
         self._scratch, self._weights = scratch, weights
-        self._bytes: Counter[int] = Counter()
-        """Of the train text, by part."""
-        self.copies: dict[str, int] = dict.fromkeys(_SPLITS, 0)
+        self.bytes = [0] * len(weights)
+        """Of the train text, by part that has a weight."""
 
     def scatter(self, documents: Iterator[tuple[str, int, str]]) -> None:
         """Write each document as one line into the bucket that its hash names; white space becomes one blank.
@@ -191,8 +210,8 @@ class _Shuffled:
                 if line:
                     tag = b"%d\t" % part if self._weights and split == "train" else b""
                     files[split][_digest(line)[0] % _BUCKETS].write(tag + line + b"\n")
-                    if split == "train":
-                        self._bytes[part] += len(line)
+                    if tag:
+                        self.bytes[part] += len(line)
 
     def _path(self, split: str, bucket: int) -> Path:
         return self._scratch / f"{split}.{bucket}"
@@ -200,24 +219,21 @@ class _Shuffled:
     def _lines(self, split: str, bucket: int) -> list[bytes]:
         return self._path(split, bucket).read_bytes().split(b"\n")[:-1]
 
-    def buckets(self, split: str) -> Iterator[list[str]]:
-        """Yield the documents of a split, bucket by bucket."""
-        self.copies[split] = 0
-        for number in range(_BUCKETS):
-            lines = self._lines(split, number)
-            if self._weights and split == "train":
-                lines = self._drawn(lines)
-            unique = {_digest(line): line for line in lines}
-            if split == "train":
-                for line in self._lines("heldout", number):
-                    unique.pop(_digest(line), None)
-            self.copies[split] += len(lines) - len(unique)
-            yield [unique[digest].decode() for digest in sorted(unique)]
+    def bucket(self, split: str, number: int) -> tuple[list[str], int]:
+        """Return the documents of a split's bucket, and how many copies were left out."""
+        lines = self._lines(split, number)
+        if self._weights and split == "train":
+            lines = self._drawn(lines)
+        unique = {_digest(line): line for line in lines}
+        if split == "train":
+            for line in self._lines("heldout", number):
+                unique.pop(_digest(line), None)
+        return [unique[digest].decode() for digest in sorted(unique)], len(lines) - len(unique)
 
     def _drawn(self, lines: list[bytes]) -> list[bytes]:
         """Leave out what a part has more than its share of, drawn by the digest; the poorest part is kept whole."""
-        least = min(self._bytes[part] / weight for part, weight in enumerate(self._weights))
-        kept = [least * weight / self._bytes[part] for part, weight in enumerate(self._weights)]
+        least = min(self.bytes[part] / weight for part, weight in enumerate(self._weights))
+        kept = [least * weight / self.bytes[part] for part, weight in enumerate(self._weights)]
         found = []
         for tagged in lines:
             part, _, line = tagged.partition(b"\t")
@@ -227,8 +243,8 @@ class _Shuffled:
 
     def sample(self, limit_bytes: int) -> Iterator[str]:
         """Yield train documents from the start of the order, up to a number of bytes."""
-        for texts in self.buckets("train"):
-            for text in texts:
+        for number in range(_BUCKETS):
+            for text in self.bucket("train", number)[0]:
                 if limit_bytes <= 0:
                     return
                 limit_bytes -= len(text)

@@ -2,6 +2,8 @@
 
 import json
 import lzma
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -153,3 +155,58 @@ def test_real_wikipedia_with_the_bert_vocabulary(tmp_path: Path, data_root: Path
     assert corpus.vocab_size == 30522 and (corpus.special.cls, corpus.special.mask) == (101, 103)
     assert 200_000 < len(corpus.train) < 400_000 and 6 < corpus.unigram_entropy_nats < 8
     assert json.loads((corpus.folder / "manifest.json").read_text())["vocab_size"] == 30522
+
+
+@pytest.mark.parametrize("stop_at", [1, 20, 60])
+def test_a_build_that_was_killed_goes_on_where_it_was(
+    stop_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from budgetlab.corpus import build
+    from budgetlab.corpus.sources import TextSource
+
+    spec, cache = write_text(tmp_path), tmp_path / "cache"
+    whole = build_corpus(spec, roots=[tmp_path], cache=tmp_path / "whole")
+    encode, calls = build.encode, 0
+
+    def counted(*args: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == stop_at:
+            raise KeyboardInterrupt
+        return encode(*args)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "encode", counted)
+        with pytest.raises(KeyboardInterrupt):
+            build_corpus(spec, roots=[tmp_path], cache=cache)
+        assert not (cache / whole.folder.name).exists()
+        (torn,) = cache.glob(".*.partial/corpus/train.bin")
+        with torn.open("ab") as file:
+            file.write(b"half a bucket")  # as a power cut leaves it
+        patch.setattr(TextSource, "documents", None)  # the text is not read again
+        before = calls
+        again = build_corpus(spec, roots=[tmp_path], cache=cache)
+    assert np.asarray(again.train).tobytes() == np.asarray(whole.train).tobytes()
+    assert (again.content_hash, again.description) == (whole.content_hash, whole.description)
+    assert calls > before == stop_at and not list(cache.glob(".*.partial"))
+
+
+def test_a_second_builder_waits_for_the_first(tmp_path: Path) -> None:
+    spec, cache = write_text(tmp_path), tmp_path / "cache"
+    whole = build_corpus(spec, roots=[tmp_path], cache=tmp_path / "whole")
+    cache.mkdir()
+    hold = "import sys, pathlib; from budgetlab.machine import held\n"
+    hold += "with held(pathlib.Path(sys.argv[1])):\n    print('held', flush=True); sys.stdin.readline()"
+    command = [sys.executable, "-c", hold, str(cache / f".{whole.folder.name}.held")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None and first.stdin is not None and first.stdout.readline() == "held\n"
+        said: list[str] = []
+
+        def say(line: str) -> None:
+            said.append(line)
+            if "waiting" in line:  # the first one ends
+                first.stdin.write("\n")
+                first.stdin.flush()
+
+        built = build_corpus(spec, roots=[tmp_path], cache=cache, progress=say)
+    assert said[0] == "waiting for another process that builds it" and built.content_hash == whole.content_hash
