@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor, uint8
 from budgetlab.errors import BudgetlabError
 
 __all__ = [
+    "is_whole",
     "latest_checkpoint",
     "load_checkpoint",
     "read_state",
@@ -79,24 +80,37 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     BudgetlabError
         When a file is missing, torn or altered.
     """
+    tensors, state = {}, None
     try:
         manifest = json.loads((path / _MANIFEST).read_text())
         intact = all(_fingerprint(path / part) == manifest[part] for part in (_TENSORS, _STATE))
-    except (OSError, ValueError, KeyError, TypeError):
-        intact = False
-    if not intact:
+        if intact:
+            tensors, state = load_file(path / _TENSORS), read_state(path)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        pass
+    if state is None:
         raise BudgetlabError(
             f"checkpoint {path}", "a file is missing, torn or altered", "delete the folder and run again"
         )
-    return load_file(path / _TENSORS), json.loads((path / _STATE).read_text())
+    return tensors, state
 
 
 def read_state(path: Path) -> dict[str, Any] | None:
     """Read what a checkpoint says beside its tensors, without verifying them; None where that cannot be read."""
     try:
-        return json.loads((path / _STATE).read_text())
+        found = json.loads((path / _STATE).read_text())
     except (OSError, ValueError):
         return None
+    return found if isinstance(found, dict) else None
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a checkpoint is there and verifies."""
+    try:
+        load_checkpoint(path)
+    except BudgetlabError:
+        return False
+    return True
 
 
 def latest_checkpoint(folder: Path, last: str | None = None) -> Path | None:
@@ -104,22 +118,17 @@ def latest_checkpoint(folder: Path, last: str | None = None) -> Path | None:
     if not folder.is_dir():
         return None
     names = (path.name for path in folder.iterdir() if path.name.startswith("step_"))
-    for path in (folder / name for name in sorted(names, reverse=True) if last is None or name <= last):
-        try:
-            load_checkpoint(path)
-        except BudgetlabError:
-            continue
-        return path
-    return None
+    newest_first = (folder / name for name in sorted(names, reverse=True) if last is None or name <= last)
+    return next(filter(is_whole, newest_first), None)
 
 
-def remove_checkpoints(folder: Path, keep: set[str]) -> None:
-    """Delete the checkpoints that are not in `keep`, and what killed writers left."""
+def remove_checkpoints(folder: Path, names: Collection[str]) -> None:
+    """Delete these checkpoints, and what killed writers left."""
     if folder.is_dir():
         for path in folder.iterdir():
             if path.name.endswith(".partial"):
                 shutil.rmtree(path, ignore_errors=True)
-            elif path.name.startswith("step_") and path.name not in keep:
+            elif path.name in names:
                 _remove(path)
 
 

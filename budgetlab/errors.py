@@ -46,6 +46,10 @@ def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") ->
     return CallerError(f"{where or kind} {name!r}", f"no {kind} of that name", f"{hint}known: {listing}")
 
 
+class LostRank(BudgetlabError):
+    """Another of the processes that train together is gone; it has said why, or was killed."""
+
+
 class Terminated(BudgetlabError):
     """The system asked the process to end (SIGTERM): what it was at is saved, and it wants to be started again.
 

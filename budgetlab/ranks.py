@@ -7,18 +7,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from budgetlab.errors import BudgetlabError
+from budgetlab.errors import LostRank
 
 __all__ = ["Ranks", "joined"]
 
-_PATIENCE = timedelta(hours=6)
-"""The others wait while the first builds the corpus; one that dies is noticed at once, by its closed connection."""
-_LOST = ("closed by peer", "reset by peer", "Connection refused", "Broken pipe", "connectFullMesh", "NCCL")
+_PATIENCE, _FIRST_PATIENCE = timedelta(minutes=20), timedelta(hours=12)
+"""One that dies is noticed at once, by its closed connection, one whose machine is gone after this; the others wait
+longer at first, while the first builds the corpus and measures."""
+_LOST = ("closed by peer", "reset by peer", "Connection refused", "Broken pipe", "connectFullMesh", "Timed out",
+         "remote process exited", "Watchdog caught collective")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Ranks:
     world: int = 1
     local: int = 0
     """Which of those on this machine."""
+    patient: Any = None
+    """The group whose collectives wait for long."""
 
     @property
     def first(self) -> bool:
@@ -71,7 +76,7 @@ class Ranks:
         """Return the first process's text in all of them."""
         if self.world > 1:
             box = [text]
-            dist.broadcast_object_list(box, src=0)
+            dist.broadcast_object_list(box, src=0, group=self.patient)
             text = box[0]
         assert text is not None
         return text
@@ -88,25 +93,24 @@ def joined() -> Iterator[Ranks]:
 
     Raises
     ------
-    BudgetlabError
+    LostRank
         When another of them is lost.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1 or "RANK" not in os.environ:
         yield Ranks()
         return
-    ranks = Ranks(int(os.environ["RANK"]), world, int(os.environ.get("LOCAL_RANK", "0")))
+    number, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    asked = f"rank {ranks.rank} of {world}"
     try:
         dist.init_process_group(backend, timeout=_PATIENCE)
-        yield ranks
+        yield Ranks(number, world, local, dist.new_group(backend="gloo", timeout=_FIRST_PATIENCE))
     except RuntimeError as error:
         if not any(words in str(error) for words in _LOST):
             raise
         said = " ".join(str(error).split())[:120]
         remedy = "give the same command again; it goes on from the last checkpoint"
-        raise BudgetlabError(asked, f"another rank was lost ({said})", remedy) from error
+        raise LostRank(f"rank {number} of {world}", f"another rank was lost ({said})", remedy) from error
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

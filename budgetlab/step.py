@@ -120,6 +120,8 @@ class TrainingStep:
         self.optimizer = self._optimizer() if self.device.type != "meta" else None
         if ranks is not None and ranks.world > 1:
             self.replica = self._replicated(named)
+            for _ in range(2):  # it sums in another order after its first step; so let no training have that first one
+                self._reached_by_gradient(named)
 
     def _reached_by_gradient(self, named: dict[str, nn.Parameter]) -> set[str]:
         """Find out with one sequence which tensors the loss sends a gradient to."""
@@ -137,7 +139,9 @@ class TrainingStep:
         """One of the copies that average their gradients while the backward pass still runs."""
         for name in self.idle_parameters:
             named[name].requires_grad_(False)  # else the others would wait for its gradient
-        return DistributedDataParallel(_Student(self.student, self.projections))
+        return DistributedDataParallel(
+            _Student(self.student, self.projections), broadcast_buffers=False, gradient_as_bucket_view=True
+        )
 
     def _optimizer(self) -> torch.optim.AdamW:
         recipe = self.recipe

@@ -234,6 +234,8 @@ class Store:
         """Append one point; a torn last line is passed over by readers."""
         with (self.run_folder(run_id) / "points.jsonl").open("a", encoding="utf-8") as file:
             file.write(point.model_dump_json() + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # a checkpoint that comes after it must not outlive it
 
     def read_points(self, run_id: str) -> tuple[Point, ...]:
         """Return the points that were written whole."""

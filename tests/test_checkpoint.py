@@ -1,5 +1,8 @@
 """Checkpoints are whole or absent, verified, and safe to load."""
 
+import hashlib
+import io
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +15,17 @@ import torch
 
 from budgetlab.checkpoint import latest_checkpoint, load_checkpoint, remove_checkpoints, save_checkpoint, tensors_hash
 from budgetlab.errors import BudgetlabError
+
+
+class Payload:
+    """Runs something where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}
 
@@ -39,11 +53,28 @@ def test_a_damaged_newest_is_passed_over(tmp_path: Path, name: str, damage: str)
     assert latest_checkpoint(tmp_path) == tmp_path / "step_00000001"
 
 
+@pytest.mark.parametrize("what", ["tensors.safetensors", "state.json"])
+def test_a_pickle_is_refused_and_passed_over(what: str, tmp_path: Path) -> None:
+    for step in (1, 2):
+        save_checkpoint(tmp_path, f"step_{step:08d}", TENSORS, {"step": step})
+    newest = tmp_path / "step_00000002"
+    torch.save(Payload(tmp_path / "ran"), newest / what)
+    manifest = json.loads((newest / "manifest.json").read_text())
+    content = (newest / what).read_bytes()
+    manifest[what] = [len(content), hashlib.sha256(content).hexdigest()]  # as one who wants it loaded would
+    (newest / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BudgetlabError, match="missing, torn or altered"):
+        load_checkpoint(newest)
+    assert latest_checkpoint(tmp_path) == tmp_path / "step_00000001" and not (tmp_path / "ran").exists()
+    torch.load(io.BytesIO(content), weights_only=False)  # the payload is one
+    assert (tmp_path / "ran").exists()
+
+
 def test_only_what_is_kept_stays(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         save_checkpoint(tmp_path, f"step_{step:08d}", TENSORS, {})
     (tmp_path / ".step_00000004.1.partial").mkdir()
-    remove_checkpoints(tmp_path, keep={"step_00000001", "step_00000003"})
+    remove_checkpoints(tmp_path, ["step_00000002"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000001", "step_00000003"]
 
 

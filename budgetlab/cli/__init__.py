@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +18,7 @@ from typer.exceptions import TyperException
 from budgetlab.cli.app import RESULTS, DataRoot, Debug, Json, Results, StudyArg, app, bench_of, print_json
 from budgetlab.cli.pricing import plan, profile
 from budgetlab.cli.tables import fit_table, numbers, pairs
-from budgetlab.errors import BudgetlabError, CallerError
+from budgetlab.errors import BudgetlabError, CallerError, LostRank, Terminated
 
 if TYPE_CHECKING:
     from budgetlab.cli.workbench import Workbench
@@ -33,10 +38,14 @@ def run_command(arguments: list[str]) -> int:
     Ctrl-C.
     """
     try:
-        status = app(args=arguments or ["--help"], prog_name="budgetlab", standalone_mode=False) or 0
+        with _leave_on_sigterm():
+            status = app(args=arguments or ["--help"], prog_name="budgetlab", standalone_mode=False) or 0
         return _fail(arguments, STOPPED, status) if status == INTERRUPTED else status
     except TyperException as error:
         return _fail(arguments, f"{error}; see budgetlab --help, or budgetlab COMMAND --help", 2)
+    except LostRank as error:
+        # Of many processes that all lost the same one, the first says so.
+        return _fail(arguments, str(error), error.exit_status) if os.environ.get("RANK", "0") == "0" else 1
     except BudgetlabError as error:
         return _fail(arguments, str(error), error.exit_status)
     except (KeyboardInterrupt, typer.Abort):
@@ -46,6 +55,23 @@ def run_command(arguments: list[str]) -> int:
     except Exception as error:
         line = " ".join(f"{type(error).__name__}: {error}".split())
         return _fail(arguments, f"unexpected failure: {line}; run again with --debug and report it", 1)
+
+
+@contextmanager
+def _leave_on_sigterm() -> Iterator[None]:
+    """Have SIGTERM end any verb as it ends a run: with the status that asks to be started again."""
+
+    def leave(number: int, frame: object) -> None:
+        raise Terminated("SIGTERM", "stopped", "give the same command again; what was finished is kept")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _fail(arguments: list[str], message: str, status: int) -> int:
@@ -80,8 +106,10 @@ def run(
         return
     if as_json:
         print_json([record.model_dump(mode="json", exclude={"points"}) for record in records])
-        return
-    _print_status(made, records)
+    else:
+        _print_status(made, records)
+    if any(record.status == "failed" for record in records):
+        raise typer.Exit(1)
 
 
 @app.command()

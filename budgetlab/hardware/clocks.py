@@ -118,7 +118,8 @@ class PhaseMeter:
     def begin(self) -> None:
         """A step begins; what came since the last one ended is none of any phase."""
         if len(self._stamps) > _PENDING:  # the device has long passed the older half of them
-            half = max(i for i, (phase, _) in enumerate(self._stamps[: _PENDING // 2]) if phase == "")
+            begins = [i for i, (phase, _) in enumerate(self._stamps) if phase == ""]
+            half = max((i for i in begins if i <= _PENDING // 2), default=0) or begins[-1]
             self._add_up(self._stamps[:half])
             del self._stamps[:half]
         self("")

@@ -28,7 +28,7 @@ def export_model(network: Network, tokenizer: Any, card: str, folder: Path) -> N
     folder
         Replaced if it is there.
     """
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         model: Any = network.model
@@ -36,6 +36,12 @@ def export_model(network: Network, tokenizer: Any, card: str, folder: Path) -> N
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         (partial / "README.md").write_text(card, encoding="utf-8")
+        for path in (*partial.iterdir(), partial):
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     finally:

@@ -19,8 +19,8 @@ class Standing:
     done_fraction
         Of all steps, each by its planned seconds; by its FLOPs where not all were timed.
     seconds_left
-        On the plan's workers, at the pace of the steps so far, or as planned before any; None where steps were not
-        timed.
+        On the plan's workers and devices, at the pace of the steps so far, or as planned before any; None where steps
+        were not timed.
     pace
         Seconds of the steps so far over what was planned for them; None before any.
     spent_required_flops, planned_required_flops
@@ -85,9 +85,10 @@ def standing(plan: Plan, records: Iterable[RunRecord]) -> Standing:
         if (r := unit.record) is not None and r.status == "running"
     ]
     pace = _pace(work)
+    side_by_side = plan.execution.workers * plan.execution.devices
     return Standing(
         done_fraction=done / total if total else 1.0,
-        seconds_left=left * (1.0 if pace is None else pace) / plan.execution.workers if timed else None,
+        seconds_left=left * (1.0 if pace is None else pace) / side_by_side if timed else None,
         pace=pace,
         spent_required_flops=sum((unit.at - unit.first) * unit.flops_per_step for unit in work),
         planned_required_flops=sum((unit.last - unit.first) * unit.flops_per_step for unit in work),

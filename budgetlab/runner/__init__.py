@@ -6,6 +6,7 @@ a killed one goes on from its last checkpoint with the bits of an uninterrupted 
 
 from __future__ import annotations
 
+import errno
 import shutil
 import signal
 import threading
@@ -15,11 +16,11 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from budgetlab.checkpoint import load_checkpoint, read_state
+from budgetlab.checkpoint import is_whole, load_checkpoint, read_state
 from budgetlab.corpus import Corpus
 from budgetlab.crew import work
 from budgetlab.errors import BudgetlabError, CallerError, Terminated
-from budgetlab.hardware import environment, prepare
+from budgetlab.hardware import environment, is_out_of_memory, prepare
 from budgetlab.models import Network, build_network
 from budgetlab.ranks import Ranks
 from budgetlab.runner.trackers import Tracker, make_trackers
@@ -117,9 +118,11 @@ def _check_devices(plan: Plan, ranks: Ranks) -> None:
                           remedy)  # fmt: skip
     if ranks.world > 1 and execution.workers > 1:
         raise CallerError(f"run on {planned}", f"execution.workers = {execution.workers}", "set it to 1")
-    for name, arm in plan.arms.items():
-        if arm.recipe.batch_sequences % ranks.world:
-            asked = f"arm {name}: {arm.recipe.batch_sequences} sequences a step on {planned}"
+    recipes = {name: arm.recipe for name, arm in plan.arms.items()}
+    recipes |= {teacher.model: plan.recipe for teacher in plan.teachers if teacher.weights is None}
+    for name, recipe in recipes.items():
+        if recipe.batch_sequences % ranks.world:
+            asked = f"{name}: {recipe.batch_sequences} sequences a step on {planned}"
             raise CallerError(asked, "they cannot be shared evenly", "change recipe.batch_tokens")
     make_trackers(execution.trackers, Path())
 
@@ -148,7 +151,7 @@ def _run(
         _check_room(todo, plan.execution.keep_checkpoints, plan.execution.workers, store, say)
     numbers = {unit.run_id: number for number, unit in enumerate(todo)}
     needs = [[numbers[run_id] for run_id in _needs(unit, units) if run_id in numbers] for unit in todo]
-    meter = _Meter(todo, progress, say)
+    meter = _Meter(units, todo, progress, say)
     with _finish_the_step_on_signals() as stop:
         jobs = work(
             _Worker,
@@ -157,17 +160,18 @@ def _run(
             needs=needs,
             workers=plan.execution.workers,
             tell=meter,
-            stop_asked=stop.is_set,
+            stop_asked=lambda: stop.asked,
         )
         try:
             for _ in jobs:
                 pass
+            if stop.asked:  # after the last step; what would come next must not begin
+                raise KeyboardInterrupt
         except KeyboardInterrupt:
             if not stop.terminated:
                 raise
-            raise Terminated(
-                "SIGTERM", "stopped after saving", "give the same command again; nothing is lost"
-            ) from None
+            remedy = "give the same command again; nothing is lost"
+            raise Terminated("SIGTERM", "stopped after saving", remedy) from None
     return store.records()
 
 
@@ -191,14 +195,16 @@ def _check_room(todo: list[Unit], newest: int, workers: int, store: Store, say: 
     """State the room that checkpoints will take, and refuse to begin where there is less."""
     if not todo:
         return
-    needed = bytes_needed(todo, newest, workers)
     store.folder.mkdir(parents=True, exist_ok=True)
+    folders = (store.run_folder(unit.run_id) / part for unit in todo for part in ("checkpoints", "model"))
+    there = sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
+    needed = max(0, bytes_needed(todo, newest, workers) - there)
     free = shutil.disk_usage(store.folder).free
     needs, has = format_quantity(needed, "B"), format_quantity(free, "B")
     if needed > free:
         remedy = "free some room, lower execution.keep_checkpoints, or choose another --results"
-        raise CallerError(f"run in {store.folder}", f"checkpoints take about {needs}, {has} are free", remedy)
-    say(f"checkpoints will take about {needs} at most; {has} are free")
+        raise CallerError(f"run in {store.folder}", f"checkpoints take about {needs} more, {has} are free", remedy)
+    say(f"checkpoints will take about {needs} more at most; {has} are free")
 
 
 def _number_anew(units: list[Unit], store: Store) -> None:
@@ -223,14 +229,17 @@ def _needs(unit: Unit, units: list[Unit]) -> list[str]:
 class _Meter:
     """Adds up what the workers tell into shares and one time left; lines for a person are passed on."""
 
-    def __init__(self, todo: list[Unit], progress: Callable[[Progress], None], say: Callable[[str], None]) -> None:
+    def __init__(
+        self, units: list[Unit], todo: list[Unit], progress: Callable[[Progress], None], say: Callable[[str], None]
+    ) -> None:
         self.units = {unit.run_id: unit for unit in todo}
         self.at = {unit.run_id: unit.first_step for unit in todo}
         self.progress, self.say, self.started = progress, say, time.monotonic()
         self.left = sum((unit.last_step - unit.first_step) * unit.step_price for unit in todo)
-        self.total, self.trained = self.left or 1.0, 0.0
         self.flops_left = sum((unit.last_step - unit.first_step) * unit.step_flops for unit in todo)
-        self.flops = self.flops_left or 1.0
+        self.total = sum((unit.last_step - unit.first_step) * unit.step_price for unit in units) or 1.0
+        self.flops = sum((unit.last_step - unit.first_step) * unit.step_flops for unit in units) or 1.0
+        self.trained = 0.0
 
     def __call__(self, told: Moved | str) -> None:
         if isinstance(told, str):
@@ -284,9 +293,12 @@ class _Worker:
             environment=self.environment,
         )
         try:
+            began = time.perf_counter()
             needed = [self.store.read_record(run_id) for run_id in _needs(unit, self.units)]
-            if any(other is None or other.status != "complete" for other in needed):
-                return  # what it needs has failed and says why; once that is mended, this one runs
+            if self.ranks.any(any(other is None or other.status != "complete" for other in needed))[0]:
+                # What it needs has failed and says why; once that is mended, this one runs.
+                tell(Moved(unit.run_id, unit.last_step, {}, resumed=True))
+                return
             if self.ranks.first:
                 self.store.write_record(record)
             training = Training(
@@ -299,13 +311,20 @@ class _Worker:
                 device=self.device,
                 ranks=self.ranks,
                 say=lambda line: self._say_once(line, tell),
+                began=began,
             )
             tell(Moved(unit.run_id, training.at, {}, resumed=True))
             training.go(stop_asked, tell)
             self.ranks.wait()  # what comes next looks at the record
         except OSError as error:
-            remedy = "free some room and give the same command again; nothing is lost"
+            full = error.errno in (None, errno.ENOSPC, errno.EDQUOT)  # safetensors gives no number
+            remedy = f"{'free some room' if full else 'mend that'} and give the same command again; nothing is lost"
             raise BudgetlabError(f"run {unit.run_id}", str(error), remedy) from error
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            remedy = "set execution.micro_batch_sequences lower and give the same command again; nothing is lost"
+            raise BudgetlabError(f"run {unit.run_id}", "the device is out of memory", remedy) from error
 
     def _say_once(self, line: str, tell: Callable[[Moved | str], None]) -> None:
         """Pass on a line, the first of those that begin alike."""
@@ -346,7 +365,7 @@ def _unfinished(units: list[Unit], store: Store) -> list[Unit]:
         record = store.read_record(unit.run_id)
         if record is not None and record.status == "failed":
             return True
-        return ended(unit) and all((store.checkpoints(unit.run_id) / step_name(step)).is_dir() for step in steps)
+        return ended(unit) and all(is_whole(store.checkpoints(unit.run_id) / step_name(step)) for step in steps)
 
     rungs = [unit for unit in units if unit.kind == "rung" and not ended(unit)]
     branch_points = {unit.trunk: () for unit in rungs}
@@ -366,30 +385,33 @@ def _unfinished(units: list[Unit], store: Store) -> list[Unit]:
     return [unit for unit in units if id(unit) in chosen]
 
 
-class _Stop(threading.Event):
-    """Set by the first Ctrl-C or SIGTERM; remembers which."""
+class _Stop:
+    """Whether Ctrl-C or SIGTERM came, and whether it was the latter."""
 
-    terminated = False
+    asked = terminated = False
 
 
 @contextmanager
 def _finish_the_step_on_signals() -> Iterator[_Stop]:
-    """Turn the first Ctrl-C or SIGTERM into a request that the loop honours; a second one acts at once."""
-    asked = _Stop()
+    """Turn Ctrl-C or SIGTERM into a request that the loop honours; a second Ctrl-C acts at once.
+
+    SIGTERM may well come twice: to every process of a job, and passed on by torchrun.
+    """
+    stop = _Stop()
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield stop
         return
 
     def ask(number: int, frame: object) -> None:
-        if asked.is_set():
-            asked.terminated = False  # nothing more is saved
+        if stop.asked and number == signal.SIGINT:
+            stop.terminated = False  # nothing more is saved
             raise KeyboardInterrupt
-        asked.terminated = number == signal.SIGTERM
-        asked.set()
+        stop.terminated = stop.terminated or (number == signal.SIGTERM and not stop.asked)
+        stop.asked = True
 
     old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked
+        yield stop
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)

@@ -5,18 +5,28 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from budgetlab.batches import Batches, keyed_uniform
-from budgetlab.checkpoint import latest_checkpoint, load_checkpoint, remove_checkpoints, save_checkpoint, tensors_hash
+from budgetlab.checkpoint import (
+    is_whole,
+    latest_checkpoint,
+    load_checkpoint,
+    read_state,
+    remove_checkpoints,
+    save_checkpoint,
+    tensors_hash,
+)
 from budgetlab.corpus import Corpus
-from budgetlab.errors import BudgetlabError
+from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.hardware import find_energy_counter, find_peak
 from budgetlab.modelcard import model_card
 from budgetlab.models import Network, export_model
+from budgetlab.planner.prices import loss_factor
 from budgetlab.ranks import Ranks
 from budgetlab.runner.feed import Feed
 from budgetlab.runner.ledger import Ledger
@@ -79,6 +89,8 @@ class Training:
         The processes that train it together; the first one writes.
     say
         Told lines for a person: a pace that is not the planned one, a tracker that failed.
+    began
+        When the work on this unit began, by `time.perf_counter`.
     """
 
     def __init__(
@@ -93,8 +105,8 @@ class Training:
         device: torch.device,
         ranks: Ranks,
         say: Callable[[str], None],
+        began: float,
     ) -> None:
-        began = time.perf_counter()
         self.unit, self.record, self.plan, self.corpus, self.store = unit, record, plan, corpus, store
         self.ranks, self.say = ranks, say
         self.checkpoints = store.checkpoints(unit.run_id)
@@ -114,6 +126,8 @@ class Training:
         )
         # Units side by side on one device cannot tell whose joules they are.
         counter = find_energy_counter(device) if plan.execution.workers == 1 else None
+        if counter is not None and device.type == "cpu" and ranks.local > 0:
+            counter = replace(counter, joules=lambda: 0.0)  # the machine's first process reads for all of it
         self.ledger = Ledger(unit.cost, device, ranks, counter)
         peak = find_peak(record.environment.device_name)
         self.peak = peak.flops_per_second(unit.recipe.dtype) if peak is not None else None
@@ -121,18 +135,26 @@ class Training:
         self.sums: dict[str, torch.Tensor] = {}
         """Of each logged term over the steps since the last point, of this process's samples."""
         self.state_hash: str | None = None
+        self.teacher_hash = self.step.teacher_hash()
         self._restore(device)
         self.ledger.overheads["start"] += time.perf_counter() - began
         self.ledger.mark()
 
     def _restore(self, device: torch.device) -> None:
         # A plan with a budget in between wants a branch point that an earlier plan's trunk went past.
-        wanted = [step for step in self.unit.keep_steps if not (self.checkpoints / step_name(step)).is_dir()]
+        wanted = [step for step in self.unit.keep_steps if not is_whole(self.checkpoints / step_name(step))]
         path = latest_checkpoint(self.checkpoints, step_name(min(wanted, default=self.unit.last_step)))
         if path is None and self.unit.trunk is not None:
             path = self.store.checkpoints(self.unit.trunk) / step_name(self.unit.first_step)
-        if path is not None:
+        # What the first process sees is what all go on from.
+        shared = self.ranks.share("" if path is None else str(path))
+        if shared:
+            path = Path(shared)
             tensors, state = load_checkpoint(path)
+            if state["teacher_hash"] != self.teacher_hash:
+                began_with = f"it began with a teacher {state['teacher_hash']}, which is now {self.teacher_hash}"
+                remedy = "bring the old weights back, or delete the run's folder and its trunk's"
+                raise CallerError(f"run {self.unit.run_id}", began_with, remedy)
             self.at, self.state_hash = state["step"], state.get("state_hash")
             if self.state_hash is None:
                 self.step.load_tensors(tensors)
@@ -197,14 +219,13 @@ class Training:
 
     def _train(self, feed: Feed, stop_asked: Callable[[], bool], tell: Callable[[Moved], None]) -> RunRecord:
         unit, ledger = self.unit, self.ledger
-        teacher_hash = self.step.teacher_hash()
         every = max(1, (unit.last_step - unit.first_step) // POINTS_PER_RUN)
         began_at, saved_at, save_every = self.at, time.monotonic(), CHECKPOINT_EVERY_SECONDS
         told_at, told_step, pace_from = time.monotonic(), self.at, 0.0
         while self.at < unit.last_step:
             batch = self._one_step(feed)
             now, done = time.monotonic(), self.at - began_at
-            stopping, due = self.ranks.any(stop_asked(), now - saved_at >= save_every)
+            stopping, due = self.ranks.any(stop_asked(), self.ranks.first and now - saved_at >= save_every)
             ended = self.at == unit.last_step
             point = ended or self.at % every == 0
             save = stopping or ended or due or self.at in unit.keep_steps
@@ -229,10 +250,12 @@ class Training:
                 self._save()
                 saved_at = time.monotonic()
                 save_every = max(CHECKPOINT_EVERY_SECONDS, self.took_to_save / CHECKPOINT_SHARE)
+            with ledger.overhead("checkpoint"):
+                self.ranks.wait()  # for the first one, which writes; not within the next step
             ledger.mark()
             if stopping and not ended:
                 raise KeyboardInterrupt
-        if self.step.teacher_hash() != teacher_hash:
+        if self.step.teacher_hash() != self.teacher_hash:
             raise BudgetlabError(f"run {unit.run_id}", "the frozen teacher's weights changed", "report this")
         tell(Moved(unit.run_id, self.at, {}))
         return self._finish()
@@ -272,7 +295,8 @@ class Training:
         planned = self.unit.cost.seconds_per_step
         if planned is None or not self.ranks.first:
             return
-        found = seconds_per_step / planned  # of all devices together, like the plan's
+        planned *= loss_factor(self.plan.execution)  # of all devices together, like what was found
+        found = seconds_per_step / planned
         here, there = self.record.environment.device_name, self.plan.device_name
         if 1 / OTHER_PACE <= found <= OTHER_PACE and there in (None, here):
             return
@@ -321,7 +345,14 @@ class Training:
         table = self.ranks.sum(table)
         rows = [table[rank * len(own) : (rank + 1) * len(own)] for rank in range(self.ranks.world)]
         logged = {"names": list(self.sums), "steps": self.counted, "sums": rows}
-        return {"step": self.at, "key": self.unit.key, "ledger": self.ledger.state(), "logged": logged}
+        return {
+            "step": self.at,
+            "key": self.unit.key,
+            "teacher_hash": self.teacher_hash,
+            "ledger": self.ledger.state(),
+            "logged": logged,
+            "passing": self.at not in self.unit.keep_steps,
+        }
 
     def _save(self) -> None:
         """Save all that is needed to go on bit for bit, and say so in the record."""
@@ -348,21 +379,27 @@ class Training:
                     state["state_hash"] = self.state_hash
                     tensors = {name: value for name, value in tensors.items() if name.startswith("student.")}
                 save_checkpoint(self.checkpoints, step_name(self.at), tensors, state)
-        record = self._updated("complete")
-        if unit.kind != "trunk":
-            with self.ledger.overhead("checkpoint"):
+        with self.ledger.overhead("checkpoint"):
+            record = self._updated("complete")
+            if unit.kind != "trunk":
                 folder = self.store.model_folder(unit.run_id)
                 export_model(self.step.student, self.corpus.tokenizer(), model_card(self.plan, record), folder)
-            record = self._updated("complete")
-        self._tidy(newest=0)
-        return self._written(record)
+            self._tidy(newest=0)
+        return self._written(record.model_copy(update={"overhead_seconds": dict(self.ledger.overheads)}))
 
     def _tidy(self, newest: int) -> None:
-        """Delete the checkpoints that nothing needs: neither branches nor evaluation, nor the newest few."""
-        # An earlier plan's trunk may have gone further: what it left there is none of this one's newest.
-        there = sorted(path.name for path in self.checkpoints.glob("step_*") if path.name <= step_name(self.at))
-        keep = {step_name(step) for step in self.unit.keep_steps} | set(there[len(there) - newest :])
-        remove_checkpoints(self.checkpoints, keep=keep)
+        """Delete the checkpoints that only this training could want, but the newest few.
+
+        What rungs branch off and what is evaluated stays, also where it was an earlier plan that asked for it.
+        """
+        kept = {step_name(step) for step in self.unit.keep_steps}
+        passing = sorted(
+            path.name
+            for path in self.checkpoints.glob("step_*")
+            # An earlier plan may have gone further: what it left there is none of this one's newest.
+            if path.name <= step_name(self.at) and path.name not in kept and (read_state(path) or {}).get("passing")
+        )
+        remove_checkpoints(self.checkpoints, passing[: max(0, len(passing) - newest)])
 
     def _write(self, status: str, message: str) -> RunRecord:
         record = self._updated(status).model_copy(update={"message": message})
@@ -372,7 +409,8 @@ class Training:
         ended = status != "running"
         weights = tensors_hash(dict(self.step.student.named_parameters())) if ended else None
         account = self.ledger.account(self.batches.unique_tokens)
-        update = {"status": status, "steps": self.at, "weights_hash": weights, "state_hash": self.state_hash, **account}
+        update = {"status": status, "steps": self.at, "teacher_hash": self.teacher_hash, "weights_hash": weights,
+                  "state_hash": self.state_hash, **account}  # fmt: skip
         return self.record.model_copy(update=update)
 
     def _written(self, record: RunRecord) -> RunRecord:

@@ -75,6 +75,8 @@ class RunRecord(Value):
     "compile", "data_wait" (making or awaiting batches), "evaluation" (signs of the optimiser), "checkpoint"."""
     samples_digest: str | None = None
     """Sum over the steps of what they saw (`MaskedBatch.digest`): equal for arms at equal steps and seed."""
+    teacher_hash: str | None = None
+    """Of the teacher's weights, which never change."""
     weights_hash: str | None = None
     state_hash: str | None = None
     """Of weights, optimizer state and the logged losses at the end: equal, whatever interrupted the run."""
