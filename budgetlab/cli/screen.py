@@ -8,6 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from budgetlab.units import format_seconds
 
@@ -43,11 +44,12 @@ class Stage:
         columns = (
             SpinnerColumn(),
             TextColumn(f"{name:<9}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.description}"),
+            BarColumn(bar_width=10),
             TimeElapsedColumn(),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True, ratio=1)),
         )
-        self.progress = Progress(*columns, console=screen.console, transient=True, disable=not self.live)
+        console = screen.console
+        self.progress = Progress(*columns, console=console, transient=True, disable=not self.live, expand=True)
         self.task = self.progress.add_task("", total=1.0)
 
     def __enter__(self) -> Stage:
@@ -65,11 +67,11 @@ class Stage:
 
     def __call__(self, text: str, fraction: float | None = None, seconds_left: float | None = None) -> None:
         """Show where the stage stands."""
-        left = "" if seconds_left is None else f", {format_seconds(seconds_left)} left"
-        if self.live:
+        left = "" if seconds_left is None else f"{format_seconds(seconds_left)} left, "
+        if self.live:  # what matters first: a narrow terminal cuts the end off
             completed = None if fraction is None else min(1.0, max(0.0, fraction))
-            self.progress.update(self.task, description=escape(f"{text}{left}"), completed=completed)
+            self.progress.update(self.task, description=escape(f"{left}{text}"), completed=completed)
         elif time.monotonic() - self.said_at >= PLAIN_LINE_EVERY_SECONDS:
             self.said_at = time.monotonic()
             share = "" if fraction is None else f" {100 * fraction:.0f} %"
-            self.screen.say(f"{self.name:<9}{share} {text}{left}")
+            self.screen.say(f"{self.name:<9}{share} {left}{text}")

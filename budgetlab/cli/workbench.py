@@ -233,12 +233,12 @@ class Workbench:
 
     def _show_run(self, stage: Stage) -> Callable[[Progress], None]:
         def show(where: Progress) -> None:
-            said = [f"{where.run_id} step {where.step:,}/{where.steps:,}"]
+            said = [f"{100 * where.spent_fraction:.0f} % of the FLOPs spent"]
+            said += [f"{where.run_id} step {where.step:,}/{where.steps:,}"]
             said += [f"{name} {value:.3g}" for name, value in where.losses.items()]
             if where.tokens_per_second is not None:
                 used = "n/a" if where.utilisation is None else f"{100 * where.utilisation:.0f} %"
                 said += [f"{format_quantity(where.tokens_per_second)} tokens/s", f"utilisation {used}"]
-            said += [f"{100 * where.spent_fraction:.0f} % of the FLOPs spent"]
             stage(", ".join(said), where.done_fraction, where.seconds_left)
 
         return show
