@@ -33,6 +33,9 @@ from budgetlab.values import Plan, RunRecord
 
 __all__ = ["Progress", "Tracker", "run"]
 
+SETTLED_SECONDS = 10.0
+"""Before that, what is left is not guessed from the pace."""
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -264,7 +267,9 @@ class _Meter:
                 told.utilisation,
                 done_fraction=1.0 - max(0.0, self.left) / self.total,
                 spent_fraction=1.0 - max(0.0, self.flops_left) / self.flops,
-                seconds_left=max(0.0, self.left * took / self.trained) if self.trained else None,
+                seconds_left=max(0.0, self.left * took / self.trained)
+                if self.trained and took > SETTLED_SECONDS
+                else None,
             )
         )
 
