@@ -7,53 +7,29 @@ a killed one goes on from its last checkpoint with the bits of an uninterrupted 
 from __future__ import annotations
 
 import errno
-import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from pathlib import Path
 
-from budgetlab.checkpoint import is_whole, load_checkpoint, read_state
+from budgetlab.checkpoint import is_whole, load_checkpoint
 from budgetlab.corpus import Corpus
 from budgetlab.crew import work
 from budgetlab.errors import BudgetlabError, CallerError, Terminated
 from budgetlab.hardware import environment, is_out_of_memory, prepare
 from budgetlab.models import Network, build_network
 from budgetlab.ranks import Ranks
-from budgetlab.runner.trackers import Tracker, make_trackers
-from budgetlab.runner.training import Moved, Training, step_name
-from budgetlab.runner.units import Unit, bytes_needed, plan_units
+from budgetlab.runner.beforehand import check_checkpoints, check_devices, check_room, check_teachers
+from budgetlab.runner.meter import Meter, Moved, Progress
+from budgetlab.runner.trackers import Tracker
+from budgetlab.runner.training import Training, step_name
+from budgetlab.runner.units import Unit, plan_units
 from budgetlab.step import load_parameters
 from budgetlab.store import Store
-from budgetlab.units import format_quantity
 from budgetlab.values import Plan, RunRecord
 
 __all__ = ["Progress", "Tracker", "run"]
-
-SETTLED_SECONDS = 10.0
-"""Before that, what is left is not guessed from the pace."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands, for whoever shows it."""
-
-    run_id: str
-    step: int
-    steps: int
-    losses: dict[str, float]
-    """By term; empty where no step was taken yet."""
-    tokens_per_second: float | None
-    utilisation: float | None
-    """Required FLOPs a second over what the device's maker says of it; None where that is unknown."""
-    done_fraction: float
-    """Of all units together, by their planned seconds."""
-    spent_fraction: float
-    """Of all units together, by their planned FLOPs."""
-    seconds_left: float | None
 
 
 def run(
@@ -101,33 +77,12 @@ def run(
         After SIGTERM, likewise.
     """
     ranks = ranks or Ranks()
-    _check_devices(plan, ranks)
+    check_devices(plan, ranks)
     if plan.corpus_hash not in (None, corpus.content_hash):
         asked = f"run of a plan for corpus {plan.corpus_hash}"
         raise CallerError(asked, f"the text is now corpus {corpus.content_hash}", "plan again, or restore the text")
     with store.held("run") if ranks.first else nullcontext():
         return _run(plan, corpus, store, ranks, progress or (lambda where: None), say or (lambda line: None))
-
-
-def _check_devices(plan: Plan, ranks: Ranks) -> None:
-    """Refuse other processes than the plan has devices for."""
-    execution = plan.execution
-    planned = f"{execution.devices} device{'s' * (execution.devices > 1)}"
-    if ranks.world != execution.devices:
-        start = f"start it with torchrun --nproc-per-node {execution.devices} -m budgetlab run ..."
-        remedy = f"{start}, or plan for {ranks.world}" if execution.devices > 1 else "start it without torchrun"
-        processes = f"{ranks.world} process{'es' * (ranks.world > 1)}"
-        raise CallerError(f"run of a plan for {planned}", f"there {'is' if ranks.world == 1 else 'are'} {processes}",
-                          remedy)  # fmt: skip
-    if ranks.world > 1 and execution.workers > 1:
-        raise CallerError(f"run on {planned}", f"execution.workers = {execution.workers}", "set it to 1")
-    recipes = {name: arm.recipe for name, arm in plan.arms.items()}
-    recipes |= {teacher.model: plan.recipe for teacher in plan.teachers if teacher.weights is None}
-    for name, recipe in recipes.items():
-        if recipe.batch_sequences % ranks.world:
-            asked = f"{name}: {recipe.batch_sequences} sequences a step on {planned}"
-            raise CallerError(asked, "they cannot be shared evenly", "change recipe.batch_tokens")
-    make_trackers(execution.trackers, Path())
 
 
 def _run(
@@ -139,7 +94,7 @@ def _run(
     say: Callable[[str], None],
 ) -> list[RunRecord]:
     units = plan_units(plan, corpus)
-    _check_checkpoints(units, store)
+    check_checkpoints(units, store)
     if ranks.first:
         store.write_index(runs=[unit.run_id for unit in units])
         _number_anew(units, store)
@@ -150,11 +105,11 @@ def _run(
         asked = f"run on {ranks.world} processes"
         raise CallerError(asked, "they do not see the same files", "put --results and the data on a shared disk")
     if ranks.first:
-        _check_teachers(todo, plan)
-        _check_room(todo, plan.execution.keep_checkpoints, plan.execution.workers, store, say)
+        check_teachers(todo, plan)
+        check_room(todo, plan.execution.keep_checkpoints, plan.execution.workers, store, say)
     numbers = {unit.run_id: number for number, unit in enumerate(todo)}
     needs = [[numbers[run_id] for run_id in _needs(unit, units) if run_id in numbers] for unit in todo]
-    meter = _Meter(units, todo, progress, say)
+    meter = Meter(units, todo, progress, say)
     with _finish_the_step_on_signals() as stop:
         jobs = work(
             _Worker,
@@ -178,38 +133,6 @@ def _run(
     return store.records()
 
 
-def _check_checkpoints(units: list[Unit], store: Store) -> None:
-    """Refuse checkpoints that were put where they do not belong."""
-    for unit in units:
-        for path in store.checkpoints(unit.run_id).glob("step_*"):
-            if (read_state(path) or {}).get("key", unit.key) != unit.key:
-                raise CallerError(f"checkpoint {path}", "it is of another run", "delete its folder, and run again")
-
-
-def _check_teachers(todo: list[Unit], plan: Plan) -> None:
-    """Load teachers whose weights are given once, before anything is trained: they may not fit."""
-    lengths = {unit.teacher: unit.recipe.seq_len for unit in todo if unit.teacher is not None}
-    for name, seq_len in lengths.items():
-        if plan.models[name].weights is not None:
-            build_network(plan.models[name], seq_len=seq_len)
-
-
-def _check_room(todo: list[Unit], newest: int, workers: int, store: Store, say: Callable[[str], None]) -> None:
-    """State the room that checkpoints will take, and refuse to begin where there is less."""
-    if not todo:
-        return
-    store.folder.mkdir(parents=True, exist_ok=True)
-    folders = (store.run_folder(unit.run_id) / part for unit in todo for part in ("checkpoints", "model"))
-    there = sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
-    needed = max(0, bytes_needed(todo, newest, workers) - there)
-    free = shutil.disk_usage(store.folder).free
-    needs, has = format_quantity(needed, "B"), format_quantity(free, "B")
-    if needed > free:
-        remedy = "free some room, lower execution.keep_checkpoints, or choose another --results"
-        raise CallerError(f"run in {store.folder}", f"checkpoints take about {needs} more, {has} are free", remedy)
-    say(f"checkpoints will take about {needs} more at most; {has} are free")
-
-
 def _number_anew(units: list[Unit], store: Store) -> None:
     """Give finished runs the budget that they answer in the plan as it is now."""
     for unit in units:
@@ -227,51 +150,6 @@ def _needs(unit: Unit, units: list[Unit]) -> list[str]:
         for other in units
         if other.run_id == unit.trunk or (other.kind == "teacher" and other.model == unit.teacher)
     ]
-
-
-class _Meter:
-    """Adds up what the workers tell into shares and one time left; lines for a person are passed on."""
-
-    def __init__(
-        self, units: list[Unit], todo: list[Unit], progress: Callable[[Progress], None], say: Callable[[str], None]
-    ) -> None:
-        self.units = {unit.run_id: unit for unit in todo}
-        self.at = {unit.run_id: unit.first_step for unit in todo}
-        self.progress, self.say, self.started = progress, say, time.monotonic()
-        self.left = sum((unit.last_step - unit.first_step) * unit.step_price for unit in todo)
-        self.flops_left = sum((unit.last_step - unit.first_step) * unit.step_flops for unit in todo)
-        self.total = sum((unit.last_step - unit.first_step) * unit.step_price for unit in units) or 1.0
-        self.flops = sum((unit.last_step - unit.first_step) * unit.step_flops for unit in units) or 1.0
-        self.trained = 0.0
-
-    def __call__(self, told: Moved | str) -> None:
-        if isinstance(told, str):
-            self.say(told)
-            return
-        unit = self.units[told.run_id]
-        steps = told.step - self.at[told.run_id]
-        self.at[told.run_id] = told.step
-        self.left -= steps * unit.step_price
-        self.flops_left -= steps * unit.step_flops
-        if told.resumed:
-            return
-        self.trained += steps * unit.step_price
-        took = time.monotonic() - self.started
-        self.progress(
-            Progress(
-                told.run_id,
-                told.step,
-                unit.last_step,
-                told.losses,
-                told.tokens_per_second,
-                told.utilisation,
-                done_fraction=1.0 - max(0.0, self.left) / self.total,
-                spent_fraction=1.0 - max(0.0, self.flops_left) / self.flops,
-                seconds_left=max(0.0, self.left * took / self.trained)
-                if self.trained and took > SETTLED_SECONDS
-                else None,
-            )
-        )
 
 
 class _Worker:

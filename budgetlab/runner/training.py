@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from budgetlab.planner.prices import loss_factor
 from budgetlab.ranks import Ranks
 from budgetlab.runner.feed import Feed
 from budgetlab.runner.ledger import Ledger
+from budgetlab.runner.meter import Moved
 from budgetlab.runner.trackers import Trackers, make_trackers
 from budgetlab.runner.units import Unit
 from budgetlab.step import build_step, learning_rate_factor, load_parameters
@@ -37,7 +38,7 @@ from budgetlab.store import Store
 from budgetlab.strategies import build_strategy
 from budgetlab.values import Plan, Point, RunRecord, content_hash
 
-__all__ = ["Moved", "Training", "step_name"]
+__all__ = ["Training", "step_name"]
 
 POINTS_PER_RUN, SIGNS_EVERY_POINTS = 40, 5
 CHECKPOINT_EVERY_SECONDS, CHECKPOINT_SHARE = 30.0, 0.01
@@ -55,19 +56,6 @@ _SIGNS = ("gradient_norm", "clipped_fraction")
 def step_name(step: int) -> str:
     """Name of the checkpoint after so many steps."""
     return f"step_{step:08d}"
-
-
-@dataclass(frozen=True)
-class Moved:
-    """What a training tells: where it stands now."""
-
-    run_id: str
-    step: int
-    losses: dict[str, float]
-    tokens_per_second: float | None = None
-    utilisation: float | None = None
-    """Required FLOPs a second over what the device's maker says of it; None where that is unknown."""
-    resumed: bool = False
 
 
 class Training:
