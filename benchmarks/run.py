@@ -1,6 +1,6 @@
 """`run` from its first step to its record against the bare training step in a loop: what everything else costs.
 
-    python benchmarks/run.py [--rounds 5] [--steps 300]
+    python benchmarks/run.py [--rounds 3] [--steps 1200] [--sizes 2x128 4x256]
 
 Rounds alternate between the two in one process, one thread. Both take the same steps of one arm; the loop has its
 batch ready, `run` draws and masks samples, meters phases, logs points, looks at signals, saves checkpoints, and ends
@@ -98,11 +98,13 @@ def measure(layers: int, hidden: int, rounds: int, steps: int, folder: Path) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--sizes", nargs="+", default=["2x128", "4x256"], metavar="LAYERSxHIDDEN")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        for layers, hidden in ((2, 128), (4, 256)):
+        for size in asked.sizes:
+            layers, hidden = map(int, size.split("x"))
             measure(layers, hidden, asked.rounds, asked.steps, Path(folder))
 
 
