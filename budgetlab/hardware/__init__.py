@@ -8,7 +8,7 @@ from importlib.metadata import version
 import torch
 
 from budgetlab.errors import CallerError
-from budgetlab.hardware.clocks import PhaseClock, PhaseMeter, StepTime, device_clock, waited_seconds
+from budgetlab.hardware.clocks import PhaseClock, PhaseMeter, StepTime, waited_seconds
 from budgetlab.hardware.energy import EnergyCounter, find_energy_counter, throttled
 from budgetlab.hardware.memory import (
     PeakMemory,
@@ -30,7 +30,6 @@ __all__ = [
     "PhaseClock",
     "PhaseMeter",
     "StepTime",
-    "device_clock",
     "environment",
     "find_energy_counter",
     "find_peak",

@@ -11,21 +11,9 @@ from typing import Any
 
 import torch
 
-__all__ = ["PhaseClock", "PhaseMeter", "StepTime", "device_clock", "waited_seconds"]
+__all__ = ["PhaseClock", "PhaseMeter", "StepTime", "waited_seconds"]
 
 _PENDING = 600  # stamps: a hundred steps
-
-
-def device_clock(device: torch.device) -> Callable[[], float]:
-    """Return a monotonic clock in seconds that waits for the device before it reads."""
-    if device.type != "cuda":
-        return time.perf_counter
-
-    def read() -> float:
-        torch.cuda.synchronize(device)
-        return time.perf_counter()
-
-    return read
 
 
 @dataclass

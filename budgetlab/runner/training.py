@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,14 +25,15 @@ from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.hardware import find_energy_counter, find_peak
 from budgetlab.modelcard import model_card
 from budgetlab.models import Network, export_model
-from budgetlab.planner.prices import loss_factor
 from budgetlab.ranks import Ranks
 from budgetlab.runner.feed import Feed
+from budgetlab.runner.learning_rate import learning_rate_factor
 from budgetlab.runner.ledger import Ledger
 from budgetlab.runner.meter import Moved
 from budgetlab.runner.trackers import Trackers, make_trackers
 from budgetlab.runner.units import Unit
-from budgetlab.step import build_step, learning_rate_factor, load_parameters
+from budgetlab.runner.watch import SIGNS, other_pace, what_is_wrong
+from budgetlab.step import build_step, load_parameters
 from budgetlab.store import Store
 from budgetlab.strategies import build_strategy
 from budgetlab.values import Plan, Point, RunRecord, content_hash
@@ -46,11 +46,7 @@ CHECKPOINT_EVERY_SECONDS, CHECKPOINT_SHARE = 30.0, 0.01
 TELL_EVERY_SECONDS = 1.0
 FIRST_STEPS = (3, 23)
 """Between which the pace is compared with the plan: the very first steps choose kernels and make optimizer state."""
-OTHER_PACE = 1.25
-DIVERGED = 10.0
-"""A mean loss so many times that of the first point is divergence."""
 _DROPOUT_STREAM = 99
-_SIGNS = ("gradient_norm", "clipped_fraction")
 
 
 def step_name(step: int) -> str:
@@ -224,14 +220,15 @@ class Training:
                 ledger.settle()
                 if done == FIRST_STEPS[0]:
                     pace_from = ledger.device_seconds
-                else:
-                    self._compare_pace((ledger.device_seconds - pace_from) / (FIRST_STEPS[1] - FIRST_STEPS[0]))
+                elif self.ranks.first:
+                    self._say_pace((ledger.device_seconds - pace_from) / (FIRST_STEPS[1] - FIRST_STEPS[0]))
             if not (point or save):
                 continue
             ledger.settle()
             losses = self._means()
-            if (wrong := self._wrong(losses)) is not None:
-                return self._write("failed", wrong)
+            if (wrong := what_is_wrong(losses, self.first_loss)) is not None:
+                lower = f"try a lower recipe.learning_rate than {unit.recipe.learning_rate:g}"
+                return self._write("failed", f"arm {unit.arm}: {wrong} by step {self.at}; {lower}")
             if point:
                 self._add_point(losses, batch if ended or self.at % (every * SIGNS_EVERY_POINTS) == 0 else None)
             if save and not ended:
@@ -272,25 +269,18 @@ class Training:
         return batch
 
     def _moving(self, steps_per_second: float) -> Moved:
-        losses = {name: float(total) / self.counted for name, total in self.sums.items() if name not in _SIGNS}
+        losses = {name: float(total) / self.counted for name, total in self.sums.items() if name not in SIGNS}
         recipe, cost = self.unit.recipe, self.unit.cost
         tokens_per_second = steps_per_second * recipe.batch_tokens
         flops_per_second = tokens_per_second * cost.train_required_flops_per_token
         share = None if self.peak is None else flops_per_second / (self.peak * self.ranks.world)
         return Moved(self.unit.run_id, self.at, losses, tokens_per_second, share)
 
-    def _compare_pace(self, seconds_per_step: float) -> None:
-        planned = self.unit.cost.seconds_per_step
-        if planned is None or not self.ranks.first:
-            return
-        planned *= loss_factor(self.plan.execution)  # of all devices together, like what was found
-        found = seconds_per_step / planned
+    def _say_pace(self, seconds_per_step: float) -> None:
         here, there = self.record.environment.device_name, self.plan.device_name
-        if 1 / OTHER_PACE <= found <= OTHER_PACE and there in (None, here):
-            return
-        was = "" if there in (None, here) else f" on {there}"
-        times = f"{1e3 * seconds_per_step:.4g} ms of device time here, {1e3 * planned:.4g} ms were planned{was}"
-        self.say(f"{self.unit.arm}: a step takes {times}: {found:.2f} times, seen in {FIRST_STEPS[1]} steps")
+        said = other_pace(self.unit.cost, self.plan.execution, seconds_per_step, here, there)
+        if said is not None:
+            self.say(f"{self.unit.arm}: {said}, seen in {FIRST_STEPS[1]} steps")
 
     def _means(self) -> dict[str, float]:
         """Mean of each logged term over the steps since the last point and over all processes."""
@@ -299,20 +289,8 @@ class Training:
         means = self.ranks.mean(torch.stack(list(self.sums.values()))) / self.counted
         return dict(zip(self.sums, means.tolist(), strict=True))
 
-    def _wrong(self, losses: dict[str, float]) -> str | None:
-        """Say what makes these losses no training; None where nothing does."""
-        found = {name: value for name, value in losses.items() if name != "clipped_fraction"}
-        lower = f"try a lower recipe.learning_rate than {self.unit.recipe.learning_rate:g}"
-        if not all(math.isfinite(value) for value in found.values()):
-            return f"arm {self.unit.arm}: not finite by step {self.at}: {found}; {lower}"
-        total = sum(value for name, value in found.items() if name != "gradient_norm")
-        if self.first_loss is not None and total > DIVERGED * abs(self.first_loss):
-            was = f"loss {total:.4g}, which began at {self.first_loss:.4g}"
-            return f"arm {self.unit.arm}: diverged by step {self.at}: {was}; {lower}"
-        return None
-
     def _add_point(self, means: dict[str, float], batch: Any) -> None:
-        signs = {name: means.pop(name) for name in _SIGNS if name in means}
+        signs = {name: means.pop(name) for name in SIGNS if name in means}
         if batch is not None:
             with self.ledger.overhead("evaluation"):
                 signs |= self.step.signs(batch)

@@ -13,45 +13,22 @@ from small import write_small_study
 
 from budgetlab.batches import Batches, MaskedBatch
 from budgetlab.checkpoint import load_checkpoint
-from budgetlab.corpus import Corpus, build_corpus
+from budgetlab.corpus import Corpus
 from budgetlab.errors import CallerError
 from budgetlab.hardware import EnergyCounter
 from budgetlab.modelcard import model_card
 from budgetlab.models import build_network, export_model
-from budgetlab.planner import plan
-from budgetlab.profiler import profile
 from budgetlab.runner import run
 from budgetlab.step import load_parameters
 from budgetlab.store import Store
 from budgetlab.studies import Study, load_study
-from budgetlab.values import Plan, RunRecord, Score
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("outcome")
+from budgetlab.values import Plan, Score
 
 
 @pytest.fixture(scope="module")
 def study(folder: Path) -> Study:
     found = load_study(write_small_study(folder))
     return found.model_copy(update={"seeds": (0,)})
-
-
-@pytest.fixture(scope="module")
-def corpus(study: Study, folder: Path) -> Corpus:
-    return build_corpus(study.corpus, roots=study.data_roots, cache=folder / "cache")
-
-
-@pytest.fixture(scope="module")
-def made(study: Study) -> Plan:
-    return plan(study, profile(study, count_only=True))
-
-
-@pytest.fixture(scope="module")
-def finished(made: Plan, corpus: Corpus, folder: Path) -> tuple[Store, list[RunRecord]]:
-    store = Store(folder / "results", "small")
-    return store, run(made, corpus, store)
 
 
 def only(made: Plan, *arms: str, **execution: object) -> Plan:
@@ -75,8 +52,8 @@ def test_the_ledger_adds_up(made: Plan, finished, corpus: Corpus) -> None:
             assert sum(getattr(p, name) for p in record.phases.values()) == pytest.approx(getattr(record, name))
         assert record.executed_flops >= record.required_flops > 0
         taught = made.arms[record.arm].teacher is not None if record.arm in made.arms else False
-        teacher = record.phases["teacher_forward"]
-        assert (teacher.required_flops > 0, teacher.device_seconds > 1e-9 * taught) == (taught, True)
+        assert (record.phases["teacher_forward"].required_flops > 0) == taught
+        assert all(phase.device_seconds > 0 for phase in record.phases.values())
         assert set(record.overhead_seconds) == {"start", "compile", "data_wait", "evaluation", "checkpoint"}
         assert record.overhead_seconds["start"] > 0 and record.overhead_seconds["data_wait"] > 0
         assert record.overhead_seconds["checkpoint"] > 0 and record.overhead_seconds["compile"] == 0
@@ -395,5 +372,5 @@ def test_a_run_that_diverges_ends_with_its_reason(
 
     monkeypatch.setattr(TrainingStep, "run", rising)
     (record,) = run(only(made, "no_kd"), corpus, Store(tmp_path, "small"))
-    assert record.status == "failed" and "diverged by step" in record.message
+    assert record.status == "failed" and "diverged (loss" in record.message
     assert "which began at" in record.message and "lower recipe.learning_rate" in record.message

@@ -14,7 +14,7 @@ from small import write_small_study
 
 from budgetlab.batches import Batches
 from budgetlab.checkpoint import load_checkpoint, save_checkpoint, tensors_hash
-from budgetlab.corpus import Corpus, build_corpus
+from budgetlab.corpus import Corpus
 from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.planner import plan
 from budgetlab.profiler import profile
@@ -24,32 +24,6 @@ from budgetlab.store import Store
 from budgetlab.strategies import build_strategy, strategy_names
 from budgetlab.studies import Study, dump_study, load_study
 from budgetlab.values import Plan, RunRecord, Schedule
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("study")
-
-
-@pytest.fixture(scope="module")
-def study(folder: Path) -> Study:
-    return load_study(write_small_study(folder))
-
-
-@pytest.fixture(scope="module")
-def corpus(study: Study, folder: Path) -> Corpus:
-    return build_corpus(study.corpus, roots=study.data_roots, cache=folder / "cache")
-
-
-@pytest.fixture(scope="module")
-def made(study: Study) -> Plan:
-    return plan(study, profile(study, count_only=True))
-
-
-@pytest.fixture(scope="module")
-def finished(made: Plan, corpus: Corpus, folder: Path) -> tuple[Store, list[RunRecord]]:
-    store = Store(folder / "results", "small")
-    return store, run(made, corpus, store)
 
 
 def hashes(records: list[RunRecord]) -> dict[str, str | None]:
@@ -252,7 +226,7 @@ def test_a_loss_that_is_not_finite_ends_its_unit_alone(
     assert status.pop("minilm") == "failed"
     assert status == dict.fromkeys(("teacher", "no_kd", "vanilla_kd", "tinybert"), "complete")
     record = next(r for r in Store(tmp_path, "small").records() if r.arm == "minilm")
-    assert "arm minilm: not finite by step" in record.message
+    assert "arm minilm: not finite (" in record.message
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(

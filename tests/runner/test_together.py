@@ -13,20 +13,13 @@ from small import write_small_study
 
 from budgetlab.batches import Batches
 from budgetlab.checkpoint import latest_checkpoint
-from budgetlab.corpus import Corpus, build_corpus
+from budgetlab.corpus import Corpus
 from budgetlab.errors import CallerError
-from budgetlab.planner import plan
-from budgetlab.profiler import profile
 from budgetlab.ranks import Ranks
 from budgetlab.runner import run
 from budgetlab.store import Store
 from budgetlab.studies import Study, dump_study, load_study
 from budgetlab.values import Plan, RunRecord
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("together")
 
 
 @pytest.fixture(scope="module")
@@ -36,16 +29,6 @@ def study(folder: Path) -> Study:
     execution = found.execution.model_copy(update={"devices": 2, "micro_batch_sequences": 2})
     recipe = {"seeds": (0,), "arms": arms, "execution": execution}
     return found.model_copy(update=recipe)
-
-
-@pytest.fixture(scope="module")
-def corpus(study: Study, folder: Path) -> Corpus:
-    return build_corpus(study.corpus, roots=study.data_roots, cache=folder / "cache")
-
-
-@pytest.fixture(scope="module")
-def made(study: Study) -> Plan:
-    return plan(study, profile(study, count_only=True))
 
 
 SAVE = """
