@@ -161,14 +161,14 @@ def sha256(path: Path) -> str:
 
 @dataclass
 class HubSource:
-    """A data set that `datasets` can load: a name on the hub, or a folder.
+    """A data set that `datasets` can load, a name on the hub or a folder: streamed, never stored whole.
 
     `spec.heldout` names its held-out splits; without one, every hundredth document by content hash is held out.
 
     Raises
     ------
     CallerError
-        When the data set, the split or the column cannot be loaded.
+        When the data set, the split or the column cannot be loaded, or the connection ends amid the rows.
     """
 
     spec: CorpusSpec
@@ -176,6 +176,7 @@ class HubSource:
     weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        self._origins: list[Any] = []
         self._parts = [("train", self._load(name)) for name in self.spec.train or (self.spec.split,)]
         self._parts += [("heldout", self._load(name)) for name in self.spec.heldout]
 
@@ -185,34 +186,54 @@ class HubSource:
         spec = self.spec
         asked = f"corpus.dataset = {spec.dataset!r}, config {spec.dataset_config!r}, split {split!r}"
         try:
-            data = datasets.load_dataset(str(spec.dataset), spec.dataset_config, split=split)
-        except (OSError, ValueError, RuntimeError) as error:  # what datasets raises for hub, names and files
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            files: Any = datasets.load_dataset_builder(str(spec.dataset), spec.dataset_config).config.data_files
+            data = datasets.load_dataset(str(spec.dataset), spec.dataset_config, split=split, streaming=True)
+            columns = list(data.column_names or next(iter(data), {}))
+        except _UNLOADABLE as error:
             do = "check name, config and split, and the connection to the hub"
-            raise CallerError(asked, f"cannot be loaded ({reason})", do) from error
-        columns = list(data.column_names or ())
+            raise CallerError(asked, f"cannot be loaded ({_first_line(error)})", do) from error
+        # Of a file on the hub its repository and commit, of a local one its time.
+        self._origins.append([split, [list(map(str, origin)) for origin in files[split].origin_metadata]])
         if spec.column not in columns:
             wrong = f"no column {spec.column!r}"
             raise CallerError(asked, wrong, f"set corpus.column to one of {', '.join(columns)}")
         return data.select_columns([spec.column])
 
     def fingerprint(self) -> dict[str, Any]:
-        """Identify the text by the fingerprints that `datasets` gives the loaded splits."""
-        parts = [[split, data._fingerprint] for split, data in self._parts]
-        return {"source": "hub", "parts": parts, "column": self.spec.column}
+        """Identify the text by where the files of each split are from."""
+        name = [self.spec.dataset, self.spec.dataset_config]
+        return {"source": "hub", "name": name, "parts": self._origins, "column": self.spec.column}
 
     def documents(self, progress: Callable[[str], None]) -> Iterator[tuple[str, int, str]]:
         """Yield (split, 0, text), one for each row."""
         by_hash = not self.spec.heldout
         for split, data in self._parts:
-            progress(f"reading {self.spec.dataset} ({split}, {len(data)} rows)")
-            for row in data:
-                text = row[self.spec.column]
+            progress(f"reading {self.spec.dataset} ({split})")
+            for text in self._texts(split, data):
                 if not isinstance(text, str):
                     asked = f"corpus.column = {self.spec.column!r}"
                     raise CallerError(asked, f"holds {type(text).__name__}, not text", "name a column of text")
                 yield ("heldout" if by_hash and _drawn(text) else split), 0, text
         self.found["dataset"] = {"name": self.spec.dataset, "config": self.spec.dataset_config}
+
+    def _texts(self, split: str, data: Any) -> Iterator[Any]:
+        read = 0
+        try:
+            for row in data:
+                yield row[self.spec.column]
+                read += 1
+        except _UNLOADABLE as error:
+            asked = f"corpus.dataset = {self.spec.dataset!r}, split {split!r}"
+            wrong = f"reading stopped after {read:,} rows ({_first_line(error)})"
+            raise CallerError(asked, wrong, "give the same command again") from error
+
+
+_UNLOADABLE = (OSError, ValueError, RuntimeError)
+"""What datasets raises for the hub, names and files."""
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _drawn(text: str) -> bool:

@@ -74,10 +74,15 @@ def test_a_data_set_by_name_or_folder(tmp_path: Path, monkeypatch: pytest.Monkey
     spec = spec_of(source="hub", train=[], dataset=str(folder), column="body", heldout=["validation"])
     corpus = build_corpus(spec, cache=tmp_path / "cache")
     assert [corpus.description[split]["documents"] for split in ("train", "heldout")] == [150, 50]
+    assert not list((tmp_path / "hub").rglob("*.arrow"))  # streamed
     with pytest.raises(CallerError, match=r"set corpus\.column to one of body"):
         build_corpus(spec.model_copy(update={"column": "text"}), cache=tmp_path / "cache")
     with pytest.raises(CallerError, match="cannot be loaded"):
         build_corpus(spec.model_copy(update={"dataset": str(tmp_path / "none")}), cache=tmp_path / "cache")
+    (folder / "train.jsonl").rename(folder / "train-00000-of-00002.jsonl")
+    (folder / "train-00001-of-00002.jsonl").write_text('{"body": "new"}\n{"body"')
+    with pytest.raises(CallerError, match=r"split 'train': reading stopped after 150 rows \(JSON parse error"):
+        build_corpus(spec, cache=tmp_path / "cache")
 
 
 def test_the_first_root_with_a_match_wins(tmp_path: Path) -> None:
