@@ -7,7 +7,7 @@ sees what an uninterrupted one would. All arms with one run_seed see the same ma
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,11 +42,17 @@ def _mix(value: NDArray[np.uint64] | np.uint64) -> NDArray[np.uint64]:
 
 @dataclass(frozen=True)
 class MaskedBatch:
-    """`input_ids` int64 [B, T]; flat `target_positions` int64 [M] into B*T; `target_ids` int64 [M]."""
+    """`input_ids` int64 [B, T]; flat `target_positions` int64 [M] into B*T; `target_ids` int64 [M].
+
+    `samples` int64 [B] are their ids. `largest` are the teacher's largest logits at the targets, where they were kept:
+    values float16 and ids int32, [M, K].
+    """
 
     input_ids: NDArray[np.int64]
     target_positions: NDArray[np.int64]
     target_ids: NDArray[np.int64]
+    samples: NDArray[np.int64] | None = None
+    largest: tuple[NDArray[np.float16], NDArray[np.int32]] | None = None
 
     @property
     def tokens(self) -> int:
@@ -145,6 +151,18 @@ class Batches:
             samples[here] = self._order(int(pass_index))[places[here]]
         return self._masked_batch(samples, np.zeros_like(passes) if self._static_masks else passes)
 
+    def first_pass(self, first: int, count: int) -> MaskedBatch:
+        """Return the samples at places first..first+count of the first pass."""
+        samples = self._order(0)[first : first + count]
+        return self._masked_batch(samples, np.zeros_like(samples))
+
+    @cached_property
+    def first_places(self) -> NDArray[np.int64]:
+        """The place of each sample id in the first pass; meaningless for samples that are not read."""
+        places = np.zeros(self._available, dtype=np.int64)
+        places[self._order(0)] = np.arange(self.num_samples)
+        return places
+
     def in_order(self, first: int, count: int) -> MaskedBatch:
         """Return samples first..first+count of the stream in reading order, masked as in pass 0."""
         samples = np.arange(first, min(first + count, self._available))
@@ -167,4 +185,4 @@ class Batches:
         draw = keyed_uniform(self._seed, _RANDOM_WORD, sample_keys, pass_keys, columns)
         random_words = self._words[(draw * len(self._words)).astype(np.int64)]
         ids[rows, columns] = np.where(kind < 0.8, self._special.mask, np.where(kind < 0.9, random_words, targets))
-        return MaskedBatch(ids, (rows * self._seq_len + columns).ravel(), targets.ravel())
+        return MaskedBatch(ids, (rows * self._seq_len + columns).ravel(), targets.ravel(), samples)

@@ -20,6 +20,7 @@ from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.models import Network, build_network, start_from_teacher
 from budgetlab.ranks import Ranks
 from budgetlab.strategies import Strategy
+from budgetlab.strategies.losses import largest
 from budgetlab.values import Batch, ModelSpec, Needs, Recipe, Signals
 
 __all__ = ["PHASES", "TrainingStep", "build_step", "to_device"]
@@ -33,7 +34,11 @@ def to_device(batch: MaskedBatch, device: torch.device) -> Batch:
     """Move masked samples to the device."""
     arrays = (batch.input_ids, batch.target_positions, batch.target_ids)
     input_ids, target_positions, target_ids = (torch.from_numpy(a).to(device, non_blocking=True) for a in arrays)
-    return Batch(input_ids=input_ids, target_positions=target_positions, target_ids=target_ids)
+    kept = None
+    if batch.largest is not None:
+        values, ids = (torch.from_numpy(a).to(device, non_blocking=True) for a in batch.largest)
+        kept = values, ids.long()
+    return Batch(input_ids=input_ids, target_positions=target_positions, target_ids=target_ids, largest=kept)
 
 
 class TrainingStep:
@@ -55,6 +60,8 @@ class TrainingStep:
         Names of the tensors that the loss sends a gradient to, where they are known; else one sequence finds out.
     ranks
         The processes that take each step together, a share of the batch each; gradients are averaged over them.
+    compiled
+        Whether the networks go through `torch.compile`.
 
     Attributes
     ----------
@@ -73,6 +80,7 @@ class TrainingStep:
         projection_seed: int = 0,
         trained: Collection[str] | None = None,
         ranks: Ranks | None = None,
+        compiled: bool = False,
     ) -> None:
         self.arm, self.strategy, self.recipe = arm, strategy, recipe
         self.student, self.teacher = student.train(), teacher
@@ -94,22 +102,46 @@ class TrainingStep:
         )
         named = {**dict(student.named_parameters()), **dict(self.projections.named_parameters(prefix="projections"))}
         self.replica: DistributedDataParallel | None = None
-        reached = self._reached_by_gradient(named) if trained is None else trained
+        reached = self._reached_by_gradient() if trained is None else trained
         self.idle_parameters = tuple(name for name in named if name not in reached)
         self.trained = {name: parameter for name, parameter in named.items() if name in reached}
         self.optimizer = self._optimizer() if self.device.type != "meta" else None
         if ranks is not None and ranks.world > 1:
             self.replica = self._replicated(named)
             for _ in range(2):  # it sums in another order after its first step; so let no training have that first one
-                self._reached_by_gradient(named)
+                self._reached_by_gradient()
+        for network in (student, teacher) if compiled else ():
+            if network is not None:
+                network.compile(dynamic=False)
 
-    def _reached_by_gradient(self, named: dict[str, nn.Parameter]) -> set[str]:
+    def _reached_by_gradient(self) -> set[str]:
         """Find out with one sequence which tensors the loss sends a gradient to."""
         length = self.recipe.seq_len
         ids = torch.zeros((1, length), dtype=torch.long, device=self.device)
         one = torch.ones(1, dtype=torch.long, device=self.device)
+        return self._tried(Batch(input_ids=ids, target_positions=one, target_ids=one))
+
+    def warm_up(self, sequences: int) -> None:
+        """Run forward and backward once on samples of the shape that will come; nothing is changed.
+
+        A compiled network is compiled by that.
+        """
+        length, masked = self.recipe.seq_len, self.recipe.masked_per_sequence
+        rows, columns = (torch.arange(count, device=self.device) for count in (sequences, masked))
+        targets = (rows[:, None] * length + columns).flatten()
+        kept, top_k = None, self.strategy.largest_logits
+        if self.strategy.keeps_teacher and top_k is not None:
+            ids = torch.arange(top_k, device=self.device).expand(len(targets), top_k)
+            kept = torch.zeros_like(ids, dtype=torch.float16), ids
+        ids = torch.zeros((sequences, length), dtype=torch.long, device=self.device)
+        self._tried(Batch(input_ids=ids, target_positions=targets, target_ids=torch.zeros_like(targets), largest=kept))
+
+    def _tried(self, batch: Batch) -> set[str]:
+        """Run forward and backward, and forget all of it but the names of the tensors that got a gradient."""
+        named = {**dict(self.student.named_parameters()),
+                 **dict(self.projections.named_parameters(prefix="projections"))}  # fmt: skip
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            self.forward_backward(Batch(input_ids=ids, target_positions=one, target_ids=one))
+            self.forward_backward(batch)
         reached = {name for name, parameter in named.items() if parameter.grad is not None}
         for parameter in named.values():
             parameter.grad = None
@@ -130,20 +162,25 @@ class TrainingStep:
         groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.eps, fused=True)
 
-    def teacher_forward(self, batch: Batch) -> Signals | None:
-        """Phase 1: the teacher's signals, without a graph."""
+    def teacher_forward(self, batch: Batch, *, alone: bool = False) -> Signals | None:
+        """Phase 1: the teacher's signals, without a graph, or what was kept of them; `alone`: not compiled."""
         if self.teacher is None:
             return None
+        if batch.largest is not None:
+            return Signals(largest=batch.largest)
         with torch.no_grad(), self.autocast:
-            return self._forward(self.teacher, batch, self.teacher_needs)
+            signals = self._forward(self.teacher.forward if alone else self.teacher, batch, self.teacher_needs)
+            if self.strategy.largest_logits is not None and signals.logits is not None:
+                return Signals(largest=largest(signals.logits, self.strategy.largest_logits))
+            return signals
 
     def student_forward(self, batch: Batch, *, alone: bool = False) -> Signals:
-        """Phase 2: the student's signals; `alone`: no other process will hear of its gradients."""
-        network = self.student if self.replica is None or alone else self.replica
+        """Phase 2: the student's signals; `alone`: not compiled, and no other process will hear of its gradients."""
+        network = self.student.forward if alone else self.replica or self.student
         with self.autocast:
             return self._forward(network, batch, self.student_needs)
 
-    def _forward(self, network: nn.Module, batch: Batch, needs: Needs) -> Signals:
+    def _forward(self, network: Callable[..., Signals], batch: Batch, needs: Needs) -> Signals:
         return network(batch.input_ids, needs, batch.target_positions, batch.attention_mask, self.everything)
 
     def loss(self, batch: Batch, student: Signals, teacher: Signals | None) -> dict[str, Tensor]:
@@ -178,7 +215,7 @@ class TrainingStep:
 
     def _terms(self, batch: Batch, done: OnPhase, *, alone: bool = False) -> dict[str, Tensor]:
         batch = _unmasked(batch) if self.strategy.reads_unmasked else batch
-        teacher = self.teacher_forward(batch)
+        teacher = self.teacher_forward(batch, alone=alone)
         done("teacher_forward")
         student = self.student_forward(batch, alone=alone)
         done("student_forward")
@@ -342,7 +379,8 @@ def _micro_batches(batch: MaskedBatch, sequences: int | None) -> list[tuple[Mask
         inside = (batch.target_positions >= first * length) & (batch.target_positions < (first + len(ids)) * length)
         positions = batch.target_positions[inside] - first * length
         # Every sequence has the same number of targets, so the share of sequences is the share of targets too.
-        parts.append((MaskedBatch(ids, positions, batch.target_ids[inside]), len(ids) / total))
+        kept = None if batch.largest is None else (batch.largest[0][inside], batch.largest[1][inside])
+        parts.append((MaskedBatch(ids, positions, batch.target_ids[inside], largest=kept), len(ids) / total))
     return parts
 
 
@@ -357,10 +395,11 @@ def build_step(
     device: str | torch.device,
     trained: Collection[str] | None = None,
     ranks: Ranks | None = None,
+    compiled: bool = False,
 ) -> TrainingStep:
     """Build an arm's networks and its step.
 
-    `seed` decides the student and the projections; `trained` and `ranks` are as in `TrainingStep`.
+    `seed` decides the student and the projections; `trained`, `ranks` and `compiled` are as in `TrainingStep`.
 
     Raises
     ------
@@ -391,4 +430,5 @@ def build_step(
             raise CallerError(f"arm {arm}", "its student starts from a teacher's layers", "name the teacher")
         start_from_teacher(network, teacher, recipe.initialisation.teacher_layers)
     teacher = teacher if strategy.uses_teacher else None
-    return TrainingStep(arm, strategy, network, teacher, recipe, projection_seed=seed, trained=trained, ranks=ranks)
+    shared = {"trained": trained, "ranks": ranks, "compiled": compiled}
+    return TrainingStep(arm, strategy, network, teacher, recipe, projection_seed=seed, **shared)

@@ -116,7 +116,7 @@ def find_data(study: Study, path: str) -> Path:
 
 
 _PRICELESS = {"usd_per_device_hour", "scaling_efficiency", "devices", "workers", "device_memory_bytes", "trackers",
-              "keep_checkpoints"}  # fmt: skip
+              "keep_checkpoints", "compile"}  # fmt: skip
 """Settings of the execution that do not change what a step costs on one device."""
 
 
@@ -342,6 +342,8 @@ def _check_arm(study: Study, arm: Arm) -> None:
                 "it has neither weights nor pretrain, and nobody asked to train it",
                 f"add one of them to [models.{arm.teacher}]",
             )
+    if strategy.keeps_teacher:
+        _check_kept_teacher(where, study, arm)
     if arm.recipe.batch_tokens < arm.recipe.seq_len:
         raise CallerError(f"{where}.recipe.batch_tokens", "holds no whole sequence", "make it a multiple of seq_len")
     try:
@@ -349,6 +351,15 @@ def _check_arm(study: Study, arm: Arm) -> None:
         _check_families(strategy, student, teacher)
     except CallerError as error:
         raise CallerError(f"{where}: {error.asked}", error.wrong, error.remedy) from None
+
+
+def _check_kept_teacher(where: str, study: Study, arm: Arm) -> None:
+    asked = f"{where}.strategy.cached = true"
+    if study.corpus.masking != "static":
+        wrong = "masks are drawn anew in every pass, so that no answer is read twice"
+        raise CallerError(asked, wrong, 'set corpus.masking = "static"')
+    if arm.recipe.execute == "everything":
+        raise CallerError(asked, 'recipe.execute = "everything" asks the teacher at every step', "choose one of them")
 
 
 def _check_initialisation(where: str, arm: Arm, student: ModelSpec, teacher: ModelSpec | None) -> None:

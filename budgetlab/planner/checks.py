@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 from budgetlab.errors import CallerError, unknown_name
 from budgetlab.machine import has_nvidia_driver, processor_name
 from budgetlab.planner.prices import (
     device_seconds,
     device_seconds_interval,
     effective_tokens,
-    step_price,
+    tariff,
+    taught_steps,
+    taught_tokens,
     tokens_interval,
-    whole_steps,
 )
 from budgetlab.studies import Study, profile_key
 from budgetlab.units import format_amount, format_quantity
@@ -110,24 +113,28 @@ def _checked(plan: Plan, schedule: Schedule) -> Schedule:
     if steps < 1 or min(warmup, cooldown) < 0 or warmup + cooldown > steps:
         wrong = f"{warmup} warm-up and {cooldown} cooldown steps do not fit into it"
         raise CallerError(asked, wrong, "change them together")
-    price = step_price(plan.execution, cost, budget.unit, plan.charge)
+    arm, unique = plan.arms[schedule.arm], schedule.unique_tokens
+    taught = taught_steps(arm, unique)
+    price = tariff(plan.execution, cost, budget.unit, plan.charge, taught)
     bill = schedule.teacher_charge + schedule.tuning_charge
-    unspent = 1.0 - (bill + steps * price) / budget.amount
+    unspent = 1.0 - (bill + price.cost(steps)) / budget.amount
     if unspent < -1e-9:
-        fit = int(whole_steps(budget.amount, bill, price))
+        fit = price.steps(budget.amount, bill)
         raise CallerError(asked, f"{-100 * unspent:.3g} % more than the budget", f"at most {fit} steps fit it")
     tokens = steps * cost.batch_tokens
-    targets, unique = round(tokens * cost.target_fraction), schedule.unique_tokens
+    targets = round(tokens * cost.target_fraction)
+    read = taught_tokens(tokens, unique, arm.recipe.seq_len) if math.isfinite(taught) else None
     return schedule.model_copy(
         update={
             "tokens": tokens,
             "target_tokens": targets,
             "passes": tokens / unique if unique else None,
             "effective_tokens": float(effective_tokens(tokens, unique)) if unique else None,
-            "required_flops": cost.required_flops(tokens, targets),
-            "executed_flops": cost.executed_flops(tokens, targets),
-            "device_seconds": device_seconds(plan.execution, cost, steps),
-            "device_seconds_interval": device_seconds_interval(plan.execution, cost, steps),
+            "taught_tokens": read,
+            "required_flops": cost.required_flops(tokens, targets, read),
+            "executed_flops": cost.executed_flops(tokens, targets, read),
+            "device_seconds": device_seconds(plan.execution, cost, steps, taught),
+            "device_seconds_interval": device_seconds_interval(plan.execution, cost, steps, taught),
             "tokens_interval": tokens_interval(budget, bill, price, cost),
             "unspent_fraction": max(0.0, unspent),
         }

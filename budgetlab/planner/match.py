@@ -8,17 +8,20 @@ from dataclasses import dataclass
 
 from budgetlab.errors import CallerError, unknown_name
 from budgetlab.planner.checks import warnings
+from budgetlab.planner.compiling import compiled_prices, decide_compiling
 from budgetlab.planner.prices import (
     MATCHES,
+    Tariff,
     charge_share,
     device_seconds,
     device_seconds_interval,
     effective_tokens,
     price_per_step,
-    step_price,
+    tariff,
+    taught_steps,
+    taught_tokens,
     teacher_bill,
     tokens_interval,
-    whole_steps,
 )
 from budgetlab.studies import Study, audit
 from budgetlab.units import format_amount, parse_amount
@@ -75,6 +78,21 @@ def plan(
     """
     match = match or study.plan.match
     charge = teacher_charge or study.plan.teacher_charge
+    made = _planned(study, profile, corpus_tokens, budgets, match, charge)
+    compiled, why = decide_compiling(study, made, profile)
+    if compiled:
+        made = _planned(study, compiled_prices(profile), corpus_tokens, budgets, match, charge)
+    return made.model_copy(update={"compiled": compiled, "compile_reason": why})
+
+
+def _planned(
+    study: Study,
+    profile: CostProfile,
+    corpus_tokens: int | None,
+    budgets: tuple[str | float, ...] | None,
+    match: str,
+    charge: str,
+) -> Plan:
     costs = {cost.arm: cost for cost in (*profile.arms, *profile.teachers)}
     for arm in study.arms:
         if arm not in costs:
@@ -89,7 +107,7 @@ def plan(
     if corpus_tokens is not None and unique is not None and unique > corpus_tokens:
         asked = f"corpus.unique_tokens = {unique:,}"
         raise CallerError(asked, f"the corpus has {corpus_tokens:,}", "lower it, leave it out, or add text")
-    bills = {arm: _bill(study, arm, costs[arm], costs, amounts, charge) for arm in study.arms}
+    bills = {arm: _bill(study, arm, costs[arm], costs, amounts, charge, unique) for arm in study.arms}
     schedules = [
         _schedule(study, arm, costs[arm], bills[arm], budget, rung, charge, unique)
         for rung, budget in enumerate(amounts)
@@ -166,7 +184,7 @@ class _Bill:
 
     teacher: float
     tuning: float
-    price: float
+    price: Tariff
     fewest_steps: int
     trial_steps: int
     """Of each trial of a learning rate; 0 where the arm is feasible nowhere."""
@@ -179,18 +197,24 @@ class _Bill:
 
 
 def _bill(
-    study: Study, arm: str, cost: ArmCost, costs: dict[str, ArmCost], amounts: list[Budget], charge: str
+    study: Study,
+    arm: str,
+    cost: ArmCost,
+    costs: dict[str, ArmCost],
+    amounts: list[Budget],
+    charge: str,
+    unique: int | None,
 ) -> _Bill:
     unit, recipe, execution = amounts[0].unit, study.arms[arm].recipe, study.execution
     teacher = teacher_bill(execution, study.models, study.arms[arm].teacher, costs, unit, charge)
-    price = step_price(execution, cost, unit, charge)
+    price = tariff(execution, cost, unit, charge, taught_steps(study.arms[arm], unique))
     fewest = _fewest_steps(recipe)
     # Charged trials are as long as the run that is left beside them at the smallest budget.
     charged = len(study.tuning.learning_rate) if study.tuning is not None and study.tuning.charge else 0
-    lengths = (int(whole_steps(budget.amount, teacher, price * (charged + 1))) for budget in amounts)
+    lengths = (price.times(charged + 1).steps(budget.amount, teacher) for budget in amounts)
     trial_steps = next((steps for steps in lengths if steps >= fewest), 0)
-    tuning = charged * trial_steps * price
-    firsts = (int(whole_steps(budget.amount, teacher + tuning, price)) for budget in amounts)
+    tuning = charged * price.cost(trial_steps)
+    firsts = (price.steps(budget.amount, teacher + tuning) for budget in amounts)
     affordable = trial_steps or not charged
     first = next((s for s in firsts if s >= fewest), 0) if affordable else 0
     return _Bill(teacher, tuning, price, fewest, trial_steps, first)
@@ -214,7 +238,7 @@ def _schedule(
     study: Study, arm: str, cost: ArmCost, bill: _Bill, budget: Budget, rung: int, charge: str, unique: int | None
 ) -> Schedule:
     recipe, execution = study.arms[arm].recipe, study.execution
-    steps = int(whole_steps(budget.amount, bill.whole, bill.price))
+    steps = bill.price.steps(budget.amount, bill.whole)
     warmup = _warmup(recipe, bill.first_steps if study.plan.ladder == "branched" else steps)
     cooldown = _cooldown(recipe, steps)
     feasible = bill.first_steps > 0 and bill.fewest_steps <= steps and warmup + cooldown <= steps
@@ -222,7 +246,8 @@ def _schedule(
     if not feasible:
         steps = warmup = cooldown = 0
     tokens = steps * cost.batch_tokens
-    targets = round(tokens * cost.target_fraction)
+    targets, taught = round(tokens * cost.target_fraction), bill.price.taught_steps
+    read = taught_tokens(tokens, unique, recipe.seq_len) if math.isfinite(taught) else None
     return Schedule(
         arm=arm,
         budget=budget,
@@ -231,6 +256,7 @@ def _schedule(
         reason=reason,
         tokens=tokens,
         target_tokens=targets,
+        taught_tokens=read,
         steps=steps,
         tokens_interval=tokens_interval(budget, bill.whole, bill.price, cost) if feasible else None,
         passes=tokens / unique if unique else None,
@@ -238,21 +264,21 @@ def _schedule(
         unique_tokens=unique,
         warmup_steps=warmup,
         cooldown_steps=cooldown,
-        required_flops=cost.required_flops(tokens, targets),
-        executed_flops=cost.executed_flops(tokens, targets),
-        device_seconds=device_seconds(execution, cost, steps),
-        device_seconds_interval=device_seconds_interval(execution, cost, steps),
+        required_flops=cost.required_flops(tokens, targets, read),
+        executed_flops=cost.executed_flops(tokens, targets, read),
+        device_seconds=device_seconds(execution, cost, steps, taught),
+        device_seconds_interval=device_seconds_interval(execution, cost, steps, taught),
         interval_level=cost.interval_level,
         teacher_charge=bill.teacher,
         tuning_charge=bill.tuning,
-        unspent_fraction=1.0 - (bill.whole + steps * bill.price) / budget.amount if feasible else 1.0,
+        unspent_fraction=1.0 - (bill.whole + bill.price.cost(steps)) / budget.amount if feasible else 1.0,
     )
 
 
 def _why_infeasible(study: Study, arm: str, bill: _Bill, budget: Budget, steps: int, charge: str) -> str:
     charged = len(study.tuning.learning_rate) if study.tuning is not None and study.tuning.charge else 0
     # Trials at the smallest feasible budget would be as long as its run.
-    own = bill.fewest_steps * bill.price
+    own = bill.price.cost(bill.fewest_steps)
     enough = bill.teacher + (charged + 1) * own
     reason = f"{arm} can take {steps} of at least {bill.fewest_steps} steps; the smallest feasible budget is "
     reason += format_amount(enough, budget.unit)
@@ -291,7 +317,7 @@ def _trials(
             continue
         alone = _Bill(0.0, 0.0, bill.price, bill.fewest_steps, 0, bill.trial_steps)
         # Half a step more, so that rounding does not take one away.
-        spent = Budget(amount=(bill.trial_steps + 0.5) * bill.price, unit=amounts[0].unit)
+        spent = Budget(amount=bill.price.cost(bill.trial_steps + 0.5), unit=amounts[0].unit)
         schedule = _schedule(bare, arm, costs[arm], alone, spent, 0, charge, unique)
         for rate in study.tuning.learning_rate:
             named = schedule.model_copy(update={"arm": f"{arm}~{rate:g}", "unspent_fraction": 0.0})

@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from budgetlab.errors import CallerError, unknown_name
+from budgetlab.strategies import build_strategy
 from budgetlab.units import parse_amount
-from budgetlab.values import ArmCost, Budget, ExecutionSpec, ModelSpec
+from budgetlab.values import Arm, ArmCost, Budget, ExecutionSpec, ModelSpec
 from budgetlab.values.base import Interval
 
 __all__ = [
     "MATCHES",
+    "Tariff",
     "charge_share",
     "device_seconds",
     "device_seconds_interval",
@@ -23,6 +26,9 @@ __all__ = [
     "loss_factor",
     "price_per_step",
     "step_price",
+    "tariff",
+    "taught_steps",
+    "taught_tokens",
     "teacher_bill",
     "tokens_interval",
     "whole_steps",
@@ -68,13 +74,13 @@ def price_per_step(
         if cost.joules_per_token is None:
             raise CallerError("match = joules", f"no energy was measured for {cost.arm}", "profile where it can be")
         if free and has_teacher:
-            asked = "teacher_charge = none by joules"
-            raise CallerError(asked, f"the energy of {cost.arm} was not measured by phase", "charge inference")
+            asked, wrong = f"{cost.arm} without its teacher, by joules", "its energy was not measured by phase"
+            raise CallerError(asked, wrong, "charge inference, and do not cache the teacher")
         return cost.joules_per_token * cost.batch_tokens
     if cost.seconds_per_step is None:
         raise CallerError(f"match by {unit}", f"{cost.arm} was counted, not timed", "profile without --count-only")
     if free and has_teacher and teacher.seconds_per_step is None:
-        raise CallerError(f"teacher_charge = none by {unit}", f"{cost.arm} was not timed by phase", "profile it here")
+        raise CallerError(f"{cost.arm} without its teacher, by {unit}", "it was not timed by phase", "profile it here")
     seconds = cost.seconds_per_step - ((teacher.seconds_per_step or 0.0) if free else 0.0)
     if unit == "usd":
         if usd_per_device_hour is None:
@@ -94,25 +100,91 @@ def step_price(execution: ExecutionSpec, cost: ArmCost, unit: str, charge: str) 
     return price * loss_factor(execution) if unit in ("device_seconds", "usd", "joules") else price
 
 
-def device_seconds(execution: ExecutionSpec, cost: ArmCost, steps: int) -> float | None:
-    """Device time of so many steps, summed over devices; None where steps were not timed."""
-    return None if cost.seconds_per_step is None else cost.seconds_per_step * steps * loss_factor(execution)
+@dataclass(frozen=True)
+class Tariff:
+    """What an arm's steps cost: `first` each, and `later` each once a teacher whose answers are kept has read all."""
+
+    first: float
+    later: float
+    taught_steps: float = math.inf
+    """Steps of the first pass, where the teacher's answers are kept."""
+
+    def cost(self, steps: float) -> float:
+        """Return the price of so many steps from the beginning."""
+        taught = min(steps, self.taught_steps)
+        return taught * self.first + (steps - taught) * self.later
+
+    def between(self, one: float, other: float) -> float:
+        """Return the price of the steps from one to the other."""
+        return self.cost(other) - self.cost(one)
+
+    def steps(self, amount: float, bill: float) -> int:
+        """Return the whole steps that an amount pays for after the bill."""
+        steps = int(whole_steps(amount, bill, self.first))
+        if math.isinf(self.taught_steps):
+            return steps
+        beyond = int(whole_steps(amount, bill + self.taught_steps * (self.first - self.later), self.later))
+        return beyond if beyond >= self.taught_steps else steps
+
+    def times(self, factor: float) -> Tariff:
+        """Return the same at so many times the price."""
+        return Tariff(self.first * factor, self.later * factor, self.taught_steps)
 
 
-def device_seconds_interval(execution: ExecutionSpec, cost: ArmCost, steps: int) -> Interval | None:
-    """Interval of `device_seconds`, from that of a step's time."""
-    if cost.seconds_per_step_interval is None:
+def taught_steps(arm: Arm, unique_tokens: int | None) -> float:
+    """Return the steps after which a teacher whose answers are kept has read all of the text; infinite for others.
+
+    Raises
+    ------
+    CallerError
+        When they are kept and it is not known how much text there is.
+    """
+    if not build_strategy(arm.strategy, arm.name).keeps_teacher:
+        return math.inf
+    if unique_tokens is None:
+        wrong = "how much text there is, hence how often it is read, is not known yet"
+        raise CallerError(f"{arm.name}: cached = true", wrong, "set corpus.unique_tokens")
+    recipe = arm.recipe
+    return unique_tokens // recipe.seq_len / recipe.batch_sequences
+
+
+def taught_tokens(tokens: int, unique_tokens: int | None, seq_len: int) -> int:
+    """Return what a teacher whose answers are kept reads of so many tokens: each sample once."""
+    return tokens if unique_tokens is None else min(tokens, unique_tokens // seq_len * seq_len)
+
+
+def tariff(execution: ExecutionSpec, cost: ArmCost, unit: str, charge: str, taught: float = math.inf) -> Tariff:
+    """Return what the steps of an arm cost on the study's devices; `taught` as in `Tariff`."""
+    first = step_price(execution, cost, unit, charge)
+    return Tariff(first, first if math.isinf(taught) else step_price(execution, cost, unit, "none"), taught)
+
+
+def device_seconds(execution: ExecutionSpec, cost: ArmCost, steps: int, taught: float = math.inf) -> float | None:
+    """Device time of so many steps, summed over devices; None where steps, or the phases needed, were not timed."""
+    if cost.seconds_per_step is None or (
+        math.isfinite(taught) and cost.phases["teacher_forward"].seconds_per_step is None
+    ):
         return None
-    low, high = (end * steps * loss_factor(execution) for end in cost.seconds_per_step_interval)
+    return tariff(execution, cost, "device_seconds", "inference", taught).cost(steps)
+
+
+def device_seconds_interval(
+    execution: ExecutionSpec, cost: ArmCost, steps: int, taught: float = math.inf
+) -> Interval | None:
+    """Interval of `device_seconds`, from that of a step's time."""
+    middle = device_seconds(execution, cost, steps, taught)
+    if middle is None or not cost.seconds_per_step or cost.seconds_per_step_interval is None:
+        return None
+    low, high = (middle * end / cost.seconds_per_step for end in cost.seconds_per_step_interval)
     return low, high
 
 
-def tokens_interval(budget: Budget, bill: float, price: float, cost: ArmCost) -> Interval | None:
+def tokens_interval(budget: Budget, bill: float, price: Tariff, cost: ArmCost) -> Interval | None:
     """What a budget of time or money would buy at either end of the step time's interval; None for other budgets."""
     if budget.unit not in ("device_seconds", "usd") or not cost.seconds_per_step or not cost.seconds_per_step_interval:
         return None
-    fast, slow = (price * end / cost.seconds_per_step for end in cost.seconds_per_step_interval)
-    low, high = (float(whole_steps(budget.amount, bill, end)) * cost.batch_tokens for end in (slow, fast))
+    fast, slow = (price.times(end / cost.seconds_per_step) for end in cost.seconds_per_step_interval)
+    low, high = (float(end.steps(budget.amount, bill)) * cost.batch_tokens for end in (slow, fast))
     return low, high
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from budgetlab.values import Plan, RunRecord
+from budgetlab.planner.prices import Tariff, device_seconds, tariff, taught_steps
+from budgetlab.values import ArmCost, Plan, RunRecord
 
 __all__ = ["Standing", "standing"]
 
@@ -43,8 +45,8 @@ class _Work:
 
     first: int
     last: int
-    seconds_per_step: float | None
-    flops_per_step: float
+    seconds: Tariff | None
+    flops: Tariff
     record: RunRecord | None
     name: str
     needs: tuple[str, ...] = ()
@@ -72,13 +74,13 @@ def standing(plan: Plan, records: Iterable[RunRecord]) -> Standing:
     records = list(records)
     work = [*_teachers(plan, records), *_arms(plan, records)]
     # All by seconds, or all by FLOPs: the two do not add up.
-    timed = all(unit.seconds_per_step is not None for unit in work)
-    prices = [(unit.seconds_per_step or 0.0) if timed else unit.flops_per_step for unit in work]
-    total = sum((unit.last - unit.first) * price for unit, price in zip(work, prices, strict=True))
-    done = sum((unit.at - unit.first) * price for unit, price in zip(work, prices, strict=True))
+    timed = all(unit.seconds is not None for unit in work)
+    prices = [unit.seconds if timed and unit.seconds is not None else unit.flops for unit in work]
+    total = sum(price.between(unit.first, unit.last) for unit, price in zip(work, prices, strict=True))
+    done = sum(price.between(unit.first, unit.at) for unit, price in zip(work, prices, strict=True))
     lost = {unit.name for unit in work if unit.record is not None and unit.record.status == "failed"}
     waiting = [not lost & {unit.name, *unit.needs} for unit in work]
-    left = sum((u.last - u.at) * p for u, p, can in zip(work, prices, waiting, strict=True) if can)
+    left = sum(p.between(u.at, u.last) for u, p, can in zip(work, prices, waiting, strict=True) if can)
     running = [
         (r.run_id, unit.at, unit.last, r.points[-1].losses.get("loss") if r.points else None)
         for unit in work
@@ -90,8 +92,8 @@ def standing(plan: Plan, records: Iterable[RunRecord]) -> Standing:
         done_fraction=done / total if total else 1.0,
         seconds_left=left * (1.0 if pace is None else pace) / side_by_side if timed else None,
         pace=pace,
-        spent_required_flops=sum((unit.at - unit.first) * unit.flops_per_step for unit in work),
-        planned_required_flops=sum((unit.last - unit.first) * unit.flops_per_step for unit in work),
+        spent_required_flops=sum(unit.flops.between(unit.first, unit.at) for unit in work),
+        planned_required_flops=sum(unit.flops.between(unit.first, unit.last) for unit in work),
         running=tuple(running),
     )
 
@@ -101,10 +103,17 @@ def _pace(work: list[_Work]) -> float | None:
     took = planned = 0.0
     for unit in work:
         points = unit.record.points if unit.record is not None else ()
-        if points and unit.seconds_per_step:
+        if points and unit.seconds is not None:
             took += points[-1].device_seconds
-            planned += points[-1].step * unit.seconds_per_step
+            planned += unit.seconds.cost(points[-1].step)
     return took / planned if planned else None
+
+
+def _tariffs(plan: Plan, cost: ArmCost, taught: float) -> tuple[Tariff | None, Tariff]:
+    """Seconds, where they are known, and required FLOPs of the steps."""
+    timed = device_seconds(plan.execution, cost, 1, taught) is not None
+    seconds = tariff(plan.execution, cost, "device_seconds", "inference", taught) if timed else None
+    return seconds, tariff(plan.execution, cost, "required_flops", "inference", taught)
 
 
 def _teachers(plan: Plan, records: list[RunRecord]) -> list[_Work]:
@@ -114,8 +123,8 @@ def _teachers(plan: Plan, records: list[RunRecord]) -> list[_Work]:
             continue
         record = next((r for r in records if r.kind == "teacher" and r.student == teacher.model), None)
         cost = plan.costs[teacher.model]
-        per_step = teacher.required_flops / teacher.steps
-        found.append(_Work(0, teacher.steps, cost.seconds_per_step, per_step, record, teacher.model))
+        prices = _tariffs(plan, cost, math.inf)
+        found.append(_Work(0, teacher.steps, *prices, record, teacher.model))
     return found
 
 
@@ -125,8 +134,7 @@ def _arms(plan: Plan, records: list[RunRecord]) -> list[_Work]:
         schedules = [s for s in plan.schedules if s.arm == name and s.feasible]
         if not schedules:
             continue
-        seconds = plan.costs[name].seconds_per_step
-        per_step = schedules[0].required_flops / schedules[0].steps
+        prices = _tariffs(plan, plan.costs[name], taught_steps(plan.arms[name], schedules[0].unique_tokens))
         branched = plan.ladder == "branched"
         for seed in plan.seeds:
             own = [r for r in records if r.arm == name and r.run_seed == seed]
@@ -136,12 +144,12 @@ def _arms(plan: Plan, records: list[RunRecord]) -> list[_Work]:
                 last = max(s.steps - s.cooldown_steps for s in schedules)
                 # Where all branches are there, their trunk was, whether or not its folder still is.
                 if trunk is not None or any(_rung(own, s.steps) is None for s in schedules):
-                    found.append(_Work(0, last, seconds, per_step, trunk, f"{name} {seed} trunk", needs))
+                    found.append(_Work(0, last, *prices, trunk, f"{name} {seed} trunk", needs))
                 needs = (*needs, f"{name} {seed} trunk")
             for s in schedules:
                 first = s.steps - s.cooldown_steps if branched else 0
                 rung = _rung(own, s.steps)
-                found.append(_Work(first, s.steps, seconds, per_step, rung, f"{name} {seed} {s.steps}", needs))
+                found.append(_Work(first, s.steps, *prices, rung, f"{name} {seed} {s.steps}", needs))
     return found
 
 

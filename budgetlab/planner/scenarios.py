@@ -12,7 +12,7 @@ from budgetlab.planner.match import plan
 from budgetlab.planner.prices import MATCHES, effective_tokens, loss_factor, step_price, whole_steps
 from budgetlab.strategies import build_strategy
 from budgetlab.studies import Study
-from budgetlab.values import Arm, ArmCost, CostProfile, ExecutionSpec
+from budgetlab.values import Arm, ArmCost, CostProfile, ExecutionSpec, StrategySpec
 
 __all__ = ["all_in", "cached_teacher", "definition_notes", "sensitivity", "what_if", "with_throughput"]
 
@@ -146,10 +146,12 @@ def what_if(scenarios: pd.DataFrame) -> pd.DataFrame:
     price = (own + np.where(pays, given["teacher_per_token"], 0.0)) * given["batch_tokens"]
     steps = whole_steps(budget, bill, price)
     # Below one pass over the text, a cache is the teacher as it goes along; beyond, it has been paid once and for all.
-    again = cached & pays & (steps * given["batch_tokens"] > given["unique_tokens"])
-    bill = bill + np.where(again, given["teacher_per_token"] * np.where(again, given["unique_tokens"], 0.0), 0.0)
+    once = bill + given["teacher_per_token"] * np.where(cached, given["unique_tokens"], 0.0)
+    beyond = whole_steps(budget, once, own * given["batch_tokens"])
+    again = cached & pays & (beyond * given["batch_tokens"] >= given["unique_tokens"])
+    bill = np.where(again, once, bill)
     price = np.where(again, own * given["batch_tokens"], price)
-    steps = whole_steps(budget, bill, price)
+    steps = np.where(again, beyond, steps)
     tokens = steps * given["batch_tokens"]
     unique = np.where(np.isinf(given["unique_tokens"]), np.maximum(tokens, 1.0), given["unique_tokens"])
     return scenarios.assign(
@@ -212,6 +214,8 @@ def cached_teacher(study: Study, profile: CostProfile, *, top_k: int | None = No
         A row a distilled arm: `possible` and `why_not`, `passes`, `tokens_live`, `tokens_cached` at the largest budget,
         `saves` (more than one pass), `bytes_per_token`, `total_bytes`, `absurd` (more than a terabyte).
     """
+    arms = {name: arm.model_copy(update={"strategy": _uncached(arm.strategy)}) for name, arm in study.arms.items()}
+    study = study.model_copy(update={"arms": arms})
     made = plan(study, profile)
     rows = []
     for schedule in made.schedules:
@@ -241,6 +245,11 @@ def cached_teacher(study: Study, profile: CostProfile, *, top_k: int | None = No
             "bytes_per_token": size, "total_bytes": size * unique, "absurd": size * unique > 1e12,
         })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _uncached(strategy: StrategySpec) -> StrategySpec:
+    settings = {name: value for name, value in strategy.settings.items() if name != "cached"}
+    return StrategySpec(name=strategy.name, **settings)
 
 
 def _is_rate(value: object) -> bool:

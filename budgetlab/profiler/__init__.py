@@ -27,6 +27,7 @@ from budgetlab.profiler.clock import (
     largest_micro_batch,
     measure_energy,
     measure_memory,
+    time_compiled,
     time_steps,
 )
 from budgetlab.profiler.count import agree, count_flops, second_opinion
@@ -35,7 +36,7 @@ from budgetlab.profiler.roofline import calibrate
 from budgetlab.profiler.timemodel import measure_time_model
 from budgetlab.resampling import median_interval
 from budgetlab.studies import Study
-from budgetlab.values import ArmCost, CostProfile, Ratio
+from budgetlab.values import ArmCost, CompiledCost, CostProfile, Ratio
 
 __all__ = ["agree", "count_flops", "predict_for", "profile", "reshaped", "second_opinion", "with_times"]
 
@@ -113,6 +114,12 @@ def profile(
             whole = job[4].batch_sequences if micro is None else None
             fits = {"largest_micro_batch_sequences": largest.get(job[0], whole)}
             costs[job[0]] = costs[job[0]].model_copy(update=fits)
+    asked_to_compile = study.execution.compile
+    if rounds is not None and (asked_to_compile == "always" or (asked_to_compile == "auto" and device.type == "cuda")):
+        for job in jobs:
+            say(f"compiling {job[0]}")
+            compiled = _compiled(job, device, micro, say, must=asked_to_compile == "always")
+            costs[job[0]] = costs[job[0]].model_copy(update={"compiled": compiled})
     if not count_only and depth != "quick":
         say("measuring memory and energy")
         costs = {job[0]: _with_memory(costs[job[0]], job, device, micro) for job in jobs}
@@ -253,6 +260,18 @@ def _changed(cost: ArmCost) -> str | None:
     return (
         f"{cost.arm}'s step took {100 * (again[0] / before - 1.0):+.0f} % when it was timed again: the machine changed"
     )
+
+
+def _compiled(
+    job: Job, device: torch.device, micro: int | None, say: Callable[[str], None], *, must: bool
+) -> CompiledCost | None:
+    try:
+        return time_compiled(job, device, QUICK, micro)
+    except CallerError as error:
+        if must:
+            raise
+        say(str(error))
+        return None
 
 
 def _ratio(own: Sequence[float], reference: Sequence[float], share: float) -> Ratio:

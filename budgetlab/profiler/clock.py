@@ -25,9 +25,10 @@ from budgetlab.hardware import (
     throttled,
     waited_seconds,
 )
+from budgetlab.resampling import median_interval
 from budgetlab.step import TrainingStep, build_step
 from budgetlab.strategies import build_strategy
-from budgetlab.values import ModelSpec, Recipe, StrategySpec, Timing
+from budgetlab.values import CompiledCost, ModelSpec, Ratio, Recipe, StrategySpec, Timing
 
 __all__ = [
     "QUICK",
@@ -41,6 +42,7 @@ __all__ = [
     "measure_energy",
     "measure_memory",
     "random_batch",
+    "time_compiled",
     "time_shapes",
     "time_steps",
 ]
@@ -79,13 +81,15 @@ class Rounds:
     throttling: set[str] = field(default_factory=set)
 
 
-def build_job(job: Job, device: str | torch.device, trained: Collection[str] | None = None) -> TrainingStep:
-    """Build the step of an arm, or of pretraining a teacher; `trained` as in `TrainingStep`."""
+def build_job(
+    job: Job, device: str | torch.device, trained: Collection[str] | None = None, *, compiled: bool = False
+) -> TrainingStep:
+    """Build the step of an arm, or of pretraining a teacher; `trained` and `compiled` as in `TrainingStep`."""
     name, strategy, student, teacher, recipe = job
     # Random weights cost what given ones do.
     teacher = None if teacher is None else teacher.untrained()
     built = build_strategy(strategy, name)
-    return build_step(name, built, student, teacher, recipe, seed=0, device=device, trained=trained)
+    return build_step(name, built, student, teacher, recipe, seed=0, device=device, trained=trained, compiled=compiled)
 
 
 def time_steps(
@@ -118,6 +122,30 @@ def time_shapes(
     work = {name: (step, random_batch(job[2], job[4], *shape), None) for shape, name in names.items()}
     found = _rounds(work, device, Effort(rounds, 0.0), lambda text: None)
     return {shape: found.steps[name] for shape, name in names.items()}
+
+
+def time_compiled(job: Job, device: torch.device, effort: Effort, micro_batch_sequences: int | None) -> CompiledCost:
+    """Time one arm's step compiled and not, in turn.
+
+    Raises
+    ------
+    CallerError
+        When torch cannot compile it here.
+    """
+    batch = random_batch(job[2], job[4])
+    names = {False: f"{job[0]} as it is", True: f"{job[0]} compiled"}
+    work = {name: (build_job(job, device, compiled=how), batch, micro_batch_sequences) for how, name in names.items()}
+    try:
+        found = _rounds(work, device, effort, lambda text: None)
+    except RuntimeError as error:  # what dynamo and inductor raise
+        raise CallerError(
+            f"torch.compile of {job[0]}", " ".join(str(error).split())[:160], "set execution.compile = never"
+        ) from error
+    plain, compiled = ([step.seconds for step in found.steps[names[how]]] for how in (False, True))
+    ratios = [one / other for one, other in zip(compiled, plain, strict=True)]
+    ratio = Ratio(value=statistics.median(ratios), interval=median_interval(ratios))
+    took = found.first[names[True]].seconds - found.first[names[False]].seconds
+    return CompiledCost(seconds_ratio=ratio, compile_seconds=max(0.0, took))
 
 
 def _rounds(

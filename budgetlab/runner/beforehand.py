@@ -62,6 +62,8 @@ def check_room(todo: list[Unit], newest: int, workers: int, store: Store, say: C
         return
     store.folder.mkdir(parents=True, exist_ok=True)
     folders = (store.run_folder(unit.run_id) / part for unit in todo for part in ("checkpoints", "model"))
+    if any(unit.kept_bytes for unit in todo):
+        folders = (*folders, *store.cache.glob("teacher-*"))
     there = sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
     needed = max(0, bytes_needed(todo, newest, workers) - there)
     free = shutil.disk_usage(store.folder).free

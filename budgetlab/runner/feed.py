@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 from budgetlab.batches import Batches, MaskedBatch
 from budgetlab.ranks import Ranks
+from budgetlab.runner.teacher_cache import TeacherCache
 
 __all__ = ["Feed"]
 
@@ -24,10 +26,14 @@ class Feed:
         Whose share this process makes.
     last_step
         None is made from here on.
+    kept
+        Where the teacher's answers are read.
     """
 
-    def __init__(self, batches: Batches, batch_sequences: int, ranks: Ranks, last_step: int) -> None:
-        self._make: Callable[[int], Fed] = lambda step: _made(batches, step, batch_sequences, ranks)
+    def __init__(
+        self, batches: Batches, batch_sequences: int, ranks: Ranks, last_step: int, kept: TeacherCache | None = None
+    ) -> None:
+        self._make: Callable[[int], Fed] = lambda step: _made(batches, step, batch_sequences, ranks, kept)
         self._last_step, self._at = last_step, -1
         self._next: Future[Fed] | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="feed")
@@ -47,6 +53,9 @@ class Feed:
         return found
 
 
-def _made(batches: Batches, step: int, batch_sequences: int, ranks: Ranks) -> Fed:
+def _made(batches: Batches, step: int, batch_sequences: int, ranks: Ranks, kept: TeacherCache | None) -> Fed:
     batch = batches.step(step, batch_sequences, ranks.rank, ranks.world)
-    return batch, batch.digest(step)
+    digest = batch.digest(step)
+    if kept is not None and batch.samples is not None:
+        batch = replace(batch, largest=kept.read(batch.samples))
+    return batch, digest

@@ -55,10 +55,10 @@ class Meter:
         self.units = {unit.run_id: unit for unit in todo}
         self.at = {unit.run_id: unit.first_step for unit in todo}
         self.progress, self.say, self.started = progress, say, time.monotonic()
-        self.left = sum((unit.last_step - unit.first_step) * unit.step_price for unit in todo)
-        self.flops_left = sum((unit.last_step - unit.first_step) * unit.step_flops for unit in todo)
-        self.total = sum((unit.last_step - unit.first_step) * unit.step_price for unit in units) or 1.0
-        self.flops = sum((unit.last_step - unit.first_step) * unit.step_flops for unit in units) or 1.0
+        self.left = sum(unit.price.between(unit.first_step, unit.last_step) for unit in todo)
+        self.flops_left = sum(unit.flops.between(unit.first_step, unit.last_step) for unit in todo)
+        self.total = sum(unit.price.between(unit.first_step, unit.last_step) for unit in units) or 1.0
+        self.flops = sum(unit.flops.between(unit.first_step, unit.last_step) for unit in units) or 1.0
         self.trained = 0.0
 
     def __call__(self, told: Moved | str) -> None:
@@ -67,13 +67,13 @@ class Meter:
             self.say(told)
             return
         unit = self.units[told.run_id]
-        steps = told.step - self.at[told.run_id]
+        moved = self.at[told.run_id], told.step
         self.at[told.run_id] = told.step
-        self.left -= steps * unit.step_price
-        self.flops_left -= steps * unit.step_flops
+        self.left -= unit.price.between(*moved)
+        self.flops_left -= unit.flops.between(*moved)
         if told.resumed:
             return
-        self.trained += steps * unit.step_price
+        self.trained += unit.price.between(*moved)
         took = time.monotonic() - self.started
         self.progress(
             Progress(

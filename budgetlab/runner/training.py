@@ -30,6 +30,7 @@ from budgetlab.runner.feed import Feed
 from budgetlab.runner.learning_rate import learning_rate_factor
 from budgetlab.runner.ledger import Ledger
 from budgetlab.runner.meter import Moved
+from budgetlab.runner.teacher_cache import TeacherCache
 from budgetlab.runner.trackers import Trackers, make_trackers
 from budgetlab.runner.units import Unit
 from budgetlab.runner.watch import SIGNS, other_pace, what_is_wrong
@@ -96,8 +97,9 @@ class Training:
         self.checkpoints = store.checkpoints(unit.run_id)
         strategy = build_strategy(unit.strategy, unit.arm)
         self.step = build_step(
-            unit.arm, strategy, unit.spec, teacher, unit.recipe, seed=unit.seed, device=device, ranks=ranks
-        )
+            unit.arm, strategy, unit.spec, teacher, unit.recipe, seed=unit.seed, device=device, ranks=ranks,
+            compiled=plan.compiled,
+        )  # fmt: skip
         self.batches = Batches(
             corpus.train,
             corpus.special,
@@ -112,14 +114,18 @@ class Training:
         counter = find_energy_counter(device) if plan.execution.workers == 1 else None
         if counter is not None and device.type == "cpu" and ranks.local > 0:
             counter = replace(counter, joules=lambda: 0.0)  # the machine's first process reads for all of it
-        self.ledger = Ledger(unit.cost, device, ranks, counter)
+        self.teacher_hash = self.step.teacher_hash()
+        self.kept: TeacherCache | None = None
+        if strategy.keeps_teacher:
+            about = {"corpus": unit.corpus_key, "run_seed": unit.seed, "teacher": self.teacher_hash}
+            self.kept = TeacherCache(store.cache, self.step, self.batches, about, ranks)
+        self.ledger = Ledger(unit.cost, device, ranks, counter, self.kept)
         peak = find_peak(record.environment.device_name)
         self.peak = peak.flops_per_second(unit.recipe.dtype) if peak is not None else None
         self.at = self.counted = 0
         self.sums: dict[str, torch.Tensor] = {}
         """Of each logged term over the steps since the last point, of this process's samples."""
         self.state_hash: str | None = None
-        self.teacher_hash = self.step.teacher_hash()
         self._restore(device)
         self.ledger.overheads["start"] += time.perf_counter() - began
         self.ledger.mark()
@@ -186,12 +192,25 @@ class Training:
         with self.ledger.overhead("checkpoint"):
             self.trackers.start(self._config())
         try:
-            with Feed(self.batches, unit.recipe.batch_sequences, self.ranks, unit.last_step) as feed:
+            if self.kept is not None:
+                samples = unit.last_step * unit.recipe.batch_sequences
+                self.kept.make(samples, self.ledger.counter, stop_asked, self.say)
+                self.ledger.mark()
+            if self.plan.compiled and self.at < unit.last_step:
+                self._compile()
+            with Feed(self.batches, unit.recipe.batch_sequences, self.ranks, unit.last_step, self.kept) as feed:
                 record = self._train(feed, stop_asked, tell)
             status = record.status
         finally:
             self.trackers.finish(status)
         return record
+
+    def _compile(self) -> None:
+        micro, share = self.plan.execution.micro_batch_sequences, self.unit.recipe.batch_sequences // self.ranks.world
+        with self.ledger.overhead("compile"):
+            self.step.warm_up(share if micro == "auto" else min(micro, share))
+            self.ranks.wait()
+        self.ledger.mark()
 
     def _config(self) -> dict[str, Any]:
         unit = self.unit
@@ -278,7 +297,11 @@ class Training:
 
     def _say_pace(self, seconds_per_step: float) -> None:
         here, there = self.record.environment.device_name, self.plan.device_name
-        said = other_pace(self.unit.cost, self.plan.execution, seconds_per_step, here, there)
+        unit, steps = self.unit, FIRST_STEPS[1] - FIRST_STEPS[0]
+        planned = None
+        if unit.cost.seconds_per_step is not None:
+            planned = unit.price.between(self.at - steps, self.at) / steps
+        said = other_pace(planned, self.plan.execution, seconds_per_step, here, there)
         if said is not None:
             self.say(f"{self.unit.arm}: {said}, seen in {FIRST_STEPS[1]} steps")
 
@@ -375,9 +398,16 @@ class Training:
         ended = status != "running"
         weights = tensors_hash(dict(self.step.student.named_parameters())) if ended else None
         account = self.ledger.account(self.batches.unique_tokens)
-        update = {"status": status, "steps": self.at, "teacher_hash": self.teacher_hash, "weights_hash": weights,
-                  "state_hash": self.state_hash, **account}  # fmt: skip
-        return self.record.model_copy(update=update)
+        hashes = {"teacher_hash": self.teacher_hash, "weights_hash": weights, "state_hash": self.state_hash}
+        said = {"status": status, "steps": self.at, "scaling_efficiency": self._scaling_efficiency()}
+        return self.record.model_copy(update={**said, **hashes, **account})
+
+    def _scaling_efficiency(self) -> float | None:
+        """What `execution.scaling_efficiency` should have been."""
+        took, here = self.ledger.device_seconds, self.record.environment.device_name
+        if self.ranks.world == 1 or not took or self.plan.device_name != here:
+            return None
+        return self.unit.price.cost(self.at) / took
 
     def _written(self, record: RunRecord) -> RunRecord:
         self.store.write_record(record)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 from budgetlab.corpus import Corpus
+from budgetlab.planner.prices import Tariff, price_per_step, taught_steps
+from budgetlab.runner.teacher_cache import bytes_per_target
 from budgetlab.strategies import build_strategy
 from budgetlab.values import ArmCost, ModelSpec, Plan, Recipe, Schedule, StrategySpec, TeacherPlan, content_hash
 
@@ -40,6 +43,8 @@ class Unit:
     teacher: str | None = None
     teacher_key: str | None = None
     teacher_seed: int | None = None
+    taught_steps: float = math.inf
+    """After so many steps a teacher whose answers are kept has read all of the text."""
 
     @cached_property
     def key(self) -> str:
@@ -62,14 +67,27 @@ class Unit:
         return self.last_step - self.cooldown_steps if self.trunk is not None else 0
 
     @property
-    def step_price(self) -> float:
-        """Planned seconds of a step, or its FLOPs where it was not timed."""
-        return self.cost.seconds_per_step or self.step_flops
+    def price(self) -> Tariff:
+        """Planned seconds of its steps on one device, or their FLOPs where they were not timed."""
+        cost, teacher = self.cost, self.cost.phases["teacher_forward"].seconds_per_step
+        if cost.seconds_per_step is None or (teacher is None and math.isfinite(self.taught_steps)):
+            return self.flops
+        return Tariff(cost.seconds_per_step, cost.seconds_per_step - (teacher or 0.0), self.taught_steps)
 
     @property
-    def step_flops(self) -> float:
-        """Required FLOPs of a step."""
-        return self.cost.train_required_flops_per_token * self.cost.batch_tokens
+    def flops(self) -> Tariff:
+        """Required FLOPs of its steps."""
+        first, later = (price_per_step(self.cost, "required_flops", charge=charge) for charge in ("inference", "none"))
+        return Tariff(first, later, self.taught_steps)
+
+    @property
+    def kept_bytes(self) -> int:
+        """What its teacher's answers take on disk, where they are kept."""
+        top_k = build_strategy(self.strategy, self.arm).largest_logits
+        if math.isinf(self.taught_steps) or top_k is None:
+            return 0
+        sequences = math.ceil(min(self.last_step, self.taught_steps) * self.recipe.batch_sequences)
+        return sequences * self.recipe.masked_per_sequence * bytes_per_target(top_k, self.spec.vocab_size or 0)
 
 
 def bytes_needed(units: list[Unit], newest: int, workers: int) -> int:
@@ -77,7 +95,7 @@ def bytes_needed(units: list[Unit], newest: int, workers: int) -> int:
 
     Float32 weights, and AdamW's two moments where a unit goes on from there: a trunk keeps that at every branch point;
     a rung and a teacher end as weights and as a transformers folder. While one trains, its `newest` are there too, and
-    the one that is being written.
+    the one that is being written. Of a teacher whose answers are kept, these, once for each arm and seed.
     """
     weights = [4 * unit.cost.num_params_total for unit in units]
     kept = [
@@ -85,7 +103,9 @@ def bytes_needed(units: list[Unit], newest: int, workers: int) -> int:
         for unit, own in zip(units, weights, strict=True)
     ]
     training = sorted((3 * (newest + 1) * own for own in weights), reverse=True)[:workers]
-    return sum(kept) + sum(training)
+    asked = {(unit.arm, unit.seed, unit.kept_bytes) for unit in units}
+    answers = {(arm, seed): max(size for a, s, size in asked if (a, s) == (arm, seed)) for arm, seed, _ in asked}
+    return sum(kept) + sum(training) + sum(answers.values())
 
 
 def plan_units(plan: Plan, corpus: Corpus) -> list[Unit]:
@@ -136,6 +156,7 @@ def _arm(plan: Plan, name: str, seed: int, teacher_keys: dict[str, str], corpus_
         "corpus_key": corpus_key,
         "teacher": arm.teacher,
         "teacher_key": None if arm.teacher is None else teacher_keys[arm.teacher],
+        "taught_steps": taught_steps(arm, schedules[0].unique_tokens),
         "teacher_seed": next((teacher.seed for teacher in plan.teachers if teacher.model == arm.teacher), None),
     }
     branches = tuple(schedule.steps - schedule.cooldown_steps for schedule in schedules)

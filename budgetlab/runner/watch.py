@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from budgetlab.planner.prices import loss_factor
-from budgetlab.values import ArmCost, ExecutionSpec
+from budgetlab.values import ExecutionSpec
 
 __all__ = ["SIGNS", "other_pace", "what_is_wrong"]
 
@@ -37,22 +37,22 @@ def what_is_wrong(means: Mapping[str, float], first_loss: float | None) -> str |
 
 
 def other_pace(
-    cost: ArmCost, execution: ExecutionSpec, seconds_per_step: float, here: str, there: str | None
+    planned_seconds: float | None, execution: ExecutionSpec, seconds_per_step: float, here: str, there: str | None
 ) -> str | None:
     """Say that a step takes another time than was planned, or was timed elsewhere; None where it was neither.
 
     Parameters
     ----------
-    cost, execution
-        What was planned.
+    planned_seconds, execution
+        Of a step on one device, None where it was not timed, and the devices.
     seconds_per_step
         Of all devices together, as found.
     here, there
         The device's name, and that of the plan's, None where steps were not timed.
     """
-    if cost.seconds_per_step is None:
+    if planned_seconds is None:
         return None
-    planned = cost.seconds_per_step * loss_factor(execution)
+    planned = planned_seconds * loss_factor(execution)
     times = seconds_per_step / planned
     if 1 / OTHER_PACE <= times <= OTHER_PACE and there in (None, here):
         return None

@@ -91,6 +91,16 @@ class Strategy(Value):
         """Whether both networks read the words themselves at the masked positions."""
         return False
 
+    @property
+    def largest_logits(self) -> int | None:
+        """How many of the teacher's logits are read at a position, the largest ones; None for all."""
+        return None
+
+    @property
+    def keeps_teacher(self) -> bool:
+        """Whether these are kept on disk, so that the teacher reads each sample once; its signals must be no others."""
+        return False
+
 
 class FeatureStrategy(Strategy):
     """A strategy whose published loss compares features only.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from budgetlab.errors import CallerError
 from budgetlab.strategies.base import Strategy
-from budgetlab.strategies.losses import masked_lm, real_rows, soft_divergence
+from budgetlab.strategies.losses import masked_lm, real_rows, soft_divergence, soft_divergence_of_largest
 from budgetlab.values import Batch, ModelSpec, Needs, Signals
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ class VanillaKD(Strategy):
     over all N real tokens (`positions = "all"`, which needs both heads everywhere). `divergence = "kl"` subtracts the
     teacher's entropy: same gradient, zero at teacher = student. `reduction = "released_code"` also divides the soft
     term by the vocabulary size, as the code released with arXiv 2404.19319 does, so that its effect can be shown.
+
+    `top_k` cuts the teacher off after its largest logits at a position: its other words get no probability. With
+    `cached` these are kept on disk, so that the teacher reads every sample once however often the student does.
     """
 
     temperature: float = Field(default=1.0, gt=0)
@@ -29,6 +33,30 @@ class VanillaKD(Strategy):
     divergence: Literal["soft_cross_entropy", "kl"] = "soft_cross_entropy"
     reduction: Literal["per_token", "released_code"] = "per_token"
     positions: Literal["masked", "all"] = "masked"
+    top_k: int | None = Field(default=None, ge=1)
+    cached: bool = False
+
+    @model_validator(mode="after")
+    def _what_is_kept_is_small(self) -> VanillaKD:
+        if self.cached and (self.top_k is None or self.positions == "all"):
+            raise ValueError('cached needs top_k, and positions = "masked": all the rest is too much to keep')
+        return self
+
+    def check(self, student: ModelSpec, teacher: ModelSpec | None) -> None:
+        """Refuse to keep more logits than there are."""
+        words = None if teacher is None else teacher.vocab_size
+        if self.top_k is not None and words is not None and self.top_k > words:
+            raise CallerError(f"top_k = {self.top_k}", f"the vocabulary has {words} entries", "lower it")
+
+    @property
+    def largest_logits(self) -> int | None:
+        """As the setting says."""
+        return self.top_k
+
+    @property
+    def keeps_teacher(self) -> bool:
+        """As the setting says."""
+        return self.cached
 
     def student_needs(self, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
         """Logits where the soft term runs."""
@@ -50,12 +78,19 @@ class VanillaKD(Strategy):
         projections: nn.ModuleDict | None = None,
     ) -> dict[str, Tensor]:
         """Return {"mlm", "soft"}."""
-        assert student.logits is not None and teacher is not None and teacher.logits is not None
-        ours, theirs, at_targets = student.logits, teacher.logits, student.logits
-        if self.positions == "all":
-            at_targets = ours[batch.target_positions]
-            ours, theirs = (real_rows(logits, batch.attention_mask) for logits in (ours, theirs))
-        soft = soft_divergence(theirs, ours, self.temperature, minus_entropy=self.divergence == "kl")
+        assert student.logits is not None and teacher is not None
+
+        def rows(logits: Tensor) -> Tensor:
+            return real_rows(logits, batch.attention_mask) if self.positions == "all" else logits
+
+        ours, minus_entropy = rows(student.logits), self.divergence == "kl"
+        at_targets = student.logits[batch.target_positions] if self.positions == "all" else student.logits
+        if teacher.largest is not None:
+            theirs = rows(teacher.largest[0]), rows(teacher.largest[1])
+            soft = soft_divergence_of_largest(theirs, ours, self.temperature, minus_entropy=minus_entropy)
+        else:
+            assert teacher.logits is not None
+            soft = soft_divergence(rows(teacher.logits), ours, self.temperature, minus_entropy=minus_entropy)
         if self.reduction == "released_code":
             soft = soft / ours.shape[-1]
         return {

@@ -4,6 +4,7 @@ from budgetlab.values.base import Value, content_hash
 from budgetlab.values.costs import (
     ArmCost,
     Calibration,
+    CompiledCost,
     CostProfile,
     Environment,
     HeldOut,
@@ -45,6 +46,7 @@ __all__ = [
     "Batch",
     "Budget",
     "Calibration",
+    "CompiledCost",
     "CorpusSpec",
     "CostProfile",
     "CurveFit",

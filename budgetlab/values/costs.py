@@ -13,6 +13,7 @@ from budgetlab.values.base import Interval, Value
 __all__ = [
     "ArmCost",
     "Calibration",
+    "CompiledCost",
     "CostProfile",
     "Environment",
     "HeldOut",
@@ -120,6 +121,15 @@ class Ratio(Value):
     interval: Interval | None = None
 
 
+class CompiledCost(Value):
+    """What `torch.compile` makes of a step."""
+
+    seconds_ratio: Ratio
+    """Compiled over not, in the same round."""
+    compile_seconds: float
+    """Of the first step over an ordinary one."""
+
+
 class ArmCost(Value):
     """The price of one arm (or of pretraining one teacher) on one device.
 
@@ -150,6 +160,8 @@ class ArmCost(Value):
     cpu_seconds_ratio: Ratio | None = None
     first_step_seconds: float | None = None
     """Over an ordinary step: kernels chosen, optimizer state made. In no other number."""
+    compiled: CompiledCost | None = None
+    """None where it was not measured; all other seconds are of steps that are not compiled."""
     interval_level: float = 0.95
     tokens_per_second: float | None = None
     steps_timed: int = 0
@@ -170,13 +182,17 @@ class ArmCost(Value):
     dtype: str
     attention: str
 
-    def required_flops(self, tokens: int, target_tokens: int) -> float:
-        """Required FLOPs of training on so many tokens."""
-        return tokens * self.required_flops_per_position + target_tokens * self.required_flops_per_target_token
+    def required_flops(self, tokens: int, target_tokens: int, taught_tokens: int | None = None) -> float:
+        """Required FLOPs of training on so many tokens, of which the teacher reads `taught_tokens` (None: all)."""
+        untaught = 0 if taught_tokens is None else tokens - taught_tokens
+        flops = tokens * self.required_flops_per_position + target_tokens * self.required_flops_per_target_token
+        return flops - untaught * self.phases["teacher_forward"].required_flops_per_token
 
-    def executed_flops(self, tokens: int, target_tokens: int) -> float:
-        """Executed FLOPs of training on so many tokens."""
-        return tokens * self.executed_flops_per_position + target_tokens * self.executed_flops_per_target_token
+    def executed_flops(self, tokens: int, target_tokens: int, taught_tokens: int | None = None) -> float:
+        """Executed FLOPs of training on so many tokens, of which the teacher reads `taught_tokens` (None: all)."""
+        untaught = 0 if taught_tokens is None else tokens - taught_tokens
+        flops = tokens * self.executed_flops_per_position + target_tokens * self.executed_flops_per_target_token
+        return flops - untaught * self.phases["teacher_forward"].executed_flops_per_token
 
     @property
     def required_flops_per_second(self) -> float | None:

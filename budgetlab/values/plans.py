@@ -44,6 +44,8 @@ class Schedule(Value):
     tokens_interval: Interval | None = None
     """At the ends of the step time's interval, where the budget is time or money."""
     target_tokens: int
+    taught_tokens: int | None = None
+    """Of these, what the teacher reads where its answers are kept; None where it reads along, or there is none."""
     steps: int
     effective_tokens: float | None = None
     """What repeated text is worth in fresh text, by a law of causal models: an indication, never planned with."""
@@ -117,5 +119,8 @@ class Plan(Value):
     """Where the steps were timed; None where they were not."""
     corpus_hash: str | None = None
     """Of the tokens; None where the corpus had not been read."""
+    compiled: bool = False
+    """Whether the networks go through `torch.compile`."""
+    compile_reason: str = ""
     warnings: tuple[str, ...] = ()
     """What a reader of the plan should know before running it."""

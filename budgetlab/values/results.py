@@ -73,6 +73,10 @@ class RunRecord(Value):
     overhead_seconds: dict[str, float] = {}
     """What this unit alone took beside its steps, charged to no arm: "start" (networks, corpus, checkpoint read),
     "compile", "data_wait" (making or awaiting batches), "evaluation" (signs of the optimiser), "checkpoint"."""
+    tokens_per_second_by_rank: tuple[float, ...] | None = None
+    """Of each of several processes' share of the tokens, in its own device time, waiting for the others included."""
+    scaling_efficiency: float | None = None
+    """Of several devices: the device time of the same steps on one, as profiled there, over what they took together."""
     samples_digest: str | None = None
     """Sum over the steps of what they saw (`MaskedBatch.digest`): equal for arms at equal steps and seed."""
     teacher_hash: str | None = None

@@ -55,13 +55,15 @@ class Needs:
 class Batch:
     """Masked samples: `input_ids` [B, T], flat `target_positions` [M] into B*T, `target_ids` [M].
 
-    `attention_mask` [B, T] is true at real tokens, None where nothing is padded.
+    `attention_mask` [B, T] is true at real tokens, None where nothing is padded. `largest` are the teacher's largest
+    logits at the targets where they were kept, as in `Signals`.
     """
 
     input_ids: Tensor
     target_positions: Tensor
     target_ids: Tensor
     attention_mask: Tensor | None = None
+    largest: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass
@@ -69,6 +71,8 @@ class Signals:
     """What one forward pass yields: `logits` [M or B*T, V], `hidden` [B, T, D], others [B, H, T, E or T]."""
 
     logits: Tensor | None = None
+    largest: tuple[Tensor, Tensor] | None = None
+    """Instead of logits, where a strategy reads the `largest_logits` alone: values float16 and ids int64, [M, K]."""
     hidden: dict[int, Tensor] = field(default_factory=dict)
     queries: dict[int, Tensor] = field(default_factory=dict)
     keys: dict[int, Tensor] = field(default_factory=dict)

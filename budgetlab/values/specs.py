@@ -198,12 +198,15 @@ class ExecutionSpec(Value):
     """Processes that train and evaluate small units side by side. Prices are those of a worker that has the device to
     itself, so this pays where a unit does not fill the device."""
     micro_batch_sequences: int | Literal["auto"] = "auto"
+    compile: Literal["auto", "never", "always"] = "auto"
+    """`torch.compile` of the networks; "auto": on a GPU, where the profile and the plan say that it pays."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Of a training in progress, the newest so many beside those that rungs branch off from; the older ones are there
     in case a newer one cannot be read."""
     trackers: tuple[str, ...] = ()
     """"tensorboard", or the path of a file with a class `Tracker` (`runner.trackers`)."""
     scaling_efficiency: float = Field(default=1.0, gt=0, le=1)
+    """Of several devices, for planning; what it was is in each run's record."""
     device_memory_bytes: Count | None = None
     """Of one device: a plan says what will not fit."""
     usd_per_device_hour: float | None = Field(default=None, gt=0)

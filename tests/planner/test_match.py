@@ -16,6 +16,7 @@ from budgetlab.planner import (
     MATCHES,
     all_in,
     cached_teacher,
+    checked,
     compute_statement,
     definition_notes,
     effective_tokens,
@@ -31,7 +32,7 @@ from budgetlab.planner import (
 from budgetlab.store import read_value
 from budgetlab.studies import Study, audit, load_study
 from budgetlab.units import format_amount
-from budgetlab.values import CostProfile
+from budgetlab.values import CostProfile, StrategySpec
 from budgetlab.values.specs import Pretrain, TeacherLayers
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -472,6 +473,64 @@ def test_a_cached_teacher_pays_from_the_second_pass(study: Study) -> None:
     assert row["total_bytes"] == pytest.approx(row["bytes_per_token"] * 100_000) and not row["absurd"]
     dynamic = cached_teacher(study, profile_of(study)).set_index("arm")
     assert "dynamic" in dynamic.loc["vanilla_kd", "why_not"] and pd.isna(dynamic.loc["vanilla_kd", "tokens_cached"])
+
+
+def kept(study: Study, unique_tokens: int | None = 100_000) -> Study:
+    arm = study.arms["vanilla_kd"]
+    arm = arm.model_copy(update={"strategy": StrategySpec(name="vanilla_kd", top_k=8, cached=True)})
+    corpus = study.corpus.model_copy(update={"masking": "static", "unique_tokens": unique_tokens})
+    return study.model_copy(update={"arms": {"no_kd": study.arms["no_kd"], "vanilla_kd": arm}, "corpus": corpus})
+
+
+@given(
+    amount=st.floats(1e7, 1e12),
+    unit=st.sampled_from(["required_flops", "executed_flops", "device_seconds"]),
+    charge=st.sampled_from(["none", "inference", "pretraining"]),
+    unique=st.integers(16, 10_000_000),
+)
+def test_a_teacher_whose_answers_are_kept_is_paid_once_for_each_sample(
+    study: Study, amount: float, unit: str, charge: str, unique: int
+) -> None:
+    asked = kept(study, unique)
+    amount = amount * 1e-9 if unit == "device_seconds" else amount
+    try:
+        made = plan(asked, profile_of(asked), budgets=(amount,), match=unit, teacher_charge=charge)
+    except CallerError as error:
+        assert "too small for one step of any arm" in str(error) or "whole steps leave" in str(error)
+        return
+    schedule = next(s for s in made.schedules if s.arm == "vanilla_kd")
+    if not schedule.feasible:
+        return
+    # 180 FLOPs a token of the teacher's and 300 of the student's, executed twice that; half a second, of it 0.2 s.
+    teacher, student = {"required_flops": (180, 300), "executed_flops": (360, 600)}.get(unit, (0.2 / 128, 0.3 / 128))
+    samples = unique // 16 * 16
+
+    def price(steps: int) -> float:
+        return (
+            schedule.teacher_charge + 128 * steps * student + min(128 * steps, samples) * teacher * (charge != "none")
+        )
+
+    assert price(schedule.steps) <= amount * (1 + 1e-9) and price(schedule.steps + 1) > amount * (1 - 1e-9)
+    assert schedule.unspent_fraction == pytest.approx(1 - price(schedule.steps) / amount, abs=1e-9)
+    assert schedule.taught_tokens == min(schedule.tokens, samples)
+    assert schedule.required_flops == pytest.approx(300 * schedule.tokens + 180 * schedule.taught_tokens)
+    assert schedule.device_seconds == pytest.approx(0.3 * schedule.steps + 0.2 / 128 * schedule.taught_tokens)
+    assert checked(made) == made
+
+
+def test_the_forecast_of_a_cache_is_the_plan_with_one(study: Study) -> None:
+    asked = kept(study)
+    row = cached_teacher(asked, profile_of(asked)).set_index("arm").loc["vanilla_kd"]
+    live, made = (
+        max((s for s in p.schedules if s.arm == "vanilla_kd"), key=lambda s: s.rung).tokens
+        for p in (plan(study, profile_of(study)), plan(asked, profile_of(asked)))
+    )
+    assert (row["tokens_live"], row["tokens_cached"]) == (live, pytest.approx(made, abs=128))
+    assert live < made
+    with pytest.raises(CallerError, match="its energy was not measured by phase"):
+        prices = profile_of(asked)
+        arms = tuple(cost.model_copy(update={"joules_per_token": 1.0}) for cost in prices.arms)
+        plan(asked, prices.model_copy(update={"arms": arms}), budgets=("1e6 J",), match="joules")
 
 
 def test_an_infeasible_arm_says_how_many_must_share_its_teacher(study: Study) -> None:

@@ -8,7 +8,7 @@ from small import ENVIRONMENT, write_small_study
 
 from budgetlab.planner import plan, standing
 from budgetlab.studies import load_study
-from budgetlab.values import Plan, Point, RunRecord
+from budgetlab.values import Plan, Point, RunRecord, StrategySpec
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,25 @@ def test_all_done_is_all_spent_and_nothing_left(made: Plan) -> None:
     found = standing(made, everything(made))
     assert found.done_fraction == pytest.approx(1.0) and found.seconds_left == pytest.approx(0.0)
     assert found.spent_required_flops == pytest.approx(found.planned_required_flops)
+
+
+def test_a_teacher_whose_answers_are_kept_is_spent_in_the_first_pass(tmp_path: Path) -> None:
+    study = load_study(write_small_study(tmp_path))
+    arm = study.arms["vanilla_kd"]
+    arm = arm.model_copy(update={"strategy": StrategySpec(name="vanilla_kd", top_k=8, cached=True)})
+    corpus = study.corpus.model_copy(update={"masking": "static", "unique_tokens": 1_000_000})
+    laddered = study.plan.model_copy(update={"ladder": "separate"})
+    study = study.model_copy(update={"arms": {"vanilla_kd": arm}, "corpus": corpus, "plan": laddered, "seeds": (0,)})
+    made = plan(study, profile_of(study), budgets=(2e9, 6e9))
+    teacher = sum(t.required_flops for t in made.teachers)
+    found = standing(made, everything(made))
+    planned = sum(schedule.required_flops for schedule in made.schedules) + teacher
+    assert found.planned_required_flops == pytest.approx(planned) == found.spent_required_flops
+    largest = made.schedules[-1]
+    first_pass = record(made, "rung", "vanilla_kd", 7812, "running", schedule=largest)  # of 7812.5 steps
+    assert largest.steps > 2 * 7812
+    assert standing(made, [first_pass]).spent_required_flops == pytest.approx(480 * 128 * 7812)
+    assert standing(made, [first_pass]).done_fraction > 7812 * 480 * 128 / planned
 
 
 def test_a_trunk_under_way_sets_the_pace(made: Plan) -> None:

@@ -19,16 +19,18 @@ from budgetlab.ranks import Ranks
 from budgetlab.runner import run
 from budgetlab.store import Store
 from budgetlab.studies import Study, dump_study, load_study
-from budgetlab.values import Plan, RunRecord
+from budgetlab.values import Plan, RunRecord, StrategySpec
 
 
 @pytest.fixture(scope="module")
 def study(folder: Path) -> Study:
     found = load_study(write_small_study(folder))
-    arms = {name: found.arms[name] for name in ("no_kd", "tinybert")}
+    arms = {name: found.arms[name] for name in ("no_kd", "vanilla_kd", "tinybert")}
+    cached = StrategySpec(name="vanilla_kd", top_k=8, cached=True)
+    arms["vanilla_kd"] = arms["vanilla_kd"].model_copy(update={"strategy": cached})
+    corpus = found.corpus.model_copy(update={"masking": "static", "unique_tokens": 5000})
     execution = found.execution.model_copy(update={"devices": 2, "micro_batch_sequences": 2})
-    recipe = {"seeds": (0,), "arms": arms, "execution": execution}
-    return found.model_copy(update=recipe)
+    return found.model_copy(update={"seeds": (0,), "arms": arms, "execution": execution, "corpus": corpus})
 
 
 SAVE = """
@@ -89,7 +91,7 @@ def test_two_processes_do_what_one_does(
     store = Store(folder / "alone", "small")
     run(made.model_copy(update={"execution": alone}), corpus, store)
     one = rungs(store)
-    assert one.keys() == uninterrupted.keys() and len(one) == 4
+    assert one.keys() == uninterrupted.keys() and len(one) == 6
     for run_id, record in uninterrupted.items():
         assert record.samples_digest == one[run_id].samples_digest
         assert (record.tokens, record.target_tokens) == (one[run_id].tokens, one[run_id].target_tokens)
@@ -97,6 +99,9 @@ def test_two_processes_do_what_one_does(
         assert record.weights_hash != one[run_id].weights_hash  # sums in another order: near, not equal
         for mine, other in zip(record.points, one[run_id].points, strict=True):
             assert mine.losses == pytest.approx(other.losses, rel=2e-3)
+    sizes = ({path.name: path.stat().st_size for path in (folder / results / "cache").glob("teacher-*/*.npy")}
+             for results in ("whole", "alone"))  # fmt: skip
+    assert next(sizes) == next(sizes) != {}
 
 
 @pytest.mark.parametrize("arm", ["no_kd", "tinybert"])

@@ -6,6 +6,7 @@ import torch
 from numpy.typing import NDArray
 
 from budgetlab.strategies import build_strategy
+from budgetlab.strategies.losses import largest
 from budgetlab.values import Batch, Signals, StrategySpec
 
 DRAW = np.random.default_rng(0)
@@ -274,3 +275,29 @@ def test_feature_losses_are_zero_at_teacher_equals_student() -> None:
         settings = {"projection": "none"} if name == "tinybert" else {}
         for term in build(name, **settings).loss(batch(mask=True), signals, signals).values():
             assert float(term) == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("divergence", ["soft_cross_entropy", "kl"])
+@pytest.mark.parametrize("positions", ["masked", "all"])
+def test_a_teacher_cut_off_after_its_largest_logits(temperature: float, divergence: str, positions: str) -> None:
+    asked = batch(mask=True)
+    rows = TARGETS if positions == "masked" else BATCH * LENGTH
+    z_s, z_t = tensor(rows, VOCAB), tensor(rows, VOCAB) + 20  # float16 alone would be coarse there
+    settings = {"temperature": temperature, "divergence": divergence, "positions": positions}
+    cut = z_t.double().numpy()
+    cut[cut < np.sort(cut, axis=-1)[:, -4:-3]] = -np.inf
+    log_s, log_t = log_softmax(z_s.double().numpy() / temperature), log_softmax(cut / temperature)
+    soft = -(np.exp(log_t) * log_s).sum(-1)
+    if divergence == "kl":
+        soft = soft + (np.exp(log_t) * np.where(np.isinf(log_t), 0.0, log_t)).sum(-1)
+    if positions == "all":
+        assert asked.attention_mask is not None
+        soft = soft[asked.attention_mask.flatten().numpy()]
+    found = build("vanilla_kd", top_k=4, **settings).loss(asked, Signals(logits=z_s), Signals(largest=largest(z_t, 4)))
+    assert float(found["soft"]) == pytest.approx(temperature**2 * soft.mean(), rel=1e-3, abs=1e-3)
+    whole, every = (
+        build("vanilla_kd", **settings).loss(asked, Signals(logits=z_s), signals)["soft"]
+        for signals in (Signals(logits=z_t), Signals(largest=largest(z_t, VOCAB)))
+    )
+    assert float(every) == pytest.approx(float(whole), rel=1e-3, abs=1e-3)

@@ -1,0 +1,211 @@
+"""What a teacher answers at the targets, kept on disk: written once, verified, and read from memory-mapped files."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from budgetlab.batches import Batches
+from budgetlab.errors import CallerError
+from budgetlab.hardware import EnergyCounter
+from budgetlab.machine import held
+from budgetlab.ranks import Ranks
+from budgetlab.step import TrainingStep, to_device
+from budgetlab.store import write_whole
+from budgetlab.units import format_quantity
+from budgetlab.values import content_hash
+
+__all__ = ["TeacherCache", "bytes_per_target"]
+
+SHARD_BYTES = 2**24
+"""Little enough that a stop waits for seconds, and enough that a hundred gigabytes are some thousand files."""
+
+
+def bytes_per_target(top_k: int, vocab_size: int) -> int:
+    """Return what a target takes on disk: a float16 and an id for each logit."""
+    return _pair(vocab_size).itemsize * top_k
+
+
+def _pair(vocab_size: int) -> np.dtype:
+    return np.dtype([("value", "<f2"), ("id", "<u2" if vocab_size <= 2**16 else "<u4")])
+
+
+class TeacherCache:
+    """The largest logits of one teacher at the targets of one seed's samples, in the order of their first pass.
+
+    Shard N is `N.npy`, pairs of value and id [samples, targets, K], beside `N.json`, its SHA-256 and what it took; it
+    counts once both are there.
+
+    Parameters
+    ----------
+    parent
+        Of the folder, which is named by what decides the answers.
+    step
+        Whose teacher is asked, and what its loss reads.
+    batches
+        With static masks.
+    about
+        What of corpus, teacher and masks decides the answers; the step's recipe is added.
+    ranks
+        The processes that make it together and all read it, on a shared disk.
+
+    Raises
+    ------
+    CallerError
+        When the folder holds the answers of another teacher, or to other samples.
+    """
+
+    def __init__(self, parent: Path, step: TrainingStep, batches: Batches, about: dict[str, Any], ranks: Ranks) -> None:
+        recipe, top_k = step.recipe, step.strategy.largest_logits
+        assert top_k is not None and step.teacher is not None
+        vocab_size = step.teacher.spec.vocab_size or 0
+        self.step, self.batches, self.ranks = step, batches, ranks
+        self.shape = (recipe.masked_per_sequence, top_k)
+        self.pair = _pair(vocab_size)
+        self.samples_per_shard = max(1, SHARD_BYTES // (self.shape[0] * bytes_per_target(top_k, vocab_size)))
+        self.about = about | {
+            "seq_len": recipe.seq_len, "masked_per_sequence": recipe.masked_per_sequence, "top_k": top_k,
+            "dtype": recipe.dtype, "attention": step.teacher.attention, "samples_per_shard": self.samples_per_shard,
+        }  # fmt: skip
+        self.folder = parent / f"teacher-{content_hash(self.about)}"
+        self.seconds, self.tokens = 0.0, 0
+        self.joules: float | None = 0.0
+        """None where some of it was made without a counter."""
+        self._shard = cache(self._open)
+        self._see_whose_it_is()
+
+    def _see_whose_it_is(self) -> None:
+        path = self.folder / "about.json"
+        if self.ranks.first:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                write_whole(path, json.dumps(self.about, indent=1))
+        self.ranks.wait()
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            found = {}
+        if found != self.about:
+            other = ", ".join(name for name in self.about if found.get(name) != self.about[name])
+            asked = f"teacher's answers in {self.folder}"
+            raise CallerError(asked, f"they are of another {other}", "delete the folder and run again")
+
+    def make(
+        self,
+        samples: int,
+        counter: EnergyCounter | None,
+        stop_asked: Callable[[], bool],
+        say: Callable[[str], None],
+    ) -> None:
+        """Verify what is there, and ask the teacher for what is missing of so many samples.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            When it was asked to stop; whole shards stay.
+        BudgetlabError
+            When the disk is full.
+        """
+        wanted = range(-(-min(samples, self.batches.num_samples) // self.samples_per_shard))
+
+        def other_process() -> None:
+            say(f"waiting for another process, which makes {self.folder}")
+
+        lock = held(self.folder / "lock", other_process) if self.ranks.first else nullcontext()
+        with lock:
+            self.ranks.wait()  # for the first one, which has it now
+            for shard in wanted[self.ranks.rank :: self.ranks.world]:
+                self._drop_if_damaged(shard, say)
+            self.ranks.wait()
+            todo = [shard for shard in wanted if self._took(shard) is None]
+            todo = json.loads(self.ranks.share(json.dumps(todo) if self.ranks.first else None))
+            told = time.monotonic()
+            for first in range(0, len(todo), self.ranks.world):
+                own = todo[first : first + self.ranks.world][self.ranks.rank :]
+                for shard in own[:1]:
+                    self._write(shard, counter)
+                if self.ranks.first and time.monotonic() - told > 30:
+                    told = time.monotonic()
+                    say(f"the teacher's answers: {first + self.ranks.world} of {len(todo)} shards")
+                if self.ranks.any(stop_asked())[0]:
+                    raise KeyboardInterrupt
+        took = [self._took(shard) or {} for shard in wanted]
+        self.seconds, self.tokens = (sum(each[name] for each in took) for name in ("seconds", "tokens"))
+        joules = [each["joules"] for each in took]
+        self.joules = None if None in joules else sum(joules)
+        if todo and self.ranks.first:
+            size = sum(path.stat().st_size for path in self.folder.glob("*.npy"))
+            say(f"the teacher's {self.shape[1]} largest logits: {format_quantity(size, 'B')} in {self.folder.name}")
+
+    def _paths(self, shard: int) -> tuple[Path, Path]:
+        return self.folder / f"{shard:06d}.npy", self.folder / f"{shard:06d}.json"
+
+    def _took(self, shard: int) -> dict[str, Any] | None:
+        array, said = self._paths(shard)
+        return json.loads(said.read_text(encoding="utf-8")) if array.exists() and said.exists() else None
+
+    def _drop_if_damaged(self, shard: int, say: Callable[[str], None]) -> None:
+        array, said = self._paths(shard)
+        try:
+            took = self._took(shard)
+            whole = took is None or hashlib.sha256(array.read_bytes()).hexdigest() == took["sha256"]
+        except (ValueError, KeyError):
+            whole = False
+        if not whole:
+            say(f"{array} is damaged: the teacher is asked again")
+            said.unlink()
+
+    def _write(self, shard: int, counter: EnergyCounter | None) -> None:
+        first = shard * self.samples_per_shard
+        end = min(first + self.samples_per_shard, self.batches.num_samples)
+        pairs = np.empty((end - first, *self.shape), self.pair)
+        at_once = self.step.recipe.batch_sequences
+        began, before = time.perf_counter(), None if counter is None else counter.joules()
+        for start in range(first, end, at_once):
+            batch = self.batches.first_pass(start, min(at_once, end - start))
+            signals = self.step.teacher_forward(to_device(batch, self.step.device), alone=True)
+            assert signals is not None and signals.largest is not None
+            values, ids = (tensor.cpu().numpy().reshape(-1, *self.shape) for tensor in signals.largest)
+            here = pairs[start - first : start - first + len(values)]
+            here["value"], here["id"] = values, ids
+        took = {
+            "seconds": time.perf_counter() - began,
+            "joules": None if counter is None or before is None else counter.joules() - before,
+            "tokens": (end - first) * self.step.recipe.seq_len,
+        }
+        content = io.BytesIO()
+        np.save(content, pairs)
+        array, said = self._paths(shard)
+        write_whole(array, content.getvalue())
+        write_whole(said, json.dumps({"sha256": hashlib.sha256(content.getvalue()).hexdigest(), **took}))
+
+    def _open(self, shard: int) -> NDArray[Any]:
+        return np.load(self._paths(shard)[0], mmap_mode="r")
+
+    def read(self, samples: NDArray[np.int64]) -> tuple[NDArray[np.float16], NDArray[np.int32]]:
+        """Return values and ids [M, K] at the targets of these samples, in their order."""
+        shards, rows = np.divmod(self.batches.first_places[samples], self.samples_per_shard)
+        found = np.empty((len(samples), *self.shape), self.pair)
+        for shard in np.unique(shards):
+            here = shards == shard
+            found[here] = self._shard(int(shard))[rows[here]]
+        pairs = found.reshape(-1, self.shape[1])
+        return np.ascontiguousarray(pairs["value"]), pairs["id"].astype(np.int32)
+
+    def taught_tokens(self, tokens: int) -> int:
+        """Return what of so many tokens the teacher had to read: each sample once."""
+        return min(tokens, self.batches.unique_tokens)
+
+    def share(self, tokens: int) -> float:
+        """Return the share of the teacher's work so far that is charged for so many tokens."""
+        return self.taught_tokens(tokens) / self.tokens if self.tokens else 0.0
