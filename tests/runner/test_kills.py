@@ -24,7 +24,7 @@ def killed(folder: Path, kills: int, budget: float) -> dict:
 
 def check(found: dict) -> None:
     assert found["wrong"] == []
-    assert found["reached_the_end"] == 0 and found["saves"] > found["kills"]
+    assert found["reached_the_end"] == 0 and found["saves"] >= found["kills"]  # of a slow disk one each
     assert None not in found["hashes"].values() and found["hashes"] == found["expected"]
 
 
