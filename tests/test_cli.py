@@ -39,7 +39,7 @@ def test_study_answers_and_leaves_its_files(finished: dict, folder: Path) -> Non
     tables = ("study.toml", "profile.json", "profile.csv", "plan.json", "plan.csv")
     for name in (*tables, "scores.csv", "fits.json", "verdict.json", "report.html"):
         assert (results / name).stat().st_size > 0, name
-    assert len(finished["figures"]) == 3
+    assert len(finished["figures"]) == 5
     for figure in finished["figures"]:
         assert all(Path(figure[kind]).stat().st_size > 0 for kind in ("svg", "png", "csv"))
     assert finished["sentence"]

@@ -127,9 +127,12 @@ def evaluate(
     scores = bench.evaluate(made, bench.records())
     if as_json:
         print_json([score.model_dump(mode="json") for score in scores])
-        return
-    shown = ["arm", "rung", "run_seed", "finetune_seed", "task", "metric", "value", "num_examples"]
-    print(scores_frame(scores)[shown].to_string(index=False, float_format="{:.4f}".format, na_rep="n/a"))
+    else:
+        from budgetlab.reporting.tables import average_sheet, print_sheets, score_sheet
+
+        table = scores_frame(scores)
+        print_sheets([sheet for sheet in (score_sheet(table), average_sheet(table)) if sheet.rows])
+    _fail_if_left_out(bench)
 
 
 @app.command()
@@ -237,7 +240,9 @@ def study(
     debug: Debug = False,
 ) -> None:
     """Do all of it, in order, resuming: profile, plan, run, evaluate, fit, report."""
-    _show_report(bench_of(study, results, data_root).study_through(), as_json)
+    bench = bench_of(study, results, data_root)
+    _show_report(bench.study_through(), as_json)
+    _fail_if_left_out(bench)
 
 
 @app.command()
@@ -328,6 +333,13 @@ def _planned_together(study: str, results: Path, data_root: Path | None, ranks: 
         raise
     ranks.share(made.model_dump_json())
     return bench, made
+
+
+def _fail_if_left_out(bench: Workbench) -> None:
+    for line in bench.left_out:
+        print(f"budgetlab: not scored: {line}", file=sys.stderr)
+    if bench.left_out:
+        raise typer.Exit(1)
 
 
 def _print_status(made: Any, records: Any) -> None:
