@@ -130,8 +130,9 @@ def evaluate(
     else:
         from budgetlab.reporting.tables import average_sheet, print_sheets, score_sheet
 
-        table = scores_frame(scores)
-        print_sheets([sheet for sheet in (score_sheet(table), average_sheet(table)) if sheet.rows])
+        table, arms = scores_frame(scores), list(made.arms)
+        sheets = (score_sheet(table, arms=arms), average_sheet(table, arms=arms))
+        print_sheets([sheet for sheet in sheets if sheet.rows])
     _fail_if_left_out(bench)
 
 

@@ -144,7 +144,8 @@ def report(
     frame = closing_frame(plan, records, table, level=level)
     note = closing_note(frame, cells, level)
     definitions = (*subset_note(frame.attrs["subsets"]), *([frame.attrs["average"]] if frame.attrs["average"] else []))
-    averages = average_sheet(table, level=level)
+    spread = score_sheet(table, arms=list(plan.arms), level=level)
+    averages = average_sheet(table, arms=list(plan.arms), level=level)
     figures = _figures(plan, profile, runs, cells, fits, folder / "figures", level, definitions)
     started = any(record.status == "complete" for record in records) or len(table) > 0
     page = page_html(
@@ -157,7 +158,7 @@ def report(
             Section("Verdicts", _verdicts(verdicts)),
             Section("Figures", figure_html(figures)),
             Section("All budgets", sheet_html(full_sheet(frame, note=note)) if started else ""),
-            Section("Scores", sheet_html(score_sheet(table, level=level), titled=True) if len(table) else ""),
+            Section("Scores", sheet_html(spread, titled=True) if spread.rows else ""),
             Section("The average and its tasks", sheet_html(averages) if averages.rows else ""),
             Section("Plan", sheet_html(plan_sheet(plan)) + sheet_html(status_sheet(plan, records), titled=True)),
             Section("What differs between the arms", list_html(plan.audit)),

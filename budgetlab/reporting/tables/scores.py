@@ -31,10 +31,17 @@ __all__ = ["average_sheet", "score_sheet", "subset_note"]
 _SPREAD, _POINTS, _DIFFERENCES = "over run seeds", "points", "difference of averages, paired by run seed"
 
 
-def score_sheet(scores: Sequence[Score] | pd.DataFrame, *, level: float = 0.95) -> Sheet:
-    """Return every task at the largest budget: mean, median, spread of runs and of fine-tunings, yardsticks."""
+def score_sheet(scores: Sequence[Score] | pd.DataFrame, *, arms: Sequence[str] = (), level: float = 0.95) -> Sheet:
+    """Return every task at the largest budget: mean, median, spread of runs and of fine-tunings, yardsticks.
+
+    `arms` gives their order; the last column is the mean without fine-tunings that gave one answer to all examples.
+    """
     table = scores_frame(scores)
     cells = summarise(per_run(table), level)
+    varied = summarise(per_run(table[~table["degenerate"].eq(True)], averaged_tasks(table)), level)
+    keys = ["subject", "arm", "rung", "task"]
+    without = {tuple(row[:4]): row[4] for row in varied[[*keys, "mean"]].fillna(-1).itertuples(index=False)}
+    cells["without"] = [without.get(tuple(key)) for key in cells[keys].fillna(-1).itertuples(index=False)]
     rows: list[tuple[str, ...]] = []
     rules = []
     top = largest_rung(table)
@@ -43,7 +50,8 @@ def score_sheet(scores: Sequence[Score] | pd.DataFrame, *, level: float = 0.95) 
     named = subsets(cells)
     for task in order:
         own = shown[shown["task"] == task]
-        ranks = own["subject"].map({"run": 0} | {subject: i for i, subject in enumerate(YARDSTICKS, start=1)})
+        places = {"run": 0} | {subject: i for i, subject in enumerate(YARDSTICKS, start=len(arms) + 1)}
+        ranks = own["subject"].map(places) + own["arm"].map({arm: i for i, arm in enumerate(arms)}).fillna(0)
         rules.append(len(rows))
         for row in own.assign(rank=ranks).sort_values("rank", kind="stable").to_dict("records"):
             rows.append(_score_row(row, task, named))
@@ -54,12 +62,12 @@ def score_sheet(scores: Sequence[Score] | pd.DataFrame, *, level: float = 0.95) 
             Column("of", left=True), Column("arm", left=True), Column("mean", _SPREAD), Column("median", _SPREAD),
             Column("SD of\nruns", _SPREAD), Column("SD of\nfine-tunings", _SPREAD),
             Column("error of the\nevaluation set", _SPREAD), Column("runs x\nseeds", _SPREAD),
-            Column("one answer\nonly", _SPREAD),
+            Column("one answer\nonly", _SPREAD), Column("mean\nwithout", _SPREAD),
         ),
         rows=tuple(rows),
         notes=(
             f"losses in nats, scores in points; {interval_note(cells[cells['subject'] == 'run'], level)}; one answer "
-            "only: fine-tunings that gave it to all examples",
+            "only: fine-tunings that gave it to all examples, and the mean without them",
             *_recipe_notes(table),
             *subset_note(named),
             *([average_words(table)] if (cells["task"] == MEAN).any() else []),
@@ -84,11 +92,12 @@ def _score_row(row: dict[Any, Any], task: str, named: dict[str, str]) -> tuple[s
         (f"{int(row['num_runs'])}x{int(row['finetune_seeds'])}" if tuned else str(int(row["num_runs"])))
         if row["subject"] not in ("majority", "unigram") else "n/a",
         str(int(row["degenerate"])) if tuned else "n/a",
+        fixed(row["without"], decimals) if tuned and row["degenerate"] else "",
     )  # fmt: skip
 
 
-def average_sheet(scores: Sequence[Score] | pd.DataFrame, *, level: float = 0.95) -> Sheet:
-    """Return the average at the largest budget, with each task left out and without one-answer runs.
+def average_sheet(scores: Sequence[Score] | pd.DataFrame, *, arms: Sequence[str] = (), level: float = 0.95) -> Sheet:
+    """Return the average at the largest budget, with each task left out and without fine-tunings of one answer.
 
     With the paired differences of the arms: what leans on one task changes when it is left out.
     """
@@ -100,9 +109,10 @@ def average_sheet(scores: Sequence[Score] | pd.DataFrame, *, level: float = 0.95
     variants = [(f"all {len(tasks)}", table, tasks)]
     variants += [(f"without {task}", table, [other for other in tasks if other != task]) for task in tasks]
     flagged = table["degenerate"].eq(True) & table["task"].isin(tasks)
-    if flagged.any():
-        variants.append((f"all {len(tasks)}, without {int(flagged.sum())} one-answer runs", table[~flagged], tasks))
-    arms = list(pd.unique(table.loc[table["subject"] == "run", "arm"]))
+    count = int((flagged & (table["rung"] == top)).sum())
+    if count:
+        variants.append((f"all {len(tasks)}, without {count} fine-tunings of one answer", table[~flagged], tasks))
+    arms = list(arms) or list(pd.unique(table.loc[table["subject"] == "run", "arm"]))
     pairs = [(arm, str(base)) for arm in arms if (base := reference_arm(arm, sorted(arms))) not in (None, arm)]
     rows = []
     subjects = [("run", arm) for arm in arms]
