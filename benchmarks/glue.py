@@ -4,10 +4,10 @@
     BUDGETLAB_DATA_ROOT=... python benchmarks/glue.py --model results/NAME/runs/RUN/model
 
 Both sides start from the same weights, a plain transformers folder with its tokenizer (without --model: a random
-4 x 256 BERT), and fine-tune as often on the same examples with equal epochs, batch and learning rate; then both predict
-the validation set. Theirs is the recipe of run_glue.py: `Trainer` with its defaults, every example padded to 128
-positions. Ours: batches of one length padded to their longest, warm-up, weight decay, and the precision that the probe
-would choose on this machine (--dtype; float32 leaves the two alike). Seeds alternate between the sides in one process.
+4 x 256 BERT), and fine-tune as often on the same examples with equal epochs, batch, learning rate and dropout; then
+both predict the validation set. Theirs is the recipe of run_glue.py: `Trainer` with its defaults, every example padded
+to 128 positions. Ours: batches of one length padded to their longest, warm-up, weight decay, and the precision that the
+probe would choose on this machine (--dtype; float32 leaves the two alike). Seeds alternate between the sides.
 
 Speed is examples (trained and predicted) a second of processor time on a CPU, of wall time on a GPU; the goal is 2 x at
 the median over seeds. Scores are equal if Welch's t test over the seeds finds no difference at 5 % and two one-sided
@@ -82,7 +82,8 @@ def theirs(folder: Path, task: Task, data: tuple[Padded, Padded], recipe: Finetu
            device: torch.device) -> tuple[np.ndarray, float]:  # fmt: skip
     """Fine-tune and predict with Trainer: predictions and seconds."""
     transformers.set_seed(seed)
-    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=task.num_labels)
+    dropouts = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), recipe.dropout)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=task.num_labels, **dropouts)
     with tempfile.TemporaryDirectory() as out:
         arguments = TrainingArguments(
             output_dir=out,
@@ -111,7 +112,8 @@ def compare(name: str, folder: Path, spec: ModelSpec, asked: argparse.Namespace)
     root = Path(os.environ["BUDGETLAB_DATA_ROOT"])
     task = load_task(name, EvaluateSpec(), folder=root / "glue")
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    recipe = FinetuneRecipe(epochs=asked.epochs, learning_rate=asked.learning_rate, batch_size=asked.batch_size)
+    shared = ("epochs", "learning_rate", "batch_size", "dropout")
+    recipe = FinetuneRecipe(**{name: getattr(asked, name) for name in shared})
     network = build_network(spec, device=device)
     examples = encode(task, tokenizer, max_length=LENGTH, pooling="first")
     data = Padded(task, task.train, tokenizer), Padded(task, task.validation[name], tokenizer)
@@ -139,8 +141,8 @@ def compare(name: str, folder: Path, spec: ModelSpec, asked: argparse.Namespace)
     welch = stats.ttest_ind(a, b, equal_var=False)
     low, high = welch.confidence_interval(0.90)  # inside the margin: both one-sided tests reject at 5 %
     equal = welch.pvalue > 0.05 and -asked.margin < low and high < asked.margin
-    print(f"  scores, ours minus theirs {a.mean() - b.mean():+.2f} points, 90 % interval [{low:+.2f}, {high:+.2f}], "
-          f"Welch p = {welch.pvalue:.2f}; equal within {asked.margin:g}: {'yes' if equal else 'NOT SHOWN'}")  # fmt: skip
+    print(f"  scores, ours minus theirs {a.mean() - b.mean():+.2f}, 90 % interval [{low:+.2f}, {high:+.2f}] points, "
+          f"Welch p = {welch.pvalue:.2f}; equal within {asked.margin:g}: {'yes' if equal else 'NO'}")  # fmt: skip
 
 
 def untrained(folder: Path) -> None:
@@ -160,6 +162,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--margin", type=float, default=3.0)
@@ -177,8 +180,9 @@ def main() -> None:
                          num_heads=config.num_attention_heads, intermediate_size=config.intermediate_size,
                          vocab_size=config.vocab_size, weights=str(folder))  # fmt: skip
         print(f"{asked.model.name if asked.model else 'random weights'}: {spec.num_layers} x {spec.hidden_size}, "
-              f"vocabulary {spec.vocab_size:,}; {asked.device}, {torch.get_num_threads()} thread(s), ours {asked.dtype}, "
-              f"torch {torch.__version__}, transformers {transformers.__version__}")  # fmt: skip
+              f"vocabulary {spec.vocab_size:,}; {asked.device}, {torch.get_num_threads()} thread(s), dropout "
+              f"{asked.dropout:g}, ours {asked.dtype}, torch {torch.__version__}, transformers "
+              f"{transformers.__version__}")  # fmt: skip
         for name in asked.tasks:
             compare(name, folder, spec, asked)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from budgetlab.cli.screen import Screen, Stage
-from budgetlab.errors import CallerError
+from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.store import Store, read_value, scores_frame
 from budgetlab.studies import Study, dump_study, find_data, load_study, profile_key
 from budgetlab.units import format_quantity
@@ -60,8 +60,8 @@ class Workbench:
         self.study, self.store, self.screen = study, store, screen
         self.recorded_profile = recorded_profile
         self._corpus: Corpus | None = None
-        self.left_out: list[str] = []
-        """What could not be scored, a line each."""
+        self.left_out: dict[str, int] = {}
+        """What could not be scored, a line each, and the exit status that it asks for."""
 
     def corpus(self) -> Corpus:
         """Build the corpus, or open the one that was built."""
@@ -260,7 +260,14 @@ class Workbench:
                 stage(where.what, where.done / where.total, where.seconds_left)
 
             scores = evaluate(
-                plan, records, self.study.evaluate, corpus, self.store, tasks, progress=show, say=self.left_out.append
+                plan,
+                records,
+                self.study.evaluate,
+                corpus,
+                self.store,
+                tasks,
+                progress=show,
+                say=lambda line: self.left_out.update({line: BudgetlabError.exit_status}),
             )
             stage.note = f"{len(scores)} scores"
         for record in records:
@@ -270,7 +277,7 @@ class Workbench:
 
     def tasks(self) -> list[Task]:
         """Load the tasks of the study; one that cannot be read is left out, and the others go on."""
-        from budgetlab.evaluation import build_probes, load_task
+        from budgetlab.evaluation import GLUE, build_probes, load_task
 
         spec, probes, folder, found = self.study.evaluate, {}, None, []
         if spec.tasks and spec.source == "probes":
@@ -280,10 +287,10 @@ class Workbench:
             try:
                 given = spec.folder_of(name)
                 if spec.source == "glue":
-                    folder = None if given is None or name in spec.own else find_data(self.study, given)
+                    folder = find_data(self.study, given) if given is not None and name in GLUE else None
                 found.append(load_task(name, spec, folder=folder, probes=probes, roots=self.study.data_roots))
             except CallerError as error:
-                self.left_out.append(str(error))
+                self.left_out[str(error)] = error.exit_status
                 self.screen.say(f"left out  {error}")
         return found
 
