@@ -140,7 +140,8 @@ def compare(name: str, folder: Path, spec: ModelSpec, asked: argparse.Namespace)
     a, b = (np.array([score for score, _ in sides[side]]) for side in ("budgetlab", "Trainer"))
     welch = stats.ttest_ind(a, b, equal_var=False)
     low, high = welch.confidence_interval(0.90)  # inside the margin: both one-sided tests reject at 5 %
-    equal = welch.pvalue > 0.05 and -asked.margin < low and high < asked.margin
+    # Where neither side varies there is nothing to test but whether they are the same number.
+    equal = (np.ptp([*a, *b]) == 0 or welch.pvalue > 0.05) and -asked.margin < low and high < asked.margin
     print(f"  scores, ours minus theirs {a.mean() - b.mean():+.2f}, 90 % interval [{low:+.2f}, {high:+.2f}] points, "
           f"Welch p = {welch.pvalue:.2f}; equal within {asked.margin:g}: {'yes' if equal else 'NO'}")  # fmt: skip
 
