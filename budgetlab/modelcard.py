@@ -58,11 +58,12 @@ def model_card(plan: Plan, record: RunRecord, scores: Iterable[Score] = ()) -> s
         ("weights hash", f"`{record.weights_hash}`"),
     ]
     lines = [*head, "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows), "", "## Scores", ""]
+    own = sorted((s for s in scores if s.run_id == record.run_id), key=lambda s: (s.task, s.finetune_seed or 0))
     measured = [
-        f"| {score.task} | {score.metric} | {'n/a' if score.finetune_seed is None else score.finetune_seed} | "
-        f"{score.value:.4f} | {score.num_examples:,} |"
-        for score in sorted(scores, key=lambda score: (score.task, score.finetune_seed or 0))
-        if score.run_id == record.run_id
+        f"| {score.task}{f' ({score.subset})' if score.subset else ''} | {score.metric} | "
+        f"{'n/a' if score.finetune_seed is None else score.finetune_seed} | {score.value:.4f} | "
+        f"{score.num_examples:,} |"
+        for score in own
     ]
     if not measured:
         return "\n".join([*lines, "Not measured yet: `budgetlab evaluate` adds them.", ""])

@@ -75,8 +75,11 @@ def scores_frame(scores: Iterable[Score]) -> pd.DataFrame:
     for score in scores:
         row = score.model_dump()
         budget = row.pop("budget") or {}
+        row |= {name: json.dumps(row[name]) for name in ("metrics", "standard_errors")}
+        row |= {"standard_error": score.standard_errors.get(score.metric), "subset": score.subset}
         rows.append({**row, "budget_amount": budget.get("amount"), "budget_unit": budget.get("unit")})
-    columns = [name for name in Score.model_fields if name != "budget"] + ["budget_amount", "budget_unit"]
+    columns = [name for name in Score.model_fields if name != "budget"]
+    columns += ["standard_error", "subset", "budget_amount", "budget_unit"]
     frame = pd.DataFrame(rows, columns=columns)
     return frame.sort_values(["arm", "rung", "run_seed", "task", "finetune_seed"], kind="stable", ignore_index=True)
 
@@ -253,6 +256,30 @@ class Store:
     def write_score(self, key: str, score: Score) -> Path:
         """Write one score under its content key."""
         return write_whole(self.score_path(score.run_id, key), score.model_dump_json(indent=1))
+
+    def predictions_path(self, run_id: str, key: str) -> Path:
+        """Where the predictions behind a score are kept."""
+        return self.run_folder(run_id) / "predictions" / f"{key}.parquet"
+
+    def write_predictions(self, run_id: str, key: str, predictions: pd.DataFrame) -> Path:
+        """Write what was predicted: a row an example, with its label and the logits."""
+        return write_whole(self.predictions_path(run_id, key), predictions.to_parquet())
+
+    def predictions(self, run_id: str, key: str) -> pd.DataFrame:
+        """Return the predictions behind a score (its `run_id` and `key`).
+
+        Raises
+        ------
+        CallerError
+            When they are not there: they do not travel with the scores.
+        """
+        path = self.predictions_path(run_id, key)
+        try:
+            return pd.read_parquet(path)
+        except (OSError, ValueError) as error:
+            raise CallerError(
+                f"predictions {path}", f"cannot be read ({error})", "delete its score; evaluate"
+            ) from None
 
     def scores(self) -> list[Score]:
         """Return the scores of the plan's runs, and its yardsticks."""

@@ -27,6 +27,7 @@ from budgetlab.values import (
     Value,
     content_hash,
 )
+from budgetlab.values.scoring import PROTOCOLS
 from budgetlab.values.specs import TAPPED_FAMILIES
 
 __all__ = ["PRESETS", "Study", "audit", "compare_recipes", "dump_study", "find_data", "load_study", "profile_key"]
@@ -86,7 +87,8 @@ def load_study(path: str | Path, *, data_root: str | Path | None = None) -> Stud
     tables = _read(path, seen=())
     roots = [Path(root) for root in (data_root, os.environ.get("BUDGETLAB_DATA_ROOT")) if root]
     models, grids = _expand_models(tables.get("models"))
-    study = _validated({**tables, "models": models, "arms": _expand_arms(tables, grids)}, path)
+    found = {"models": models, "arms": _expand_arms(tables, grids), "evaluate": _expand_protocol(tables)}
+    study = _validated({**tables, **found}, path)
     study = study.model_copy(
         update={"data_roots": (*roots, path.parent.resolve()), "models": _with_vocabulary(study, roots)}
     )
@@ -203,6 +205,13 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = _merge(merged[key], value) if both else value
     return merged
+
+
+def _expand_protocol(tables: dict[str, Any]) -> Any:
+    """Fill in what `evaluate.preset` stands for, below what is written out."""
+    written = tables.get("evaluate")
+    preset = written.get("preset") if isinstance(written, dict) else None
+    return _merge(PROTOCOLS[preset], written) if written and preset in PROTOCOLS else written
 
 
 def _expand_models(models: Any) -> tuple[Any, dict[str, list[str]]]:

@@ -39,7 +39,7 @@ def test_study_answers_and_leaves_its_files(finished: dict, folder: Path) -> Non
     tables = ("study.toml", "profile.json", "profile.csv", "plan.json", "plan.csv")
     for name in (*tables, "scores.csv", "fits.json", "verdict.json", "report.html"):
         assert (results / name).stat().st_size > 0, name
-    assert len(finished["figures"]) == 3
+    assert len(finished["figures"]) == 5
     for figure in finished["figures"]:
         assert all(Path(figure[kind]).stat().st_size > 0 for kind in ("svg", "png", "csv"))
     assert finished["sentence"]
@@ -263,3 +263,21 @@ def test_an_unwritable_results_folder(study: Path, tmp_path: Path, capsys: pytes
     (tmp_path / "file").write_text("")
     assert run_command(["study", str(study), "--results", str(tmp_path / "file" / "below")]) == 2
     assert "choose another folder with --results" in capsys.readouterr().err
+
+
+def test_a_task_that_cannot_be_read_is_left_out_and_the_others_are_scored(
+    finished: dict, study: Path, folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    text = study.read_text()
+    study.write_text(text.replace('tasks = ["colour"]', 'tasks = ["colou", "colour", "rte"]\nfolder = "nowhere"'))
+    try:
+        assert run_command(["evaluate", str(study), "--results", str(folder / "results")]) == 2
+    finally:
+        study.write_text(text)
+    out, error = capsys.readouterr()
+    lines = [line for line in error.splitlines() if line.startswith("budgetlab: not scored")]
+    assert len(lines) == 2 and "no task of that name; did you mean colour" in lines[0]
+    assert "path 'nowhere': not found" in lines[1]
+    for word in ("colour accuracy", "read-out loss", "teacher", "random weights", "majority class", "1x2"):
+        assert word in out
+    assert "Traceback" not in error

@@ -170,3 +170,52 @@ def test_what_given_weights_cost_can_be_stated(tmp_path: Path) -> None:
     (tmp_path / "given.toml").write_text(text.replace('"4e20 flops"', '"4e20 flopps"'))
     with pytest.raises(CallerError, match="flopps"):
         load_study(tmp_path / "given.toml")
+
+
+def test_a_preset_of_the_evaluation_is_filled_in_below_what_is_written(tmp_path: Path) -> None:
+    path = write_small_study(tmp_path)
+    text = path.read_text()
+    start = text.index("[evaluate]")
+    base = text[:start]
+
+    def load(written: str):
+        path.write_text(f"{base}[evaluate]\n{written}")
+        return load_study(path).evaluate
+
+    paper = load('preset = "paper"')
+    assert len(paper.tasks) == 7 and not {"stsb", "wnli"} & set(paper.tasks)
+    assert len(paper.recipes("rte")) == 4 * 2 and {recipe.epochs for recipe in paper.recipes("rte")} == {5}
+    assert paper.selection == "maximum" and paper.folder_of("rte") is None
+    default = load('preset = "default"\nfolder = "glue"\n[evaluate.by_task.mnli]\nfolder = "hub"\n'
+                   "[evaluate.by_task.rte]\nepochs = 12")  # fmt: skip
+    assert len(default.tasks) == 8 and "wnli" not in default.tasks
+    assert default.seeds_of("rte") == (0, 1, 2, 3, 4) and default.recipes("rte")[0].epochs == 12
+    assert default.seeds_of("mnli") == (0, 1, 2) and default.recipes("mnli")[0].epochs == 3
+    assert (default.folder_of("mnli"), default.folder_of("rte")) == (None, "glue")
+    quick = load('preset = "quick"\nseeds = [4, 5]\ntasks = ["rte"]\nlearning_rate = 1e-3')
+    assert (quick.seeds, quick.tasks, quick.learning_rate, quick.epochs) == ((4, 5), ("rte",), 1e-3, 2)
+    again = tmp_path / "again.toml"
+    again.write_text(dump_study(load_study(path)))
+    assert load_study(again).evaluate == quick
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ('preset = "papr"', "preset"),
+        ('tasks = ["rte"]\naverage = ["rte", "sts"]', r"average names \['sts'\], which are not among the tasks"),
+        ('tasks = ["rte"]\nprimary = { rte = "acc" }', "primary"),
+        ('tasks = ["rte"]\nby_task = { rt = { epochs = 2 } }', "by_task names"),
+        ("seeds = [1, 1]", "must be distinct"),
+        ("learning_rate = []", "learning_rate"),
+        ("batch_size = [16, 0]", "batch_size"),
+        ('own = { cola = { train = "a", validation = "b", text = ["c"] } }', "may not be called cola"),
+    ],
+)
+def test_a_mistake_in_the_evaluation_is_one_line(tmp_path: Path, written: str, message: str) -> None:
+    path = write_small_study(tmp_path)
+    text = path.read_text()
+    path.write_text(f"{text[: text.index('[evaluate]')]}[evaluate]\n{written}\n")
+    with pytest.raises(CallerError, match=message) as caught:
+        load_study(path)
+    assert "\n" not in str(caught.value)

@@ -127,9 +127,13 @@ def evaluate(
     scores = bench.evaluate(made, bench.records())
     if as_json:
         print_json([score.model_dump(mode="json") for score in scores])
-        return
-    shown = ["arm", "rung", "run_seed", "finetune_seed", "task", "metric", "value", "num_examples"]
-    print(scores_frame(scores)[shown].to_string(index=False, float_format="{:.4f}".format, na_rep="n/a"))
+    else:
+        from budgetlab.reporting.tables import average_sheet, print_sheets, score_sheet
+
+        table, arms = scores_frame(scores), list(made.arms)
+        sheets = (score_sheet(table, arms=arms), average_sheet(table, arms=arms))
+        print_sheets([sheet for sheet in sheets if sheet.rows])
+    _fail_if_left_out(bench)
 
 
 @app.command()
@@ -237,7 +241,9 @@ def study(
     debug: Debug = False,
 ) -> None:
     """Do all of it, in order, resuming: profile, plan, run, evaluate, fit, report."""
-    _show_report(bench_of(study, results, data_root).study_through(), as_json)
+    bench = bench_of(study, results, data_root)
+    _show_report(bench.study_through(), as_json)
+    _fail_if_left_out(bench)
 
 
 @app.command()
@@ -328,6 +334,13 @@ def _planned_together(study: str, results: Path, data_root: Path | None, ranks: 
         raise
     ranks.share(made.model_dump_json())
     return bench, made
+
+
+def _fail_if_left_out(bench: Workbench) -> None:
+    for line in bench.left_out:
+        print(f"budgetlab: not scored: {line}", file=sys.stderr)
+    if bench.left_out:
+        raise typer.Exit(min(bench.left_out.values()))  # a failure, 1, before a caller's mistake, 2
 
 
 def _print_status(made: Any, records: Any) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from budgetlab.cli.screen import Screen, Stage
-from budgetlab.errors import CallerError
+from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.store import Store, read_value, scores_frame
 from budgetlab.studies import Study, dump_study, find_data, load_study, profile_key
 from budgetlab.units import format_quantity
@@ -60,7 +60,8 @@ class Workbench:
         self.study, self.store, self.screen = study, store, screen
         self.recorded_profile = recorded_profile
         self._corpus: Corpus | None = None
-        self._probes: Path | None = None
+        self.left_out: dict[str, int] = {}
+        """What could not be scored, a line each, and the exit status that it asks for."""
 
     def corpus(self) -> Corpus:
         """Build the corpus, or open the one that was built."""
@@ -247,17 +248,27 @@ class Workbench:
         self.screen.say(f"run       {line}")
 
     def evaluate(self, plan: Plan, records: Sequence[RunRecord]) -> list[Score]:
-        """Score what is not scored yet."""
+        """Score what is not scored yet; `left_out` says what could not be."""
         corpus = self.corpus()
         from budgetlab.evaluation import evaluate
         from budgetlab.modelcard import model_card
 
+        tasks = self.tasks()
         with self.screen.stage("evaluate") as stage:
 
             def show(where: Any) -> None:
                 stage(where.what, where.done / where.total, where.seconds_left)
 
-            scores = evaluate(plan, records, self.study.evaluate, corpus, self.store, self.tasks(), progress=show)
+            scores = evaluate(
+                plan,
+                records,
+                self.study.evaluate,
+                corpus,
+                self.store,
+                tasks,
+                progress=show,
+                say=lambda line: self.left_out.update({line: BudgetlabError.exit_status}),
+            )
             stage.note = f"{len(scores)} scores"
         for record in records:
             if self.store.model_folder(record.run_id).is_dir():
@@ -265,19 +276,23 @@ class Workbench:
         return scores
 
     def tasks(self) -> list[Task]:
-        """Load the tasks of the study."""
-        from budgetlab.evaluation import build_probes, load_task
+        """Load the tasks of the study; one that cannot be read is left out, and the others go on."""
+        from budgetlab.evaluation import GLUE, build_probes, load_task
 
-        spec = self.study.evaluate
-        folder, probes = None, {}
-        if not spec.tasks:
-            return []
-        if spec.source == "probes":
+        spec, probes, folder, found = self.study.evaluate, {}, None, []
+        if spec.tasks and spec.source == "probes":
             folder = self.store.cache / f"probes-{self.corpus().content_hash}"
             probes = build_probes(self.corpus(), folder)
-        elif spec.folder is not None:
-            folder = find_data(self.study, spec.folder)
-        return [load_task(name, spec, folder=folder, probes=probes, roots=self.study.data_roots) for name in spec.tasks]
+        for name in spec.tasks:
+            try:
+                given = spec.folder_of(name)
+                if spec.source == "glue":
+                    folder = find_data(self.study, given) if given is not None and name in GLUE else None
+                found.append(load_task(name, spec, folder=folder, probes=probes, roots=self.study.data_roots))
+            except CallerError as error:
+                self.left_out[str(error)] = error.exit_status
+                self.screen.say(f"left out  {error}")
+        return found
 
     def records(self) -> list[RunRecord]:
         """Return the records of this study's folder."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,70 +16,103 @@ from torch.nn import functional
 from budgetlab.batches import keyed_uniform
 from budgetlab.evaluation.tasks import Task
 from budgetlab.models import Network, build_classifier
-from budgetlab.values import EvaluateSpec, Needs
+from budgetlab.values import FinetuneRecipe, Needs
 
-__all__ = ["finetune"]
+__all__ = ["Encoded", "encode", "finetune"]
 
 WARMUP_FRACTION, WEIGHT_DECAY, CLIP_NORM = 0.1, 0.01, 1.0
 PAD_TO = 8
+BATCHES_SORTED_TOGETHER = 50
+PREDICTED_AT_ONCE = 64
+
+TokenIds = tuple[list[int], list[int]]
+"""Token ids and segment ids."""
+
+Example = tuple[TokenIds, ...]
+"""One sequence of the joined texts, or one for each text."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A task as token ids: made once, used for every checkpoint of the same vocabulary."""
+
+    task: Task
+    max_length: int
+    pooling: str
+    train: list[Example]
+    validation: dict[str, list[Example]]
+
+
+def encode(task: Task, tokenizer: Any, *, max_length: int, pooling: str) -> Encoded:
+    """Tokenise a task.
+
+    Parameters
+    ----------
+    task, tokenizer
+        What, and with what.
+    max_length
+        Longest sequence in positions; what is longer is cut.
+    pooling
+        "first" joins the texts of a pair; "mean" keeps each by itself.
+    """
+
+    def parts(texts: tuple[tuple[str, ...], ...]) -> list[Example]:
+        columns = [[text[i] for text in texts] for i in range(len(texts[0]))]
+        found = []
+        for group in [columns] if pooling == "first" else [[column] for column in columns]:
+            ids = tokenizer(*group, truncation=True, max_length=max_length, return_token_type_ids=True)
+            found.append(list(zip(ids["input_ids"], ids["token_type_ids"], strict=True)))
+        return list(zip(*found, strict=True))
+
+    validation = {name: parts(split.texts) for name, split in task.validation.items()}
+    return Encoded(task, max_length, pooling, parts(task.train.texts), validation)
 
 
 def finetune(
-    network: Network,
-    task: Task,
-    tokenizer: Any,
-    spec: EvaluateSpec,
-    *,
-    seed: int,
-    max_length: int,
-    dtype: str = "float32",
-) -> NDArray[Any]:
-    """Fine-tune a copy of the network and predict the validation set.
+    network: Network, examples: Encoded, recipe: FinetuneRecipe, *, seed: int, dtype: str = "float32"
+) -> dict[str, NDArray[np.float32]]:
+    """Fine-tune a copy of the network and predict the validation sets.
 
     AdamW with bias correction, linear warm-up over 10 % of the steps and linear decay to zero; the last epoch counts.
+    Batches are drawn at random and then made of examples of about one length, in random order.
 
     Parameters
     ----------
     network
         Its trunk is copied; it is left as it was.
-    task, tokenizer, spec
-        What to learn, and the recipe.
+    examples, recipe
+        What to learn, and how.
     seed
         Of the classifier, the order of examples and dropout.
-    max_length
-        Longest sequence in positions.
     dtype
         "bfloat16" trains and predicts under autocast.
 
     Returns
     -------
-    predictions
-        One a validation example: a class, or a score.
+    outputs
+        For each validation set the logits [examples, classes], or the scores [examples, 1].
     """
-    device = next(network.parameters()).device
-    examples = [
-        _encode(tokenizer, texts, max_length, spec.pooling) for texts in (task.train_texts, task.validation_texts)
-    ]
-    chosen = np.arange(len(task.train_labels))
-    if spec.max_train_examples is not None and len(chosen) > spec.max_train_examples:
-        chosen = np.argsort(keyed_uniform(0, 1, chosen), kind="stable")[: spec.max_train_examples]
-    train, labels = [examples[0][i] for i in chosen], task.train_labels[chosen]
+    task, device = examples.task, next(network.parameters()).device
+    chosen = _chosen(len(examples.train), recipe.max_train_examples)
+    train, labels = [examples.train[i] for i in chosen], torch.as_tensor(task.train.labels[chosen]).to(device)
+    lengths = _lengths(train)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
-    steps = spec.epochs * -(-len(labels) // spec.batch_size)
+    steps = recipe.epochs * -(-len(train) // recipe.batch_size)
     warmup = max(1, round(WARMUP_FRACTION * steps))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        model = _Classifier(network, task, spec, seed, max_length).to(device).train()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=spec.learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
+        model = _Classifier(network, examples, recipe, seed).to(device).train()
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=recipe.learning_rate, weight_decay=WEIGHT_DECAY, fused=True
+        )
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
         )
-        for epoch in range(spec.epochs):
-            order = np.argsort(keyed_uniform(seed, 2, epoch, np.arange(len(labels))), kind="stable")
-            for rows in _chunks(order, spec.batch_size):
+        for epoch in range(recipe.epochs):
+            for rows in _batches(lengths, recipe.batch_size, seed, epoch):
                 with autocast:
                     outputs = model([train[row] for row in rows]).float()
-                wanted = torch.as_tensor(labels[rows], device=device)
+                wanted = labels[torch.as_tensor(rows, device=device)]
                 if task.regression:
                     loss = functional.mse_loss(outputs[:, 0], wanted.float())
                 else:
@@ -89,7 +123,15 @@ def finetune(
                 schedule.step()
                 optimizer.zero_grad(set_to_none=True)
     with autocast:
-        return _predict(model.eval(), task, examples[1])
+        return {name: _predict(model.eval(), found) for name, found in examples.validation.items()}
+
+
+def _chosen(examples: int, limit: int | None) -> NDArray[np.integer]:
+    """Which examples are trained on: the same for every network and seed; a higher limit adds to them."""
+    every = np.arange(examples)
+    if limit is None or limit >= examples:
+        return every
+    return np.argsort(keyed_uniform(0, 1, every), kind="stable")[:limit]
 
 
 class _Classifier(nn.Module):
@@ -101,23 +143,22 @@ class _Classifier(nn.Module):
     too briefly trained for [CLS] to have learned to gather anything, and where the last block was not trained.
     """
 
-    def __init__(self, network: Network, task: Task, spec: EvaluateSpec, seed: int, max_length: int) -> None:
+    def __init__(self, network: Network, examples: Encoded, recipe: FinetuneRecipe, seed: int) -> None:
         super().__init__()
-        self.max_length = max_length
+        task, self.max_length = examples.task, examples.max_length
         self.device = next(network.parameters()).device
-        if spec.pooling == "first":
+        if examples.pooling == "first":
             self.whole = build_classifier(
-                network, task.num_labels, seed=seed, dropout=spec.dropout, regression=task.regression
+                network, task.num_labels, seed=seed, dropout=recipe.dropout, regression=task.regression
             )
             return
         self.whole = None
         self.network = copy.deepcopy(network)
         self.needs = Needs(hidden=tuple(range(network.spec.num_layers + 1)))
         width = network.spec.hidden_size * len(self.needs.hidden)
-        texts = len(task.train_texts[0])
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.dropout = nn.Dropout(spec.dropout)
-        self.head = nn.Linear(width * (4 if texts == 2 else 1), task.num_labels)
+        self.dropout = nn.Dropout(recipe.dropout)
+        self.head = nn.Linear(width * (4 if len(examples.train[0]) == 2 else 1), task.num_labels)
 
     def forward(self, examples: list[Example]) -> Tensor:
         """Logits, [examples, labels]."""
@@ -136,33 +177,30 @@ class _Classifier(nn.Module):
         return self.head(self.dropout(pooled))
 
 
-Encoded = tuple[list[int], list[int]]
-"""Token ids and segment ids."""
-
-Example = tuple[Encoded, ...]
-"""One sequence of the joined texts, or one for each text."""
-
-
-def _encode(tokenizer: Any, texts: tuple[tuple[str, ...], ...], max_length: int, pooling: str) -> list[Example]:
-    columns = [[text[i] for text in texts] for i in range(len(texts[0]))]
-    groups = [columns] if pooling == "first" else [[column] for column in columns]
-    parts = []
-    for group in groups:
-        found = tokenizer(*group, truncation=True, max_length=max_length, return_token_type_ids=True)
-        parts.append(list(zip(found["input_ids"], found["token_type_ids"], strict=True)))
-    return list(zip(*parts, strict=True))
-
-
-def _pad(encoded: list[Encoded], max_length: int, device: torch.device) -> dict[str, Tensor]:
+def _pad(encoded: list[TokenIds], max_length: int, device: torch.device) -> dict[str, Tensor]:
     # Few different lengths: kernels are prepared, and kept in memory, for each shape that they meet.
     longest = min(max_length, -(-max(len(ids) for ids, _ in encoded) // PAD_TO) * PAD_TO)
     # What stands at padded positions is masked wherever it could be read, so any id will do.
-    ids = np.zeros((len(encoded), longest), dtype=np.int64)
-    segments, mask = np.zeros_like(ids), np.zeros_like(ids)
+    arrays = np.zeros((3, len(encoded), longest), dtype=np.int64)
     for row, (tokens, kinds) in enumerate(encoded):
-        ids[row, : len(tokens)], segments[row, : len(tokens)], mask[row, : len(tokens)] = tokens, kinds, 1
-    arrays = {"input_ids": ids, "token_type_ids": segments, "attention_mask": mask}
-    return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+        arrays[0, row, : len(tokens)], arrays[1, row, : len(tokens)], arrays[2, row, : len(tokens)] = tokens, kinds, 1
+    ids, segments, mask = torch.from_numpy(arrays).to(device)
+    return {"input_ids": ids, "token_type_ids": segments, "attention_mask": mask}
+
+
+def _lengths(examples: list[Example]) -> NDArray[np.integer]:
+    """Longest sequence of each example: what its batch is padded for."""
+    return np.array([max(len(ids) for ids, _ in example) for example in examples])
+
+
+def _batches(lengths: NDArray[np.integer], size: int, seed: int, epoch: int) -> list[NDArray[np.integer]]:
+    """Return the batches of an epoch: every example once, neighbours of about one length, in random order."""
+    order = np.argsort(keyed_uniform(seed, 2, epoch, np.arange(len(lengths))), kind="stable")
+    batches = []
+    for pool in _chunks(order, size * BATCHES_SORTED_TOGETHER):
+        batches += _chunks(pool[np.argsort(lengths[pool], kind="stable")], size)
+    drawn = np.argsort(keyed_uniform(seed, 4, epoch, np.arange(len(batches))), kind="stable")
+    return [batches[i] for i in drawn]
 
 
 def _chunks(order: NDArray[np.integer], size: int) -> Iterator[NDArray[np.integer]]:
@@ -171,13 +209,10 @@ def _chunks(order: NDArray[np.integer], size: int) -> Iterator[NDArray[np.intege
 
 
 @torch.no_grad()
-def _predict(model: _Classifier, task: Task, examples: list[Example]) -> NDArray[Any]:
-    # By length, so that little is padded.
-    order = np.argsort([sum(len(ids) for ids, _ in example) for example in examples], kind="stable")
-    found: list[Any] = [None] * len(examples)
-    for rows in _chunks(order, 64):
-        outputs = model([examples[row] for row in rows]).float().cpu()
-        answers = outputs[:, 0] if task.regression else outputs.argmax(-1)
-        for row, answer in zip(rows, answers.tolist(), strict=True):
-            found[row] = answer
-    return np.asarray(found)
+def _predict(model: _Classifier, examples: list[Example]) -> NDArray[np.float32]:
+    order = np.argsort(_lengths(examples), kind="stable")
+    parts = [model([examples[row] for row in rows]).float().cpu() for rows in _chunks(order, PREDICTED_AT_ONCE)]
+    found = torch.cat(parts)
+    outputs = np.empty(found.shape, dtype=np.float32)
+    outputs[order] = found.numpy()
+    return outputs

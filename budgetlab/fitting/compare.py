@@ -269,7 +269,7 @@ def _answer(
     unit = unit_of(q.y)
     one_teacher = "teachers" in here and int(here["teachers"].max()) <= 1 and bool((here["teachers"] > 0).any())
     budget = Budget(amount=q.budget, unit=str(here["budget_unit"].iloc[0]))
-    notes = [*notes]
+    notes = [*notes, *([q.runs.attrs["definition"]] if q.runs.attrs.get("definition") else [])]
     if not found.paired:
         notes.append("no run seed in common: the difference is not paired")
     if found.noise is not None and found.noise.cells > 1:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
 from budgetlab.errors import CallerError, unknown_name
+from budgetlab.values.scoring import subset_words
 
-__all__ = ["AGGREGATE", "COMPUTE_COLUMNS", "LOSSES", "averaged_tasks", "outcome_names", "run_values"]
+__all__ = ["AGGREGATE", "COMPUTE_COLUMNS", "LOSSES", "average_words", "averaged_tasks", "outcome_names", "run_values",
+           "subset_of"]  # fmt: skip
 
 AGGREGATE = "score"
-"""The unweighted mean over the tasks that were scored at every budget, of runs that have all of these."""
+"""The unweighted mean over the study's tasks that were scored at every budget, of runs that have all of these."""
 LOSSES = ("readout_loss", "mlm_loss")
 """Outcomes in nats per target token; every other outcome is a score, where 0.01 is a point."""
 COMPUTE_COLUMNS = (
@@ -33,8 +37,29 @@ def averaged_tasks(scores: pd.DataFrame) -> list[str]:
     """Tasks that the mean score runs over: those scored at every budget, so that its curve is of one thing."""
     rows = _runs(scores)
     rows = rows[~rows["task"].isin(LOSSES)]
+    if "averaged" in rows:  # what the study counts; of tables that do not say, all tasks
+        rows = rows[rows["averaged"].astype(bool)]
     budgets = rows.groupby("task", sort=False)["budget_amount"].nunique()
     return [str(task) for task, count in budgets.items() if count == rows["budget_amount"].nunique()]
+
+
+def subset_of(scores: pd.DataFrame, task: str) -> str:
+    """Say what of a task was used where that is not all: "10,475 of 104,743 train"; empty where it is, or unknown."""
+    if not {"train_examples", "num_examples"} <= set(scores.columns):
+        return ""
+    rows = scores[scores["task"] == task]
+    names = [name for name in ("train_examples", "num_examples", "train_available") if name in rows]
+    return subset_words(task, *(int(rows[name].fillna(0).max()) for name in names)) if len(rows) else ""
+
+
+def average_words(scores: pd.DataFrame, tasks: Sequence[str] | None = None, *, subsets: bool = False) -> str:
+    """Say what the mean score is the mean of: each task's metric, and with `subsets` what of it was used."""
+    parts = []
+    for task in averaged_tasks(scores) if tasks is None else tasks:
+        rows, subset = scores[scores["task"] == task], subset_of(scores, task) if subsets else ""
+        metric = f" {rows['metric'].iloc[0]}" if "metric" in rows and len(rows) else ""
+        parts.append(f"{task}{metric}{f' ({subset})' if subset else ''}")
+    return f"mean score: {', '.join(parts)}, with equal weights"
 
 
 def run_values(scores: pd.DataFrame, y: str) -> pd.DataFrame:
@@ -52,6 +77,7 @@ def run_values(scores: pd.DataFrame, y: str) -> pd.DataFrame:
     DataFrame
         One row per arm, budget and run seed, smallest budget first, with `value` (in the units of the table),
         `higher_is_better`, `finetune_seeds` (how many were averaged) and the columns of compute.
+        `attrs["definition"]` says what an average is of, or that a task is a subset;
         `attrs["missing"]` counts runs left out of the aggregate because a task is missing.
 
     Raises
@@ -102,6 +128,9 @@ def run_values(scores: pd.DataFrame, y: str) -> pd.DataFrame:
     complete = runs["num_tasks"] == len(wanted)
     result = runs[complete].sort_values(["arm", "budget_amount", "run_seed"], kind="stable", ignore_index=True)
     result.attrs["missing"] = int((~complete).sum())
+    subset = subset_of(scores, y)
+    of_task = f"{y}: a subset, {subset}" if subset else ""
+    result.attrs["definition"] = average_words(scores, wanted, subsets=True) if y == AGGREGATE else of_task
     return result
 
 

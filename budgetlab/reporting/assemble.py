@@ -22,11 +22,13 @@ from budgetlab.reporting.figures import (
     render,
     scores_table,
 )
+from budgetlab.reporting.figures.scores import Axis
 from budgetlab.reporting.frames import interval_note, per_run, scores_frame, summarise
 from budgetlab.reporting.gates import Gate, learning_gates
 from budgetlab.reporting.page import Section, figure_html, gates_html, list_html, page_html, pairs_html, sheet_html
 from budgetlab.reporting.tables import (
     Sheet,
+    average_sheet,
     closing_frame,
     closing_note,
     closing_sheet,
@@ -37,9 +39,11 @@ from budgetlab.reporting.tables import (
     print_sheets,
     profile_sheet,
     reference_arm,
+    score_sheet,
     status_sheet,
     verdict_sheet,
 )
+from budgetlab.reporting.tables.scores import subset_note
 from budgetlab.store import write_whole
 from budgetlab.values import CostProfile, CurveFit, Environment, Plan, RunRecord, Score, Verdict
 
@@ -47,6 +51,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = ["Report", "report"]
+
+_SCORE_FIGURES: tuple[tuple[str, Axis, str], ...] = (
+    ("score_vs_tokens", "tokens", "tokens read by the student"),
+    ("score_vs_flops", "required_flops", "required training compute"),
+    ("score_vs_hours", "device_hours", "device time"),
+)
 
 
 @dataclass(frozen=True)
@@ -133,7 +143,10 @@ def report(
     sentence = _sentence(plan, records, table, gates, verdicts)
     frame = closing_frame(plan, records, table, level=level)
     note = closing_note(frame, cells, level)
-    figures = _figures(plan, profile, runs, cells, fits, folder / "figures", level)
+    definitions = (*subset_note(frame.attrs["subsets"]), *([frame.attrs["average"]] if frame.attrs["average"] else []))
+    spread = score_sheet(table, arms=list(plan.arms), level=level)
+    averages = average_sheet(table, arms=list(plan.arms), level=level)
+    figures = _figures(plan, profile, runs, cells, fits, folder / "figures", level, definitions)
     started = any(record.status == "complete" for record in records) or len(table) > 0
     page = page_html(
         study,
@@ -145,6 +158,8 @@ def report(
             Section("Verdicts", _verdicts(verdicts)),
             Section("Figures", figure_html(figures)),
             Section("All budgets", sheet_html(full_sheet(frame, note=note)) if started else ""),
+            Section("Scores", sheet_html(spread, titled=True) if spread.rows else ""),
+            Section("The average and its tasks", sheet_html(averages) if averages.rows else ""),
             Section("Plan", sheet_html(plan_sheet(plan)) + sheet_html(status_sheet(plan, records), titled=True)),
             Section("What differs between the arms", list_html(plan.audit)),
             Section("Cost of a training step", sheet_html(profile_sheet(profile))),
@@ -203,14 +218,22 @@ def _figures(
     fits: Sequence[CurveFit],
     folder: Path,
     level: float,
+    definitions: Sequence[str],
 ) -> tuple[FigureFiles, ...]:
     arms = list(plan.arms)
     where = _hardware(profile)
     drawn: list[FigureFiles] = []
     points = scores_table(runs, cells, arms)
     if (points["layer"] == "mean").any():
-        caption = f"Score against tokens read by the student; {_bars(points, cells, level)}; {where}."
-        drawn.append(render("score_vs_tokens", draw_scores, points, folder, caption))
+        note = f"{'; '.join(definitions)}; " if definitions else ""
+        caption = f"; {note}{_bars(points, cells, level)}; {where}."
+        for name, x, words in _SCORE_FIGURES:
+            told = f"Score against {words}{caption}"
+            drawn.append(render(name, lambda table, x=x: draw_scores(table, x), points, folder, told))
+        cola = points[points["task"] == "cola"]
+        if (cola["layer"] == "mean").any():
+            told = f"CoLA against tokens read by the student{caption}"
+            drawn.append(render("cola_vs_tokens", draw_scores, cola, folder, told))
     curves = curves_table(fits)
     losses = losses_table(runs, cells, arms, curves)
     if (losses["layer"] == "mean").any():

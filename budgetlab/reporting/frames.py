@@ -1,7 +1,8 @@
 """Scores as tidy frames: fine-tuning seeds averaged first, then means over run seeds with their interval.
 
-The pretraining run is the unit of replication. With two or three runs a cell's own variance says next to
-nothing, so the variance is pooled over the arm x budget cells of a task and the interval uses Student's t.
+The pretraining run is the unit of replication. With two or three runs an arm's own variance says next to nothing, so
+the variance is pooled over the arms at one budget and the interval uses Student's t. Budgets are not pooled: noise
+changes with compute.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ __all__ = [
     "per_run",
     "probe_tasks",
     "scores_frame",
+    "subsets",
     "summarise",
     "unit_of",
 ]
@@ -37,7 +39,7 @@ LOSSES = ("readout_loss", "mlm_loss")
 """Tasks in nats per target token, lower is better; every other task is a score, shown as points (x 100)."""
 
 MEAN = "score"
-"""The mean over the tasks that were scored at every budget, of the runs that have all of these."""
+"""The mean over the study's tasks that were scored at every budget, of the runs that have all of these."""
 
 OUTCOMES = {"readout_loss": "the read-out loss", "mlm_loss": "the own MLM loss", MEAN: "the mean score"}
 """How outcomes that are no tasks are called in sentences."""
@@ -65,7 +67,9 @@ def scores_frame(scores: Sequence[Score] | pd.DataFrame) -> pd.DataFrame:
         raise CallerError(
             f"a table of {len(scores)} scores", f"no column {', '.join(missing)}", "give the table that the store makes"
         )
-    return tidy_scores([]) if missing else scores
+    optional = {"standard_error": math.nan, "degenerate": False, "averaged": True, "subset": ""}
+    lacking = {name: value for name, value in optional.items() if name not in scores}
+    return tidy_scores([]) if missing else scores.assign(**lacking)
 
 
 def unit_of(task: str) -> str:
@@ -88,35 +92,55 @@ def largest_rung(scores: pd.DataFrame) -> int | None:
     return None if rungs.empty else int(rungs.max())
 
 
-def per_run(scores: pd.DataFrame) -> pd.DataFrame:
+def per_run(scores: pd.DataFrame, tasks: Sequence[str] | None = None) -> pd.DataFrame:
     """Average over fine-tuning seeds, in the unit shown: one row a run and task, and the mean over tasks.
+
+    Parameters
+    ----------
+    scores
+        What `scores_frame` returns.
+    tasks
+        Which the mean is over; default: those of the study's average.
 
     Returns
     -------
     frame
         `subject`, `arm`, `rung`, `run_seed`, `task`, `metric`, `higher_is_better`, `unit`, `value`, what the
-        run had read and spent, and the budget. A run that lacks a task has no row for the mean over tasks.
+        run had read and spent, the budget; of the fine-tunings `finetune_seeds`, `finetune_sd` and how many were
+        `degenerate`; `standard_error` of the evaluation set; `subset`. A run that lacks a task has no mean over tasks.
     """
-    columns = [*_RUN, "metric", "higher_is_better", "budget_amount", "budget_unit", *_CARRIED, "value", "unit"]
+    columns = [*_RUN, "metric", "higher_is_better", "budget_amount", "budget_unit", *_CARRIED, "subset"]
+    measured = ["value", "standard_error", "finetune_sd", "finetune_seeds", "degenerate", "unit"]
     if scores.empty:
-        return pd.DataFrame(columns=columns)
-    how = dict.fromkeys(columns[len(_RUN) : -2], "first") | {"value": "mean"}
-    runs = scores.groupby(_RUN, dropna=False, sort=False).agg(how).reset_index()
+        return pd.DataFrame(columns=[*columns, *measured])
+    known = scores_frame(scores)
+    known = known.assign(
+        finetune_sd=known["value"], finetune_seeds=known["value"], degenerate=known["degenerate"].eq(True).astype(int)
+    )
+    how: dict[str, str] = dict.fromkeys(columns[len(_RUN) :], "first") | {"value": "mean", "standard_error": "mean"}
+    counted = {"finetune_sd": "std", "finetune_seeds": "count", "degenerate": "sum"}
+    runs = known.groupby(_RUN, dropna=False, sort=False).agg(how | counted).reset_index()
     runs["unit"] = runs["task"].map(unit_of)
-    runs["value"] = runs["value"].astype(float) * runs["unit"].map({"points": 100.0}).fillna(1.0)
-    tasks = averaged_tasks(scores)
-    if len(tasks) > 1:
-        scored = runs[runs["task"].isin(tasks)]
+    scale = runs["unit"].map({"points": 100.0}).fillna(1.0)
+    for name in ("value", "standard_error", "finetune_sd"):
+        runs[name] = runs[name].astype(float) * scale
+    names = averaged_tasks(known) if tasks is None else list(tasks)
+    if len(names) > 1 or tasks:
+        scored = runs[runs["task"].isin(names)].assign(variance=lambda rows: rows["standard_error"] ** 2)
         keys = [key for key in _RUN if key != "task"]
-        whole = scored.groupby(keys, dropna=False, sort=False).agg(how | {"task": "nunique"}).reset_index()
-        whole = whole[whole["task"] == len(tasks)]
-        mean = whole.assign(task=MEAN, metric=f"mean of {len(tasks)} tasks", unit="points")
+        of_mean = how | {"task": "nunique", "variance": "mean", "finetune_seeds": "min", "degenerate": "sum"}
+        whole = scored.groupby(keys, dropna=False, sort=False).agg(of_mean).reset_index()
+        whole = whole[whole["task"] == len(names)]
+        mean = whole.assign(
+            task=MEAN, metric=f"mean of {len(names)} task{'s' * (len(names) != 1)}", unit="points",
+            subset=", ".join(names), finetune_sd=math.nan, standard_error=(whole["variance"] / len(names)) ** 0.5,
+        )  # fmt: skip
         runs = pd.concat([runs, mean[runs.columns]], ignore_index=True) if len(mean) else runs
-    return runs[columns]
+    return runs[[*columns, *measured]]
 
 
 def summarise(runs: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
-    """Average runs over their seeds, with a t interval whose variance is pooled over a task's cells.
+    """Average runs over their seeds, with a t interval whose variance is pooled over the arms at a budget.
 
     Parameters
     ----------
@@ -128,23 +152,27 @@ def summarise(runs: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
     Returns
     -------
     frame
-        One row a subject, arm, rung and task: `mean`, `half_width`, `low`, `high` (missing where no cell of the
-        task has two runs, and for the yardsticks), `num_runs` and the pooled degrees of freedom.
+        One row a subject, arm, rung and task: `mean`, `median`, `sd` over runs, `half_width`, `low`, `high` (missing
+        where no arm has two runs at the budget, and for the yardsticks), `num_runs`, the pooled degrees of freedom;
+        means of `finetune_sd` and of `evaluation_error`, the evaluation set's own, which all runs share.
     """
-    columns = [*_CELL, "metric", "higher_is_better", "budget_amount", "budget_unit", *_CARRIED, "unit"]
-    extra = ["mean", "half_width", "low", "high", "num_runs", "degrees_of_freedom"]
+    columns = [*_CELL, "metric", "higher_is_better", "budget_amount", "budget_unit", *_CARRIED, "subset", "unit"]
+    extra = ["mean", "half_width", "low", "high", "num_runs", "degrees_of_freedom", "median", "sd", "finetune_sd",
+             "evaluation_error", "finetune_seeds", "degenerate"]  # fmt: skip
     if runs.empty:
         return pd.DataFrame(columns=[*columns, *extra])
     how = {column: "mean" if column in _CARRIED else "first" for column in columns[len(_CELL) :]}
+    how |= {"finetune_sd": "mean", "standard_error": "mean", "finetune_seeds": "min", "degenerate": "sum"}
     grouped = runs.groupby(_CELL, dropna=False, sort=False)
-    cells = grouped.agg(how).reset_index()
-    spread = grouped["value"].agg(["mean", "var", "count"]).reset_index()
+    cells = grouped.agg(how).reset_index().rename(columns={"standard_error": "evaluation_error"})
+    spread = grouped["value"].agg(["mean", "std", "median", "count"]).reset_index()
     cells["mean"], cells["num_runs"] = spread["mean"], spread["count"]
+    cells["median"], cells["sd"] = spread["median"], spread["std"]
     cells["half_width"], cells["degrees_of_freedom"] = math.nan, 0.0
-    for task, rows in spread[spread["subject"] == "run"].groupby("task"):
-        own = runs[(runs["subject"] == "run") & (runs["task"] == task)]
-        # A cell a row, a run seed a column: the same column is the same replicate.
-        table = own.pivot_table(index=["arm", "rung"], columns="run_seed", values="value", dropna=False)
+    for (task, rung), rows in spread[spread["subject"] == "run"].groupby(["task", "rung"]):
+        own = runs[(runs["subject"] == "run") & (runs["task"] == task) & (runs["rung"] == rung)]
+        # An arm a row, a run seed a column: the same column is the same replicate.
+        table = own.pivot_table(index="arm", columns="run_seed", values="value", dropna=False)
         residuals = table.sub(table.mean(axis=1), axis=0).to_numpy(dtype=float)
         known = np.isfinite(residuals)
         of_cell, of_run = np.nonzero(known)
@@ -159,6 +187,13 @@ def summarise(runs: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
     return cells[[*columns, *extra]]
 
 
+def subsets(cells: pd.DataFrame) -> dict[str, str]:
+    """Return what of each task was used, of the tasks of which that is not all."""
+    known = cells[(cells["task"] != MEAN) & (cells["subset"].fillna("") != "")] if len(cells) else cells
+    # Yardsticks that were not trained name the validation set alone: the longest names all.
+    return {str(task): max(rows["subset"], key=len) for task, rows in known.groupby("task", sort=False)}
+
+
 def interval_note(cells: pd.DataFrame, level: float = 0.95) -> str:
     """Say in one phrase what ± and the error bars are, if there are any."""
     known = cells[cells["half_width"].notna()] if len(cells) else cells
@@ -167,5 +202,6 @@ def interval_note(cells: pd.DataFrame, level: float = 0.95) -> str:
     low, high = known["degrees_of_freedom"].min(), known["degrees_of_freedom"].max()
     freedom = f"{low:.1f}" if f"{low:.1f}" == f"{high:.1f}" else f"{low:.1f} to {high:.1f}"
     return (
-        f"± is the {100 * level:g} % t interval over run seeds, variance pooled over arms and budgets ({freedom} d.f.)"
+        f"± is the {100 * level:g} % t interval over run seeds, variance pooled over the arms at a budget "
+        f"({freedom} d.f.)"
     )

@@ -168,7 +168,8 @@ def _pretraining_beats_random(
             unclear |= math.isnan(half_width)
             if sign * (value - random) > half_width:
                 clearly.append(f"{arm} on {task}")
-        metric = next((f" ({row['metric']})" for row in rows.values()), "")
+        about = (", ".join(part for part in (row["metric"], row["subset"]) if part) for row in rows.values())
+        metric = next((f" ({words})" for words in about), "")
         parts.append(f"{task}{metric}: {', '.join(shown) or 'n/a'}, random weights {_points(random)}")
     some = bool(tasks) and bool(arms)
     everywhere = set(tasks) <= PROBES

@@ -1,4 +1,4 @@
-"""The frozen values that flow through budgetlab: asked (`specs`), priced (`costs`), `plans`, found (`results`)."""
+"""The frozen values that flow through budgetlab: asked (`specs`, `scoring`), priced (`costs`), planned, found."""
 
 from budgetlab.values.base import Value, content_hash
 from budgetlab.values.costs import (
@@ -24,11 +24,11 @@ from budgetlab.values.plans import (
     Trial,
 )
 from budgetlab.values.results import CurveFit, PhaseSpent, Point, RunRecord, Score, Verdict
+from budgetlab.values.scoring import EvaluateSpec, FinetuneRecipe, TaskSpec
 from budgetlab.values.signals import Batch, Needs, Signals, SpecialIds
 from budgetlab.values.specs import (
     Arm,
     CorpusSpec,
-    EvaluateSpec,
     ExecutionSpec,
     FitSpec,
     ModelSpec,
@@ -36,7 +36,6 @@ from budgetlab.values.specs import (
     Pretrain,
     Recipe,
     StrategySpec,
-    TaskSpec,
     TuningSpec,
 )
 
@@ -53,6 +52,7 @@ __all__ = [
     "Environment",
     "EvaluateSpec",
     "ExecutionSpec",
+    "FinetuneRecipe",
     "FitSpec",
     "HeldOut",
     "KernelRate",

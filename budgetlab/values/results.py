@@ -14,6 +14,7 @@ from pydantic import Field
 from budgetlab.values.base import Interval, Value
 from budgetlab.values.costs import Environment
 from budgetlab.values.plans import Budget, Schedule
+from budgetlab.values.scoring import subset_words
 
 __all__ = ["CurveFit", "PhaseSpent", "Point", "RunRecord", "Score", "Verdict"]
 
@@ -115,9 +116,31 @@ class Score(Value):
     higher_is_better: bool
     num_examples: int
     train_examples: int = 0
+    """Fine-tuned on."""
+    train_available: int = 0
+    """In the training file."""
+    metrics: dict[str, float] = {}
+    """All metrics of the task; `metric` names the primary one, whose value is `value`."""
+    standard_errors: dict[str, float] = {}
+    """Of the metrics, by the evaluation set's own examples alone (bootstrap)."""
+    validation_loss: float | None = None
+    """Cross-entropy in nats an example, or mean squared error; None where it was not finite."""
+    degenerate: bool | None = None
+    """Whether one answer was given to all examples; None where nobody looked."""
+    averaged: bool = True
+    """Whether the task is part of the average, as the study defines it."""
+    recipe: str = ""
+    """Of the fine-tuning, in words; of a grid, how its point was chosen."""
+    key: str = ""
+    """Of its file, and of the predictions beside it."""
     recipe_hash: str
     evaluation_seconds: float = 0.0
     """Metered outside the budget."""
+
+    @property
+    def subset(self) -> str:
+        """What of the task was used, such as "10,475 of 104,743 train"; empty where all of it was."""
+        return subset_words(self.task, self.train_examples, self.num_examples, self.train_available)
 
 
 class CurveFit(Value):

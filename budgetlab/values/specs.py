@@ -12,7 +12,6 @@ from budgetlab.values.base import Count, CountOrZero, Value
 __all__ = [
     "Arm",
     "CorpusSpec",
-    "EvaluateSpec",
     "ExecutionSpec",
     "FitSpec",
     "ModelSpec",
@@ -20,7 +19,6 @@ __all__ = [
     "Pretrain",
     "Recipe",
     "StrategySpec",
-    "TaskSpec",
     "TeacherLayers",
     "TokenizerSpec",
     "TuningSpec",
@@ -248,43 +246,6 @@ class PlanSpec(Value):
     ladder: Literal["branched", "separate"] = "branched"
     teacher_charge: str = "inference"
     tolerance_fraction: float = Field(default=0.01, gt=0, lt=1)
-
-
-class TaskSpec(Value):
-    """A task in the format of GLUE: one JSON object a line."""
-
-    train: str
-    validation: str
-    text: tuple[str, ...] = Field(min_length=1, max_length=2)
-    label: str = "label"
-    metric: Literal["accuracy", "matthews", "f1", "pearson_spearman"] = "accuracy"
-
-
-class EvaluateSpec(Value):
-    """How checkpoints are scored."""
-
-    source: Literal["glue", "probes"] = "glue"
-    folder: str | None = None
-    tasks: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
-    epochs: int = Field(default=3, ge=1)
-    learning_rate: float = Field(default=1e-4, gt=0)
-    batch_size: int = Field(default=32, ge=1)
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    pooling: Literal["first", "mean"] = "first"
-    """"first": [CLS] of the joined texts, as BERT; "mean": each text on its own, all layers averaged."""
-    max_train_examples: Count | None = None
-    largest_budget_only: tuple[str, ...] = ()
-    """Tasks that are too dear, or too hard, for the smaller budgets."""
-    readout_tokens: Count = 300_000
-    own: dict[str, TaskSpec] = {}
-
-    @model_validator(mode="after")
-    def _tasks_are_asked_for(self) -> EvaluateSpec:
-        unknown = set(self.largest_budget_only) - set(self.tasks)
-        if unknown:
-            raise ValueError(f"largest_budget_only names {sorted(unknown)}, which are not among the tasks")
-        return self
 
 
 class FitSpec(Value):

@@ -37,9 +37,9 @@ def test_probes_are_balanced_tasks_in_the_format_of_glue(corpus: Corpus, tmp_pat
     assert tasks == PROBES
     for name in tasks:
         task = load_task(name, EvaluateSpec(source="probes"), folder=tmp_path / "probes", probes=tasks)
-        for labels in (task.train_labels, task.validation_labels):
+        for labels in (task.train.labels, task.validation[name].labels):
             assert len(labels) >= 100 and abs(labels.mean() - 0.5) < 0.01
-        assert not set(task.train_texts) & set(task.validation_texts)
+        assert not set(task.train.texts) & set(task.validation[name].texts)
 
 
 def test_probes_are_the_same_bytes_and_are_not_made_twice(corpus: Corpus, tmp_path: Path) -> None:

@@ -71,8 +71,8 @@ def whole(tmp_path_factory):
 def test_everything_is_written(whole):
     folder = whole.page.parent
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    figures = [f"figures/{name}.{kind}" for name in ("cost_per_arm", "readout_loss_vs_flops", "score_vs_tokens")
-               for kind in ("csv", "png", "svg")]  # fmt: skip
+    drawn = ("cost_per_arm", "readout_loss_vs_flops", "score_vs_flops", "score_vs_hours", "score_vs_tokens")
+    figures = [f"figures/{name}.{kind}" for name in drawn for kind in ("csv", "png", "svg")]
     assert names == [*figures, "report.html", "scores.csv"]
     assert len(pd.read_csv(whole.scores)) == len(values.scores())
 
@@ -84,7 +84,7 @@ def test_the_page_is_self_contained_and_well_formed(whole):
     assert all(reference.startswith("#") for reference in page.references)
     assert {reference[1:] for reference in page.references} <= set(page.ids)
     assert "http" not in text and "<script" not in text and "@import" not in text
-    assert text.count("<svg") == 3
+    assert text.count("<svg") == 5
     assert page.headings[:3] == ["Gates", "Verdicts", "Figures"]
 
 
@@ -120,7 +120,7 @@ def test_with_some_scores_it_draws_what_there_is(tmp_path):
     some = [s for s in values.scores() if s.subject == "run" and s.run_seed == 0 and s.arm != "tinybert"]
     partial = make(tmp_path, scores=some, verdicts=[])
     assert partial.sentence.startswith("no verdict: numbers are missing")
-    assert len(partial.figures) == 3
+    assert len(partial.figures) == 5
     drawn = pd.read_csv(partial.figures[0].csv)
     assert set(drawn["arm"]) == {"no_kd", "vanilla_kd", "minilm"}
     assert "one run seed; no interval" in partial.figures[0].caption

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import io
 
+import numpy as np
 import pandas as pd
 import pytest
 import reporting_values as values
 from rich.console import Console
 
+from budgetlab.fitting import compare
+from budgetlab.reporting.figures import draw_scores, scores_table
 from budgetlab.reporting.frames import per_run, scores_frame, summarise
 from budgetlab.reporting.tables import (
+    average_sheet,
     closing_frame,
     closing_note,
     closing_sheet,
@@ -20,6 +24,7 @@ from budgetlab.reporting.tables import (
     plan_sheet,
     print_sheets,
     profile_sheet,
+    score_sheet,
     stack,
     status_sheet,
     verdict_sheet,
@@ -181,3 +186,84 @@ def test_a_group_that_is_too_wide_is_split_and_keeps_its_keys():
     assert all(part.width() <= 40 for part in parts)
     assert [part.notes for part in parts[:-1]] == [()] * (len(parts) - 1)
     assert parts[-1].notes == ("a note",)
+
+
+def mean_of(sheet, row_name, column):
+    names = [c.heading for c in sheet.columns]
+    row = next(row for row in sheet.rows if row[0] == row_name)
+    return row[names.index(column)]
+
+
+def test_scores_have_median_spread_error_and_yardsticks():
+    given = [
+        s.model_copy(
+            update={"standard_errors": {s.metric: 0.012}, "degenerate": s.arm == "tinybert" and not s.run_seed}
+        )
+        for s in values.scores()
+    ]
+    sheet = score_sheet(given, arms=values.ARMS)
+    rows = [row for row in sheet.rows if row[0].startswith("belongs")]
+    assert [row[1] for row in rows] == [*values.ARMS, "teacher", "random weights", "majority class"]
+    own = [s.value for s in given if s.task == "belongs" and s.arm == "no_kd" and s.rung == 2]
+    first = rows[0]
+    assert first[2].startswith(f"{100 * np.mean(own):.1f}±") and first[3] == f"{100 * np.mean(own):.1f}"
+    assert first[4] == f"{100 * np.std([np.mean(own[:2]), np.mean(own[2:])], ddof=1):.1f}"
+    assert first[6:] == ("1.2", "2x2", "0", "") and rows[-1][6:] == ("1.2", "n/a", "n/a", "")
+    kept = [s.value for s in given if s.task == "belongs" and s.arm == "tinybert" and s.rung == 2 and s.run_seed == 1]
+    assert rows[3][8:] == ("2", f"{100 * np.mean(kept):.1f}")
+    assert [row[0] for row in sheet.rows][:5] == ["read-out loss"] * 5
+    assert any("mean score: belongs accuracy, replaced matthews, with equal weights" in note for note in sheet.notes)
+
+
+def test_the_average_without_a_task_is_the_other_one():
+    sheet = average_sheet(values.scores(), arms=values.ARMS)
+    assert [row[0] for row in sheet.rows] == ["all 2", "without belongs", "without replaced"]
+    scores = score_sheet(values.scores(), arms=values.ARMS)
+    for task, other in (("replaced", "belongs accuracy"), ("belongs", "replaced matthews")):
+        for arm in values.ARMS:
+            alone = next(row[2] for row in scores.rows if row[0] == other and row[1] == arm)
+            assert mean_of(sheet, f"without {task}", arm) == alone
+    found = compare(scores_frame(values.scores()), a="minilm", b="no_kd", task="score", curves=False)
+    assert mean_of(sheet, "all 2", "minilm\n- no_kd").startswith(f"{found.difference:+.1f} [{found.interval[0]:+.1f}")
+    one_task = [s for s in values.scores() if s.task != "belongs"]
+    assert average_sheet(one_task).rows == ()
+
+
+def test_a_subset_is_named_in_every_table_that_shows_it(tmp_path):
+    names = {"replaced": "qnli", "belongs": "rte"}
+    given = [
+        s.model_copy(update={"task": names[s.task], "train_examples": 2490, "num_examples": 277})
+        if s.task in names
+        else s
+        for s in values.scores()
+    ]
+    words = "qnli 2,490 of 104,743 train, 277 of 5,463 validation"
+    frame = closing_frame(values.plan(), values.records(), given)
+    for sheet in (closing_sheet(frame), full_sheet(frame)):
+        assert "qnli\nsubset\npoints" in [c.heading for c in sheet.columns]
+        assert "rte\npoints" in [c.heading for c in sheet.columns]
+        assert any(words in note for note in sheet.notes)
+    for sheet in (score_sheet(given), average_sheet(given)):
+        assert any(words in note for note in sheet.notes)
+    runs = per_run(scores_frame(given))
+    drawn = draw_scores(scores_table(runs, summarise(runs), values.ARMS))
+    texts = [text.get_text().replace("\n", " ") for axes in drawn.axes for text in axes.texts]
+    assert words.removeprefix("qnli ") in texts and "qnli, rte" in texts
+    verdict = compare(scores_frame(given), a="minilm", b="no_kd", task="qnli", curves=False)
+    average = compare(scores_frame(given), a="minilm", b="no_kd", task="score", curves=False)
+    notes = verdict_sheet([verdict, average]).notes
+    assert "qnli: a subset, 2,490 of 104,743 train, 277 of 5,463 validation" in notes
+    assert any(note.startswith("mean score: qnli matthews (2,490 of 104,743 train") for note in notes)
+
+
+def test_the_noise_of_one_budget_is_not_that_of_another():
+    noisy = [
+        s.model_copy(update={"value": s.value + (0.2 if s.run_seed else -0.2)})
+        if s.rung == 0 and s.arm == "no_kd"
+        else s
+        for s in values.scores()
+    ]
+    before, after = (summarise(per_run(scores_frame(found))) for found in (values.scores(), noisy))
+    for rung, alike in ((0, False), (1, True), (2, True)):
+        halves = [c.loc[(c["rung"] == rung) & (c["task"] == "belongs"), "half_width"] for c in (before, after)]
+        assert (halves[0].tolist() == halves[1].tolist()) is alike

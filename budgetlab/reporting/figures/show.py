@@ -11,7 +11,7 @@ import pandas as pd
 from budgetlab.reporting.figures.costs import costs_table, draw_costs
 from budgetlab.reporting.figures.losses import curves_table, draw_losses, fit_note, losses_table
 from budgetlab.reporting.figures.plans import draw_plan, plan_table
-from budgetlab.reporting.figures.scores import draw_scores, scores_table
+from budgetlab.reporting.figures.scores import Axis, draw_scores, scores_table
 from budgetlab.reporting.figures.style import styled
 from budgetlab.reporting.frames import per_run, summarise
 from budgetlab.values import CostProfile, CurveFit
@@ -25,10 +25,10 @@ _DOTS_PER_INCH = 200
 """Sharp on a screen at the width of a column."""
 
 
-def score_figure(scores: pd.DataFrame, *, arms: Sequence[str] = (), level: float = 0.95) -> Figure:
-    """Draw scores against tokens read, a panel a task and one for their mean; `scores` is `scores_frame(...)`."""
+def score_figure(scores: pd.DataFrame, *, arms: Sequence[str] = (), level: float = 0.95, x: Axis = "tokens") -> Figure:
+    """Draw scores, a panel a task and one for their mean, against tokens read, "required_flops" or "device_hours"."""
     runs = per_run(scores)
-    return _figure(draw_scores, scores_table(runs, summarise(runs, level), _arms(scores, arms)))
+    return _figure(lambda table: draw_scores(table, x), scores_table(runs, summarise(runs, level), _arms(scores, arms)))
 
 
 def loss_figure(

@@ -12,11 +12,13 @@ from budgetlab.reporting.tables.costs import (
     time_model_sheet,
 )
 from budgetlab.reporting.tables.plans import plan_sheet, status_sheet
+from budgetlab.reporting.tables.scores import average_sheet, score_sheet
 from budgetlab.reporting.tables.sheets import Column, Sheet, plain_lines, print_sheets, stack
 
 __all__ = [
     "Column",
     "Sheet",
+    "average_sheet",
     "closing_frame",
     "closing_note",
     "closing_sheet",
@@ -32,6 +34,7 @@ __all__ = [
     "profile_sheet",
     "ratio_sheet",
     "reference_arm",
+    "score_sheet",
     "stack",
     "status_sheet",
     "time_model_sheet",

@@ -39,7 +39,7 @@ def verdict_sheet(verdicts: Sequence[Verdict]) -> Sheet:
             Column("pairs", _ANSWER), Column("p", _ANSWER), Column("verdict", _ANSWER, left=True),
         ),
         rows=tuple(rows),
-        notes=_conventions(verdicts) if verdicts else (),
+        notes=(*_conventions(verdicts), *_definitions(verdicts)) if verdicts else (),
     )  # fmt: skip
 
 
@@ -52,6 +52,12 @@ def _conventions(verdicts: Sequence[Verdict]) -> tuple[str, ...]:
         f"MDD: minimum detectable difference; equivalence margin {margins}; a pair is two runs of one run seed; "
         "p by Holm's procedure over the contrasts that are not primary",
     )
+
+
+def _definitions(verdicts: Sequence[Verdict]) -> tuple[str, ...]:
+    """What averages are of, and which tasks are subsets."""
+    notes = dict.fromkeys(note for verdict in verdicts for note in verdict.notes)
+    return tuple(note for note in notes if note.startswith("mean score: ") or ": a subset, " in note)
 
 
 def fit_sheet(fits: Sequence[CurveFit]) -> Sheet:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
+from budgetlab.fitting.scores import average_words
 from budgetlab.reporting.frames import (
     LOSSES,
     MEAN,
@@ -17,8 +18,10 @@ from budgetlab.reporting.frames import (
     per_run,
     probe_tasks,
     scores_frame,
+    subsets,
     summarise,
 )
+from budgetlab.reporting.tables.scores import subset_note
 from budgetlab.reporting.tables.sheets import Column, Sheet, fixed, percent, scaled
 from budgetlab.units import format_amount, format_quantity
 from budgetlab.values import Plan, RunRecord, Schedule, Score
@@ -48,10 +51,12 @@ def closing_frame(
     Returns
     -------
     frame
-        Amounts in canonical units, losses in nats per target token, scores in points. Unknown is missing.
+        Amounts in canonical units, losses in nats per target token, scores in points. Unknown is missing. `attrs` has
+        what of each task was used where that is not all ("subsets"), and what the mean is of ("average").
     """
     table = scores_frame(scores)
     cells = summarise(per_run(table), level)
+    named = subsets(cells)
     complete = [record for record in records if record.status == "complete"]
     rows = [_arm_row(schedule, complete, cells) for schedule in plan.schedules]
     for subject in YARDSTICKS:
@@ -64,7 +69,9 @@ def closing_frame(
                "unspent_fraction"]  # fmt: skip
     for task in (*LOSSES, *_shown_tasks(table)):
         columns += [_column(task), _column(task, "half_width_")]
-    return pd.DataFrame(rows, columns=columns)
+    frame = pd.DataFrame(rows, columns=columns)
+    frame.attrs |= {"subsets": named, "average": average_words(table) if _column(MEAN) in frame else ""}
+    return frame
 
 
 def closing_sheet(frame: pd.DataFrame, *, note: str = "") -> Sheet:
@@ -128,14 +135,18 @@ def _sheet(frame: pd.DataFrame, title: str, *, with_budget: bool, note: str) -> 
     ]
     # The mean of two tasks says nothing that the two do not; of nine it is what one reads first.
     shown = tasks if with_budget or len(tasks) > 4 else [task for task in tasks if task != MEAN]
-    parts += [(Column(f"{'mean' if task == MEAN else task}\npoints", _OUTCOME), pair(task, 1)) for task in shown]
+    named = frame.attrs.get("subsets", {})
+    heads = {task: "mean" if task == MEAN else f"{task}\nsubset" if task in named else task for task in shown}
+    parts += [(Column(f"{heads[task]}\npoints", _OUTCOME), pair(task, 1)) for task in shown]
+    notes = (note, *subset_note({task: named[task] for task in shown if task in named}),
+             frame.attrs.get("average", "") if MEAN in shown else "")  # fmt: skip
     blocks = frame["subject"].where(frame["subject"] != "run", frame["rung"].astype(str))
     blocks = blocks.where(frame["subject"] == "run", "yardsticks").tolist()
     return Sheet(
         title=title,
         columns=tuple(c for c, _ in parts),
         rows=tuple(zip(*(cells for _, cells in parts), strict=True)),
-        notes=tuple(n for n in (note,) if n),
+        notes=tuple(n for n in notes if n),
         rules=tuple(i for i in range(1, size) if blocks[i] != blocks[i - 1]),
     )
 

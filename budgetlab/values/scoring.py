@@ -1,0 +1,218 @@
+"""How checkpoints are scored: tasks, the fine-tuning recipe, presets, and the official sizes of GLUE."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from budgetlab.values.base import Count, Value, content_hash
+
+__all__ = ["CORRELATIONS", "GLUE", "GLUE_ROWS", "PROTOCOLS", "EvaluateSpec", "FinetuneRecipe", "Metric", "TaskSpec",
+           "subset_words"]  # fmt: skip
+
+Metric = Literal["accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman", "pearson_spearman"]
+CORRELATIONS = ("pearson", "spearman", "pearson_spearman")
+"""Metrics of regression tasks; the others are of classes."""
+
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+
+
+class TaskSpec(Value):
+    """A task in the format of GLUE: one JSON object a line."""
+
+    train: str
+    validation: str
+    text: tuple[str, ...] = Field(min_length=1, max_length=2)
+    label: str = "label"
+    metric: Metric = "accuracy"
+    """The primary one, which also says whether labels are classes or, for correlations, scores."""
+    num_labels: int | None = Field(default=None, ge=2)
+    """Classes, numbered from 0; None counts those of the training set."""
+    label_range: tuple[float, float] | None = None
+    """Of scores; None takes any."""
+    further: dict[str, str] = {}
+    """Other validation splits, scored from the same fine-tuning under these names."""
+
+
+def _glue(*text: str, **fields: Any) -> TaskSpec:
+    return TaskSpec(**{"train": "train", "validation": "validation", "text": text, "num_labels": 2} | fields)
+
+
+GLUE = {
+    "cola": _glue("sentence", metric="matthews"),
+    "sst2": _glue("sentence"),
+    "mrpc": _glue("sentence1", "sentence2", metric="f1"),
+    "stsb": _glue("sentence1", "sentence2", metric="pearson_spearman", num_labels=None, label_range=(0.0, 5.0)),
+    "qqp": _glue("question1", "question2", metric="f1"),
+    "mnli": _glue(
+        "premise", "hypothesis", validation="validation_matched", num_labels=3,
+        further={"mnli_mismatched": "validation_mismatched"},
+    ),
+    "qnli": _glue("question", "sentence"),
+    "rte": _glue("sentence1", "sentence2"),
+    "wnli": _glue("sentence1", "sentence2"),
+}  # fmt: skip
+"""The tasks of GLUE (Wang et al. 2019, arXiv 1804.07461), with the column names of the hub's nyu-mll/glue."""
+
+GLUE_ROWS = {
+    "cola": (8551, 1043), "sst2": (67_349, 872), "mrpc": (3668, 408), "stsb": (5749, 1500), "qqp": (363_846, 40_430),
+    "mnli": (392_702, 9815), "mnli_mismatched": (392_702, 9832), "qnli": (104_743, 5463), "rte": (2490, 277),
+    "wnli": (635, 71),
+}  # fmt: skip
+"""Rows of (train, validation), from the data set card of nyu-mll/glue."""
+
+
+def subset_words(task: str, train_examples: int, num_examples: int, train_available: int = 0) -> str:
+    """Say what of a task was used, where that is not all: "10,475 of 104,743 train"; empty where it is.
+
+    Parameters
+    ----------
+    task
+        Of GLUE, where the official sizes are known; or another.
+    train_examples, num_examples
+        Fine-tuned on, scored on; 0 is not known.
+    train_available
+        How many the training file has; 0 is not known.
+    """
+    official = GLUE_ROWS.get(task, (train_available, 0))
+    pairs = ((train_examples, official[0], "train"), (num_examples, official[1], "validation"))
+    return ", ".join(f"{used:,} of {whole:,} {split}" for used, whole, split in pairs if 0 < used < whole)
+
+
+class FinetuneRecipe(Value):
+    """What decides a fine-tuning's outcome, besides the checkpoint, the examples and the seed."""
+
+    epochs: int
+    learning_rate: float
+    batch_size: int
+    max_train_examples: int | None = None
+    dropout: float = 0.1
+    pooling: Literal["first", "mean"] = "first"
+
+    def words(self) -> str:
+        """Say it in a few words."""
+        return f"{self.learning_rate:g} x {self.batch_size}, {self.epochs} epochs"
+
+
+class TaskSettings(Value):
+    """What one task has of its own; all arms share it."""
+
+    seeds: Seeds | None = None
+    epochs: PositiveInt | None = None
+    max_train_examples: Count | None = None
+    folder: str | None = None
+    """Where this task is read from; "hub" is nyu-mll/glue."""
+
+
+class EvaluateSpec(Value):
+    """How checkpoints are scored."""
+
+    preset: Literal["default", "paper", "quick"] | None = None
+    """`PROTOCOLS`, filled in when the study is read; keys that are written out win."""
+    source: Literal["glue", "probes"] = "glue"
+    folder: str | None = None
+    """Of TASK/SPLIT files; None, or "hub", reads nyu-mll/glue from the hub."""
+    tasks: tuple[str, ...] = ()
+    seeds: Seeds = (0,)
+    epochs: PositiveInt = 3
+    learning_rate: PositiveFloat | Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = 1e-4
+    batch_size: PositiveInt | Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = 32
+    """Lists make a grid."""
+    selection: Literal["cross_fit", "maximum"] = "cross_fit"
+    """Of a point of the grid, by its mean over seeds. cross_fit: each half of the validation set is scored by the point
+    that is best on the other half; maximum: the point that is best on the set it is then reported on, which is too
+    good by what the grid's noise allows."""
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    pooling: Literal["first", "mean"] = "first"
+    """"first": [CLS] of the joined texts, as BERT; "mean": each text on its own, all layers averaged."""
+    max_train_examples: Count | None = None
+    by_task: dict[str, TaskSettings] = {}
+    primary: dict[str, Metric] = {}
+    """The metric that stands for a task, where not the task's own; all are stored."""
+    average: tuple[str, ...] = ()
+    """Tasks of the average, which weigh alike; empty takes all tasks, MNLI once (matched)."""
+    largest_budget_only: tuple[str, ...] = ()
+    """Tasks that are too dear, or too hard, for the smaller budgets."""
+    readout_tokens: Count = 300_000
+    own: dict[str, TaskSpec] = {}
+
+    @model_validator(mode="after")
+    def _names_are_of_tasks(self) -> EvaluateSpec:
+        unknown = set(self.largest_budget_only) - set(self.tasks)
+        if unknown:
+            raise ValueError(f"largest_budget_only names {sorted(unknown)}, which are not among the tasks")
+        further = [name for task in (*GLUE.values(), *self.own.values()) for name in task.further]
+        taken = {*GLUE, "readout_loss", "mlm_loss", "score", "replaced", "belongs", "mnli_mismatched"} & set(self.own)
+        if taken:
+            raise ValueError(f"own tasks may not be called {', '.join(sorted(taken))}")
+        known = {*self.tasks, *further, *GLUE}
+        for key in ("by_task", "primary", "average"):
+            unknown = set(getattr(self, key)) - known
+            if unknown:
+                raise ValueError(f"{key} names {sorted(unknown)}, which are not among the tasks")
+        for seeds in (self.seeds, *(settings.seeds or () for settings in self.by_task.values())):
+            if len(set(seeds)) != len(seeds):
+                raise ValueError(f"seeds {list(seeds)} must be distinct")
+        return self
+
+    def recipes(self, task: str) -> tuple[FinetuneRecipe, ...]:
+        """Return the points of the grid for a task: one where nothing is a list."""
+        own = self.by_task.get(task, TaskSettings())
+        rates = self.learning_rate if isinstance(self.learning_rate, tuple) else (self.learning_rate,)
+        sizes = self.batch_size if isinstance(self.batch_size, tuple) else (self.batch_size,)
+        return tuple(
+            FinetuneRecipe(
+                epochs=own.epochs or self.epochs,
+                learning_rate=rate,
+                batch_size=size,
+                max_train_examples=own.max_train_examples or self.max_train_examples,
+                dropout=self.dropout,
+                pooling=self.pooling,
+            )
+            for rate, size in itertools.product(rates, sizes)
+        )
+
+    def seeds_of(self, task: str) -> tuple[int, ...]:
+        """Return the fine-tuning seeds of a task."""
+        return self.by_task.get(task, TaskSettings()).seeds or self.seeds
+
+    def folder_of(self, task: str) -> str | None:
+        """Return the folder of a task; None is the hub."""
+        folder = self.by_task.get(task, TaskSettings()).folder or self.folder
+        return None if folder == "hub" else folder
+
+    def is_averaged(self, task: str) -> bool:
+        """Whether a task is part of the average."""
+        return task in self.average if self.average else task in self.tasks
+
+
+_SMALL = {"seeds": [0, 1, 2, 3, 4], "epochs": 10}
+_EIGHT = ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte"]
+
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    # Small tasks need more steps and more seeds (Mosbach et al. 2021, arXiv 2006.04884; Zhang et al. 2021, 2006.05987).
+    "default": {
+        "tasks": _EIGHT, "seeds": [0, 1, 2], "epochs": 3, "learning_rate": 3e-5, "batch_size": 32, "dropout": 0.1,
+        "by_task": {task: _SMALL for task in ("cola", "mrpc", "stsb", "rte")},
+    },
+    # The scripts of Bui et al. 2024 (arXiv 2404.19319) fine-tune once a point; which point they report is not in them.
+    "paper": {
+        "tasks": [task for task in _EIGHT if task != "stsb"], "seeds": [0], "epochs": 5,
+        "learning_rate": [1e-5, 3e-5, 5e-5, 8e-5], "batch_size": [16, 32], "dropout": 0.1, "selection": "maximum",
+    },
+    "quick": {
+        "tasks": _EIGHT, "seeds": [0], "epochs": 2, "learning_rate": 1e-4, "batch_size": 32, "dropout": 0.1,
+        "max_train_examples": 2000,
+    },
+}  # fmt: skip
+"""What `evaluate.preset` stands for."""
+
+PROTOCOL_VERSION = 2
+"""Of the fine-tuning itself: warm-up, decay, batches by length. Scores of another version are not mixed with these."""
+
+
+def recipe_hash(recipe: FinetuneRecipe, *further: Any) -> str:
+    """Hash of what decides a fine-tuning's outcome, the checkpoint, the examples and the seed apart."""
+    return content_hash(PROTOCOL_VERSION, recipe, *further)
