@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from budgetlab.corpus import Corpus, build_corpus
+    from budgetlab.decisions import Evidence, assumptions, assumptions_frame, decide
     from budgetlab.errors import BudgetlabError, CallerError
     from budgetlab.evaluation import build_probes, evaluate, load_task
     from budgetlab.fitting import certify, compare, compare_arms, fit, fit_arms, optimum, predict
@@ -29,8 +30,11 @@ _HOMES = {
     "BudgetlabError": "errors",
     "CallerError": "errors",
     "Corpus": "corpus",
+    "Evidence": "decisions",
     "Store": "store",
     "Study": "studies",
+    "assumptions": "decisions",
+    "assumptions_frame": "decisions",
     "audit": "studies",
     "build_corpus": "corpus",
     "build_probes": "evaluation",
@@ -38,6 +42,7 @@ _HOMES = {
     "compare": "fitting",
     "compare_arms": "fitting",
     "cost_figure": "reporting.figures",
+    "decide": "decisions",
     "evaluate": "evaluation",
     "fit": "fitting",
     "fit_arms": "fitting",
@@ -63,8 +68,11 @@ __all__ = [
     "BudgetlabError",
     "CallerError",
     "Corpus",
+    "Evidence",
     "Store",
     "Study",
+    "assumptions",
+    "assumptions_frame",
     "audit",
     "build_corpus",
     "build_probes",
@@ -72,6 +80,7 @@ __all__ = [
     "compare",
     "compare_arms",
     "cost_figure",
+    "decide",
     "evaluate",
     "fit",
     "fit_arms",

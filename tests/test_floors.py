@@ -19,6 +19,7 @@ FLOORS = [
     ),
     ({"studies", "store"}, set()),
     ({"planner", "fitting"}, {"step"}),
+    ({"decisions"}, set()),
     ({"reporting"}, {"profiler", "runner", "evaluation"}),
 ]
 """(paper side, torch side), lowest first; `cli`, `__main__` and the lazy `__init__` are exempt."""

@@ -316,8 +316,10 @@ class Workbench:
         verdicts: Sequence[Verdict],
     ) -> Report:
         """Draw and write everything."""
+        from budgetlab.cli.deciding import decided
         from budgetlab.reporting import report
 
+        decisions = decided(self, plan, scores, verdicts)
         with self.screen.stage("report") as stage:
             made = report(
                 study=self.study.name,
@@ -328,6 +330,7 @@ class Workbench:
                 fits=fits,
                 verdicts=verdicts,
                 folder=self.store.folder,
+                decisions=decisions,
             )
             stage.note = str(made.page)
         return made

@@ -22,7 +22,7 @@ from budgetlab.laws.base import Array
 from budgetlab.resampling import PooledVariance
 from budgetlab.values import CurveFit, FitSpec
 
-__all__ = ["Joint", "arm_points", "fit_arms", "solve_jointly"]
+__all__ = ["Joint", "arm_points", "fit_arms", "solve_jointly", "stack_points"]
 
 _DEFINITIONS = {
     "required_flops": "each matmul of the lean step once, trained parts three times, two FLOPs per multiply-add",
@@ -174,7 +174,7 @@ def solve_jointly(
     arms = tuple(arm for arm, part in points.items() if len(np.unique(part.cells())) > max(1, len(own)))
     if not spec.shared or len(arms) < 2:
         return None
-    stacked = _stack([points[arm] for arm in arms], law)
+    stacked = stack_points([points[arm] for arm in arms], law)
     groups = [arm for arm in arms for _ in range(len(points[arm]))]
     solution = solve(
         stacked, law, Objective(spec.objective, spec.delta), pinned=spec.pinned, groups=groups, shared=spec.shared,
@@ -187,7 +187,8 @@ def solve_jointly(
     return Joint(arms, solution, draws, method)
 
 
-def _stack(parts: Sequence[Points], law: Law) -> Points:
+def stack_points(parts: Sequence[Points], law: Law) -> Points:
+    """Put the points of several arms under one another, each arm's runs its own."""
     # The same seed in two arms is two runs: their noise is drawn apart.
     runs = [
         f"{i}:{label}"

@@ -16,6 +16,7 @@ from budgetlab.values.costs import (
     TimeModel,
     Timing,
 )
+from budgetlab.values.decisions import Assumption
 from budgetlab.values.plans import (
     Budget,
     Plan,
@@ -42,6 +43,7 @@ from budgetlab.values.specs import (
 __all__ = [
     "Arm",
     "ArmCost",
+    "Assumption",
     "Batch",
     "Budget",
     "Calibration",

@@ -1,6 +1,7 @@
 """Tables for terminals, for the page and as frames."""
 
 from budgetlab.reporting.tables.answers import fit_sheet, gate_lines, verdict_sheet
+from budgetlab.reporting.tables.assumptions import assumption_sheet, assumption_words
 from budgetlab.reporting.tables.closing import closing_frame, closing_note, closing_sheet, full_sheet
 from budgetlab.reporting.tables.costs import (
     comparison_sheet,
@@ -13,11 +14,13 @@ from budgetlab.reporting.tables.costs import (
 )
 from budgetlab.reporting.tables.plans import plan_sheet, status_sheet
 from budgetlab.reporting.tables.scores import average_sheet, score_sheet
-from budgetlab.reporting.tables.sheets import Column, Sheet, plain_lines, print_sheets, stack
+from budgetlab.reporting.tables.sheets import Column, Sheet, markdown, plain_lines, print_sheets, stack
 
 __all__ = [
     "Column",
     "Sheet",
+    "assumption_sheet",
+    "assumption_words",
     "average_sheet",
     "closing_frame",
     "closing_note",
@@ -26,6 +29,7 @@ __all__ = [
     "fit_sheet",
     "full_sheet",
     "gate_lines",
+    "markdown",
     "model_sheet",
     "phase_sheet",
     "plain_lines",
