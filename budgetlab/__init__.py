@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from budgetlab.decisions import Evidence, assumptions, assumptions_frame, decide
     from budgetlab.errors import BudgetlabError, CallerError
     from budgetlab.evaluation import build_probes, evaluate, load_task
-    from budgetlab.fitting import certify, compare, compare_arms, fit, fit_arms, optimum, predict
+    from budgetlab.fitting import certify, compare, compare_arms, fit, fit_arms, frontier, optimum, predict
     from budgetlab.planner import plan, power, sensitivity, what_if
     from budgetlab.profiler import profile
     from budgetlab.reporting import report
@@ -47,6 +47,7 @@ _HOMES = {
     "fit": "fitting",
     "fit_arms": "fitting",
     "fits_frame": "store",
+    "frontier": "fitting",
     "load_study": "studies",
     "load_task": "evaluation",
     "loss_figure": "reporting.figures",
@@ -85,6 +86,7 @@ __all__ = [
     "fit",
     "fit_arms",
     "fits_frame",
+    "frontier",
     "load_study",
     "load_task",
     "loss_figure",

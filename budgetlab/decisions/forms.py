@@ -63,7 +63,11 @@ def floor_row(question: Question) -> Assumption:
 
 def exponent_row(question: Question) -> Assumption:
     """Test whether the arms share an exponent."""
-    return _shared_row(question, get_law(question.spec.law).exponents[0], "one exponent for all arms")
+    exponents = get_law(question.spec.law).exponents
+    if not exponents:
+        missing = f"a law with an exponent; {question.spec.law} has none"
+        return untested_row("one exponent for all arms", "an exponent", missing)
+    return _shared_row(question, exponents[0], "one exponent for all arms")
 
 
 def _shared_row(question: Question, parameter: str, name: str) -> Assumption:
@@ -105,8 +109,10 @@ def _why_not(points: dict[str, Points], needed: int) -> str:
 def tasks_row(question: Question) -> Assumption:
     """Test whether the tasks of an arm share an exponent, so that one law of their mean says something of each."""
     law = get_law(question.spec.law)
-    parameter = law.exponents[0]
     name = "one law for all tasks"
+    if not law.exponents:
+        return untested_row(name, "an exponent", f"a law with an exponent; {question.spec.law} has none")
+    parameter = law.exponents[0]
     tested = f"for each arm, joint fit of {law.formula} to all tasks with one {parameter} against one for each task"
     losses = [loss for loss in LOSSES if loss == question.y]
     tasks = [*losses, *averaged_tasks(question.own.scores)]

@@ -4,7 +4,8 @@ from budgetlab.fitting.arms import fit_arms
 from budgetlab.fitting.certify import certify
 from budgetlab.fitting.compare import compare, compare_arms
 from budgetlab.fitting.curves import fit
+from budgetlab.fitting.frontier import frontier, optimum
 from budgetlab.fitting.status import FitStatus
-from budgetlab.fitting.use import optimum, predict
+from budgetlab.fitting.use import predict
 
-__all__ = ["FitStatus", "certify", "compare", "compare_arms", "fit", "fit_arms", "optimum", "predict"]
+__all__ = ["FitStatus", "certify", "compare", "compare_arms", "fit", "fit_arms", "frontier", "optimum", "predict"]

@@ -17,7 +17,7 @@ from budgetlab.fitting.scores import COMPUTE_COLUMNS, run_values
 from budgetlab.fitting.solve import Solution, solve
 from budgetlab.fitting.status import FitStatus
 from budgetlab.fitting.table import Points, read_points
-from budgetlab.laws import Law, get_law
+from budgetlab.laws import AnyLaw, get_law
 from budgetlab.laws.base import Array
 from budgetlab.resampling import PooledVariance
 from budgetlab.values import CurveFit, FitSpec
@@ -111,7 +111,7 @@ def _record(arm: str, runs: pd.DataFrame, spec: FitSpec) -> dict[str, object]:
     }
 
 
-def arm_points(rows: pd.DataFrame, law: Law, x: str) -> Points:
+def arm_points(rows: pd.DataFrame, law: AnyLaw, x: str) -> Points:
     """Make the points of one arm from its runs; a score becomes its distance from 1."""
     if x not in rows.columns or x not in COMPUTE_COLUMNS:
         raise unknown_name("column of compute", x, [c for c in COMPUTE_COLUMNS if c in rows.columns], f"x = {x!r}")
@@ -187,7 +187,7 @@ def solve_jointly(
     return Joint(arms, solution, draws, method)
 
 
-def stack_points(parts: Sequence[Points], law: Law) -> Points:
+def stack_points(parts: Sequence[Points], law: AnyLaw) -> Points:
     """Put the points of several arms under one another, each arm's runs its own."""
     # The same seed in two arms is two runs: their noise is drawn apart.
     runs = [

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import minimize
 
-from budgetlab.fitting.design import Design, Sample, evaluate
+from budgetlab.fitting.design import AnyDesign, Sample, evaluate
 from budgetlab.fitting.newton import Optimum, minimise
 from budgetlab.fitting.objectives import Objective
 from budgetlab.laws.base import Array
@@ -42,7 +42,7 @@ class Profile:
         return self.low is not None and self.high is not None
 
 
-def bounds_hit(design: Design, theta: Array) -> tuple[str, ...]:
+def bounds_hit(design: AnyDesign, theta: Array) -> tuple[str, ...]:
     """Name the free parameters that ended on a bound."""
     margin = 1e-6 * (design.upper - design.lower)
     on_bound = (theta <= design.lower + margin) | (theta >= design.upper - margin)
@@ -65,7 +65,7 @@ def basins(optima: Optimum, best: int) -> list[int]:
 
 
 def second_solver(
-    design: Design, start: Array, sample: Sample, objective: Objective, scale: float
+    design: AnyDesign, start: Array, sample: Sample, objective: Objective, scale: float
 ) -> tuple[float, Array]:
     """Solve again from another start with L-BFGS-B; the objective is divided by `scale` so that it can stop well.
 
@@ -98,7 +98,7 @@ def second_solver(
 
 
 def profile(
-    design: Design,
+    design: AnyDesign,
     optimum: Array,
     sample: Sample,
     objective: Objective,
@@ -173,7 +173,12 @@ def profile(
 
 
 def allowance(
-    design: Design, theta: Array, sample: Sample, objective: Objective, level: float, clusters: np.ndarray | None = None
+    design: AnyDesign,
+    theta: Array,
+    sample: Sample,
+    objective: Objective,
+    level: float,
+    clusters: np.ndarray | None = None,
 ) -> float | None:
     """How far above the best an objective may lie before the data rule it out; None where there is no telling."""
     known = _gain(design, theta, sample, _smooth(objective), clusters)
@@ -189,7 +194,7 @@ def _smooth(objective: Objective) -> Objective:
 
 
 def _gain(
-    design: Design, theta: Array, sample: Sample, objective: Objective, clusters: np.ndarray | None
+    design: AnyDesign, theta: Array, sample: Sample, objective: Objective, clusters: np.ndarray | None
 ) -> tuple[float, float] | None:
     """Mean curvature over mean squared slope of the costs, and the residual degrees of freedom.
 

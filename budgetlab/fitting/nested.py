@@ -14,12 +14,13 @@ import numpy as np
 
 from budgetlab.errors import CallerError, unknown_name
 from budgetlab.fitting.arms import stack_points
-from budgetlab.fitting.design import Design, Sample, build_design
+from budgetlab.fitting.design import Design, build_design
 from budgetlab.fitting.intervals import within_cell_noise
 from budgetlab.fitting.newton import Optimum, minimise
 from budgetlab.fitting.objectives import Objective
+from budgetlab.fitting.sample import Sample
 from budgetlab.fitting.table import Points
-from budgetlab.laws import Law
+from budgetlab.laws import AnyLaw
 from budgetlab.laws.base import Array
 from budgetlab.resampling import PooledVariance
 
@@ -56,7 +57,7 @@ class NestedTest:
 
 def compare_nested(
     points: Mapping[str, Points],
-    law: Law,
+    law: AnyLaw,
     shared: str,
     *,
     pooled: bool = True,
@@ -166,7 +167,7 @@ def _best(design: Design, starts: Array, sample: Sample) -> Array:
     return minimise(design, found.theta[[int(found.value.argmin())]], sample, _SQUARED).theta[0]
 
 
-def _starts(design: Design, points: Mapping[str, Points], law: Law) -> Array:
+def _starts(design: Design, points: Mapping[str, Points], law: AnyLaw) -> Array:
     """Starts of each group by variable projection, put together in their order."""
     proposed = {name: law.starts(part.inputs, part.outcome) for name, part in points.items()}
     fewest = min(len(rows) for rows in proposed.values())

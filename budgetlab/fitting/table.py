@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from budgetlab.errors import CallerError, unknown_name
-from budgetlab.laws import Law
+from budgetlab.laws import AnyLaw
 from budgetlab.laws.base import Array
 
 __all__ = ["Points", "read_points"]
@@ -22,7 +22,7 @@ _UNIT_GAP = 1e5
 class Points:
     """The points of a fit: positive inputs and outcome, weights, clusters, and what was left out."""
 
-    law: Law
+    law: AnyLaw
     inputs: Mapping[str, Array]
     outcome: Array
     weights: Array
@@ -52,7 +52,7 @@ class Points:
 
 def read_points(
     table: pd.DataFrame,
-    law: Law,
+    law: AnyLaw,
     columns: Mapping[str, str] | None = None,
     *,
     weights: str | None = None,
