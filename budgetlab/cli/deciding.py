@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from budgetlab.errors import CallerError
 from budgetlab.store import Store, scores_frame
-from budgetlab.values import Plan, Verdict
+from budgetlab.values import CurveFit, Plan, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["decided"]
 
 
-def decided(bench: Workbench, plan: Plan, scores: pd.DataFrame, verdicts: Sequence[Verdict]) -> Decisions:
+def decided(
+    bench: Workbench, plan: Plan, scores: pd.DataFrame, fits: Sequence[CurveFit], verdicts: Sequence[Verdict]
+) -> Decisions:
     """Test the assumptions of a study; other studies of one results folder serve where they differ in one thing."""
     from budgetlab.decisions import Decisions, Evidence, decide
 
@@ -26,7 +28,7 @@ def decided(bench: Workbench, plan: Plan, scores: pd.DataFrame, verdicts: Sequen
         return Decisions()
     with bench.screen.stage("decide") as stage:
         beside = list(_beside(bench.store, plan))
-        found = decide(Evidence(plan.study, plan, scores), bench.study.fit, verdicts, beside=beside)
+        found = decide(Evidence(plan.study, plan, scores), bench.study.fit, verdicts, fits=fits, beside=beside)
         others = f", beside {', '.join(evidence.study for evidence in beside)}" if beside else ""
         stage.note = f"{len(found.assumptions)} assumptions{others}"
     return found

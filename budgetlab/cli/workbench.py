@@ -319,7 +319,7 @@ class Workbench:
         from budgetlab.cli.deciding import decided
         from budgetlab.reporting import report
 
-        decisions = decided(self, plan, scores, verdicts)
+        decisions = decided(self, plan, scores, fits, verdicts)
         with self.screen.stage("report") as stage:
             made = report(
                 study=self.study.name,

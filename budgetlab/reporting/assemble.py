@@ -106,6 +106,7 @@ class Report:
             "gates": [gate.model_dump() for gate in self.gates],
             "closing_table": table.to_dict("records"),
             "assumptions": [row.model_dump(mode="json") for row in self.decisions.assumptions],
+            "next_run": self.decisions.next_runs.attrs.get("sentence"),
             "page": str(self.page),
             "scores": str(self.scores),
             "figures": [
@@ -161,7 +162,7 @@ def report(
     averages = average_sheet(table, arms=list(plan.arms), level=level)
     figures = _figures(plan, profile, runs, cells, fits, folder / "figures", level, definitions)
     decided = decisions or Decisions()
-    write_decisions(decided, folder)
+    charted = write_decisions(decided, folder)
     started = any(record.status == "complete" for record in records) or len(table) > 0
     page = page_html(
         study,
@@ -171,7 +172,7 @@ def report(
         sections=[
             Section("Gates", gates_html(gates)),
             Section("Verdicts", _verdicts(verdicts)),
-            *decision_sections(decided),
+            *decision_sections(decided, charted),
             Section("Figures", figure_html(figures)),
             Section("All budgets", sheet_html(full_sheet(frame, note=note)) if started else ""),
             Section("Scores", sheet_html(spread, titled=True) if spread.rows else ""),
@@ -193,7 +194,7 @@ def report(
         sheet=closing_sheet(frame, note=note) if started else plan_sheet(plan),
         page=write_whole(folder / "report.html", page),
         scores=write_whole(folder / "scores.csv", table.to_csv(index=False)),
-        figures=figures,
+        figures=(*figures, *charted),
         decisions=decided,
     )
 

@@ -160,9 +160,9 @@ def test_outcomes_that_disagree_are_named() -> None:
 
 
 def test_the_teacher_charged_to_one_student() -> None:
-    own = values.evidence(values.plan(budgets=(1e13, 3e13, 9e13, 27e13), teacher_flops=1e10))
-    row = table(own)["teacher's pretraining not charged"]
-    assert row.outcome == "not_tested" and "with its teacher" in row.missing  # the reference never spent so much
+    cheap = values.evidence(values.plan(budgets=(1e13, 3e13, 9e13, 27e13), teacher_flops=1e10))
+    row = table(cheap)["teacher's pretraining not charged"]
+    assert row.outcome == "holds" and "minilm - no_kd" in row.evidence  # within what rounding to steps leaves unspent
     dear = values.plan(budgets=(1e13, 3e13, 9e13, 27e13), charge="pretraining")
     assert table(values.evidence(dear))["teacher's pretraining not charged"].outcome == "holds"
 

@@ -12,6 +12,7 @@ from budgetlab.reporting.tables.costs import (
     reference_arm,
     time_model_sheet,
 )
+from budgetlab.reporting.tables.maps import map_sheet, next_sheet
 from budgetlab.reporting.tables.plans import plan_sheet, status_sheet
 from budgetlab.reporting.tables.scores import average_sheet, score_sheet
 from budgetlab.reporting.tables.sheets import Column, Sheet, markdown, plain_lines, print_sheets, stack
@@ -29,8 +30,10 @@ __all__ = [
     "fit_sheet",
     "full_sheet",
     "gate_lines",
+    "map_sheet",
     "markdown",
     "model_sheet",
+    "next_sheet",
     "phase_sheet",
     "plain_lines",
     "plan_sheet",
