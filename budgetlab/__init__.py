@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from budgetlab.errors import BudgetlabError, CallerError
     from budgetlab.evaluation import build_probes, evaluate, load_task
     from budgetlab.fitting import certify, compare, compare_arms, fit, fit_arms, frontier, optimum, predict
+    from budgetlab.intake import as_scores, read_harness, read_table, read_tracker_csv, read_trainer_state
     from budgetlab.planner import plan, power, sensitivity, what_if
     from budgetlab.profiler import profile
     from budgetlab.reporting import report
@@ -42,6 +43,7 @@ _HOMES = {
     "Store": "store",
     "Study": "studies",
     "all_in_frontier": "decisions",
+    "as_scores": "intake",
     "assumptions": "decisions",
     "assumptions_frame": "decisions",
     "audit": "studies",
@@ -73,6 +75,10 @@ _HOMES = {
     "profile": "profiler",
     "published_gap": "decisions",
     "published_map": "decisions",
+    "read_harness": "intake",
+    "read_table": "intake",
+    "read_tracker_csv": "intake",
+    "read_trainer_state": "intake",
     "report": "reporting",
     "run": "runner",
     "score_figure": "reporting.figures",
@@ -90,6 +96,7 @@ __all__ = [
     "Store",
     "Study",
     "all_in_frontier",
+    "as_scores",
     "assumptions",
     "assumptions_frame",
     "audit",
@@ -121,6 +128,10 @@ __all__ = [
     "profile",
     "published_gap",
     "published_map",
+    "read_harness",
+    "read_table",
+    "read_tracker_csv",
+    "read_trainer_state",
     "report",
     "run",
     "score_figure",

@@ -17,7 +17,7 @@ FLOORS = [
         {"strategies", "laws", "modelcard", "resampling"},
         {"crew", "hardware", "models", "corpus", "batches", "checkpoint", "ranks"},
     ),
-    ({"studies", "store"}, set()),
+    ({"studies", "store", "intake"}, set()),
     ({"planner", "fitting"}, {"step"}),
     ({"decisions"}, set()),
     ({"reporting"}, {"profiler", "runner", "evaluation"}),

@@ -139,7 +139,10 @@ def evaluate(
 @app.command()
 def fit(
     study: Annotated[str | None, typer.Argument(help="Study file.", metavar="STUDY")] = None,
-    table: Annotated[Path | None, typer.Option("--table", help="Fit this CSV instead.", metavar="FILE")] = None,
+    table: Annotated[Path | None, typer.Option("--table", help="Fit this table instead.", metavar="FILE")] = None,
+    form: Annotated[
+        str, typer.Option("--from", help="What wrote it: auto, csv, trainer_state, tracker or harness.", metavar="FORM")
+    ] = "auto",
     law: Annotated[str, typer.Option("--law", help="power or chinchilla, with --table.")] = "power",
     mapping: Annotated[
         list[str] | None, typer.Option("--map", help="NAME=COLUMN of the table, repeated.", metavar="NAME=COLUMN")
@@ -175,6 +178,7 @@ def fit(
         found = fit_table(
             table,
             out,
+            form,
             law=law,
             columns=pairs("--map", mapping) or None,
             objective=objective,

@@ -58,8 +58,9 @@ def published_map(
     DataFrame
         `num_params`, `total_flops`, `students_per_teacher`, `student_loss`, `supervised_loss`, `difference` (positive
         when distilling is better), `answer` ("distil" or "pretrain"; no interval is published for it),
-        `teacher_num_params`, `teacher_tokens`, `teacher_loss`, `tokens`, `supervised_tokens`, `pretraining_share`, `inference_share`,
-        `student_share` of the compute, `at_edge` (the best teacher lies at the end of the grid), `basis`.
+        `teacher_num_params`, `teacher_tokens`, `teacher_loss`, `tokens`, `supervised_tokens`, `pretraining_share`,
+        `inference_share`, `student_share` of the compute, `at_edge` (the best teacher lies at the end of the grid),
+        `basis`.
 
     Raises
     ------
