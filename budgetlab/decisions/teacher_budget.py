@@ -99,7 +99,7 @@ def verdict_map(
               and fit.columns.get("x") == "required_flops" and fit.draws}  # fmt: skip
     rows = []
     for pair in known:
-        for total in totals or _amounts(pair, curves):
+        for total in totals or _amounts(known, curves):
             rows += [_cell(own, curves, by_arm, pair, float(total), float(k)) for k in shares]
     found = pd.DataFrame(rows)
     found.attrs["notes"] = tuple(_not_varied(known))
@@ -126,10 +126,13 @@ def _pairs(own: Evidence, spec: FitSpec) -> list[_Pair]:
     return found
 
 
-def _amounts(pair: _Pair, curves: Curves) -> list[float]:
-    one, other = curves.by_compute[pair.arm], curves.by_compute[pair.reference]
-    low, high = max(one.low, other.low), min(one.high, other.high)
-    top = high + (pair.teacher_flops or 0.0)
+def _amounts(pairs: Sequence[_Pair], curves: Curves) -> list[float]:
+    """Amounts that all pairs are asked at: inside what every arm has run, and on to a teacher for one student."""
+    ranges = [curves.by_compute[arm] for pair in pairs for arm in (pair.arm, pair.reference)]
+    low, high = max(curve.low for curve in ranges), min(curve.high for curve in ranges)
+    if low > high:
+        low, high = min(curve.low for curve in ranges), max(curve.high for curve in ranges)
+    top = high + max(pair.teacher_flops or 0.0 for pair in pairs)
     inside = np.geomspace(low, high, 5)
     beyond = np.geomspace(high, top, _AMOUNTS - 4)[1:] if top > high * _EDGE else np.empty(0)
     return [float(x) for x in (*inside, *beyond)]

@@ -148,7 +148,7 @@ def _effect(question: Question, known: dict[str, Prediction]) -> str:
         measured = scale * float(np.exp(other.measured) - np.exp(one.measured))
         word = answer_words(predicted, ends, a, b)
         real = {"a_better": f"{a} better", "b_better": f"{b} better"}.get(verdict.verdict, "not resolved")
-        same = "as measured" if word == real else f"predicted {word}, measured {real}"
+        same = "the same answer" if word == real else f"predicted {word}, measured {real}"
         said.append(f"{a} - {b} predicted {amount_words(predicted, question.y, ends)}, measured "
                     f"{amount_words(measured, question.y)}: {same}")  # fmt: skip
     return "; ".join(said)

@@ -74,16 +74,20 @@ def _guess(file: Path) -> str:
 def _runs(folder: Path, columns: Mapping[str, str] | None) -> pd.DataFrame:
     """Last evaluation of every run under a folder, of each run's own state or its newest checkpoint's."""
     newest: dict[str, tuple[float, pd.Series]] = {}
+    definitions: dict[str, str] = {}
     for file in sorted(folder.rglob("trainer_state.json")):
         table = read_trainer_state(file, columns)
         inner = file.parent.relative_to(folder)
         run = str(inner.parent if inner.name.startswith("checkpoint-") else inner)
         scored = table[table["loss"].notna()] if "loss" in table else table
+        definitions |= table.attrs["definitions"]
         if len(scored) and scored["step"].iloc[-1] >= newest.get(run, (-1.0, None))[0]:
             newest[run] = (float(scored["step"].iloc[-1]), scored.iloc[-1])
     if not newest:
         raise CallerError(f"runs in {folder}", "no trainer_state.json with a step", "give the Trainer's output folder")
-    return pd.DataFrame([{"run": run, **row.to_dict()} for run, (_, row) in newest.items()])
+    joined = pd.DataFrame([{"run": run, **row.to_dict()} for run, (_, row) in newest.items()])
+    joined.attrs["definitions"] = definitions
+    return joined
 
 
 def as_scores(

@@ -83,12 +83,13 @@ def test_what_was_not_varied_is_said(charted) -> None:
     assert "student size was not varied" in notes and "one teacher" in notes
     sheet = map_sheet(charted)
     assert set(sheet.notes) >= set(charted.attrs["notes"])
-    assert len(sheet.rows) == int((charted["answer"] != "n/a").sum())
+    assert len(sheet.rows) == int(charted["difference"].notna().sum())
 
 
 def test_the_best_split_is_the_best_of_each_cell(charted) -> None:
     best = best_split(charted)
     known = charted[charted["difference"].notna()]
+    assert best["teacher"].isna().equals(best["arm"] == "no_kd")
     for row in best.to_dict("records"):
         cell = known[
             (known["total_flops"] == row["total_flops"])
@@ -96,7 +97,7 @@ def test_the_best_split_is_the_best_of_each_cell(charted) -> None:
         ]
         outcomes = [*cell["outcome"], *cell["reference_outcome"]]
         assert row["outcome"] == pytest.approx(min(outcomes), abs=1e-9)
-        assert (row["teacher"] is None) == (row["arm"] == "no_kd")
+        assert row["compared"] == len(cell) + 1
 
 
 def test_the_frontier_has_nothing_better_for_less(own: Evidence) -> None:

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from budgetlab.reporting.tables.sheets import Column, Sheet, fixed, percent
+from budgetlab.reporting.tables.sheets import Column, Sheet, percent
 from budgetlab.units import format_amount, format_seconds
 
 __all__ = ["map_sheet", "next_sheet"]
 
 
 def map_sheet(found: pd.DataFrame) -> Sheet:
-    """Return a verdict map, a row a cell that says something; cells that say nothing are counted in a note."""
-    known = found[found["answer"] != "n/a"] if len(found) else found
+    """Return a verdict map, a row a cell in which both arms can be compared; the others are counted in notes."""
+    known = found[found["difference"].notna()] if len(found) else found
     rows = []
     for row in known.to_dict("records"):
         decimals = 3 if row["unit"] == "nats" else 1
@@ -35,9 +35,11 @@ def map_sheet(found: pd.DataFrame) -> Sheet:
             better.get(row["answer"], row["answer"]),
             str(row["basis"]),
         ))  # fmt: skip
-    left = len(found) - len(known)
-    reasons = found.loc[found["answer"] == "n/a", "reason"].unique() if left else []
-    said = f"{left} cells are n/a, such as: {reasons[0]}" if left else ""
+    said = []
+    for answer, words in (("infeasible", "infeasible"), ("n/a", "n/a")):
+        reasons = found.loc[found["answer"] == answer, "reason"]
+        if len(reasons):
+            said.append(f"{len(reasons)} cells are {words}, such as: {reasons.iloc[0]}")
     unit = known["unit"].iloc[0] if len(known) else "nats"
     about = (
         "all-in: the student's training, the teacher's forward passes, and its pretraining over the number of students "
@@ -51,7 +53,7 @@ def map_sheet(found: pd.DataFrame) -> Sheet:
             Column("interval"), Column("answer", left=True), Column("basis", left=True),
         ),
         rows=tuple(rows),
-        notes=tuple(note for note in (about, said, *found.attrs.get("notes", ())) if note),
+        notes=(about, *said, *found.attrs.get("notes", ())),
     )  # fmt: skip
 
 
@@ -69,7 +71,7 @@ def next_sheet(tables: Sequence[pd.DataFrame]) -> Sheet:
                 str(row["adds"]), format_amount(row["cost_flops"], "required_flops"),
                 format_seconds(None if seconds is None or not math.isfinite(seconds) else seconds),
                 f"±{row['half_width_now']:.3g}", f"±{row['half_width_after']:.3g}",
-                fixed(row["narrowing_per_exaflop"] * 1e-6, 4),
+                f"{row['narrowing_per_exaflop'] * 1e-6:.2g}",
             ))  # fmt: skip
     return Sheet(
         title="Next run (predicted)",
