@@ -16,7 +16,19 @@ if TYPE_CHECKING:
     from budgetlab.corpus import Corpus, build_corpus
     from budgetlab.errors import BudgetlabError, CallerError
     from budgetlab.evaluation import build_probes, evaluate, load_task
-    from budgetlab.fitting import certify, compare, compare_arms, fit, fit_arms, frontier, optimum, predict
+    from budgetlab.fitting import (
+        certify,
+        choose_law,
+        compare,
+        compare_arms,
+        fit,
+        fit_arms,
+        frontier,
+        isoflop,
+        optimum,
+        predict,
+        two_step,
+    )
     from budgetlab.planner import plan, power, sensitivity, what_if
     from budgetlab.profiler import profile
     from budgetlab.reporting import report
@@ -35,6 +47,7 @@ _HOMES = {
     "build_corpus": "corpus",
     "build_probes": "evaluation",
     "certify": "fitting",
+    "choose_law": "fitting",
     "compare": "fitting",
     "compare_arms": "fitting",
     "cost_figure": "reporting.figures",
@@ -43,6 +56,7 @@ _HOMES = {
     "fit_arms": "fitting",
     "fits_frame": "store",
     "frontier": "fitting",
+    "isoflop": "fitting",
     "load_study": "studies",
     "load_task": "evaluation",
     "loss_figure": "reporting.figures",
@@ -57,6 +71,7 @@ _HOMES = {
     "score_figure": "reporting.figures",
     "scores_frame": "store",
     "sensitivity": "planner",
+    "two_step": "fitting",
     "what_if": "planner",
 }
 
@@ -70,6 +85,7 @@ __all__ = [
     "build_corpus",
     "build_probes",
     "certify",
+    "choose_law",
     "compare",
     "compare_arms",
     "cost_figure",
@@ -78,6 +94,7 @@ __all__ = [
     "fit_arms",
     "fits_frame",
     "frontier",
+    "isoflop",
     "load_study",
     "load_task",
     "loss_figure",
@@ -92,6 +109,7 @@ __all__ = [
     "score_figure",
     "scores_frame",
     "sensitivity",
+    "two_step",
     "what_if",
 ]
 
