@@ -16,16 +16,34 @@ if TYPE_CHECKING:
     from budgetlab.corpus import Corpus, build_corpus
     from budgetlab.decisions import (
         Evidence,
+        all_in_frontier,
         assumptions,
         assumptions_frame,
+        best_split,
+        capacity_gap,
         decide,
         next_budgets,
         next_points,
         next_runs,
+        published_gap,
+        published_map,
+        verdict_map,
     )
     from budgetlab.errors import BudgetlabError, CallerError
     from budgetlab.evaluation import build_probes, evaluate, load_task
-    from budgetlab.fitting import certify, compare, compare_arms, fit, fit_arms, frontier, optimum, predict
+    from budgetlab.fitting import (
+        certify,
+        choose_law,
+        compare,
+        compare_arms,
+        fit,
+        fit_arms,
+        frontier,
+        isoflop,
+        optimum,
+        predict,
+        two_step,
+    )
     from budgetlab.intake import as_scores, read_harness, read_table, read_tracker_csv, read_trainer_state
     from budgetlab.planner import plan, power, sensitivity, what_if
     from budgetlab.profiler import profile
@@ -52,6 +70,7 @@ _HOMES = {
     "build_probes": "evaluation",
     "capacity_gap": "decisions",
     "certify": "fitting",
+    "choose_law": "fitting",
     "compare": "fitting",
     "compare_arms": "fitting",
     "cost_figure": "reporting.figures",
@@ -61,6 +80,7 @@ _HOMES = {
     "fit_arms": "fitting",
     "fits_frame": "store",
     "frontier": "fitting",
+    "isoflop": "fitting",
     "load_study": "studies",
     "load_task": "evaluation",
     "loss_figure": "reporting.figures",
@@ -84,6 +104,7 @@ _HOMES = {
     "score_figure": "reporting.figures",
     "scores_frame": "store",
     "sensitivity": "planner",
+    "two_step": "fitting",
     "verdict_map": "decisions",
     "what_if": "planner",
 }
@@ -105,6 +126,7 @@ __all__ = [
     "build_probes",
     "capacity_gap",
     "certify",
+    "choose_law",
     "compare",
     "compare_arms",
     "cost_figure",
@@ -114,6 +136,7 @@ __all__ = [
     "fit_arms",
     "fits_frame",
     "frontier",
+    "isoflop",
     "load_study",
     "load_task",
     "loss_figure",
@@ -137,6 +160,7 @@ __all__ = [
     "score_figure",
     "scores_frame",
     "sensitivity",
+    "two_step",
     "verdict_map",
     "what_if",
 ]

@@ -143,11 +143,13 @@ def fit(
     form: Annotated[
         str, typer.Option("--from", help="What wrote it: auto, csv, trainer_state, tracker or harness.", metavar="FORM")
     ] = "auto",
-    law: Annotated[str, typer.Option("--law", help="power or chinchilla, with --table.")] = "power",
+    law: Annotated[str, typer.Option("--law", help="Name of a law, with --table: see docs/laws.md.")] = "power",
     mapping: Annotated[
         list[str] | None, typer.Option("--map", help="NAME=COLUMN of the table, repeated.", metavar="NAME=COLUMN")
     ] = None,
-    objective: Annotated[str, typer.Option("--objective", help="huber_log, lad, squared, squared_log.")] = "huber_log",
+    objective: Annotated[
+        str, typer.Option("--objective", help="huber_log, lad, squared, squared_log, squared_log1p.")
+    ] = "huber_log",
     delta: Annotated[float, typer.Option("--delta", help="Of the Huber loss.")] = 1e-3,
     resamples: Annotated[int, typer.Option("--resamples", help="Resamples of the interval; 0 for none.")] = 1000,
     interval: Annotated[str, typer.Option("--interval", help="auto, rows, clusters, wild or pooled_t.")] = "auto",

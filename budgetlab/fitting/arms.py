@@ -60,6 +60,11 @@ def fit_arms(scores: pd.DataFrame, spec: FitSpec) -> tuple[CurveFit, ...]:
         raise CallerError(
             f"law {law.name} for arms", f"it has {len(law.inputs)} inputs", 'choose a law of one input, such as "power"'
         )
+    if law.inputs != ("x",):
+        raise CallerError(
+            f"law {law.name} for arms", f"its input is {law.inputs[0]}, not compute",
+            "choose power or bnsl, or fit a table with --table",
+        )  # fmt: skip
     objective = Objective(spec.objective, spec.delta)
     runs = run_values(scores, spec.y)
     points = {str(arm): arm_points(rows, law, spec.x) for arm, rows in runs.groupby("arm", sort=True)}

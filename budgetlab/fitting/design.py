@@ -19,7 +19,7 @@ from budgetlab.fitting.sample import Sample
 from budgetlab.laws import AnyLaw, Form
 from budgetlab.laws.base import Array, Law
 
-__all__ = ["AnyDesign", "Design", "Sample", "build_design", "evaluate"]
+__all__ = ["AnyDesign", "Design", "Sample", "build_design", "evaluate", "slope"]
 
 _FLOOR_DEPTH = 20.0
 """A floor below the smallest outcome by e^20 counts as zero."""
@@ -259,6 +259,14 @@ def evaluate(
         if isinstance(design, FormDesign):
             return design.evaluate(theta, sample, objective, damping)
         return _evaluate(design, theta, sample, objective, damping)
+
+
+def slope(design: AnyDesign, theta: Array, sample: Sample, objective: Objective) -> tuple[Array, Array]:
+    """Return value and gradient, as `evaluate` does, without the Hessian where that is dear."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if isinstance(design, FormDesign):
+            return design.evaluate(theta, sample, objective, 0.0, bend=False)[:2]
+        return _evaluate(design, theta, sample, objective, 0.0)[:2]
 
 
 def _evaluate(

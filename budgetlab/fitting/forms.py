@@ -24,13 +24,15 @@ _FLOOR_DEPTH = 20.0
 """A floor below the smallest outcome by e^20 counts as zero."""
 _TERM_DEPTH = 80.0
 """A term may be this small, or large, at the centre: with a steep exponent it still matters at one end."""
+_NEAR = 10.0
+"""A break or a midpoint is looked for within this factor of the table's values."""
 _ZERO = -1e300
 """Logarithm of a floor that is pinned to zero; finite, so that its differences are."""
 
 
 @dataclass(frozen=True)
 class _Block:
-    """The rows of one group, their log inputs, and the place of its first raw parameter."""
+    """The rows of one group, their inputs as the rule takes them, and the place of its first raw parameter."""
 
     rows: slice
     logs: Mapping[str, Array]
@@ -103,7 +105,7 @@ class FormDesign:
         raw = (self.map @ theta + self.offset)[None]
         rows = []
         for block in self.blocks:
-            jet = self._jet(raw, block)
+            jet = self._jet(raw, block, bend=False)
             wide = np.zeros((block.rows.stop - block.rows.start, raw.shape[1]))
             for k, slope in jet.first.items():
                 wide[:, block.first + k] = np.broadcast_to(slope, (1, len(wide)))[0]
@@ -111,24 +113,29 @@ class FormDesign:
         return np.vstack(rows)
 
     def evaluate(
-        self, theta: Array, sample: Sample, objective: Objective, damping: Array | float
+        self, theta: Array, sample: Sample, objective: Objective, damping: Array | float, *, bend: bool = True
     ) -> tuple[Array, Array, Array]:
-        """Return value, gradient and Hessian of the objective for many problems; see `design.evaluate`."""
+        """Return value, gradient and Hessian of the objective for many problems; see `design.evaluate`.
+
+        Without `bend` the Hessian is not computed, and zero.
+        """
         raw = theta @ self.map.T + self.offset
         problems, raw_size = raw.shape
         value = np.zeros(problems)
         gradient, hessian = np.zeros((problems, raw_size)), np.zeros((problems, raw_size, raw_size))
         for block in self.blocks:
-            jet = self._jet(raw, block)
+            jet = self._jet(raw, block, bend)
             outcome, weights, log_outcome = (part[..., block.rows] for part in sample.parts())
             length = block.rows.stop - block.rows.start
             prediction = np.broadcast_to(jet.value, (problems, length))
-            cost, slope, bend = objective.derivatives(prediction, outcome, log_outcome, damping)
+            cost, slope, curvature = objective.derivatives(prediction, outcome, log_outcome, damping)
             value += np.einsum("...n,...n->...", *np.broadcast_arrays(cost, weights))
-            slope, bend = weights * slope, weights * bend
+            slope, curvature = weights * slope, weights * curvature
             for k, first in jet.first.items():
                 gradient[:, block.first + k] += _total(slope, first)
-                bent = bend * first
+                if jet.second is None:
+                    continue
+                bent = curvature * first
                 for m, other in jet.first.items():
                     if m < k:
                         continue
@@ -143,12 +150,14 @@ class FormDesign:
         value[lost], gradient[lost], hessian[lost] = np.inf, 0.0, 0.0
         return value, gradient @ self.map, self.map.T @ hessian @ self.map
 
-    def _jet(self, raw: Array, block: _Block) -> Jet:
+    def _jet(self, raw: Array, block: _Block, bend: bool) -> Jet:
         """Evaluate the rule at raw parameters (problems, raw), with derivatives in those that are not pinned."""
         moving = (self.map != 0).any(axis=1).tolist()
         one = np.ones((1, 1))
         params = {
-            name: Jet(raw[:, block.first + k, None], {k: one} if moving[block.first + k] else None)
+            name: Jet(
+                raw[:, block.first + k, None], {k: one} if moving[block.first + k] else None, {} if bend else None
+            )
             for k, name in enumerate(self.law.params)
         }
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
@@ -172,7 +181,7 @@ def build_form_design(
     shared: Sequence[str],
 ) -> FormDesign:
     """Lay out the problem; arguments as in `build_design`, but a floor may be pinned to zero."""
-    logs = {name: np.log(inputs[name]) for name in law.inputs}
+    logs = law.seen(inputs)
     centres = {name: float(values.mean()) for name, values in logs.items()}
     labels: list[str | None] = [None] if groups is None else list(dict.fromkeys(groups))
     codes = np.zeros(len(outcome), dtype=int) if groups is None else np.array([labels.index(g) for g in groups])
@@ -196,7 +205,7 @@ def build_form_design(
                 offset[row] += offset[place[power]] * centres[name]
         rows = slice(int(where[0]), int(where[-1]) + 1)
         blocks.append(_Block(rows, {name: values[None, rows] for name, values in logs.items()}, first))
-    bounds = [_bounds(law, name.partition("[")[0], outcome) for name in free]
+    bounds = [_bounds(law, name.partition("[")[0], inputs, outcome) for name in free]
     lower, upper = np.array(bounds, dtype=float).reshape(len(free), 2).T
     return FormDesign(
         law, tuple(free), lower, upper, matrix, offset, tuple(blocks), tuple(labels), centres, dict(pinned),
@@ -204,11 +213,14 @@ def build_form_design(
     )  # fmt: skip
 
 
-def _bounds(law: Form, name: str, outcome: Array) -> tuple[float, float]:
+def _bounds(law: Form, name: str, inputs: Mapping[str, Array], outcome: Array) -> tuple[float, float]:
     """Bounds of a free parameter; of a coefficient without its own, what could matter in the table."""
     parameter = law.parameters[law.params.index(name)]
     if not parameter.positive:
         return parameter.low, parameter.high
+    if parameter.place is not None:
+        values = np.log(inputs[parameter.place])
+        return float(values.min() - np.log(_NEAR)), float(values.max() + np.log(_NEAR))
     smallest, largest = float(np.log(outcome.min())), float(np.log(outcome.max()))
     depth, height = (_FLOOR_DEPTH, 1.0) if name == law.floor else (_TERM_DEPTH, _TERM_DEPTH)
     low = np.log(parameter.low) if parameter.low > 0 else smallest - depth

@@ -14,6 +14,8 @@ __all__ = ["lacking"]
 
 _DEAD = 1e-7
 """Share of the steepest direction below which the predictions do not notice a change of the parameters."""
+_ROUNDING = 1e-12
+"""A parameter whose derivatives are this small beside another's has no effect but rounding."""
 _PLACES = 6
 
 
@@ -26,13 +28,18 @@ def lacking(points: Points, law: Form, pinned: Mapping[str, float]) -> str:
     free = tuple(name for name in law.params if name not in pinned)
     if law.lacking is not None and (said := law.lacking(points.inputs, free)):
         return f"{said}: {', '.join(free)} cannot be told apart"
+    if len(law.inputs) == 1:
+        return ""  # one input that takes more values than there are parameters has all the variation there is
     design = build_form_design(law, points.inputs, points.outcome, pinned=pinned, groups=None, shared=())
-    proposed = law.starts(points.inputs, points.outcome, _PLACES)
+    proposed = law.starts(points.inputs, points.outcome, _PLACES, pinned)
     best, blurred = 0.0, np.zeros(design.size)
+    seen = np.zeros(design.size, dtype=bool)
     for theta in design.to_theta({None: dict(zip(law.params, proposed.T, strict=True))}):
         gradients = design.gradients(theta)
         lengths = np.linalg.norm(gradients, axis=0)
-        if not np.isfinite(gradients).all() or (lengths == 0).any():
+        dead = lengths <= _ROUNDING * lengths.max()
+        seen |= ~dead
+        if not np.isfinite(gradients).all() or dead.any():
             continue
         sizes, directions = np.linalg.svd(gradients / lengths, full_matrices=False)[1:]
         if sizes[-1] / sizes[0] > best:
@@ -44,6 +51,14 @@ def lacking(points: Points, law: Form, pinned: Mapping[str, float]) -> str:
         for name, values in points.inputs.items()
         if np.ptp(values) == 0
     ]
-    among = [name for name, part in zip(design.names, np.abs(blurred), strict=True) if part > 0.05] or design.names
-    said = f"every row has the same {' and '.join(constant)}" if constant else "the inputs vary together"
-    return f"{said}: {', '.join(among)} cannot be told apart; vary it, pin parameters, or choose a smaller law"
+    weak = np.abs(blurred) > 0.05 if seen.all() else ~seen
+    among = ", ".join(name for name, part in zip(design.names, weak.tolist(), strict=True) if part)
+    if constant:
+        said = (
+            f"every row has the same {' and '.join(constant)}, so that nothing identifies {among or 'the parameters'}"
+        )
+    elif seen.all():
+        said = f"the inputs vary together, so that nothing identifies {among or 'the parameters'}"
+    else:
+        said = f"no row's prediction depends on {among}"
+    return f"{said}: vary it, pin parameters, or choose a smaller law"

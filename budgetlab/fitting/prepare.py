@@ -67,8 +67,11 @@ def prepare(points: Points, pinned: Mapping[str, float], *, saturated: bool = Fa
     constant = [name for name in law.inputs if np.ptp(points.inputs[name]) == 0]
     if constant:
         law = _without_inputs(law, constant)
-        columns = ", ".join(points.columns.get(name, name) for name in constant)
-        reasons.append(f"{columns} never varies, so that its term cannot be told from the floor")
+        columns = ", ".join(
+            f"{points.columns.get(name, name)} never varies (every row has {points.inputs[name][0]:.4g})"
+            for name in constant
+        )
+        reasons.append(f"{columns}, so that its term cannot be told from the floor")
         pinned = {name: value for name, value in pinned.items() if name in law.params}
     free = [name for name in law.params if name not in pinned]
     if not law.inputs:
@@ -101,6 +104,12 @@ def _free(law: AnyLaw, pinned: Mapping[str, float], points: Points, asked: str) 
 def _prepare_form(points: Points, law: Form, pinned: dict[str, float], asked: str, saturated: bool) -> Prepared:
     """Say whether the points can carry a form: its floor may be taken as zero, nothing else can go."""
     free = _free(law, pinned, points, asked)
+    if (largest := float(points.outcome.max())) > law.most:
+        raise CallerError(
+            asked,
+            f"{points.columns.get(law.outcome, law.outcome)} is {largest:.4g} in a row, and cannot pass {law.most:g}",
+            "give fractions, not points" if law.most == 1 else "correct it",
+        )
     cells, reason = len(np.unique(points.cells())), ""
     carried = cells + 1 if saturated else cells
     if carried <= len(free) and law.floor is not None and law.floor in free:

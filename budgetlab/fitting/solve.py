@@ -16,7 +16,7 @@ from budgetlab.fitting.objectives import Objective
 from budgetlab.fitting.polish import polish_lad
 from budgetlab.fitting.status import FitStatus
 from budgetlab.fitting.table import Points
-from budgetlab.laws import AnyLaw
+from budgetlab.laws import AnyLaw, Form
 from budgetlab.laws.base import Array
 
 __all__ = ["Solution", "solve"]
@@ -82,7 +82,7 @@ def solve(
     """
     design = build_design(law, points.inputs, points.outcome, pinned=pinned, groups=groups, shared=shared)
     sample = Sample.of(points.outcome, points.weights)
-    start = _starts(design, points, groups, starts)
+    start = _starts(design, points, groups, starts, pinned)
     if also is not None:
         start = np.vstack([start, design.to_theta({None: also})])
     optima = minimise(design, start, sample, objective, max_iterations=_START_ITERATIONS)
@@ -138,10 +138,14 @@ def _value(design: AnyDesign, theta: Array, sample: Sample, objective: Objective
     return float(objective.value(design.log_prediction(theta[None])[0], sample.outcome, sample.weights))
 
 
-def _starts(design: AnyDesign, points: Points, groups: Sequence[str] | None, count: int) -> Array:
+def _starts(
+    design: AnyDesign, points: Points, groups: Sequence[str] | None, count: int, pinned: Mapping[str, float]
+) -> Array:
     law = design.law
     if groups is None:
-        proposed = law.starts(points.inputs, points.outcome, count)
+        # A sum of powers proposes what it would without pins, a form what is best with them.
+        known = {"pinned": pinned} if isinstance(law, Form) else {}
+        proposed = law.starts(points.inputs, points.outcome, count, **known)
         return design.to_theta({None: dict(zip(law.params, proposed.T, strict=True))})
     by_group: dict[str | None, dict[str, Array]] = {}
     labels = np.asarray(groups)

@@ -33,6 +33,9 @@ class Parameter:
     centred
         For a coefficient, the exponent that belongs to each input: it is solved for as the size of its term at the
         geometric mean of the inputs, since at an input of 1, far from any data, it would hang on the exponent.
+    place
+        The input that it is a value of, if it is one: a break, a midpoint. It is looked for within a factor of ten of
+        the table's values.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Parameter:
     high: float = float("inf")
     positive: bool = True
     centred: Mapping[str, str] = field(default_factory=dict)
+    place: str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Form:
         Its parameters.
     rule
         The logarithm of the outcome, from the parameters (logarithms of those that are `positive`) and the
-        logarithms of the inputs. Written with numpy's functions that `budgetlab.laws.jets` knows.
+        logarithms of the inputs, except of `plain` ones. Written with numpy's functions that `jets` knows.
     propose
         Starting points, shape (starts, parameters), in natural units, from inputs and outcome of shape (points,).
     formula
@@ -67,6 +71,10 @@ class Form:
         Where the form comes from.
     floor
         Name of the parameter that is the outcome's limit and may be zero, if there is one.
+    plain
+        Inputs that `rule` takes as they are, such as a loss that an exponential runs along.
+    most
+        The largest outcome that there can be, such as 1 for an accuracy.
     falling, rising
         Inputs in which the outcome never rises, or never falls, whatever the parameters.
     size
@@ -92,6 +100,8 @@ class Form:
     formula: str
     source: str
     floor: str | None = None
+    plain: tuple[str, ...] = ()
+    most: float = float("inf")
     falling: tuple[str, ...] = ()
     rising: tuple[str, ...] = ()
     size: Mapping[str, float] = field(default_factory=dict)
@@ -127,8 +137,9 @@ class Form:
 
     @property
     def powers(self) -> tuple[tuple[str, str], ...]:
-        """Every input with the exponent that a coefficient's term gives it."""
-        return tuple(pair for parameter in self.parameters for pair in parameter.centred.items())
+        """Every input with the power that a coefficient's term gives it."""
+        pairs = (pair for parameter in self.parameters for pair in parameter.centred.items())
+        return tuple((name, power) for name, power in pairs if name not in self.plain)
 
     @property
     def bounds(self) -> dict[str, tuple[float, float]]:
@@ -158,9 +169,13 @@ class Form:
         for kind, needed, given in (("parameter", self.params, params), ("input", self.inputs, inputs)):
             if missing := [name for name in needed if name not in given]:
                 raise CallerError(f"law {self.name}", f"no {kind} {', '.join(missing)}", "give a value to each")
-        logs = {name: np.log(np.asarray(inputs[name], dtype=float)) for name in self.inputs}
         with np.errstate(divide="ignore", over="ignore"):
-            return np.exp(self.rule(self.raw(params), logs))
+            return np.exp(self.rule(self.raw(params), self.seen(inputs)))
+
+    def seen(self, inputs: Mapping[str, float | Array]) -> dict[str, Array]:
+        """Turn inputs into what `rule` takes: logarithms, except of `plain` ones."""
+        arrays = {name: np.asarray(inputs[name], dtype=float) for name in self.inputs}
+        return {name: values if name in self.plain else np.log(values) for name, values in arrays.items()}
 
     def raw(self, params: Mapping[str, float | Array]) -> dict[str, Array]:
         """Turn natural parameters into those that `rule` takes: logarithms of the positive ones."""
@@ -168,17 +183,31 @@ class Form:
         with np.errstate(divide="ignore"):
             return {name: np.log(arrays[name]) if name in self.coefficients else arrays[name] for name in self.params}
 
-    def starts(self, inputs: Mapping[str, Array], outcome: Array, count: int = 8) -> Array:
-        """Propose starting points, shape (at most `count`, parameters), inside the bounds, the closest first."""
-        proposed = self.propose(inputs, outcome, count)
+    def starts(
+        self, inputs: Mapping[str, Array], outcome: Array, count: int = 8, pinned: Mapping[str, float] | None = None
+    ) -> Array:
+        """Propose starting points, shape (at most `count`, parameters), inside the bounds.
+
+        The best half of them comes first, the others are spread over what was proposed: where the objective has
+        several basins, the closest starts often share one.
+        """
+        # In one order of rows, so that no other order leads to another basin.
+        order = np.lexsort([outcome, *inputs.values()])
+        inputs, outcome = {name: values[order] for name, values in inputs.items()}, outcome[order]
         low, high = np.array(list(self.bounds.values())).T
-        proposed = np.clip(proposed, low, high)
+        proposed = np.clip(self.propose(inputs, outcome, count), low, high)
+        for name, value in (pinned or {}).items():
+            proposed[:, self.params.index(name)] = value
+        proposed = np.unique(proposed, axis=0)
         columns = {name: values[:, None] for name, values in zip(self.params, proposed.T, strict=True)}
         with np.errstate(over="ignore", invalid="ignore"):
             missed = np.log(self.predict(columns, {name: inputs[name][None] for name in self.inputs}) / outcome)
         # Absolute, as a start that misses one point by far may still be the best.
         error = np.where(np.isfinite(missed), np.abs(missed), 1e6).mean(axis=1)
-        return proposed[np.argsort(error, kind="stable")[:count]]
+        order = np.argsort(error, kind="stable")
+        best, others = order[: (count + 1) // 2], order[(count + 1) // 2 :]
+        spread = others[np.linspace(0, len(others) - 1, min(count // 2, len(others))).astype(int)]
+        return proposed[np.concatenate([best, spread])]
 
     def derive(self, params: Mapping[str, float | Array]) -> dict[str, Array]:
         """Compute what follows from the parameters; NaN where that is undefined."""

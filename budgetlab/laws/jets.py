@@ -17,6 +17,8 @@ from budgetlab.laws.base import Array
 __all__ = ["Jet"]
 
 _Key = TypeVar("_Key")
+_Second = dict[tuple[int, int], Array]
+_NOTHING: _Second = {}
 
 
 class Jet(NDArrayOperatorsMixin):
@@ -29,7 +31,8 @@ class Jet(NDArrayOperatorsMixin):
     first
         First derivatives, by the parameter's number; those that are absent are zero.
     second
-        Second derivatives by pairs of numbers, the smaller first; those that are absent are zero.
+        Second derivatives by pairs of numbers, the smaller first; those that are absent are zero. None where nobody
+        asks for them: then they are not computed.
 
     Examples
     --------
@@ -45,11 +48,11 @@ class Jet(NDArrayOperatorsMixin):
         self,
         value: Array,
         first: Mapping[int, Array] | None = None,
-        second: Mapping[tuple[int, int], Array] | None = None,
+        second: Mapping[tuple[int, int], Array] | None = _NOTHING,
     ) -> None:
         self.value = value
         self.first = dict(first or {})
-        self.second = dict(second or {})
+        self.second = None if second is None else dict(second)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
         """Apply one of numpy's functions; those without a rule here are refused by numpy's own TypeError."""
@@ -60,7 +63,7 @@ class Jet(NDArrayOperatorsMixin):
 
 
 def _add(one: Jet, other: Jet) -> Jet:
-    return Jet(one.value + other.value, _sum(one.first, other.first), _sum(one.second, other.second))
+    return Jet(one.value + other.value, _sum(one.first, other.first), _mixed(one, 1.0, other, 1.0))
 
 
 def _subtract(one: Jet, other: Jet) -> Jet:
@@ -68,23 +71,25 @@ def _subtract(one: Jet, other: Jet) -> Jet:
 
 
 def _negative(x: Jet) -> Jet:
-    return Jet(-x.value, {i: -d for i, d in x.first.items()}, {ij: -d for ij, d in x.second.items()})
+    return Jet(-x.value, {i: -d for i, d in x.first.items()}, _bent(x, -1.0))
 
 
 def _multiply(one: Jet, other: Jet) -> Jet:
     first = _sum(_scaled(one.first, other.value), _scaled(other.first, one.value))
-    second = _sum(_scaled(one.second, other.value), _scaled(other.second, one.value))
-    for i, left in one.first.items():
-        for j, right in other.first.items():
-            # A pair met once off the diagonal stands for itself and its mirror; on it, for both orders at once.
-            _accumulate(second, (min(i, j), max(i, j)), left * right * (2.0 if i == j else 1.0))
+    second = _mixed(one, other.value, other, one.value)
+    if second is not None:
+        for i, left in one.first.items():
+            for j, right in other.first.items():
+                # A pair met once off the diagonal stands for itself and its mirror; on it, for both orders at once.
+                _accumulate(second, (min(i, j), max(i, j)), left * right * (2.0 if i == j else 1.0))
     return Jet(one.value * other.value, first, second)
 
 
 def _divide(one: Jet, other: Jet) -> Jet:
+    inverse = 1 / other.value
     if not other.first:
-        return Jet(one.value / other.value, _scaled(one.first, 1 / other.value), _scaled(one.second, 1 / other.value))
-    return _multiply(one, _chain(other, 1 / other.value, -1 / other.value**2, 2 / other.value**3))
+        return Jet(one.value * inverse, _scaled(one.first, inverse), _mixed(one, inverse, other, 0.0))
+    return _multiply(one, _chain(other, inverse, -(inverse**2), 2 * inverse**3))
 
 
 def _exp(x: Jet) -> Jet:
@@ -115,35 +120,46 @@ def _logaddexp(one: Jet, other: Jet) -> Jet:
     value = np.logaddexp(one.value, other.value)
     left, right = np.exp(one.value - value), np.exp(other.value - value)
     first = _sum(_scaled(one.first, left), _scaled(other.first, right))
-    second = _sum(_scaled(one.second, left), _scaled(other.second, right))
-    apart, both = _sum(one.first, {i: -d for i, d in other.first.items()}), left * right
-    for i, a in apart.items():
-        bent = both * a
-        for j, b in apart.items():
-            if i <= j:
-                _accumulate(second, (i, j), bent * b)
+    second = _mixed(one, left, other, right)
+    if second is not None:
+        _add_square(second, left * right, _sum(one.first, {i: -d for i, d in other.first.items()}))
     return Jet(value, first, second)
 
 
 def _minimum(one: Jet, other: Jet) -> Jet:
     left = (one.value <= other.value).astype(float)
     first = _sum(_scaled(one.first, left), _scaled(other.first, 1 - left))
-    second = _sum(_scaled(one.second, left), _scaled(other.second, 1 - left))
-    return Jet(np.minimum(one.value, other.value), first, second)
+    return Jet(np.minimum(one.value, other.value), first, _mixed(one, left, other, 1 - left))
 
 
 def _chain(x: Jet, value: Array, slope: Array, bend: Array) -> Jet:
     """Apply a function of one argument, given its value and its first and second derivative there."""
-    second = _scaled(x.second, slope)
-    for i, a in x.first.items():
-        bent = bend * a
-        for j, b in x.first.items():
-            if i <= j:
-                _accumulate(second, (i, j), bent * b)
+    second = _bent(x, slope)
+    if second is not None:
+        _add_square(second, bend, x.first)
     return Jet(value, _scaled(x.first, slope), second)
 
 
-def _scaled(parts: Mapping[_Key, Array], factor: Array) -> dict[_Key, Array]:
+def _bent(x: Jet, factor: Array | float) -> _Second | None:
+    return None if x.second is None else _scaled(x.second, factor)
+
+
+def _mixed(one: Jet, left: Array | float, other: Jet, right: Array | float) -> _Second | None:
+    if one.second is None or other.second is None:
+        return None
+    return _sum(_scaled(one.second, left), _scaled(other.second, right))
+
+
+def _add_square(second: _Second, factor: Array, first: Mapping[int, Array]) -> None:
+    """Add the outer product of first derivatives with themselves, times a factor."""
+    for i, a in first.items():
+        bent = factor * a
+        for j, b in first.items():
+            if i <= j:
+                _accumulate(second, (i, j), bent * b)
+
+
+def _scaled(parts: Mapping[_Key, Array], factor: Array | float) -> dict[_Key, Array]:
     return {key: part * factor for key, part in parts.items()}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from budgetlab.errors import CallerError
@@ -43,6 +43,7 @@ def test_every_fit_says_what_it_is_not_validated_for():
     assert distillation.LAW.scope in distillation.PUBLISHED.scope
 
 
+@settings(deadline=None, max_examples=30)
 @given(
     st.floats(1e8, 1e10), st.floats(1e9, 1e12), st.floats(1.8, 2.6), st.sampled_from(["num_params", "tokens"]),
     st.floats(1.01, 10.0),
@@ -76,6 +77,7 @@ def test_wrong_scenarios_are_named():
         distillation_flops("teacher_pretraining", **cost)
 
 
+@settings(deadline=None, max_examples=30)
 @given(st.integers(4, 48), st.sampled_from([64, 100, 128]), st.integers(128, 4096), st.integers(8000, 130_000))
 def test_forward_flops_are_those_of_the_layers(num_layers, aspect_ratio, seq_len, vocab_size):
     """2 N for the matrices, 2 layers n_ctx width for causal attention, 2 vocab width for the head."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from budgetlab.fitting import fit
 from budgetlab.fitting.design import Sample, build_design, evaluate
 from budgetlab.fitting.objectives import Objective
-from budgetlab.laws import Form, distillation, get_law, jets, law_names
+from budgetlab.laws import Form, data_constrained, distillation, get_law, jets, law_names
 
 FORMS = [law for law in map(get_law, law_names()) if isinstance(law, Form)]
 each_form = pytest.mark.parametrize("law", FORMS, ids=lambda law: law.name)
@@ -32,7 +33,19 @@ def inputs_of(law: Form, table: pd.DataFrame) -> dict[str, np.ndarray]:
 
 
 def test_examples():
-    assert [doctest.testmod(module).failed for module in (jets, distillation)] == [0, 0]
+    assert [doctest.testmod(module).failed for module in (jets, distillation, data_constrained)] == [0, 0, 0]
+
+
+def test_the_documentation_lists_every_law_with_formula_inputs_and_source():
+    text = (Path(__file__).parents[2] / "docs" / "laws.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")] for line in text.splitlines() if line.startswith("| `")]
+    listed = {row[1].strip("`"): row for row in rows if row[1].strip("`") in law_names()}
+    assert set(listed) == set(law_names())
+    for name, row in listed.items():
+        law = get_law(name)
+        assert row[2] == law.formula
+        assert all(column in row[3] for column in law.inputs)
+        assert row[4] == law.source
 
 
 @each_form
@@ -76,19 +89,18 @@ def test_the_order_of_rows_is_irrelevant(law):
 
 @each_form
 def test_a_bound_changes_the_status(law):
-    """A parameter whose truth is beyond its bound ends on it, and the status says so."""
+    """A table that hardly depends on one input, and on no other, pushes parameters to their bounds: it is said."""
     table = table_of(law, noise=0.001)
-    # Nothing smooth and bounded follows a table that alternates by the size of a single input.
     table[law.outcome] = table[law.outcome].mean() * (table[law.inputs[0]] / table[law.inputs[0]].mean()) ** 0.02
     found = fit(table, law=law.name, resamples=0)
     assert found.usable_for != "everything", found.status_text
 
 
 @each_form
-@settings(max_examples=5, deadline=None)
-@given(scale=st.floats(1e-3, 1e3))
-def test_a_noise_free_fit_predicts_where_it_was_not_fitted(law, scale):
-    table = table_of(law, seed=int(scale * 1e6) % 1000)
+@settings(max_examples=2, deadline=None)
+@given(seed=st.integers(0, 1000))
+def test_a_noise_free_fit_predicts_where_it_was_not_fitted(law, seed):
+    table = table_of(law, seed=seed)
     found = fit(table, law=law.name, objective="squared_log", resamples=0)
     held = table_of(law, points=20, seed=2000)
     missed = law.predict(found.params, inputs_of(law, held)) / held[law.outcome] - 1
