@@ -243,7 +243,7 @@ def best_split(found: pd.DataFrame) -> pd.DataFrame:
     keys = ["student", "total_flops", "students_per_teacher"]
     known = found[found["difference"].notna()]
     for key, cell in known.groupby(keys, sort=True):
-        best = cell.loc[cell["difference"].astype(float).idxmax()]
+        best = cell.iloc[int(np.argmax(cell["difference"].to_numpy(float)))]
         own = dict(zip(keys, key, strict=True))  # type: ignore[call-overload]
         ahead = float(best["difference"]) > 0
         rows.append(own | {

@@ -14,7 +14,7 @@ import numpy as np
 
 from budgetlab.errors import CallerError, unknown_name
 from budgetlab.fitting.arms import stack_points
-from budgetlab.fitting.design import Design, build_design
+from budgetlab.fitting.design import AnyDesign, build_design
 from budgetlab.fitting.intervals import within_cell_noise
 from budgetlab.fitting.newton import Optimum, minimise
 from budgetlab.fitting.objectives import Objective
@@ -136,8 +136,8 @@ def compare_nested(
 class _Pair:
     """The two fits of the same rows, repeated on many outcomes."""
 
-    null: Design
-    full: Design
+    null: AnyDesign
+    full: AnyDesign
     groups: tuple[str, ...]
     points: Points
     full_theta: Array
@@ -156,18 +156,18 @@ class _Pair:
         return np.maximum(0.0, shared - own)
 
 
-def _descend(design: Design, start: Array, sample: Sample) -> Optimum:
+def _descend(design: AnyDesign, start: Array, sample: Sample) -> Optimum:
     # A misfit is read to four digits; where a floor hides in a valley, the rest would take a thousand steps.
     return minimise(design, start, sample, _SQUARED, tolerance=1e-7, max_iterations=60)
 
 
-def _best(design: Design, starts: Array, sample: Sample) -> Array:
+def _best(design: AnyDesign, starts: Array, sample: Sample) -> Array:
     """Return the lowest end of all starts, carried through."""
     found = _descend(design, starts, sample)
     return minimise(design, found.theta[[int(found.value.argmin())]], sample, _SQUARED).theta[0]
 
 
-def _starts(design: Design, points: Mapping[str, Points], law: AnyLaw) -> Array:
+def _starts(design: AnyDesign, points: Mapping[str, Points], law: AnyLaw) -> Array:
     """Starts of each group by variable projection, put together in their order."""
     proposed = {name: law.starts(part.inputs, part.outcome) for name, part in points.items()}
     fewest = min(len(rows) for rows in proposed.values())
@@ -176,7 +176,7 @@ def _starts(design: Design, points: Mapping[str, Points], law: AnyLaw) -> Array:
     )
 
 
-def _across(one: Design, other: Design, theta: Array, groups: Iterable[str]) -> Array:
+def _across(one: AnyDesign, other: AnyDesign, theta: Array, groups: Iterable[str]) -> Array:
     """Put free parameters of one design into another's; shape (problems, free)."""
     return other.to_theta({name: one.to_params(np.atleast_2d(theta), name) for name in groups})
 

@@ -222,3 +222,15 @@ def test_the_nested_test_keeps_its_level(parameter: str) -> None:
         assert test is not None and test.restrictions == 2
         p_values.append(test.p_value)
     assert np.mean(np.array(p_values) <= 0.1) <= 0.275  # 11 of 40 at a rate of 0.1
+
+
+def test_studies_beside_are_those_that_read_the_same_text(tmp_path: Path) -> None:
+    from budgetlab.cli.deciding import _beside
+
+    store = Store(RESULTS, "wikipedia_small")
+    plan = store.read_plan()
+    assert plan is not None
+    assert [e.study for e in _beside(store, plan)] == ["linear_vs_branched", "wikipedia_small_limited"]
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "plan.json").write_text('{"study": "to')
+    assert list(_beside(Store(tmp_path, "own"), plan)) == []  # what cannot be read is no evidence, and no error
