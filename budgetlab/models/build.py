@@ -14,14 +14,14 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 from transformers.initialization import no_init_weights
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from budgetlab.errors import CallerError
+from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.models.network import FAMILIES, Network
 from budgetlab.values import ModelSpec
 
 _OTHER_HEADS = ("pooler.", "seq_relationship.", "sop_classifier.", "discriminator_predictions.", "position_ids")
 """Parts of published checkpoints that masked language modelling has no use for."""
 
-__all__ = ["build_classifier", "build_network", "count_parameters", "start_from_teacher"]
+__all__ = ["build_classifier", "build_network", "count_parameters", "load_parameters", "start_from_teacher"]
 
 
 def build_network(
@@ -180,3 +180,21 @@ def count_parameters(network: Network) -> tuple[int, int]:
     tables = network.trunk.embeddings.modules()
     embedding = sum(module.weight.numel() for module in tables if isinstance(module, nn.Embedding))
     return total, total - embedding
+
+
+def load_parameters(network: Network, state: dict[str, Tensor]) -> None:
+    """Copy a checkpoint's student into a network.
+
+    Raises
+    ------
+    BudgetlabError
+        When the names or shapes differ.
+    """
+    saved = {key.removeprefix("student."): value for key, value in state.items() if key.startswith("student.")}
+    own = dict(network.named_parameters())
+    if saved.keys() != own.keys() or any(saved[name].shape != own[name].shape for name in own):
+        raise BudgetlabError(
+            "a checkpoint's student", "it has other tensors than the network", "delete it and run again"
+        )
+    for name, parameter in own.items():
+        parameter.data.copy_(saved[name])

@@ -18,14 +18,13 @@ from budgetlab.corpus import Corpus
 from budgetlab.crew import work
 from budgetlab.errors import BudgetlabError, CallerError, Terminated
 from budgetlab.hardware import environment, is_out_of_memory, prepare
-from budgetlab.models import Network, build_network
+from budgetlab.models import Network, build_network, load_parameters
 from budgetlab.ranks import Ranks
 from budgetlab.runner.beforehand import check_checkpoints, check_devices, check_room, check_teachers
 from budgetlab.runner.meter import Meter, Moved, Progress
 from budgetlab.runner.trackers import Tracker
 from budgetlab.runner.training import Training, step_name
 from budgetlab.runner.units import Unit, plan_units
-from budgetlab.step import load_parameters
 from budgetlab.store import Store
 from budgetlab.values import Plan, RunRecord
 
@@ -107,6 +106,8 @@ def _run(
     if ranks.first:
         check_teachers(todo, plan)
         check_room(todo, plan.execution.keep_checkpoints, plan.execution.workers, store, say)
+        if todo and (plan.compiled or any(cost.compiled is not None for cost in plan.costs.values())):
+            say(f"torch.compile is {'used' if plan.compiled else 'not used'}: {plan.compile_reason}")
     numbers = {unit.run_id: number for number, unit in enumerate(todo)}
     needs = [[numbers[run_id] for run_id in _needs(unit, units) if run_id in numbers] for unit in todo]
     meter = Meter(units, todo, progress, say)
