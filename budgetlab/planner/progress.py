@@ -86,7 +86,7 @@ def standing(plan: Plan, records: Iterable[RunRecord]) -> Standing:
         if (r := unit.record) is not None and r.status == "running"
     ]
     pace = _pace(work)
-    side_by_side = plan.execution.workers * plan.execution.devices
+    side_by_side = plan.execution.side_by_side * plan.execution.devices
     return Standing(
         done_fraction=done / total if total else 1.0,
         seconds_left=left * (1.0 if pace is None else pace) / side_by_side if timed else None,

@@ -109,7 +109,7 @@ class Training:
             static_masks=plan.corpus.masking == "static", unique_tokens=None if unit.kind == "teacher" else unique,
         )  # fmt: skip
         # Units side by side on one device cannot tell whose joules they are.
-        counter = find_energy_counter(device) if plan.execution.workers == 1 else None
+        counter = find_energy_counter(device) if plan.execution.side_by_side == 1 else None
         if counter is not None and device.type == "cpu" and ranks.local > 0:
             counter = replace(counter, joules=lambda: 0.0)  # the machine's first process reads for all of it
         self.teacher_hash = self.step.teacher_hash()
