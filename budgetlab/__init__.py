@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from budgetlab.corpus import Corpus, build_corpus
     from budgetlab.errors import BudgetlabError, CallerError
-    from budgetlab.evaluation import build_probes, evaluate, load_task
+    from budgetlab.evaluation import build_probes, evaluate, load_task, mcnemar, paired_bootstrap
     from budgetlab.fitting import certify, compare, compare_arms, fit, fit_arms, optimum, predict
     from budgetlab.planner import plan, power, sensitivity, what_if
     from budgetlab.profiler import profile
@@ -45,7 +45,9 @@ _HOMES = {
     "load_study": "studies",
     "load_task": "evaluation",
     "loss_figure": "reporting.figures",
+    "mcnemar": "evaluation",
     "optimum": "fitting",
+    "paired_bootstrap": "evaluation",
     "plan": "planner",
     "plan_figure": "reporting.figures",
     "power": "planner",
@@ -79,7 +81,9 @@ __all__ = [
     "load_study",
     "load_task",
     "loss_figure",
+    "mcnemar",
     "optimum",
+    "paired_bootstrap",
     "plan",
     "plan_figure",
     "power",
