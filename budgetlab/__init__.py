@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         verdict_map,
     )
     from budgetlab.errors import BudgetlabError, CallerError
-    from budgetlab.evaluation import build_probes, evaluate, load_task
+    from budgetlab.evaluation import build_probes, evaluate, load_task, mcnemar, paired_bootstrap
     from budgetlab.fitting import (
         certify,
         choose_law,
@@ -84,10 +84,12 @@ _HOMES = {
     "load_study": "studies",
     "load_task": "evaluation",
     "loss_figure": "reporting.figures",
+    "mcnemar": "evaluation",
     "next_budgets": "decisions",
     "next_points": "decisions",
     "next_runs": "decisions",
     "optimum": "fitting",
+    "paired_bootstrap": "evaluation",
     "plan": "planner",
     "plan_figure": "reporting.figures",
     "power": "planner",
@@ -140,10 +142,12 @@ __all__ = [
     "load_study",
     "load_task",
     "loss_figure",
+    "mcnemar",
     "next_budgets",
     "next_points",
     "next_runs",
     "optimum",
+    "paired_bootstrap",
     "plan",
     "plan_figure",
     "power",

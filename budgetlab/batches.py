@@ -59,6 +59,22 @@ class MaskedBatch:
         """Positions fed to the student."""
         return self.input_ids.size
 
+    def split(self, sequences: int | None) -> list[tuple[MaskedBatch, float]]:
+        """Return micro-batches of so many sequences (None: all at once), each with its share of the batch."""
+        total, length = self.input_ids.shape
+        if sequences is None or sequences >= total:
+            return [(self, 1.0)]
+        parts = []
+        for first in range(0, total, sequences):
+            ids = self.input_ids[first : first + sequences]
+            inside = (self.target_positions >= first * length) & (self.target_positions < (first + len(ids)) * length)
+            positions = self.target_positions[inside] - first * length
+            kept = None if self.largest is None else (self.largest[0][inside], self.largest[1][inside])
+            # Every sequence has the same number of targets, so the share of sequences is the share of targets too.
+            part = MaskedBatch(ids, positions, self.target_ids[inside], largest=kept)
+            parts.append((part, len(ids) / total))
+        return parts
+
     def digest(self, step: int) -> int:
         """Fingerprint what a step sees, below 2^64: of step, words, masks and targets, in whatever order its samples.
 

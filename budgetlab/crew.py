@@ -11,12 +11,12 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from contextlib import contextmanager
 from typing import Any
 
-from loky import ProcessPoolExecutor
+from loky import ProcessPoolExecutor, cpu_count
 from loky.backend import get_context
 
 from budgetlab.errors import BudgetlabError
 
-__all__ = ["work"]
+__all__ = ["cpu_count", "work"]
 
 POLL_SECONDS = 0.2
 

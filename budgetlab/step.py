@@ -17,7 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from budgetlab.batches import MaskedBatch
 from budgetlab.checkpoint import tensors_hash
 from budgetlab.errors import BudgetlabError, CallerError
-from budgetlab.models import Network, build_network, start_from_teacher
+from budgetlab.hardware import is_out_of_memory
+from budgetlab.models import Network, build_network, load_parameters, start_from_teacher
 from budgetlab.ranks import Ranks
 from budgetlab.strategies import Strategy
 from budgetlab.strategies.losses import largest
@@ -27,6 +28,8 @@ __all__ = ["PHASES", "TrainingStep", "build_step", "to_device"]
 
 PHASES: tuple[str, ...] = ("teacher_forward", "student_forward", "loss", "backward", "update")
 
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW keeps of each tensor."""
 OnPhase = Callable[[str], None]
 
 
@@ -100,7 +103,7 @@ class TrainingStep:
             torch.bfloat16,
             enabled=recipe.dtype == "bfloat16",
         )
-        named = {**dict(student.named_parameters()), **dict(self.projections.named_parameters(prefix="projections"))}
+        named = self._learned()
         self.replica: DistributedDataParallel | None = None
         reached = self._reached_by_gradient() if trained is None else trained
         self.idle_parameters = tuple(name for name in named if name not in reached)
@@ -114,6 +117,10 @@ class TrainingStep:
             if network is not None:
                 network.compile(dynamic=False)
 
+    def _learned(self) -> dict[str, nn.Parameter]:
+        projections = dict(self.projections.named_parameters(prefix="projections"))
+        return dict(self.student.named_parameters()) | projections
+
     def _reached_by_gradient(self) -> set[str]:
         """Find out with one sequence which tensors the loss sends a gradient to."""
         length = self.recipe.seq_len
@@ -121,25 +128,25 @@ class TrainingStep:
         one = torch.ones(1, dtype=torch.long, device=self.device)
         return self._tried(Batch(input_ids=ids, target_positions=one, target_ids=one))
 
-    def warm_up(self, sequences: int) -> None:
-        """Run forward and backward once on samples of the shape that will come; nothing is changed.
+    def warm_up(self, batch: MaskedBatch, micro_batch_sequences: int | None) -> None:
+        """Run forward and backward once on the first micro-batch, which compiles networks; nothing is changed.
 
-        A compiled network is compiled by that.
+        Raises
+        ------
+        CallerError
+            When torch cannot compile them here.
         """
-        length, masked = self.recipe.seq_len, self.recipe.masked_per_sequence
-        rows, columns = (torch.arange(count, device=self.device) for count in (sequences, masked))
-        targets = (rows[:, None] * length + columns).flatten()
-        kept, top_k = None, self.strategy.largest_logits
-        if self.strategy.keeps_teacher and top_k is not None:
-            ids = torch.arange(top_k, device=self.device).expand(len(targets), top_k)
-            kept = torch.zeros_like(ids, dtype=torch.float16), ids
-        ids = torch.zeros((sequences, length), dtype=torch.long, device=self.device)
-        self._tried(Batch(input_ids=ids, target_positions=targets, target_ids=torch.zeros_like(targets), largest=kept))
+        try:
+            self._tried(to_device(batch.split(micro_batch_sequences)[0][0], self.device))
+        except RuntimeError as error:  # what dynamo and inductor raise
+            if is_out_of_memory(error):
+                raise
+            reason = " ".join(str(error).split())[:160]
+            raise CallerError(f"torch.compile of {self.arm}", reason, "set execution.compile = never") from error
 
     def _tried(self, batch: Batch) -> set[str]:
         """Run forward and backward, and forget all of it but the names of the tensors that got a gradient."""
-        named = {**dict(self.student.named_parameters()),
-                 **dict(self.projections.named_parameters(prefix="projections"))}  # fmt: skip
+        named = self._learned()
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             self.forward_backward(batch)
         reached = {name for name, parameter in named.items() if parameter.grad is not None}
@@ -255,7 +262,7 @@ class TrainingStep:
         if dropout_seed is not None and self.recipe.dropout > 0:
             torch.manual_seed(dropout_seed)
         sums: dict[str, Tensor] = {}
-        parts = _micro_batches(batch, micro_batch_sequences)
+        parts = batch.split(micro_batch_sequences)
         for number, (part, share) in enumerate(parts, start=1):
             with self._averaged_after(last=number == len(parts)):
                 terms = self.forward_backward(to_device(part, self.device), share, on_phase)
@@ -280,7 +287,7 @@ class TrainingStep:
             share of trained numbers whose root mean squared gradient is below AdamW's eps, so that eps, not the
             gradient, decides their step. Feature losses have small gradients.
         """
-        few = next(iter(_micro_batches(batch, sequences)))[0]
+        few = batch.split(sequences)[0][0]
         terms = self._terms(to_device(few, self.device), lambda phase: None, alone=True)
         parameters = list(self.trained.values())
         norms = {}
@@ -318,11 +325,10 @@ class TrainingStep:
         if self.optimizer is None:
             return
         for name, parameter in self.trained.items():
-            moments = {key.split(".")[1]: value for key, value in state.items() if _is_moment(key, name)}
-            if moments:
-                self.optimizer.state[parameter] = {
-                    moment: value.to(self.device, copy=True) for moment, value in moments.items()
-                }
+            keys = {moment: f"optimizer.{moment}.{name}" for moment in _MOMENTS}
+            saved = {moment: state[key].to(self.device, copy=True) for moment, key in keys.items() if key in state}
+            if saved:
+                self.optimizer.state[parameter] = saved
 
     def teacher_hash(self) -> str | None:
         """Hash the teacher's weights; it must never change."""
@@ -340,48 +346,10 @@ class _Student(nn.Module):
         return self.student(*inputs)
 
 
-def load_parameters(network: Network, state: dict[str, Tensor]) -> None:
-    """Copy a checkpoint's student into a network.
-
-    Raises
-    ------
-    BudgetlabError
-        When the names or shapes differ.
-    """
-    saved = {key.removeprefix("student."): value for key, value in state.items() if key.startswith("student.")}
-    own = dict(network.named_parameters())
-    if saved.keys() != own.keys() or any(saved[name].shape != own[name].shape for name in own):
-        raise BudgetlabError(
-            "a checkpoint's student", "it has other tensors than the network", "delete it and run again"
-        )
-    for name, parameter in own.items():
-        parameter.data.copy_(saved[name])
-
-
 def _unmasked(batch: Batch) -> Batch:
     """The same samples with the words themselves at the masked positions."""
     ids = batch.input_ids.flatten().index_copy(0, batch.target_positions, batch.target_ids)
     return replace(batch, input_ids=ids.view_as(batch.input_ids))
-
-
-def _is_moment(key: str, name: str) -> bool:
-    parts = key.split(".", 2)
-    return len(parts) == 3 and parts[0] == "optimizer" and parts[2] == name
-
-
-def _micro_batches(batch: MaskedBatch, sequences: int | None) -> list[tuple[MaskedBatch, float]]:
-    total, length = batch.input_ids.shape
-    if sequences is None or sequences >= total:
-        return [(batch, 1.0)]
-    parts = []
-    for first in range(0, total, sequences):
-        ids = batch.input_ids[first : first + sequences]
-        inside = (batch.target_positions >= first * length) & (batch.target_positions < (first + len(ids)) * length)
-        positions = batch.target_positions[inside] - first * length
-        # Every sequence has the same number of targets, so the share of sequences is the share of targets too.
-        kept = None if batch.largest is None else (batch.largest[0][inside], batch.largest[1][inside])
-        parts.append((MaskedBatch(ids, positions, batch.target_ids[inside], largest=kept), len(ids) / total))
-    return parts
 
 
 def build_step(

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from budgetlab.errors import CallerError
-from budgetlab.models import build_network, count_parameters, start_from_teacher
+from budgetlab.models import build_classifier, build_network, count_parameters, start_from_teacher
 from budgetlab.values import ModelSpec, Needs
 
 SPEC = ModelSpec(num_layers=3, hidden_size=32, num_heads=4, intermediate_size=64, vocab_size=50)
@@ -171,3 +171,26 @@ def test_parameters_are_those_of_the_published_network() -> None:
     bert = ModelSpec(num_layers=12, hidden_size=768, num_heads=12, intermediate_size=3072, vocab_size=30522)
     # Devlin et al. 2019 give 110M; transformers' BertForMaskedLM has no pooler, and the head's own dense layer.
     assert count_parameters(build_network(bert, device="meta"))[0] == 109_514_298
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "electra"])
+def test_a_classifier_whose_last_block_is_of_the_first_position_is_the_same_classifier(family: str) -> None:
+    network = build_network(SPEC.model_copy(update={"family": family}), seed=1)
+    lean = build_classifier(network, 3, seed=2, dropout=0.0)
+    peer = AutoModelForSequenceClassification.from_config(lean.config)
+    state = {name.replace(".attention.whole.", ".attention."): value for name, value in lean.state_dict().items()}
+    peer.load_state_dict(state)
+    mask = torch.ones_like(IDS)
+    mask[1, 7:] = 0
+    shapes, sides = [], []
+    lean.get_submodule(f"{family}.encoder.layer.2").register_forward_hook(lambda *parts: shapes.append(parts[2].shape))
+    for model in (lean, peer):
+        logits = model(input_ids=IDS, attention_mask=mask).logits
+        torch.nn.functional.cross_entropy(logits, torch.tensor([0, 2])).backward()
+        gradients = {name.replace(".attention.whole.", ".attention."): p.grad for name, p in model.named_parameters()}
+        sides.append((logits, gradients))
+    assert shapes == [(2, 1, 32)]
+    torch.testing.assert_close(sides[0][0], sides[1][0])
+    assert sides[0][1].keys() == sides[1][1].keys()
+    for name, gradient in sides[0][1].items():
+        torch.testing.assert_close(gradient, sides[1][1][name], rtol=1e-4, atol=1e-7)

@@ -104,7 +104,10 @@ class Workbench:
         known = None if fresh else self.store.read_profile()
         if known is None and not fresh and not to_run and self.recorded_profile is not None:
             known = read_value(CostProfile, self.recorded_profile)
-        if known is not None and known.study_key == key and (known.timed or not to_run):
+        execution = self.study.execution
+        packs = execution.workers == "auto" and execution.devices == 1
+        known_enough = known is not None and (not to_run or (known.timed and (known.packing is not None or not packs)))
+        if known is not None and known_enough and known.study_key == key:
             return known
         from budgetlab.profiler import profile
 

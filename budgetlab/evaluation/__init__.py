@@ -99,7 +99,7 @@ def evaluate(
         or (id(job) not in of_grids and not job.has(store))
     ]
     started, reasons = time.monotonic(), Counter[str]()
-    ended = work(Bench, (plan, spec, corpus, store, by_name), todo, workers=plan.execution.workers)
+    ended = work(Bench, (plan, spec, corpus, store, by_name), todo, workers=plan.execution.side_by_side)
     for done, (number, reason) in enumerate(ended, start=1):
         if reason is not None:
             reasons[reason] += 1

@@ -15,8 +15,7 @@ from budgetlab.evaluation.readout import log_unigram, mlm_loss, readout_loss
 from budgetlab.evaluation.selection import predictions_frame, scored
 from budgetlab.evaluation.tasks import Task
 from budgetlab.hardware import prepare
-from budgetlab.models import Network, build_network
-from budgetlab.step import load_parameters
+from budgetlab.models import Network, build_network, load_parameters
 from budgetlab.store import Store
 from budgetlab.values import EvaluateSpec, Plan, Recipe, Score
 from budgetlab.values.scoring import recipe_hash

@@ -1,6 +1,12 @@
 """Networks of transformers: those that a step trains, and whole language models to be counted."""
 
-from budgetlab.models.build import build_classifier, build_network, count_parameters, start_from_teacher
+from budgetlab.models.build import (
+    build_classifier,
+    build_network,
+    count_parameters,
+    load_parameters,
+    start_from_teacher,
+)
 from budgetlab.models.export import export_model
 from budgetlab.models.network import Network
 from budgetlab.models.whole import WholeModel, describe_model, read_model
@@ -13,6 +19,7 @@ __all__ = [
     "count_parameters",
     "describe_model",
     "export_model",
+    "load_parameters",
     "read_model",
     "start_from_teacher",
 ]

@@ -10,18 +10,19 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 from transformers.initialization import no_init_weights
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from budgetlab.errors import CallerError
+from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.models.network import FAMILIES, Network
 from budgetlab.values import ModelSpec
 
 _OTHER_HEADS = ("pooler.", "seq_relationship.", "sop_classifier.", "discriminator_predictions.", "position_ids")
 """Parts of published checkpoints that masked language modelling has no use for."""
 
-__all__ = ["build_classifier", "build_network", "count_parameters", "start_from_teacher"]
+__all__ = ["build_classifier", "build_network", "count_parameters", "load_parameters", "start_from_teacher"]
 
 
 def build_network(
@@ -62,7 +63,7 @@ def build_network(
 def build_classifier(
     network: Network, num_labels: int, *, seed: int, dropout: float, regression: bool = False
 ) -> nn.Module:
-    """Build a sequence classifier on a copy of a network's trunk, with a fresh head."""
+    """Build a sequence classifier on a copy of a network's trunk, with a fresh head that reads the first position."""
     family, device = FAMILIES[network.spec.family], next(network.parameters()).device
     # The network's own configuration, so that whatever it was built or loaded with holds for the classifier too.
     config: Any = copy.deepcopy(network.model.config)
@@ -78,7 +79,35 @@ def build_classifier(
     wrong = [name for name in missing if not name.startswith("pooler")] + list(unexpected)
     if wrong:
         raise RuntimeError(f"the trunk does not fit the classifier: {wrong[:3]}")
+    if network.spec.taps_attention:
+        last = trunk.encoder.layer[-1]
+        last.attention = _OfFirstPosition(last.attention)
     return model
+
+
+class _OfFirstPosition(nn.Module):
+    """A block's attention whose output is of the first position alone, and so is what the block makes of it.
+
+    Nothing else of the last block is read by a classifier; keys and values, a sixth of the block's matmuls, are still
+    of all positions.
+    """
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__()
+        self.whole = attention
+
+    def forward(self, hidden_BTD: Tensor, attention_mask: Tensor | None = None, **_: object) -> tuple[Tensor, None]:
+        own, first_B1D = self.whole.self, hidden_BTD[:, :1]
+        query, key, value = (
+            linear(states).view(*states.shape[:2], -1, own.attention_head_size).transpose(1, 2)
+            for linear, states in ((own.query, first_B1D), (own.key, hidden_BTD), (own.value, hidden_BTD))
+        )
+        mask = None if attention_mask is None else attention_mask[..., :1, :]
+        dropout = own.dropout.p if self.training else 0.0
+        output = functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=dropout, scale=own.scaling
+        )
+        return self.whole.output(output.transpose(1, 2).reshape(first_B1D.shape), first_B1D), None
 
 
 def _build(
@@ -180,3 +209,21 @@ def count_parameters(network: Network) -> tuple[int, int]:
     tables = network.trunk.embeddings.modules()
     embedding = sum(module.weight.numel() for module in tables if isinstance(module, nn.Embedding))
     return total, total - embedding
+
+
+def load_parameters(network: Network, state: dict[str, Tensor]) -> None:
+    """Copy a checkpoint's student into a network.
+
+    Raises
+    ------
+    BudgetlabError
+        When the names or shapes differ.
+    """
+    saved = {key.removeprefix("student."): value for key, value in state.items() if key.startswith("student.")}
+    own = dict(network.named_parameters())
+    if saved.keys() != own.keys() or any(saved[name].shape != own[name].shape for name in own):
+        raise BudgetlabError(
+            "a checkpoint's student", "it has other tensors than the network", "delete it and run again"
+        )
+    for name, parameter in own.items():
+        parameter.data.copy_(saved[name])

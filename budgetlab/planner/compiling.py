@@ -1,12 +1,14 @@
-"""Whether `torch.compile` is worth its time within a plan."""
+"""How a plan uses the device: whether torch.compile is worth its time, how many trainings go side by side."""
 
 from __future__ import annotations
 
 from budgetlab.studies import Study
 from budgetlab.units import format_seconds
-from budgetlab.values import ArmCost, CostProfile, Plan
+from budgetlab.values import ArmCost, CostProfile, ExecutionSpec, Plan
 
-__all__ = ["compiled_prices", "decide_compiling"]
+__all__ = ["compiled_prices", "decide_compiling", "decide_packing"]
+
+_WORTH_PACKING = 1.1
 
 
 def decide_compiling(study: Study, made: Plan, profile: CostProfile) -> tuple[bool, str]:
@@ -55,6 +57,28 @@ def _trainings(made: Plan) -> list[tuple[ArmCost, int, int]]:
             count += 1
         found.append((made.costs[arm], steps * len(made.seeds), count * len(made.seeds)))
     return found
+
+
+def decide_packing(study: Study, profile: CostProfile) -> tuple[ExecutionSpec, str]:
+    """Say how many trainings go side by side on the device, and why; a number that was asked for stays.
+
+    With `execution.workers = "auto"` it is the number at which their steps were fastest together, if that is by a
+    tenth faster than one alone.
+    """
+    execution = study.execution
+    if execution.workers != "auto":
+        return execution, ""
+    workers, why = 1, "not measured"
+    if execution.devices > 1:
+        why = "each training has several"
+    elif profile.packing is not None:
+        best = max(profile.packing, key=lambda found: found.speed_ratio, default=None)
+        why = "it has no room for more" if best is None else (
+            f"{best.processes} take {best.speed_ratio:.2f} times the steps a second of one"
+        )  # fmt: skip
+        if best is not None and best.speed_ratio >= _WORTH_PACKING:
+            workers = best.processes
+    return execution.model_copy(update={"workers": workers}), why
 
 
 def compiled_prices(profile: CostProfile) -> CostProfile:

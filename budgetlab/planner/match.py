@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from budgetlab.errors import CallerError, unknown_name
 from budgetlab.planner.checks import warnings
-from budgetlab.planner.compiling import compiled_prices, decide_compiling
+from budgetlab.planner.compiling import compiled_prices, decide_compiling, decide_packing
 from budgetlab.planner.prices import (
     MATCHES,
     Tariff,
@@ -82,7 +82,9 @@ def plan(
     compiled, why = decide_compiling(study, made, profile)
     if compiled:
         made = _planned(study, compiled_prices(profile), corpus_tokens, budgets, match, charge)
-    return made.model_copy(update={"compiled": compiled, "compile_reason": why})
+    execution, packed = decide_packing(study, profile)
+    update = {"compiled": compiled, "compile_reason": why, "execution": execution, "packing_reason": packed}
+    return made.model_copy(update=update)
 
 
 def _planned(

@@ -27,6 +27,7 @@ __all__ = [
     "price_per_step",
     "step_price",
     "tariff",
+    "tariffs",
     "taught_steps",
     "taught_tokens",
     "teacher_bill",
@@ -166,6 +167,13 @@ def device_seconds(execution: ExecutionSpec, cost: ArmCost, steps: int, taught: 
     ):
         return None
     return tariff(execution, cost, "device_seconds", "inference", taught).cost(steps)
+
+
+def tariffs(execution: ExecutionSpec, cost: ArmCost, taught: float = math.inf) -> tuple[Tariff | None, Tariff]:
+    """Return the steps of an arm in seconds, None where `device_seconds` is, and in required FLOPs."""
+    timed = device_seconds(execution, cost, 1, taught) is not None
+    seconds = tariff(execution, cost, "device_seconds", "inference", taught) if timed else None
+    return seconds, tariff(execution, cost, "required_flops", "inference", taught)
 
 
 def device_seconds_interval(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from budgetlab.planner.prices import Tariff, device_seconds, tariff, taught_steps
-from budgetlab.values import ArmCost, Plan, RunRecord
+from budgetlab.planner.prices import Tariff, tariffs, taught_steps
+from budgetlab.values import Plan, RunRecord
 
 __all__ = ["Standing", "standing"]
 
@@ -87,7 +86,7 @@ def standing(plan: Plan, records: Iterable[RunRecord]) -> Standing:
         if (r := unit.record) is not None and r.status == "running"
     ]
     pace = _pace(work)
-    side_by_side = plan.execution.workers * plan.execution.devices
+    side_by_side = plan.execution.side_by_side * plan.execution.devices
     return Standing(
         done_fraction=done / total if total else 1.0,
         seconds_left=left * (1.0 if pace is None else pace) / side_by_side if timed else None,
@@ -109,13 +108,6 @@ def _pace(work: list[_Work]) -> float | None:
     return took / planned if planned else None
 
 
-def _tariffs(plan: Plan, cost: ArmCost, taught: float) -> tuple[Tariff | None, Tariff]:
-    """Seconds, where they are known, and required FLOPs of the steps."""
-    timed = device_seconds(plan.execution, cost, 1, taught) is not None
-    seconds = tariff(plan.execution, cost, "device_seconds", "inference", taught) if timed else None
-    return seconds, tariff(plan.execution, cost, "required_flops", "inference", taught)
-
-
 def _teachers(plan: Plan, records: list[RunRecord]) -> list[_Work]:
     found = []
     for teacher in plan.teachers:
@@ -123,7 +115,7 @@ def _teachers(plan: Plan, records: list[RunRecord]) -> list[_Work]:
             continue
         record = next((r for r in records if r.kind == "teacher" and r.student == teacher.model), None)
         cost = plan.costs[teacher.model]
-        prices = _tariffs(plan, cost, math.inf)
+        prices = tariffs(plan.execution, cost)
         found.append(_Work(0, teacher.steps, *prices, record, teacher.model))
     return found
 
@@ -134,7 +126,7 @@ def _arms(plan: Plan, records: list[RunRecord]) -> list[_Work]:
         schedules = [s for s in plan.schedules if s.arm == name and s.feasible]
         if not schedules:
             continue
-        prices = _tariffs(plan, plan.costs[name], taught_steps(plan.arms[name], schedules[0].unique_tokens))
+        prices = tariffs(plan.execution, plan.costs[name], taught_steps(plan.arms[name], schedules[0].unique_tokens))
         branched = plan.ladder == "branched"
         for seed in plan.seeds:
             own = [r for r in records if r.arm == name and r.run_seed == seed]

@@ -32,6 +32,7 @@ from budgetlab.profiler.clock import (
 )
 from budgetlab.profiler.count import agree, count_flops, second_opinion
 from budgetlab.profiler.elsewhere import predict_for, reshaped, with_prediction
+from budgetlab.profiler.packing import measure_packing
 from budgetlab.profiler.roofline import calibrate
 from budgetlab.profiler.timemodel import measure_time_model
 from budgetlab.resampling import median_interval
@@ -136,6 +137,10 @@ def profile(
         say("calibrating the device")
         calibration = calibrate(device, jobs[0][4].dtype, study.execution)
         costs = {job[0]: with_prediction(costs[job[0]], job, calibration, micro) for job in jobs}
+    packing = None
+    if study.execution.workers == "auto" and study.execution.devices == 1 and not count_only:
+        dearest = max(jobs, key=lambda job: costs[job[0]].seconds_per_step or 0.0)
+        packing = measure_packing(dearest, study.execution, micro, say)
     where = environment(study.execution)
     peak = find_peak(where.device_name) if where.device == "cuda" else None
     of_maker = None if peak is None else peak.flops_per_second(jobs[0][4].dtype)
@@ -150,6 +155,7 @@ def profile(
         calibration=calibration,
         peak_flops_per_second=peak_flops_per_second or of_maker,
         micro_batch_sequences=micro,
+        packing=packing,
         peak_source="as given" if peak_flops_per_second else peak.source if peak and of_maker else None,
     )
 

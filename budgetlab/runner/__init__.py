@@ -18,14 +18,13 @@ from budgetlab.corpus import Corpus
 from budgetlab.crew import work
 from budgetlab.errors import BudgetlabError, CallerError, Terminated
 from budgetlab.hardware import environment, is_out_of_memory, prepare
-from budgetlab.models import Network, build_network
+from budgetlab.models import Network, build_network, load_parameters
 from budgetlab.ranks import Ranks
 from budgetlab.runner.beforehand import check_checkpoints, check_devices, check_room, check_teachers
 from budgetlab.runner.meter import Meter, Moved, Progress
 from budgetlab.runner.trackers import Tracker
 from budgetlab.runner.training import Training, step_name
 from budgetlab.runner.units import Unit, plan_units
-from budgetlab.step import load_parameters
 from budgetlab.store import Store
 from budgetlab.values import Plan, RunRecord
 
@@ -106,7 +105,11 @@ def _run(
         raise CallerError(asked, "they do not see the same files", "put --results and the data on a shared disk")
     if ranks.first:
         check_teachers(todo, plan)
-        check_room(todo, plan.execution.keep_checkpoints, plan.execution.workers, store, say)
+        check_room(todo, plan.execution.keep_checkpoints, plan.execution.side_by_side, store, say)
+        if todo and (plan.compiled or any(cost.compiled is not None for cost in plan.costs.values())):
+            say(f"torch.compile is {'used' if plan.compiled else 'not used'}: {plan.compile_reason}")
+        if todo and plan.packing_reason:
+            say(f"{plan.execution.side_by_side} at a time on the device: {plan.packing_reason}")
     numbers = {unit.run_id: number for number, unit in enumerate(todo)}
     needs = [[numbers[run_id] for run_id in _needs(unit, units) if run_id in numbers] for unit in todo]
     meter = Meter(units, todo, progress, say)
@@ -116,7 +119,7 @@ def _run(
             (plan, corpus, store, units, ranks),
             todo,
             needs=needs,
-            workers=plan.execution.workers,
+            workers=plan.execution.side_by_side,
             tell=meter,
             stop_asked=lambda: stop.asked,
         )

@@ -29,7 +29,7 @@ def check_devices(plan: Plan, ranks: Ranks) -> None:
         processes = f"{ranks.world} process{'es' * (ranks.world > 1)}"
         raise CallerError(f"run of a plan for {planned}", f"there {'is' if ranks.world == 1 else 'are'} {processes}",
                           remedy)  # fmt: skip
-    if ranks.world > 1 and execution.workers > 1:
+    if ranks.world > 1 and execution.side_by_side > 1:
         raise CallerError(f"run on {planned}", f"execution.workers = {execution.workers}", "set it to 1")
     recipes = {name: arm.recipe for name, arm in plan.arms.items()}
     recipes |= {teacher.model: plan.recipe for teacher in plan.teachers if teacher.weights is None}

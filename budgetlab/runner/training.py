@@ -24,17 +24,18 @@ from budgetlab.corpus import Corpus
 from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.hardware import find_energy_counter, find_peak
 from budgetlab.modelcard import model_card
-from budgetlab.models import Network, export_model
+from budgetlab.models import Network, export_model, load_parameters
 from budgetlab.ranks import Ranks
 from budgetlab.runner.feed import Feed
 from budgetlab.runner.learning_rate import learning_rate_factor
 from budgetlab.runner.ledger import Ledger
+from budgetlab.runner.means import Means
 from budgetlab.runner.meter import Moved
 from budgetlab.runner.teacher_cache import TeacherCache
 from budgetlab.runner.trackers import Trackers, make_trackers
 from budgetlab.runner.units import Unit
 from budgetlab.runner.watch import SIGNS, other_pace, what_is_wrong
-from budgetlab.step import build_step, load_parameters
+from budgetlab.step import build_step
 from budgetlab.store import Store
 from budgetlab.strategies import build_strategy
 from budgetlab.values import Plan, Point, RunRecord, content_hash
@@ -100,18 +101,15 @@ class Training:
             unit.arm, strategy, unit.spec, teacher, unit.recipe, seed=unit.seed, device=device, ranks=ranks,
             compiled=plan.compiled,
         )  # fmt: skip
+        micro, unique = plan.execution.micro_batch_sequences, plan.corpus.unique_tokens
+        self.micro_batch_sequences = None if micro == "auto" else micro
+        shape = {"seq_len": unit.recipe.seq_len, "masked_per_sequence": unit.recipe.masked_per_sequence}
         self.batches = Batches(
-            corpus.train,
-            corpus.special,
-            corpus.vocab_size,
-            seq_len=unit.recipe.seq_len,
-            masked_per_sequence=unit.recipe.masked_per_sequence,
-            run_seed=unit.seed,
-            static_masks=plan.corpus.masking == "static",
-            unique_tokens=None if unit.kind == "teacher" else plan.corpus.unique_tokens,
-        )
+            corpus.train, corpus.special, corpus.vocab_size, **shape, run_seed=unit.seed,
+            static_masks=plan.corpus.masking == "static", unique_tokens=None if unit.kind == "teacher" else unique,
+        )  # fmt: skip
         # Units side by side on one device cannot tell whose joules they are.
-        counter = find_energy_counter(device) if plan.execution.workers == 1 else None
+        counter = find_energy_counter(device) if plan.execution.side_by_side == 1 else None
         if counter is not None and device.type == "cpu" and ranks.local > 0:
             counter = replace(counter, joules=lambda: 0.0)  # the machine's first process reads for all of it
         self.teacher_hash = self.step.teacher_hash()
@@ -122,9 +120,7 @@ class Training:
         self.ledger = Ledger(unit.cost, device, ranks, counter, self.kept)
         peak = find_peak(record.environment.device_name)
         self.peak = peak.flops_per_second(unit.recipe.dtype) if peak is not None else None
-        self.at = self.counted = 0
-        self.sums: dict[str, torch.Tensor] = {}
-        """Of each logged term over the steps since the last point, of this process's samples."""
+        self.at, self.means = 0, Means(ranks)
         self.state_hash: str | None = None
         self._restore(device)
         self.ledger.overheads["start"] += time.perf_counter() - began
@@ -153,22 +149,13 @@ class Training:
             own = path.parent == self.checkpoints
             # A branch's steps began with its trunk; its overheads are its own.
             self.ledger.load(state["ledger"] if own else {**state["ledger"], "overheads": self.ledger.overheads})
-            self._restore_sums(state["logged"] if own else {}, device)
+            if own:
+                self.means.load(state["logged"], device)
         # Points past the checkpoint will be made again.
         points = [point for point in self.store.read_points(self.unit.run_id) if point.step <= self.at]
         self.first_loss = points[0].losses["loss"] if points else None
         if self.ranks.first:
             self.store.write_points(self.unit.run_id, points)
-
-    def _restore_sums(self, logged: dict[str, Any], device: torch.device) -> None:
-        self.counted = logged.get("steps", 0)
-        rows = logged.get("sums", [])
-        if rows and len(rows) == self.ranks.world:
-            row = rows[self.ranks.rank]
-        else:  # other processes than those that saved: the mean is the same, its bits are not
-            row = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
-        names = logged.get("names", [])
-        self.sums = {name: torch.tensor(value, device=device) for name, value in zip(names, row, strict=True)}
 
     def go(self, stop_asked: Callable[[], bool], tell: Callable[[Moved], None]) -> RunRecord:
         """Train to the last step.
@@ -198,17 +185,19 @@ class Training:
                 self.ledger.mark()
             if self.plan.compiled and self.at < unit.last_step:
                 self._compile()
-            with Feed(self.batches, unit.recipe.batch_sequences, self.ranks, unit.last_step, self.kept) as feed:
+            with self._feed() as feed:
                 record = self._train(feed, stop_asked, tell)
             status = record.status
         finally:
             self.trackers.finish(status)
         return record
 
+    def _feed(self) -> Feed:
+        return Feed(self.batches, self.unit.recipe.batch_sequences, self.ranks, self.unit.last_step, self.kept)
+
     def _compile(self) -> None:
-        micro, share = self.plan.execution.micro_batch_sequences, self.unit.recipe.batch_sequences // self.ranks.world
-        with self.ledger.overhead("compile"):
-            self.step.warm_up(share if micro == "auto" else min(micro, share))
+        with self.ledger.overhead("compile"), self._feed() as feed:
+            self.step.warm_up(feed.step(self.at)[0], self.micro_batch_sequences)
             self.ranks.wait()
         self.ledger.mark()
 
@@ -244,7 +233,7 @@ class Training:
             if not (point or save):
                 continue
             ledger.settle()
-            losses = self._means()
+            losses = self.means.all()
             if (wrong := what_is_wrong(losses, self.first_loss)) is not None:
                 lower = f"try a lower recipe.learning_rate than {unit.recipe.learning_rate:g}"
                 return self._write("failed", f"arm {unit.arm}: {wrong} by step {self.at}; {lower}")
@@ -272,23 +261,22 @@ class Training:
         ledger.feed(batch, digest)
         factor = learning_rate_factor(recipe, self.at, unit.last_step, unit.warmup_steps, unit.cooldown_steps)
         self.rate = recipe.learning_rate * factor
-        micro = self.plan.execution.micro_batch_sequences
         ledger.meter.begin()
         terms = self.step.run(
             batch,
             self.rate,
-            micro_batch_sequences=None if micro == "auto" else micro,
+            micro_batch_sequences=self.micro_batch_sequences,
             dropout_seed=int(keyed_uniform(unit.seed, _DROPOUT_STREAM, self.at, ranks.rank) * 2**31),
             on_phase=ledger.meter,
         )
         if recipe.clip_norm:
             terms["clipped_fraction"] = (terms["gradient_norm"] > recipe.clip_norm).float()
-        self.sums = {name: self.sums[name] + term if name in self.sums else term for name, term in terms.items()}
-        self.at, self.counted = self.at + 1, self.counted + 1
+        self.means.add(terms)
+        self.at += 1
         return batch
 
     def _moving(self, steps_per_second: float) -> Moved:
-        losses = {name: float(total) / self.counted for name, total in self.sums.items() if name not in SIGNS}
+        losses = {name: mean for name, mean in self.means.own().items() if name not in SIGNS}
         recipe, cost = self.unit.recipe, self.unit.cost
         tokens_per_second = steps_per_second * recipe.batch_tokens
         flops_per_second = tokens_per_second * cost.train_required_flops_per_token
@@ -305,13 +293,6 @@ class Training:
         if said is not None:
             self.say(f"{self.unit.arm}: {said}, seen in {FIRST_STEPS[1]} steps")
 
-    def _means(self) -> dict[str, float]:
-        """Mean of each logged term over the steps since the last point and over all processes."""
-        if not self.sums:
-            return {}
-        means = self.ranks.mean(torch.stack(list(self.sums.values()))) / self.counted
-        return dict(zip(self.sums, means.tolist(), strict=True))
-
     def _add_point(self, means: dict[str, float], batch: Any) -> None:
         signs = {name: means.pop(name) for name in SIGNS if name in means}
         if batch is not None:
@@ -320,7 +301,7 @@ class Training:
         losses = {"loss": sum(means.values()), **means}
         self.first_loss = losses["loss"] if self.first_loss is None else self.first_loss
         point = Point(step=self.at, learning_rate=self.rate, losses=losses, signs=signs, **self.ledger.spent())
-        self.sums, self.counted = {}, 0
+        self.means.clear()
         if self.ranks.first:
             self.store.append_point(self.unit.run_id, point)
             with self.ledger.overhead("checkpoint"):
@@ -328,18 +309,12 @@ class Training:
                 self.trackers.log(self.at, values)
 
     def _state(self) -> dict[str, Any]:
-        own = [float(total) for total in self.sums.values()]
-        # Each process's own sums: every row but one's own is zero, and the sum over processes has all.
-        table = [x for rank in range(self.ranks.world) for x in (own if rank == self.ranks.rank else [0.0] * len(own))]
-        table = self.ranks.sum(table)
-        rows = [table[rank * len(own) : (rank + 1) * len(own)] for rank in range(self.ranks.world)]
-        logged = {"names": list(self.sums), "steps": self.counted, "sums": rows}
         return {
             "step": self.at,
             "key": self.unit.key,
             "teacher_hash": self.teacher_hash,
             "ledger": self.ledger.state(),
-            "logged": logged,
+            "logged": self.means.state(),
             "passing": self.at not in self.unit.keep_steps,
         }
 

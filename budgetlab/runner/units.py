@@ -8,10 +8,20 @@ from functools import cached_property
 from typing import Any, Literal
 
 from budgetlab.corpus import Corpus
-from budgetlab.planner.prices import Tariff, price_per_step, taught_steps
+from budgetlab.planner.prices import Tariff, tariffs, taught_steps
 from budgetlab.runner.teacher_cache import bytes_per_target
 from budgetlab.strategies import build_strategy
-from budgetlab.values import ArmCost, ModelSpec, Plan, Recipe, Schedule, StrategySpec, TeacherPlan, content_hash
+from budgetlab.values import (
+    ArmCost,
+    ExecutionSpec,
+    ModelSpec,
+    Plan,
+    Recipe,
+    Schedule,
+    StrategySpec,
+    TeacherPlan,
+    content_hash,
+)
 
 __all__ = ["Unit", "bytes_needed", "plan_units"]
 
@@ -69,16 +79,12 @@ class Unit:
     @property
     def price(self) -> Tariff:
         """Planned seconds of its steps on one device, or their FLOPs where they were not timed."""
-        cost, teacher = self.cost, self.cost.phases["teacher_forward"].seconds_per_step
-        if cost.seconds_per_step is None or (teacher is None and math.isfinite(self.taught_steps)):
-            return self.flops
-        return Tariff(cost.seconds_per_step, cost.seconds_per_step - (teacher or 0.0), self.taught_steps)
+        return tariffs(ExecutionSpec(), self.cost, self.taught_steps)[0] or self.flops
 
     @property
     def flops(self) -> Tariff:
         """Required FLOPs of its steps."""
-        first, later = (price_per_step(self.cost, "required_flops", charge=charge) for charge in ("inference", "none"))
-        return Tariff(first, later, self.taught_steps)
+        return tariffs(ExecutionSpec(), self.cost, self.taught_steps)[1]
 
     @property
     def kept_bytes(self) -> int:

@@ -130,6 +130,14 @@ class CompiledCost(Value):
     """Of the first step over an ordinary one."""
 
 
+class Packing(Value):
+    """What several processes side by side on one device do."""
+
+    processes: int
+    speed_ratio: float
+    """Steps a second of all of them over those of one alone."""
+
+
 class ArmCost(Value):
     """The price of one arm (or of pretraining one teacher) on one device.
 
@@ -287,6 +295,8 @@ class CostProfile(Value):
     peak_flops_per_second: float | None = None
     """Of the device by its maker, dense, in the arms' precision."""
     peak_source: str | None = None
+    packing: tuple[Packing, ...] | None = None
+    """Of the dearest arm's steps; None where it was not measured."""
     predicted_for: str | None = None
     """The device whose calibration the seconds are a prediction from; None where they were measured."""
 

@@ -122,5 +122,7 @@ class Plan(Value):
     compiled: bool = False
     """Whether the networks go through `torch.compile`."""
     compile_reason: str = ""
+    packing_reason: str = ""
+    """Why there are so many workers, where `execution.workers` left that open."""
     warnings: tuple[str, ...] = ()
     """What a reader of the plan should know before running it."""

@@ -192,9 +192,9 @@ class ExecutionSpec(Value):
     devices: int = Field(default=1, ge=1)
     threads: int = Field(default=2, ge=1)
     """Of each worker."""
-    workers: int = Field(default=1, ge=1)
-    """Processes that train and evaluate small units side by side. Prices are those of a worker that has the device to
-    itself, so this pays where a unit does not fill the device."""
+    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
+    """Processes that train and evaluate small units side by side; "auto": as many as the profile finds to be faster
+    together. Prices are those of a worker that has the device to itself."""
     micro_batch_sequences: int | Literal["auto"] = "auto"
     compile: Literal["auto", "never", "always"] = "auto"
     """`torch.compile` of the networks; "auto": on a GPU, where the profile and the plan say that it pays."""
@@ -208,6 +208,11 @@ class ExecutionSpec(Value):
     device_memory_bytes: Count | None = None
     """Of one device: a plan says what will not fit."""
     usd_per_device_hour: float | None = Field(default=None, gt=0)
+
+    @property
+    def side_by_side(self) -> int:
+        """How many workers there are; one where that was left open and never decided."""
+        return 1 if self.workers == "auto" else self.workers
 
 
 class StrategySpec(Value, extra="allow"):

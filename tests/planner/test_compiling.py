@@ -1,4 +1,4 @@
-"""torch.compile: used where the steps of a plan save more than compiling takes, and its prices are then the plan's."""
+"""How a plan uses the device: torch.compile where that saves more than it takes, side by side where that is faster."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from small import write_small_study
 
 from budgetlab.planner import plan
 from budgetlab.studies import Study, load_study
-from budgetlab.values import CompiledCost, CostProfile, Ratio
+from budgetlab.values import CompiledCost, CostProfile, Packing, Ratio
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +62,28 @@ def test_recorded_profiles_hold_whether_or_not_it_is_asked_for(study: Study, tmp
     from budgetlab.studies import profile_key
 
     assert profile_key(asked(study, "always")) == profile_key(study)
+
+
+@pytest.mark.parametrize(
+    ("packing", "workers", "why"),
+    [
+        (None, 1, "not measured"),
+        ((), 1, "it has no room for more"),
+        ((Packing(processes=2, speed_ratio=1.05),), 1, "2 take 1.05 times the steps a second of one"),
+        ((Packing(processes=2, speed_ratio=1.9), Packing(processes=4, speed_ratio=2.0)), 4, "4 take 2.00 times"),
+        ((Packing(processes=2, speed_ratio=1.9), Packing(processes=4, speed_ratio=1.7)), 2, "2 take 1.90 times"),
+    ],
+)
+def test_as_many_side_by_side_as_are_fastest_together(
+    study: Study, packing: tuple[Packing, ...] | None, workers: int, why: str
+) -> None:
+    prices = profile_of(study).model_copy(update={"packing": packing})
+    open_one = study.model_copy(update={"execution": study.execution.model_copy(update={"workers": "auto"})})
+    made = plan(open_one, prices)
+    assert made.execution.workers == made.execution.side_by_side == workers
+    assert made.packing_reason.startswith(why)
+    asked_for = plan(study, prices)
+    assert (asked_for.execution.workers, asked_for.packing_reason) == (study.execution.workers, "")
+    several = open_one.execution.model_copy(update={"devices": 2})
+    made = plan(open_one.model_copy(update={"execution": several}), prices)
+    assert (made.execution.workers, made.packing_reason) == (1, "each training has several")

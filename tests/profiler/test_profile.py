@@ -5,11 +5,14 @@ from pathlib import Path
 import pytest
 from small import write_small_study
 
+from budgetlab.crew import cpu_count
 from budgetlab.errors import BudgetlabError
 from budgetlab.hardware import StepTime
 from budgetlab.profiler import agree, count_flops, profile, second_opinion, with_times
+from budgetlab.profiler.arms import choices_of, jobs_of, settled
 from budgetlab.profiler.clock import Rounds
 from budgetlab.profiler.count import count_head
+from budgetlab.profiler.packing import measure_packing
 from budgetlab.step import PHASES, build_step
 from budgetlab.strategies import build_strategy
 from budgetlab.studies import load_study
@@ -230,3 +233,15 @@ def test_counting_leaves_nothing_behind_after_an_error(tmp_path: Path) -> None:
             load_study(own_strategy(tmp_path, "__import__('torch').linalg.inv(s[0, :8, :8]).sum()")), count_only=True
         )
     assert torch.nn.functional.linear is before and _get_current_dispatch_mode() is None
+
+
+def test_steps_of_several_processes_are_timed_side_by_side(tmp_path: Path) -> None:
+    study = load_study(write_small_study(tmp_path))
+    job = settled(jobs_of(study)[0], *choices_of(study)[0])
+    said: list[str] = []
+    found = measure_packing(job, study.execution, None, said.append, seconds=0.5)
+    assert [packing.processes for packing in found[:1]] == [2] * (cpu_count() >= 2)
+    assert all(packing.speed_ratio > 0 for packing in found)
+    assert said == [f"timing {packing.processes} processes side by side" for packing in found]
+    crowded = study.execution.model_copy(update={"threads": cpu_count()})
+    assert measure_packing(job, crowded, None, said.append) == ()

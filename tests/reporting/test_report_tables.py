@@ -217,7 +217,7 @@ def test_scores_have_median_spread_error_and_yardsticks():
 
 def test_the_average_without_a_task_is_the_other_one():
     sheet = average_sheet(values.scores(), arms=values.ARMS)
-    assert [row[0] for row in sheet.rows] == ["all 2", "without belongs", "without replaced"]
+    assert [row[0] for row in sheet.rows] == ["all 2", "without belongs", "without replaced", "read-out loss, nats"]
     scores = score_sheet(values.scores(), arms=values.ARMS)
     for task, other in (("replaced", "belongs accuracy"), ("belongs", "replaced matthews")):
         for arm in values.ARMS:
@@ -225,6 +225,10 @@ def test_the_average_without_a_task_is_the_other_one():
             assert mean_of(sheet, f"without {task}", arm) == alone
     found = compare(scores_frame(values.scores()), a="minilm", b="no_kd", task="score", curves=False)
     assert mean_of(sheet, "all 2", "minilm\n- no_kd").startswith(f"{found.difference:+.1f} [{found.interval[0]:+.1f}")
+    loss = compare(scores_frame(values.scores()), a="minilm", b="no_kd", task="readout_loss", curves=False)
+    assert mean_of(sheet, "read-out loss, nats", "minilm\n- no_kd").startswith(f"{loss.difference:+.2f} [")
+    own = [s.value for s in values.scores() if s.task == "readout_loss" and s.arm == "no_kd" and s.rung == 2]
+    assert mean_of(sheet, "read-out loss, nats", "no_kd").startswith(f"{np.mean(own):.2f}±")
     one_task = [s for s in values.scores() if s.task != "belongs"]
     assert average_sheet(one_task).rows == ()
 

@@ -37,7 +37,10 @@ def test_a_compiled_run_is_the_same_training_resumed_to_the_bit(
 ) -> None:
     arms = {name: made.arms[name] for name in ("no_kd", "tinybert")}
     compiled = made.model_copy(update={"arms": arms, "seeds": (0,), "compiled": True})
-    whole = {record.run_id: record for record in run(compiled, corpus, Store(tmp_path / "whole", "small"))}
+    said: list[str] = []
+    records = run(compiled, corpus, Store(tmp_path / "whole", "small"), say=said.append)
+    whole = {record.run_id: record for record in records}
+    assert any(line.startswith("torch.compile is used:") for line in said)
     plain = {record.run_id: record for record in finished[1]}
     assert traced_only and all(record.overhead_seconds["compile"] > 0 for record in whole.values())
     for run_id, record in whole.items():
@@ -69,7 +72,7 @@ def test_compiling_is_measured_only_where_asked(study: Study) -> None:
     always = study.execution.model_copy(update={"compile": "always"})
     found = profile(study.model_copy(update={"arms": arms, "execution": always}), depth="quick")
     cost = found.arms[0].compiled
-    assert cost is not None and cost.compile_seconds > 0 and 0.2 < cost.seconds_ratio.value < 5
+    assert cost is not None and cost.seconds_ratio.value > 0 and cost.seconds_ratio.interval is not None
     left_alone = profile(study.model_copy(update={"arms": arms}), depth="quick")
     assert left_alone.arms[0].compiled is None
 

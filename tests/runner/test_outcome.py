@@ -17,9 +17,8 @@ from budgetlab.corpus import Corpus
 from budgetlab.errors import CallerError
 from budgetlab.hardware import EnergyCounter
 from budgetlab.modelcard import model_card
-from budgetlab.models import build_network, export_model
+from budgetlab.models import build_network, export_model, load_parameters
 from budgetlab.runner import run
-from budgetlab.step import load_parameters
 from budgetlab.store import Store
 from budgetlab.studies import Study, load_study
 from budgetlab.values import Plan, Score

@@ -121,15 +121,17 @@ def average_sheet(scores: Sequence[Score] | pd.DataFrame, *, arms: Sequence[str]
     for label, given, names in variants:
         cells = summarise(per_run(given, names), level)
         cells = cells[(cells["task"] == MEAN) & ((cells["rung"] == top) | (cells["subject"] != "run"))]
-        shown = []
-        for subject, arm in subjects:
-            own = cells[(cells["subject"] == subject) & (cells["arm"] == arm)]
-            shown.append(fixed(own["mean"].iloc[0], 1, own["half_width"].iloc[0]) if len(own) else "n/a")
         kept = given[given["task"].isin(names)]
-        rows.append((label, *shown, *(_difference(kept, a, b, level) for a, b in pairs)))
+        rows.append((label, *_means(cells, subjects, 1), *(_difference(kept, a, b, MEAN, level) for a, b in pairs)))
+    if (table["task"] == "readout_loss").any():
+        cells = summarise(per_run(table), level)
+        cells = cells[(cells["task"] == "readout_loss") & ((cells["rung"] == top) | (cells["subject"] != "run"))]
+        differences = [_difference(table, a, b, "readout_loss", level) for a, b in pairs]
+        rows.append(("read-out loss, nats", *_means(cells, subjects, 2), *differences))
     heads = [arm if subject in ("run", "teacher") else YARDSTICKS[subject] for subject, arm in subjects]
     return Sheet(
         title="Averages, in points",
+        rules=(len(variants),),
         columns=(
             Column("average", left=True), *(Column(name.replace(" ", "\n"), _POINTS) for name in heads),
             *(Column(f"{a}\n- {b}", _DIFFERENCES) for a, b in pairs),
@@ -138,19 +140,30 @@ def average_sheet(scores: Sequence[Score] | pd.DataFrame, *, arms: Sequence[str]
         notes=(
             average_words(table),
             *subset_note({task: words for task in tasks if (words := subset_of(table, task))}),
-            f"differences with {100 * level:g} % t intervals, each by itself: no correction for their number",
+            f"differences, + where the first is better, with {100 * level:g} % t intervals, each by itself: no "
+            "correction for their number",
         ),
     )  # fmt: skip
 
 
-def _difference(scores: pd.DataFrame, a: str, b: str, level: float) -> str:
+def _means(cells: pd.DataFrame, subjects: Sequence[tuple[str, str]], decimals: int) -> list[str]:
+    shown = []
+    for subject, arm in subjects:
+        own = cells[(cells["subject"] == subject) & (cells["arm"] == arm)]
+        shown.append(fixed(own["mean"].iloc[0], decimals, own["half_width"].iloc[0]) if len(own) else "n/a")
+    return shown
+
+
+def _difference(scores: pd.DataFrame, a: str, b: str, outcome: str, level: float) -> str:
     try:
-        found = compare(scores, a=a, b=b, task=MEAN, interval_level=level, curves=False)
+        found = compare(scores, a=a, b=b, task=outcome, interval_level=level, curves=False)
     except CallerError:  # an arm that has not all tasks
         return "n/a"
-    if found.difference is None or found.interval is None:
-        return "n/a" if found.difference is None else f"{found.difference:+.1f}"
-    return f"{found.difference:+.1f} [{found.interval[0]:+.1f}, {found.interval[1]:+.1f}]"
+    if found.difference is None:
+        return "n/a"
+    ends = () if found.interval is None else found.interval
+    value, *limits = (f"{number:+.{1 if outcome == MEAN else 2}f}" for number in (found.difference, *ends))
+    return f"{value} [{', '.join(limits)}]" if limits else value
 
 
 def subset_note(named: dict[str, str]) -> tuple[str, ...]:
