@@ -22,7 +22,8 @@ _LABELS = {
     "arm": "distilled arm better", "reference": "reference better", "not resolved": "not resolved",
     "infeasible": "teacher's share costs more", "n/a": "n/a: not run, no extrapolation",
 }  # fmt: skip
-_HATCHES = {"infeasible": "xxxx", "n/a": "...."}
+_HATCH = "xxxx"
+"""Of what is infeasible; dots would make the vector file ten times larger."""
 
 
 def map_table(found: pd.DataFrame) -> pd.DataFrame:
@@ -51,8 +52,9 @@ def draw_map(table: pd.DataFrame) -> Figure:
     prefix, _ = prefix_for(float(table["total_flops"].max()))
     grid[-1].set_xlabel(f"all-in required compute of one student ({prefix}FLOP)")
     shown = [answer for answer in _COLOURS if (table["answer"] == answer).any()]
-    handles = [Patch(facecolor=_COLOURS[a], edgecolor="#777777", linewidth=0.4, hatch=_HATCHES.get(a), label=_LABELS[a])
-               for a in shown]  # fmt: skip
+    looks = {"edgecolor": "#777777", "linewidth": 0.4}
+    handles = [Patch(facecolor=_COLOURS[answer], hatch=_HATCH if answer == "infeasible" else None,
+                     label=_LABELS[answer], **looks) for answer in shown]  # fmt: skip
     if (table["basis"] == "predicted").any():
         from matplotlib.lines import Line2D
 
@@ -69,7 +71,8 @@ def _panel(axes: Axes, cells: pd.DataFrame) -> None:
     for row in cells.to_dict("records"):
         x, y = amounts.index(row["total_flops"]), shares.index(row["students_per_teacher"])
         answer = str(row["answer"])
-        hatch, edge = _HATCHES.get(answer), "#9AA0A6" if answer in _HATCHES else "white"
+        hatch = _HATCH if answer == "infeasible" else None
+        edge = "#9AA0A6" if answer in ("infeasible", "n/a") else "white"
         box = Rectangle(
             (x - 0.5, y - 0.5), 1, 1, facecolor=_COLOURS[answer], edgecolor=edge, linewidth=0.4, hatch=hatch
         )
