@@ -54,7 +54,9 @@ def lacking(points: Points, law: Form, pinned: Mapping[str, float]) -> str:
     weak = np.abs(blurred) > 0.05 if seen.all() else ~seen
     among = ", ".join(name for name, part in zip(design.names, weak.tolist(), strict=True) if part)
     if constant:
-        said = f"every row has the same {' and '.join(constant)}, so that nothing identifies {among or 'the parameters'}"
+        said = (
+            f"every row has the same {' and '.join(constant)}, so that nothing identifies {among or 'the parameters'}"
+        )
     elif seen.all():
         said = f"the inputs vary together, so that nothing identifies {among or 'the parameters'}"
     else:
