@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from budgetlab.fitting.forms import build_form_design
+from budgetlab.fitting.forms import FormDesign, build_form_design
 from budgetlab.fitting.table import Points
 from budgetlab.laws import Form
+from budgetlab.laws.base import Array
 
 __all__ = ["lacking"]
 
@@ -31,10 +32,9 @@ def lacking(points: Points, law: Form, pinned: Mapping[str, float]) -> str:
     if len(law.inputs) == 1:
         return ""  # one input that takes more values than there are parameters has all the variation there is
     design = build_form_design(law, points.inputs, points.outcome, pinned=pinned, groups=None, shared=())
-    proposed = law.starts(points.inputs, points.outcome, _PLACES, pinned)
     best, blurred = 0.0, np.zeros(design.size)
     seen = np.zeros(design.size, dtype=bool)
-    for theta in design.to_theta({None: dict(zip(law.params, proposed.T, strict=True))}):
+    for theta in _places(law, points, pinned, design):
         gradients = design.gradients(theta)
         lengths = np.linalg.norm(gradients, axis=0)
         dead = lengths <= _ROUNDING * lengths.max()
@@ -44,8 +44,8 @@ def lacking(points: Points, law: Form, pinned: Mapping[str, float]) -> str:
         sizes, directions = np.linalg.svd(gradients / lengths, full_matrices=False)[1:]
         if sizes[-1] / sizes[0] > best:
             best, blurred = float(sizes[-1] / sizes[0]), directions[-1]
-    if best > _DEAD:
-        return ""
+        if best > _DEAD:
+            return ""
     constant = [
         f"{points.columns.get(name, name)} ({values[0]:.4g})"
         for name, values in points.inputs.items()
@@ -62,3 +62,10 @@ def lacking(points: Points, law: Form, pinned: Mapping[str, float]) -> str:
     else:
         said = f"no row's prediction depends on {among}"
     return f"{said}: vary it, pin parameters, or choose a smaller law"
+
+
+def _places(law: Form, points: Points, pinned: Mapping[str, float], design: FormDesign) -> Iterator[Array]:
+    """Yield free parameters: those the law is tested on, which cost nothing, then the starts of a fit."""
+    yield design.to_theta({None: law.typical})
+    proposed = law.starts(points.inputs, points.outcome, _PLACES, pinned)
+    yield from design.to_theta({None: dict(zip(law.params, proposed.T, strict=True))})
