@@ -58,7 +58,8 @@ def basins(optima: Optimum, best: int) -> list[int]:
     for index in np.argsort(optima.value, kind="stable"):
         known = np.array([optima.value[i] for i in found])
         apart = np.abs(optima.theta[found] - optima.theta[index]).max(axis=1) > 1e-3
-        distinct = np.abs(optima.value[index] / np.maximum(known, 1e-300) - 1) > 1e-6
+        with np.errstate(over="ignore"):  # a start that never came near the data
+            distinct = np.abs(optima.value[index] / np.maximum(known, 1e-300) - 1) > 1e-6
         if optima.converged[index] and (apart & distinct).all():
             found.append(int(index))
     return found

@@ -90,7 +90,7 @@ class FormDesign:
     def log_prediction(self, theta: Array) -> Array:
         """Predict every row of the table, for parameters of shape (problems, free)."""
         raw = theta @ self.map.T + self.offset
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             parts = [
                 self.law.rule(
                     {name: raw[:, k, None] for k, name in enumerate(self.law.params, start=block.first)}, block.logs

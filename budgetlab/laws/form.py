@@ -200,7 +200,8 @@ class Form:
             proposed[:, self.params.index(name)] = value
         proposed = np.unique(proposed, axis=0)
         columns = {name: values[:, None] for name, values in zip(self.params, proposed.T, strict=True)}
-        with np.errstate(over="ignore", invalid="ignore"):
+        # A prediction may vanish, or be infinite: such a start is as bad as can be.
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             missed = np.log(self.predict(columns, {name: inputs[name][None] for name in self.inputs}) / outcome)
         # Absolute, as a start that misses one point by far may still be the best.
         error = np.where(np.isfinite(missed), np.abs(missed), 1e6).mean(axis=1)
