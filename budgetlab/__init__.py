@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from budgetlab.planner import plan, power, sensitivity, what_if
     from budgetlab.profiler import profile
     from budgetlab.reporting import report
-    from budgetlab.reporting.figures import cost_figure, loss_figure, plan_figure, score_figure
+    from budgetlab.reporting.figures import cost_figure, isoflop_figure, loss_figure, plan_figure, score_figure
     from budgetlab.runner import run
     from budgetlab.store import Store, fits_frame, scores_frame
     from budgetlab.studies import Study, audit, load_study
@@ -81,6 +81,7 @@ _HOMES = {
     "fits_frame": "store",
     "frontier": "fitting",
     "isoflop": "fitting",
+    "isoflop_figure": "reporting.figures",
     "load_study": "studies",
     "load_task": "evaluation",
     "loss_figure": "reporting.figures",
@@ -139,6 +140,7 @@ __all__ = [
     "fits_frame",
     "frontier",
     "isoflop",
+    "isoflop_figure",
     "load_study",
     "load_task",
     "loss_figure",

@@ -177,7 +177,7 @@ def fit(
     if (study is None) == (table is None):
         raise CallerError("budgetlab fit", "give exactly one of STUDY and --table", "see budgetlab fit --help")
     if table is not None:
-        found = fit_table(
+        found, plain = fit_table(
             table,
             out,
             form,
@@ -196,7 +196,7 @@ def fit(
             diagnostics=True,
         )
         if as_json:
-            print_json(found.model_dump(mode="json"))
+            print_json(plain)
         else:
             print(found)
         return

@@ -11,12 +11,17 @@ from budgetlab.errors import CallerError
 __all__ = ["fit_table", "numbers", "pairs", "timed_elsewhere"]
 
 
-def fit_table(path: Path, out: Path | None, form: str = "auto", **settings: Any) -> Any:
-    """Fit a law to a table, or to what others' programs wrote; with `out`, leave fits.json, fits.csv and the figure."""
+def fit_table(path: Path, out: Path | None, form: str = "auto", **settings: Any) -> tuple[Any, Any]:
+    """Fit a law to a table, or to what others' programs wrote; with `out`, leave fits.json, fits.csv and the figure.
+
+    Returns what was found, which prints itself, and the same as plain JSON.
+    """
     from budgetlab.fitting import fit
     from budgetlab.intake import read_table
 
     table = read_table(path, form)
+    if settings["law"] == "isoflop" and "flops" in (settings["columns"] or {}):
+        return _fit_budgets(table, path.name, out, settings)
     settings["definitions"] = {**table.attrs.get("definitions", {}), **(settings.get("definitions") or {})}
     found = fit(table, **settings)
     if out is not None:
@@ -28,7 +33,22 @@ def fit_table(path: Path, out: Path | None, form: str = "auto", **settings: Any)
         if found.usable_for != "nothing":
             caption = f"{found.formula} fitted to {path.name}: curve, {100 * found.interval_level:g} % band, points"
             render("fit", draw_fit, drawn_table(found, table), out, caption)
-    return found
+    return found, found.model_dump(mode="json")
+
+
+def _fit_budgets(table: Any, name: str, out: Path | None, settings: dict[str, Any]) -> tuple[Any, Any]:
+    """Fit a parabola at each budget; with `out`, leave their optima and the figure."""
+    from budgetlab.fitting import isoflop
+
+    found = isoflop(table, **{key: settings[key] for key in ("columns", "resamples", "seed")})
+    if out is not None:
+        from budgetlab.reporting.figures import draw_isoflop, isoflop_table, render
+        from budgetlab.store import write_whole
+
+        write_whole(out / "optima.csv", found.optima.to_csv(index=False))
+        caption = f"isoFLOP parabolas of {name}, minima, and the line through those inside the sizes tried"
+        render("isoflop", draw_isoflop, isoflop_table(found, table, settings["columns"]), out, caption)
+    return found, found.as_json()
 
 
 def timed_elsewhere(prices: Any, path: Path, execution: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -55,6 +56,31 @@ class IsoFlop:
     optima: pd.DataFrame
     num_params: PowerLine | None
     fits: tuple[CurveFit, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain JSON: the optima and the line; unknown is null."""
+        table = self.optima.astype(object).where(self.optima.notna(), None)
+        return {"optima": table.to_dict("records"), "line": None if self.num_params is None else vars(self.num_params)}
+
+    def __str__(self) -> str:
+        """Say each optimum in a line, and how they grow."""
+        lines = []
+        for row in self.optima.to_dict("records"):
+            ends = "" if np.isnan(row["num_params_low"]) else (
+                f" [{row['num_params_low']:.4g}, {row['num_params_high']:.4g}]"
+            )  # fmt: skip
+            where = (
+                "" if row["used"] else " (not used)" if row["interior"] else " (not among the sizes tried: not used)"
+            )
+            lines.append(
+                f"{row['flops']:.4g} FLOP, {row['num_points']} runs: N* = {row['num_params']:.4g}{ends}, loss "
+                f"{row['loss']:.4g}; {row['status']}{where}"
+            )
+        if self.num_params is None:
+            return "\n".join([*lines, "N* over compute: n/a, fewer than two budgets have their minimum inside"])
+        ends = self.num_params.exponent_interval
+        around = "" if ends is None else f" [{ends[0]:.3f}, {ends[1]:.3f}]"
+        return "\n".join([*lines, f"N* = {self.num_params.coefficient:.4g} C^{self.num_params.exponent:.3f}{around}"])
 
 
 def isoflop(

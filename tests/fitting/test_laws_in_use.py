@@ -12,6 +12,7 @@ from fitting_tables import CHINCHILLA, surface
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import budgetlab
 from budgetlab.cli import run_command
 from budgetlab.errors import CallerError
 from budgetlab.fitting import choose_law, fit, fit_arms, isoflop, power_line, predict, two_step
@@ -247,3 +248,39 @@ def test_the_figure_of_a_law_of_several_inputs_is_prediction_against_outcome():
     curve = drawn[drawn["layer"] == "curve"]
     assert curve["x"].tolist() == curve["y"].tolist()
     assert (drawn["layer"] == "point").sum() == 40
+
+
+def test_parabolas_at_each_budget_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    law, rows = get_law("chinchilla"), []
+    surface = {"E": 1.8, "A": 400.0, "B": 400.0, "alpha": 0.33, "beta": 0.33}  # equal: then the minimum is unbiased
+    for flops in (1e17, 1e18, 1e19):
+        sizes = (flops / 6) ** 0.5 * np.geomspace(0.2, 5, 9)
+        losses = law.predict(surface, {"num_params": sizes, "tokens": flops / (6 * sizes)})
+        rows += [{"C": flops, "N": size, "L": loss} for size, loss in zip(sizes, losses, strict=True)]
+    # One budget whose minimum no run is near, and one with too few sizes.
+    rows += [
+        {"C": 1e20, "N": size, "L": 3.0 - 0.2 * k + 0.002 * k**2}
+        for k, size in enumerate(np.geomspace(1e7, 1e8, 5), start=1)
+    ]
+    rows += [{"C": 1e21, "N": 1e9, "L": 1.9}]
+    pd.DataFrame(rows).to_csv(tmp_path / "runs.csv", index=False)
+    mapped = [f"--map={name}={column}" for name, column in (("flops", "C"), ("num_params", "N"), ("loss", "L"))]
+    arguments = ["fit", "--table", str(tmp_path / "runs.csv"), "--law", "isoflop", *mapped, "--resamples", "20"]
+    assert run_command([*arguments, "--out", str(tmp_path / "out"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["flops"] for row in found["optima"]] == [1e17, 1e18, 1e19, 1e20]
+    for row in found["optima"][:3]:
+        assert row["used"] and row["num_params"] == pytest.approx((row["flops"] / 6) ** 0.5, rel=1e-3)
+    assert not found["optima"][3]["used"] and found["line"]["exponent"] == pytest.approx(0.5, abs=1e-3)
+    drawn = pd.read_csv(tmp_path / "out" / "isoflop.csv")
+    assert set(drawn["layer"]) == {"run", "parabola", "optimum", "line"}
+    assert (drawn["layer"] == "run").sum() == 32 and 1e21 not in set(drawn["flops"])
+    assert (tmp_path / "out" / "isoflop.png").stat().st_size > 10_000
+    assert len(pd.read_csv(tmp_path / "out" / "optima.csv")) == 4
+    assert run_command(arguments) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[3].endswith("not used)") and said[-1].startswith("N* = ")
+    table = pd.DataFrame(rows)
+    columns = {"flops": "C", "num_params": "N", "loss": "L"}
+    figure = budgetlab.isoflop_figure(budgetlab.isoflop(table, columns=columns, resamples=0), table, columns)
+    assert [axes.get_xlabel() for axes in figure.axes] == ["parameters (G)", "compute (EFLOP)"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from budgetlab.fitting import IsoFlop
 from budgetlab.reporting.figures.costs import costs_table, draw_costs
+from budgetlab.reporting.figures.isoflop import draw_isoflop, isoflop_table
 from budgetlab.reporting.figures.losses import curves_table, draw_losses, fit_note, losses_table
 from budgetlab.reporting.figures.plans import draw_plan, plan_table
 from budgetlab.reporting.figures.scores import Axis, draw_scores, scores_table
@@ -19,7 +21,7 @@ from budgetlab.values import CostProfile, CurveFit
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["cost_figure", "loss_figure", "plan_figure", "score_figure"]
+__all__ = ["cost_figure", "isoflop_figure", "loss_figure", "plan_figure", "score_figure"]
 
 _DOTS_PER_INCH = 200
 """Sharp on a screen at the width of a column."""
@@ -43,6 +45,11 @@ def loss_figure(
 def cost_figure(profile: CostProfile) -> Figure:
     """Draw what a token costs each arm, by phase, in FLOPs and in seconds."""
     return _figure(draw_costs, costs_table(profile))
+
+
+def isoflop_figure(found: IsoFlop, table: pd.DataFrame, columns: Mapping[str, str] | None = None) -> Figure:
+    """Draw the parabolas that `isoflop` fitted to a table, and the optimal size against compute."""
+    return _figure(draw_isoflop, isoflop_table(found, table, columns))
 
 
 def plan_figure(sensitivity: pd.DataFrame) -> Figure:
