@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from budgetlab.planner import methods_paragraph
 from budgetlab.reporting.conclusion import BELOW_THRESHOLD, conclude
 from budgetlab.reporting.figures import (
     FigureFiles,
@@ -26,6 +28,7 @@ from budgetlab.reporting.figures.scores import Axis
 from budgetlab.reporting.frames import interval_note, per_run, scores_frame, summarise
 from budgetlab.reporting.gates import Gate, learning_gates
 from budgetlab.reporting.page import Section, figure_html, gates_html, list_html, page_html, pairs_html, sheet_html
+from budgetlab.reporting.records import footer_html, records_html, with_records
 from budgetlab.reporting.tables import (
     Sheet,
     average_sheet,
@@ -148,12 +151,13 @@ def report(
     averages = average_sheet(table, arms=list(plan.arms), level=level)
     figures = _figures(plan, profile, runs, cells, fits, folder / "figures", level, definitions)
     started = any(record.status == "complete" for record in records) or len(table) > 0
+    written = write_whole(folder / "scores.csv", table.to_csv(index=False))
     page = page_html(
         study,
         _subtitle(plan),
         sentence,
         below=sentence.startswith(BELOW_THRESHOLD) or not verdicts,
-        sections=[
+        sections=with_records([
             Section("Gates", gates_html(gates)),
             Section("Verdicts", _verdicts(verdicts)),
             Section("Figures", figure_html(figures)),
@@ -161,14 +165,16 @@ def report(
             Section("Scores", sheet_html(spread, titled=True) if spread.rows else ""),
             Section("The average and its tasks", sheet_html(averages) if averages.rows else ""),
             Section("Plan", sheet_html(plan_sheet(plan)) + sheet_html(status_sheet(plan, records), titled=True)),
+            Section("Methods", f"<p>{escape(methods_paragraph(plan))}</p>"),
             Section("What differs between the arms", list_html(plan.audit)),
             Section("Cost of a training step", sheet_html(profile_sheet(profile))),
             Section("Fits", sheet_html(fit_sheet(fits)) if fits else ""),
             Section("How things are counted", pairs_html(_conventions(profile))),
             Section("Environment", pairs_html(_environment(profile.environment, records))),
-        ],
-        footer="Numbers behind this page: scores.csv, figures/*.csv, fits.csv, verdict.json, plan.json, profile.json.",
-    )
+            Section("Records", records_html(records, table, folder)),
+        ], folder),
+        footer=footer_html(folder),
+    )  # fmt: skip
     return Report(
         study=study,
         sentence=sentence,
@@ -176,7 +182,7 @@ def report(
         closing_table=frame,
         sheet=closing_sheet(frame, note=note) if started else plan_sheet(plan),
         page=write_whole(folder / "report.html", page),
-        scores=write_whole(folder / "scores.csv", table.to_csv(index=False)),
+        scores=written,
         figures=figures,
     )
 
