@@ -47,6 +47,7 @@ from budgetlab.reporting.tables import (
     verdict_sheet,
 )
 from budgetlab.reporting.tables.scores import subset_note
+from budgetlab.reporting.whatif import whatif_html
 from budgetlab.store import write_whole
 from budgetlab.values import CostProfile, CurveFit, Environment, Plan, RunRecord, Score, Verdict
 
@@ -165,6 +166,7 @@ def report(
             Section("Scores", sheet_html(spread, titled=True) if spread.rows else ""),
             Section("The average and its tasks", sheet_html(averages) if averages.rows else ""),
             Section("Plan", sheet_html(plan_sheet(plan)) + sheet_html(status_sheet(plan, records), titled=True)),
+            Section("What if", whatif_html(plan)),
             Section("Methods", f"<p>{escape(methods_paragraph(plan))}</p>"),
             Section("What differs between the arms", list_html(plan.audit)),
             Section("Cost of a training step", sheet_html(profile_sheet(profile))),

@@ -88,7 +88,7 @@ def test_the_page_is_self_contained_and_well_formed(whole):
     outside = {reference for reference in page.references if not reference.startswith("#")}
     assert outside and all((whole.page.parent / reference).is_file() for reference in outside)
     assert "http" not in text and "@import" not in text and " src=" not in text
-    assert text.count("<svg") == 5
+    assert text.count("<svg") == 6
     assert page.headings[:3] == ["Gates", "Verdicts", "Figures"]
 
 
@@ -106,6 +106,10 @@ def test_the_page_can_be_read_by_ear_and_without_a_mouse(whole):
     assert len(scrolled) == tables
     assert all(attrs["tabindex"] == "0" and attrs["role"] == "region" and attrs["aria-label"] for attrs in scrolled)
     assert all(attrs["role"] == "img" and attrs["aria-label"] for tag, attrs in page.tags if tag == "svg")
+    labelled = {attrs["for"] for tag, attrs in page.tags if tag == "label"}
+    controls = {attrs["id"] for tag, attrs in page.tags if tag in ("input", "select", "button")}
+    assert controls == labelled and len(controls) == 9
+    assert [attrs["aria-live"] for _, attrs in page.tags if "aria-live" in attrs] == ["polite"]
 
 
 def luminance(colour):
