@@ -31,7 +31,7 @@ _STYLE = """
   --card: #1f2225; --good: #5fcf94; --bad: #ff8a80; --accent: #6cb8e6; } }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
-body { margin: 0 auto; max-width: 70rem; padding: 2.5rem 1.5rem 4rem; background: var(--paper); color: var(--ink);
+body { margin: 0 auto; max-width: 80rem; padding: 2.5rem 1.5rem 4rem; background: var(--paper); color: var(--ink);
   font: 15px/1.55 system-ui, "Segoe UI", "Helvetica Neue", Arial, sans-serif; }
 header p, figcaption, .note, footer, .records { color: var(--soft); }
 a { color: var(--accent); text-underline-offset: .15em; }
@@ -41,8 +41,8 @@ a { color: var(--accent); text-underline-offset: .15em; }
 .skip:focus { left: 1rem; top: .5rem; }
 nav ul { list-style: none; margin: 1rem 0 0; padding: 0; display: flex; flex-wrap: wrap; gap: .3rem 1.1rem;
   font-size: .84rem; }
-nav a, summary { display: inline-block; padding: .25rem 0; }
-summary { cursor: pointer; font-size: .9rem; }
+nav a { display: inline-block; padding: .25rem 0; }
+summary { cursor: pointer; font-size: .9rem; padding: .35rem 0; }
 h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 0 .25rem; }
 h2 { font-size: 1.1rem; margin: 2.6rem 0 .7rem; padding-bottom: .3rem; border-bottom: 1px solid var(--line); }
 p { margin: .4rem 0; max-width: 52rem; }
@@ -55,9 +55,14 @@ header p { max-width: none; }
 .mark { display: inline-block; width: 4.4rem; margin-right: .8rem; text-indent: 0; text-align: center; font-size: .8rem;
   font-weight: 600; border: 1px solid currentColor; border-radius: .25rem; }
 .passed .mark { color: var(--good); } .failed .mark { color: var(--bad); } .na .mark { color: var(--soft); }
-.scroll { overflow-x: auto; }
+/* What is wider than the screen ends in a shadow, which the table's own end covers; names of rows stay in sight. */
+.scroll { overflow-x: auto; background: linear-gradient(to right, transparent, var(--paper) 60%) right / 2.5rem 100%
+  no-repeat local, linear-gradient(to left, var(--line), transparent) right / 1.2rem 100% no-repeat scroll; }
+tbody th, thead th:first-child { position: sticky; left: 0; background: var(--paper); }
 table { border-collapse: collapse; font-size: .84rem; font-variant-numeric: tabular-nums; }
-caption { text-align: left; font-size: .95rem; font-weight: 600; margin: 1.4rem 0 .4rem; white-space: nowrap; }
+caption { text-align: left; font-size: .95rem; font-weight: 600; }
+caption span { position: sticky; left: 0; display: inline-block; max-width: calc(100vw - 2rem);
+  padding: 1.2rem 0 .4rem; }
 th, td { padding: .2rem .6rem .2rem 0; text-align: right; white-space: nowrap; font-weight: 400; }
 thead th { vertical-align: bottom; font-weight: 600; line-height: 1.25; border-bottom: 1px solid var(--ink); }
 th small { display: block; font-weight: 400; color: var(--soft); }
@@ -66,8 +71,9 @@ td.wrap { white-space: normal; min-width: 20rem; }
 tr.block > * { border-top: 1px solid var(--line); }
 td.na { color: var(--soft); }
 .note, .records { font-size: .84rem; }
-figure { margin: 0 0 1.4rem; break-inside: avoid; }
-.figures { columns: 2 20rem; column-gap: 1.5rem; }
+figure { margin: 0; break-inside: avoid; min-width: 0; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1.6rem 1.5rem;
+  align-items: start; }
 .drawing { background: #ffffff; border: 1px solid var(--line); border-radius: .4rem; padding: .6rem; }
 .drawing svg { display: block; width: 100%; height: auto; }
 figcaption { font-size: .84rem; margin-top: .4rem; }
@@ -80,8 +86,8 @@ footer { margin-top: 3rem; font-size: .84rem; border-top: 1px solid var(--line);
   dd, .note, figcaption, li { overflow-wrap: anywhere; } }
 @media print { nav { display: none; }
   body { max-width: none; padding: 0; font-size: 10pt; } .scroll { overflow: visible; }
-  .figures { columns: 2; } h2, caption { break-after: avoid; } table { font-size: 7pt; break-inside: avoid; }
-  th, td { padding: .12rem .45rem .12rem 0; }
+  .figures { grid-template-columns: 1fr 1fr; } h2, caption { break-after: avoid; }
+  table { font-size: 7pt; break-inside: avoid; } th, td { padding: .12rem .45rem .12rem 0; }
   .note, figcaption, footer, dl { font-size: 8pt; } h2 { margin-top: 1.4rem; }
   .sentence { font-size: 11pt; border: 1px solid #999999; border-left-width: 4px; } }
 """
@@ -176,7 +182,7 @@ def sheet_html(sheet: Sheet, *, titled: bool = False, links: Mapping[tuple[int, 
             shown = link_html(links[i, j], cell) if links and (i, j) in links else escape(cell)
             cells.append(f'<{tag}{scope} class="{_classes(cell, column.left)}">{shown}</{tag}>')
         rows.append(f"<tr{' class=block' if i in sheet.rules else ''}>{''.join(cells)}</tr>")
-    caption = f"<caption{'' if titled else ' class=unseen'}>{escape(sheet.title)}</caption>"
+    caption = f"<caption{'' if titled else ' class=unseen'}><span>{escape(sheet.title)}</span></caption>"
     notes = "".join(f'<p class="note">{_prose(note)}.</p>\n' for note in (n.rstrip(".") for n in sheet.notes))
     body = "\n".join(rows)
     # What is wider than the screen is moved sideways, with the arrow keys as well.

@@ -207,7 +207,10 @@ function start(root) {
   }
 
   form.addEventListener("submit", (event) => event.preventDefault());
-  form.addEventListener("reset", () => setTimeout(initialise)); // after the browser has put the controls back
+  field("reset").addEventListener("click", () => {
+    form.reset();
+    initialise();
+  });
   field("slider").addEventListener("input", () => {
     const unit = unitOf(field("match").value);
     field("budget").value = typed(middle * 10 ** Number(field("slider").value), unit);

@@ -59,7 +59,7 @@ def whatif_html(plan: Plan) -> str:
         '<div id="whatif-output" hidden>\n'
         '<div class="chart"><svg id="whatif-chart" role="img" aria-label="Tokens per arm"></svg></div>\n'
         '<div class="scroll" tabindex="0" role="region" aria-label="Tokens per arm, predicted"><table>\n'
-        '<caption id="whatif-caption">Tokens per arm, predicted</caption>\n'
+        '<caption><span id="whatif-caption">Tokens per arm, predicted</span></caption>\n'
         f'<thead><tr>{head}</tr></thead>\n<tbody id="whatif-rows"></tbody></table></div>\n'
         '<ul class="plain note" id="whatif-notes"></ul>\n</div>\n'
         f'<script type="application/json" id="whatif-prices">{prices}</script>\n'
@@ -99,7 +99,7 @@ def _controls(data: dict[str, Any]) -> str:
                '<input id="whatif-amount" type="text" inputmode="decimal" autocomplete="off" value="1M">'),
         _field("cached", "Teacher cached", _select("cached", cached, "planned")),
         '<div><label for="whatif-reset">Everything as planned</label>'
-        '<button id="whatif-reset" type="reset">Reset</button></div>\n',
+        '<button id="whatif-reset" type="button">Reset</button></div>\n',
     ])  # fmt: skip
 
 
