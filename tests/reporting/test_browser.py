@@ -69,6 +69,7 @@ LOOK = """
 """
 USE = """
   found.start = cells();
+  found.priceless = [...get("match").options].filter((one) => one.disabled).map((one) => one.value);
   choose("match", "device_seconds", "change");
   found.budget = get("budget").value;
   found.timed = cells();
@@ -141,6 +142,7 @@ def test_the_page_opens_fits_and_answers(page: Path, width: int, scheme: int) ->
 
 def test_the_planner_on_the_page_is_used(page: Path) -> None:
     found = browse(page, USE, 1280, LIGHT)
+    assert found["priceless"] == ["joules", "usd"]
     assert found["budget"].endswith("device-min")
     # The first arm keeps its tokens in another currency; with them comes the interval of the step's time.
     assert found["timed"][0][1].startswith(found["start"][0][1] + " [")
@@ -150,6 +152,18 @@ def test_the_planner_on_the_page_is_used(page: Path) -> None:
     assert found["problem"].startswith("students per teacher '0'") and found["hidden"]
     assert found["tenth"] == "1.6 TFLOP"
     assert found["spoken"].startswith("Tokens at 1.60 TFLOP, predicted: no_kd")
+
+
+def test_a_plan_in_an_arms_tokens_starts_from_itself(tmp_path: Path) -> None:
+    study = load_study(RESULTS.parent / "experiments" / "paper_6l.toml")
+    profile = read_value(CostProfile, RESULTS.parent / "experiments" / "paper_6l.profile.json")
+    made = make_plan(study, profile)
+    assert made.match == "tokens:no_kd"
+    nothing = {"records": [], "scores": [], "fits": [], "verdicts": []}
+    alone = report(study="paper", plan=made, profile=profile, folder=tmp_path, **nothing).page
+    found = browse(alone, "found.budget = get('budget').value; found.start = cells();", 1280, LIGHT)
+    assert found["budget"] == "4.6B tokens"
+    assert [row[3].replace(",", "") for row in found["start"]] == [str(s.steps) for s in made.schedules]
 
 
 def test_the_page_is_drawn(page: Path, tmp_path: Path) -> None:

@@ -16,22 +16,21 @@ function element(name, attributes = {}, text = null, namespace = document.docume
   return made;
 }
 
-/** How an amount is written in the budget's field: [what it is divided by, the unit's name]. */
+/** How an amount is written in the budget's field: [what it is divided by, what follows the number]. */
 function written(amount, unit) {
   const [prefix, scale] = SCALES.find((found) => amount >= found[1]) ?? ["", 1];
-  if (unit === "required_flops") return [scale, `${prefix}FLOP`];
-  if (unit === "device_seconds") return amount < 3600 ? [60, "device-min"] : [3600, "device-hours"];
-  if (unit === "tokens") return amount >= 1e6 ? [1e6, "M tokens"] : [1, "tokens"];
-  return [1, { executed_flops: "executed flops", joules: "J" }[unit] ?? unit];
+  if (unit === "required_flops") return [scale, ` ${prefix}FLOP`];
+  if (unit === "tokens") return amount < 1e6 ? [1, " tokens"] : amount < 1e9 ? [1e6, "M tokens"] : [1e9, "B tokens"];
+  if (unit !== "device_seconds") return [1, { executed_flops: " executed flops", joules: " J" }[unit] ?? ` ${unit}`];
+  return amount < 60 ? [1, " device_seconds"] : amount < 3600 ? [60, " device-min"] : [3600, " device-hours"];
 }
 
 /** Text that `parseAmount` reads back as that amount, or, in six digits, as no less: no step is lost to rounding. */
 function typed(amount, unit) {
-  const [scale, name] = written(amount, unit), mantissa = amount / scale;
-  const whole = `${mantissa} ${name}`;
+  const [scale, name] = written(amount, unit), mantissa = amount / scale, whole = mantissa + name;
   if (whole.length < 18 && parseAmount(whole, unit).amount === amount) return whole;
   const last = 10 ** (Math.floor(Math.log10(mantissa)) - 5), shown = Number(mantissa.toPrecision(6));
-  return `${shown < mantissa ? Number((shown + last).toPrecision(6)) : shown} ${name}`;
+  return (shown < mantissa ? Number((shown + last).toPrecision(6)) : shown) + name;
 }
 
 function start(root) {

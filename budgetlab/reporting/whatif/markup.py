@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -57,9 +58,10 @@ def whatif_html(plan: Plan) -> str:
         '<p class="problem" id="whatif-problem" hidden></p>\n'
         '<p class="unseen" id="whatif-spoken" role="status" aria-live="polite"></p>\n'
         '<div id="whatif-output" hidden>\n'
+        '<p class="title" id="whatif-caption"></p>\n'
         '<div class="chart"><svg id="whatif-chart" role="img" aria-label="Tokens per arm"></svg></div>\n'
         '<div class="scroll" tabindex="0" role="region" aria-label="Tokens per arm, predicted"><table>\n'
-        '<caption><span id="whatif-caption">Tokens per arm, predicted</span></caption>\n'
+        '<caption class="unseen">Tokens per arm, predicted</caption>\n'
         f'<thead><tr>{head}</tr></thead>\n<tbody id="whatif-rows"></tbody></table></div>\n'
         '<ul class="plain note" id="whatif-notes"></ul>\n</div>\n'
         f'<script type="application/json" id="whatif-prices">{prices}</script>\n'
@@ -84,13 +86,14 @@ def _controls(data: dict[str, Any]) -> str:
     }
     planned = "as planned" if data["unique_tokens"] is None else f"as planned: {_count(data)}"
     texts = {"planned": planned, "tokens": "so many tokens", "passes": f"so many passes of {_reader(data)}"}
+    matches = _CURRENCIES | {f"tokens:{arm['name']}": f"FLOPs of the tokens of {arm['name']}" for arm in data["arms"]}
     cached = {"planned": "as planned", "possible": "wherever it can be", "none": "nowhere"}
     return "".join([
         _field("budget", "Budget", '<input id="whatif-budget" type="text" autocomplete="off" spellcheck="false" '
                'aria-describedby="whatif-unit whatif-problem">', '<p class="hint" id="whatif-unit"></p>'),
         _field("slider", "Budget, ÷ 100 to × 100",
                '<input id="whatif-slider" type="range" min="-2" max="2" step="0.02" value="0">'),
-        _field("match", "Matched in", _select("match", _matches(data), data["match"])),
+        _field("match", "Matched in", _select("match", matches, data["match"], _unpriced(data))),
         _field("charge", "Of the teacher, charged", _select("charge", charges, charge)),
         _field("students", "Students per teacher",
                f'<input id="whatif-students" type="number" min="1" step="1" value="{students}">'),
@@ -107,22 +110,22 @@ def _field(name: str, label: str, control: str, hint: str = "") -> str:
     return f'<div><label for="whatif-{name}" id="whatif-{name}-label">{escape(label)}</label>{control}{hint}</div>\n'
 
 
-def _select(name: str, options: dict[str, str], chosen: str) -> str:
-    made = "".join(
-        f'<option value="{escape(value)}"{" selected" if value == chosen else ""}>{escape(words)}</option>'
-        for value, words in options.items()
-    )
-    return f'<select id="whatif-{name}">{made}</select>'
+def _select(name: str, options: dict[str, str], chosen: str, disabled: Collection[str] = ()) -> str:
+    made = []
+    for value, words in options.items():
+        state = " selected" if value == chosen else " disabled" if value in disabled else ""
+        shown = f"{words}: n/a, no price" if value in disabled else words
+        made.append(f'<option value="{escape(value)}"{state}>{escape(shown)}</option>')
+    return f'<select id="whatif-{name}">{"".join(made)}</select>'
 
 
-def _matches(data: dict[str, Any]) -> dict[str, str]:
-    """Currencies, each with what is not priced in it."""
-    found = {}
-    for match, words in _CURRENCIES.items():
-        unit = MATCHES[match]
-        lacking = all(isinstance(arm["prices"][unit]["inference"], dict) for arm in data["arms"])
-        found[match] = f"{words} (n/a: not measured or priced)" if lacking else words
-    return found | {f"tokens:{arm['name']}": f"FLOPs of the tokens of {arm['name']}" for arm in data["arms"]}
+def _unpriced(data: dict[str, Any]) -> list[str]:
+    """Return the currencies in which no arm has a price."""
+    return [
+        match
+        for match, unit in MATCHES.items()
+        if all(isinstance(arm["prices"][unit]["inference"], dict) for arm in data["arms"])
+    ]
 
 
 def _reader(data: dict[str, Any]) -> str:

@@ -70,7 +70,7 @@ def _arm(plan: Plan, arm: Arm) -> dict[str, Any]:
         "seconds_per_step_interval": cost.seconds_per_step_interval,
         "timed": device_seconds(plan.execution, cost, 1) is not None,
         "teacher_timed": device_seconds(plan.execution, cost, 1, 1.0) is not None,
-        "cached": _keeps_teacher(arm.strategy, arm.name),
+        "cached": any(s.taught_tokens is not None for s in plan.schedules if s.arm == arm.name),
         "why_not_cached": why_not,
         "cached_needs": [] if why_not else _cached_needs(plan, arm),
         "prices": {
@@ -103,10 +103,6 @@ def _bill(plan: Plan, teacher: str, unit: str) -> dict[str, Any]:
     }
 
 
-def _keeps_teacher(strategy: StrategySpec, arm: str) -> bool:
-    return build_strategy(strategy, arm).keeps_teacher
-
-
 def _why_not_cached(arm: Arm, teacher: ModelSpec | None) -> str | None:
     """Say why a teacher's answers cannot be kept; None where they can."""
     if teacher is None:
@@ -114,7 +110,7 @@ def _why_not_cached(arm: Arm, teacher: ModelSpec | None) -> str | None:
     stated = {name: value for name, value in arm.strategy.settings.items() if value is not None}
     settings = {"top_k": min(_LARGEST, teacher.vocab_size or _LARGEST), **stated, "cached": True}
     try:
-        kept = _keeps_teacher(StrategySpec(name=arm.strategy.name, **settings), arm.name)
+        kept = build_strategy(StrategySpec(name=arm.strategy.name, **settings), arm.name).keeps_teacher
     except CallerError:
         kept = False
     return None if kept else "its strategy cannot be taught from kept answers"
