@@ -17,8 +17,9 @@ FLOORS = [
         {"strategies", "laws", "modelcard", "resampling"},
         {"crew", "hardware", "models", "corpus", "batches", "checkpoint", "ranks"},
     ),
-    ({"studies", "store"}, set()),
+    ({"studies", "store", "intake"}, set()),
     ({"planner", "fitting"}, {"step"}),
+    ({"decisions"}, set()),
     ({"reporting"}, {"profiler", "runner", "evaluation"}),
 ]
 """(paper side, torch side), lowest first; `cli`, `__main__` and the lazy `__init__` are exempt."""

@@ -139,12 +139,17 @@ def evaluate(
 @app.command()
 def fit(
     study: Annotated[str | None, typer.Argument(help="Study file.", metavar="STUDY")] = None,
-    table: Annotated[Path | None, typer.Option("--table", help="Fit this CSV instead.", metavar="FILE")] = None,
-    law: Annotated[str, typer.Option("--law", help="power or chinchilla, with --table.")] = "power",
+    table: Annotated[Path | None, typer.Option("--table", help="Fit this table instead.", metavar="FILE")] = None,
+    form: Annotated[
+        str, typer.Option("--from", help="What wrote it: auto, csv, trainer_state, tracker or harness.", metavar="FORM")
+    ] = "auto",
+    law: Annotated[str, typer.Option("--law", help="Name of a law, with --table: see docs/laws.md.")] = "power",
     mapping: Annotated[
         list[str] | None, typer.Option("--map", help="NAME=COLUMN of the table, repeated.", metavar="NAME=COLUMN")
     ] = None,
-    objective: Annotated[str, typer.Option("--objective", help="huber_log, lad, squared, squared_log.")] = "huber_log",
+    objective: Annotated[
+        str, typer.Option("--objective", help="huber_log, lad, squared, squared_log, squared_log1p.")
+    ] = "huber_log",
     delta: Annotated[float, typer.Option("--delta", help="Of the Huber loss.")] = 1e-3,
     resamples: Annotated[int, typer.Option("--resamples", help="Resamples of the interval; 0 for none.")] = 1000,
     interval: Annotated[str, typer.Option("--interval", help="auto, rows, clusters, wild or pooled_t.")] = "auto",
@@ -175,6 +180,7 @@ def fit(
         found = fit_table(
             table,
             out,
+            form,
             law=law,
             columns=pairs("--map", mapping) or None,
             objective=objective,

@@ -11,11 +11,13 @@ from budgetlab.errors import CallerError
 __all__ = ["fit_table", "numbers", "pairs", "timed_elsewhere"]
 
 
-def fit_table(path: Path, out: Path | None, **settings: Any) -> Any:
-    """Fit a law to a CSV file; with `out`, leave fits.json, fits.csv and the figure there."""
+def fit_table(path: Path, out: Path | None, form: str = "auto", **settings: Any) -> Any:
+    """Fit a law to a table, or to what others' programs wrote; with `out`, leave fits.json, fits.csv and the figure."""
     from budgetlab.fitting import fit
+    from budgetlab.intake import read_table
 
-    table = _read_csv("--table", path)
+    table = read_table(path, form)
+    settings["definitions"] = {**table.attrs.get("definitions", {}), **(settings.get("definitions") or {})}
     found = fit(table, **settings)
     if out is not None:
         from budgetlab.reporting.figures import draw_fit, render

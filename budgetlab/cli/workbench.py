@@ -319,8 +319,10 @@ class Workbench:
         verdicts: Sequence[Verdict],
     ) -> Report:
         """Draw and write everything."""
+        from budgetlab.cli.deciding import decided
         from budgetlab.reporting import report
 
+        decisions = decided(self, plan, scores, fits, verdicts)
         with self.screen.stage("report") as stage:
             made = report(
                 study=self.study.name,
@@ -331,6 +333,7 @@ class Workbench:
                 fits=fits,
                 verdicts=verdicts,
                 folder=self.store.folder,
+                decisions=decisions,
             )
             stage.note = str(made.page)
         return made

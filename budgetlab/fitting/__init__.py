@@ -2,9 +2,31 @@
 
 from budgetlab.fitting.arms import fit_arms
 from budgetlab.fitting.certify import certify
+from budgetlab.fitting.choose import LawChoice, choose_law
 from budgetlab.fitting.compare import compare, compare_arms
 from budgetlab.fitting.curves import fit
+from budgetlab.fitting.frontier import frontier, optimum
+from budgetlab.fitting.isoflop import IsoFlop, PowerLine, isoflop, power_line
 from budgetlab.fitting.status import FitStatus
-from budgetlab.fitting.use import optimum, predict
+from budgetlab.fitting.two_step import TwoStep, two_step
+from budgetlab.fitting.use import predict
 
-__all__ = ["FitStatus", "certify", "compare", "compare_arms", "fit", "fit_arms", "optimum", "predict"]
+__all__ = [
+    "FitStatus",
+    "IsoFlop",
+    "LawChoice",
+    "PowerLine",
+    "TwoStep",
+    "certify",
+    "choose_law",
+    "compare",
+    "compare_arms",
+    "fit",
+    "fit_arms",
+    "frontier",
+    "isoflop",
+    "optimum",
+    "power_line",
+    "predict",
+    "two_step",
+]

@@ -17,12 +17,12 @@ from budgetlab.fitting.scores import COMPUTE_COLUMNS, run_values
 from budgetlab.fitting.solve import Solution, solve
 from budgetlab.fitting.status import FitStatus
 from budgetlab.fitting.table import Points, read_points
-from budgetlab.laws import Law, get_law
+from budgetlab.laws import AnyLaw, get_law
 from budgetlab.laws.base import Array
 from budgetlab.resampling import PooledVariance
 from budgetlab.values import CurveFit, FitSpec
 
-__all__ = ["Joint", "arm_points", "fit_arms", "solve_jointly"]
+__all__ = ["Joint", "arm_points", "fit_arms", "solve_jointly", "stack_points"]
 
 _DEFINITIONS = {
     "required_flops": "each matmul of the lean step once, trained parts three times, two FLOPs per multiply-add",
@@ -60,6 +60,11 @@ def fit_arms(scores: pd.DataFrame, spec: FitSpec) -> tuple[CurveFit, ...]:
         raise CallerError(
             f"law {law.name} for arms", f"it has {len(law.inputs)} inputs", 'choose a law of one input, such as "power"'
         )
+    if law.inputs != ("x",):
+        raise CallerError(
+            f"law {law.name} for arms", f"its input is {law.inputs[0]}, not compute",
+            "choose power or bnsl, or fit a table with --table",
+        )  # fmt: skip
     objective = Objective(spec.objective, spec.delta)
     runs = run_values(scores, spec.y)
     points = {str(arm): arm_points(rows, law, spec.x) for arm, rows in runs.groupby("arm", sort=True)}
@@ -111,7 +116,7 @@ def _record(arm: str, runs: pd.DataFrame, spec: FitSpec) -> dict[str, object]:
     }
 
 
-def arm_points(rows: pd.DataFrame, law: Law, x: str) -> Points:
+def arm_points(rows: pd.DataFrame, law: AnyLaw, x: str) -> Points:
     """Make the points of one arm from its runs; a score becomes its distance from 1."""
     if x not in rows.columns or x not in COMPUTE_COLUMNS:
         raise unknown_name("column of compute", x, [c for c in COMPUTE_COLUMNS if c in rows.columns], f"x = {x!r}")
@@ -174,7 +179,7 @@ def solve_jointly(
     arms = tuple(arm for arm, part in points.items() if len(np.unique(part.cells())) > max(1, len(own)))
     if not spec.shared or len(arms) < 2:
         return None
-    stacked = _stack([points[arm] for arm in arms], law)
+    stacked = stack_points([points[arm] for arm in arms], law)
     groups = [arm for arm in arms for _ in range(len(points[arm]))]
     solution = solve(
         stacked, law, Objective(spec.objective, spec.delta), pinned=spec.pinned, groups=groups, shared=spec.shared,
@@ -187,7 +192,8 @@ def solve_jointly(
     return Joint(arms, solution, draws, method)
 
 
-def _stack(parts: Sequence[Points], law: Law) -> Points:
+def stack_points(parts: Sequence[Points], law: AnyLaw) -> Points:
+    """Put the points of several arms under one another, each arm's runs its own."""
     # The same seed in two arms is two runs: their noise is drawn apart.
     runs = [
         f"{i}:{label}"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import minimize
 
-from budgetlab.fitting.design import Design, Sample, evaluate
+from budgetlab.fitting.design import AnyDesign, Sample, evaluate, slope
 from budgetlab.fitting.newton import Optimum, minimise
 from budgetlab.fitting.objectives import Objective
 from budgetlab.laws.base import Array
@@ -42,7 +42,7 @@ class Profile:
         return self.low is not None and self.high is not None
 
 
-def bounds_hit(design: Design, theta: Array) -> tuple[str, ...]:
+def bounds_hit(design: AnyDesign, theta: Array) -> tuple[str, ...]:
     """Name the free parameters that ended on a bound."""
     margin = 1e-6 * (design.upper - design.lower)
     on_bound = (theta <= design.lower + margin) | (theta >= design.upper - margin)
@@ -58,14 +58,15 @@ def basins(optima: Optimum, best: int) -> list[int]:
     for index in np.argsort(optima.value, kind="stable"):
         known = np.array([optima.value[i] for i in found])
         apart = np.abs(optima.theta[found] - optima.theta[index]).max(axis=1) > 1e-3
-        distinct = np.abs(optima.value[index] / np.maximum(known, 1e-300) - 1) > 1e-6
+        with np.errstate(over="ignore"):  # a start that never came near the data
+            distinct = np.abs(optima.value[index] / np.maximum(known, 1e-300) - 1) > 1e-6
         if optima.converged[index] and (apart & distinct).all():
             found.append(int(index))
     return found
 
 
 def second_solver(
-    design: Design, start: Array, sample: Sample, objective: Objective, scale: float
+    design: AnyDesign, start: Array, sample: Sample, objective: Objective, scale: float
 ) -> tuple[float, Array]:
     """Solve again from another start with L-BFGS-B; the objective is divided by `scale` so that it can stop well.
 
@@ -76,8 +77,9 @@ def second_solver(
     """
 
     def divided(theta: Array) -> tuple[float, Array]:
-        value, gradient, _ = evaluate(design, theta[None], sample, objective)
-        return float(value[0]) / scale, gradient[0] / scale
+        value, gradient = slope(design, theta[None], sample, objective)
+        with np.errstate(over="ignore"):  # of noise-free data the scale is next to nothing
+            return float(value[0]) / scale, gradient[0] / scale
 
     bounds = list(zip(design.lower, design.upper, strict=True))
     theta = np.asarray(start, dtype=float)
@@ -98,7 +100,7 @@ def second_solver(
 
 
 def profile(
-    design: Design,
+    design: AnyDesign,
     optimum: Array,
     sample: Sample,
     objective: Objective,
@@ -158,7 +160,8 @@ def profile(
     profiled = minimise(
         design, np.array(starts), sample, smooth, fixed=np.array(fixed), tolerance=1e-7, max_iterations=40
     )
-    statistic = 2 * gain * (profiled.value - best[0])
+    with np.errstate(over="ignore"):
+        statistic = 2 * gain * (profiled.value - best[0])
     result = {}
     for name in names:
         j = design.names.index(name)
@@ -173,7 +176,12 @@ def profile(
 
 
 def allowance(
-    design: Design, theta: Array, sample: Sample, objective: Objective, level: float, clusters: np.ndarray | None = None
+    design: AnyDesign,
+    theta: Array,
+    sample: Sample,
+    objective: Objective,
+    level: float,
+    clusters: np.ndarray | None = None,
 ) -> float | None:
     """How far above the best an objective may lie before the data rule it out; None where there is no telling."""
     known = _gain(design, theta, sample, _smooth(objective), clusters)
@@ -189,7 +197,7 @@ def _smooth(objective: Objective) -> Objective:
 
 
 def _gain(
-    design: Design, theta: Array, sample: Sample, objective: Objective, clusters: np.ndarray | None
+    design: AnyDesign, theta: Array, sample: Sample, objective: Objective, clusters: np.ndarray | None
 ) -> tuple[float, float] | None:
     """Mean curvature over mean squared slope of the costs, and the residual degrees of freedom.
 

@@ -19,7 +19,7 @@ from budgetlab.fitting.prepare import prepare
 from budgetlab.fitting.solve import solve
 from budgetlab.fitting.status import FitStatus
 from budgetlab.fitting.table import Points
-from budgetlab.laws import Law, get_law
+from budgetlab.laws import AnyLaw, get_law
 from budgetlab.laws.base import Array
 from budgetlab.resampling import PooledVariance, percentile_interval
 from budgetlab.values import FitSpec
@@ -42,7 +42,7 @@ class _Curve:
     method: str
     low: float
     high: float
-    law: Law | None
+    law: AnyLaw | None
     params: Mapping[str, Array]
     places: Array
     levels: Array

@@ -16,7 +16,7 @@ from budgetlab.fitting.prepare import Prepared, prepare
 from budgetlab.fitting.solve import Solution, solve
 from budgetlab.fitting.status import FitStatus, describe
 from budgetlab.fitting.table import Points, read_points
-from budgetlab.laws import Law, get_law
+from budgetlab.laws import AnyLaw, get_law
 from budgetlab.laws.base import Array
 from budgetlab.resampling import PooledVariance, percentile_interval
 from budgetlab.values import CurveFit
@@ -226,7 +226,7 @@ def report_fit(
         "draws": {name: tuple(values.tolist()) for name, values in drawn.items()},
     }  # fmt: skip
     fields |= _common(points, objective, record)
-    fields["flags"] = (*points.flags, *notes)
+    fields["flags"] = (*points.flags, *notes, *([law.scope] if law.scope else []))
     if len(law.inputs) == 1:
         fields["band"] = _band(law, params, drawn, ranges[law.inputs[0]], level, fields["outcome_transform"])
     return CurveFit.model_validate(fields)
@@ -272,7 +272,7 @@ def _common(points: Points, objective: Objective, record: Mapping[str, object] |
 
 
 def _band(
-    law: Law,
+    law: AnyLaw,
     params: Mapping[str, Array],
     drawn: Mapping[str, Array],
     x_range: tuple[float, float],

@@ -13,37 +13,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from budgetlab.fitting.forms import FormDesign, build_form_design
 from budgetlab.fitting.objectives import Objective
+from budgetlab.fitting.sample import Sample
+from budgetlab.laws import AnyLaw, Form
 from budgetlab.laws.base import Array, Law
 
-__all__ = ["Design", "Sample", "build_design", "evaluate"]
+__all__ = ["AnyDesign", "Design", "Sample", "build_design", "evaluate", "slope"]
 
 _FLOOR_DEPTH = 20.0
 """A floor below the smallest outcome by e^20 counts as zero."""
 _TERM_DEPTH = 80.0
 """Other terms may be this small at the centre: with a steep exponent they still matter at one end."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Outcomes and weights, of shape (points,) or one row per problem: (problems, points)."""
-
-    outcome: Array
-    weights: Array
-    log_outcome: Array
-
-    @classmethod
-    def of(cls, outcome: Array, weights: Array) -> Sample:
-        """Make a sample, taking the logarithm once."""
-        return cls(outcome, weights, np.log(outcome))
-
-    def take(self, rows: np.ndarray | slice) -> Sample:
-        """Keep some problems."""
-        return Sample(*(part if part.ndim == 1 else part[rows] for part in self.parts()))
-
-    def parts(self) -> tuple[Array, Array, Array]:
-        """Return outcomes, weights and log outcomes."""
-        return self.outcome, self.weights, self.log_outcome
 
 
 @dataclass(frozen=True)
@@ -147,21 +128,25 @@ class Design:
         return np.vstack(rows)
 
 
+AnyDesign = Design | FormDesign
+"""What the solvers take."""
+
+
 def build_design(
-    law: Law,
+    law: AnyLaw,
     inputs: Mapping[str, Array],
     outcome: Array,
     *,
     pinned: Mapping[str, float] | None = None,
     groups: Sequence[str] | None = None,
     shared: Sequence[str] = (),
-) -> Design:
+) -> AnyDesign:
     """Lay out the problem.
 
     Parameters
     ----------
     law
-        The law; a floor pinned to zero must already be gone from it.
+        The law; from a sum of power terms, a floor pinned to zero must already be gone.
     inputs
         Positive arrays of shape (points,), by name.
     outcome
@@ -174,6 +159,8 @@ def build_design(
         Parameters that all groups have in common; the others are named ``A[group]``.
     """
     pinned = dict(pinned or {})
+    if isinstance(law, Form):
+        return build_form_design(law, inputs, outcome, pinned=pinned, groups=groups, shared=shared)
     logs = {name: np.log(inputs[name]) for name in law.inputs}
     centres = {name: float(values.mean()) for name, values in logs.items()}
     labels: list[str | None] = [None] if groups is None else list(dict.fromkeys(groups))
@@ -247,7 +234,7 @@ def _free_name(name: str, label: str | None, shared: Sequence[str]) -> str:
 
 
 def evaluate(
-    design: Design, theta: Array, sample: Sample, objective: Objective, damping: Array | float = 0.0
+    design: AnyDesign, theta: Array, sample: Sample, objective: Objective, damping: Array | float = 0.0
 ) -> tuple[Array, Array, Array]:
     """Return value, gradient and Hessian of the objective for many problems at once.
 
@@ -269,7 +256,17 @@ def evaluate(
     """
     # What overflows is infinite, which no solver takes for an improvement.
     with np.errstate(over="ignore", invalid="ignore"):
+        if isinstance(design, FormDesign):
+            return design.evaluate(theta, sample, objective, damping)
         return _evaluate(design, theta, sample, objective, damping)
+
+
+def slope(design: AnyDesign, theta: Array, sample: Sample, objective: Objective) -> tuple[Array, Array]:
+    """Return value and gradient, as `evaluate` does, without the Hessian where that is dear."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if isinstance(design, FormDesign):
+            return design.evaluate(theta, sample, objective, 0.0, bend=False)[:2]
+        return _evaluate(design, theta, sample, objective, 0.0)[:2]
 
 
 def _evaluate(

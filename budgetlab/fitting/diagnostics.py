@@ -31,7 +31,8 @@ _MOST_WINDOWS = 5
 def validation_rows(points: Points, objective: Objective, pinned: Mapping[str, float]) -> tuple[dict[str, Any], ...]:
     """Fit the smaller points and predict the larger ones.
 
-    Size is the product of the inputs, which for parameters and tokens is proportional to compute.
+    Size is what the law says it is: the product of the inputs, which for parameters and tokens is proportional to
+    compute.
 
     Parameters
     ----------
@@ -48,7 +49,7 @@ def validation_rows(points: Points, objective: Objective, pinned: Mapping[str, f
         `size_train_max`, `size_test_max`, `mean_error` (relative, signed), `mean_absolute_error` and `status`;
         a window whose points cannot carry the law has errors None and says why.
     """
-    size = np.exp(np.sum([np.log(points.inputs[name]) for name in points.law.inputs], axis=0))
+    size = np.exp(np.sum([power * np.log(points.inputs[name]) for name, power in points.law.size.items()], axis=0))
     levels = np.unique(size)
     rows = []
     if len(levels) < 3:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from budgetlab.fitting.certificate import GAP_TOLERANCE, Profile, allowance, basins, bounds_hit, profile
-from budgetlab.fitting.design import Design, Sample
+from budgetlab.fitting.design import AnyDesign, Sample
 from budgetlab.fitting.newton import Optimum
 from budgetlab.fitting.objectives import Objective
 from budgetlab.fitting.status import FitStatus
@@ -41,7 +41,7 @@ class Candidate:
         The relative decrease that it still predicts.
     """
 
-    design: Design
+    design: AnyDesign
     sample: Sample
     objective: Objective
     optima: Optimum
@@ -136,7 +136,7 @@ def _rivals(found: Candidate, distinct: list[int], level: float, clusters: np.nd
     return texts
 
 
-def _natural(design: Design, theta: Array) -> dict[str, float]:
+def _natural(design: AnyDesign, theta: Array) -> dict[str, float]:
     values: dict[str, float] = {}
     for group in design.groups:
         for name, value in design.to_params(theta, group).items():
@@ -146,50 +146,61 @@ def _natural(design: Design, theta: Array) -> dict[str, float]:
     return values
 
 
-def _is_exponent(design: Design, name: str) -> bool:
+def _is_exponent(design: AnyDesign, name: str) -> bool:
     return name.partition("[")[0] in design.law.exponents
 
 
-def _profiled(design: Design, name: str) -> str:
+def _is_term(design: AnyDesign, name: str) -> bool:
+    return name.partition("[")[0] in design.law.centred
+
+
+def _profiled(design: AnyDesign, name: str) -> str:
     """Name what is profiled: a coefficient is, as the size of its term at the geometric mean of the inputs."""
-    return name if name == design.law.floor or _is_exponent(design, name) else f"{name}_term_at_centre"
+    return f"{name}_term_at_centre" if _is_term(design, name) else name
 
 
-def _profile_ends(design: Design, name: str, found: Profile) -> list[float | None]:
+def _profile_ends(design: AnyDesign, name: str, found: Profile) -> list[float | None]:
     ends = [found.low, found.high]
     if _is_exponent(design, name):
         return ends
     return [None if end is None else float(np.exp(end)) for end in ends]
 
 
-def _label(design: Design, name: str) -> str:
-    plain = name.partition("[")[0]
-    return name if plain == design.law.floor or plain in design.law.exponents else f"the {name} term"
+def _label(design: AnyDesign, name: str) -> str:
+    return f"the {name} term" if _is_term(design, name) else name
 
 
-def _weakness(design: Design, name: str, found: Profile, spans: Mapping[str, float]) -> str:
+def _weakness(design: AnyDesign, name: str, found: Profile, spans: Mapping[str, float]) -> str:
     low, high = found.low, found.high
     label = _label(design, name)
-    for term in design.law.terms:
-        for column, power in term.exponents.items():
-            if power == name.partition("[")[0] and spans[column] < _SHORTEST_SPAN:
-                return f"{label} ({column} spans a factor of {spans[column]:.3g} only)"
+    for column, power in design.law.powers:
+        if power == name.partition("[")[0] and spans[column] < _SHORTEST_SPAN:
+            return f"{label} ({column} spans a factor of {spans[column]:.3g} only)"
     if low is None and high is None:
         return f"{label} (any value fits)"
     exponent = _is_exponent(design, name)
-    if low is None or (exponent and low <= 0):
+    if exponent and (low is None or low <= 0) and (high is None or high >= 0):
         return f"{label} (it may be zero)"
+    if low is None:
+        return f"{label} (it may be zero)" if _may_vanish(design, name) else f"{label} (unbounded below)"
     if high is None:
         return f"{label} (unbounded above)"
-    if (high / low if exponent else np.exp(high - low)) > _WIDTH:
+    if (max(abs(low), abs(high)) / min(abs(low), abs(high)) if exponent else np.exp(high - low)) > _WIDTH:
         ends = (low, high) if exponent else (np.exp(low), np.exp(high))
         return f"{label} (anywhere from {ends[0]:.3g} to {ends[1]:.3g})"
     return ""
 
 
-def _bound_text(design: Design, theta: Array, name: str) -> str:
+def _may_vanish(design: AnyDesign, name: str) -> bool:
+    return _is_term(design, name) or name.partition("[")[0] == design.law.floor
+
+
+def _bound_text(design: AnyDesign, theta: Array, name: str) -> str:
     j = design.names.index(name)
     at_lower = theta[j] - design.lower[j] < design.upper[j] - theta[j]
+    bound = design.lower[j] if at_lower else design.upper[j]
     if _is_exponent(design, name):
-        return f"{name} at {design.lower[j] if at_lower else design.upper[j]:g}"
+        return f"{name} at {bound:g}"
+    if not _may_vanish(design, name):
+        return f"{name} at {np.exp(bound):.4g}"
     return f"{_label(design, name)} at zero" if at_lower else f"{_label(design, name)} at its upper bound"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from budgetlab.fitting.design import Design, Sample, evaluate
+from budgetlab.fitting.design import AnyDesign, Sample, evaluate
 from budgetlab.fitting.objectives import Objective
 from budgetlab.laws.base import Array
 
@@ -70,7 +70,7 @@ class Optimum:
 
 
 def minimise(
-    design: Design,
+    design: AnyDesign,
     start: Array,
     sample: Sample,
     objective: Objective,
@@ -132,7 +132,7 @@ def minimise(
 
 
 def _descend(
-    design: Design,
+    design: AnyDesign,
     theta: Array,
     sample: Sample,
     objective: Objective,
@@ -194,7 +194,9 @@ def _descend(
     return Optimum(final.theta, final.value, final.gradient, final.decrement, final.converged, iteration)
 
 
-def _direction(design: Design, theta: Array, gradient: Array, hessian: Array, held: np.ndarray) -> tuple[Array, Array]:
+def _direction(
+    design: AnyDesign, theta: Array, gradient: Array, hessian: Array, held: np.ndarray
+) -> tuple[Array, Array]:
     """Newton's step with absolute eigenvalues, and its slope.
 
     Held parameters stay. A parameter near a bound that its gradient points to goes there by itself, and Newton moves

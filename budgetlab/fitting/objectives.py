@@ -1,7 +1,7 @@
 """Objectives: what a misfit costs, with its exact derivatives in the logarithm of the prediction.
 
 Every objective is a weighted *sum* over points, never a mean: solvers that stop on absolute tolerances stop early
-on means. Residuals are ``log y - log prediction`` except for ``squared``, where they are ``y - prediction``.
+on means. Residuals are of log y, except for ``squared`` and ``squared_log1p``, where they are of y and of log(1 + y).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ OBJECTIVES = {
     "lad": "sum of |log residual|",
     "squared": "sum of squared residuals",
     "squared_log": "sum of squared log residuals",
+    "squared_log1p": "sum of squared residuals of log(1 + y), whose mean is the square of RMSLE",
 }
 """Name and definition of every objective."""
 
@@ -94,6 +95,13 @@ class Objective:
         elif self.name == "squared_log":
             residual = log_outcome - log_prediction
             value, first, second = residual * residual, -2.0 * residual, np.full_like(residual, 2.0)
+        elif self.name == "squared_log1p":
+            prediction = np.exp(log_prediction)
+            share = prediction / (1.0 + prediction)
+            residual = np.log1p(outcome) - np.log1p(prediction)
+            value = residual * residual
+            first = -2.0 * residual * share
+            second = 2.0 * share * share - 2.0 * residual * share / (1.0 + prediction)
         elif self.name == "_smooth_lad":
             residual = log_outcome - log_prediction
             value = np.sqrt(residual * residual + self.delta**2)

@@ -6,7 +6,7 @@ import numpy as np
 from scipy.optimize import linprog
 from scipy.sparse import csr_array, hstack, identity
 
-from budgetlab.fitting.design import Design, Sample
+from budgetlab.fitting.design import AnyDesign, Sample
 from budgetlab.fitting.objectives import Objective
 from budgetlab.laws.base import Array
 
@@ -16,7 +16,7 @@ _MOST_POINTS = 20_000
 """Beyond this the smoothed optimum is kept: it is within 1e-8 of the vertex."""
 
 
-def polish_lad(design: Design, theta: Array, sample: Sample, objective: Objective) -> tuple[Array, float]:
+def polish_lad(design: AnyDesign, theta: Array, sample: Sample, objective: Objective) -> tuple[Array, float]:
     """Move a smoothed least-absolute-deviation optimum to the vertex of the unsmoothed one.
 
     Parameters
@@ -72,11 +72,11 @@ def polish_lad(design: Design, theta: Array, sample: Sample, objective: Objectiv
     return theta, decrease
 
 
-def _value(design: Design, theta: Array, sample: Sample, objective: Objective) -> float:
+def _value(design: AnyDesign, theta: Array, sample: Sample, objective: Objective) -> float:
     return float(objective.value(design.log_prediction(theta[None])[0], sample.outcome, sample.weights))
 
 
-def _onto_vertex(design: Design, theta: Array, sample: Sample) -> Array:
+def _onto_vertex(design: AnyDesign, theta: Array, sample: Sample) -> Array:
     """Make the curve pass exactly through the points that it nearly passes through, one per free parameter."""
     inside = (theta > design.lower) & (theta < design.upper)
     for _ in range(3):

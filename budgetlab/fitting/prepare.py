@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from budgetlab.errors import CallerError, unknown_name
+from budgetlab.fitting.identify import lacking
 from budgetlab.fitting.table import Points
-from budgetlab.laws import Law, Term
+from budgetlab.laws import AnyLaw, Form, Law, Term
 
 __all__ = ["Prepared", "prepare"]
 
@@ -22,7 +23,7 @@ class Prepared:
     """
 
     points: Points
-    law: Law
+    law: AnyLaw
     pinned: Mapping[str, float]
     reason: str = ""
     refusal: str = ""
@@ -57,21 +58,20 @@ def prepare(points: Points, pinned: Mapping[str, float], *, saturated: bool = Fa
         ):
             raise CallerError(f"{asked}, pinned {name} = {value:g}", "outside its bounds", f"give {low:g} to {high:g}")
     pinned = dict(pinned)
+    if isinstance(law, Form):
+        return _prepare_form(points, law, pinned, asked, saturated)
     if law.floor is not None and pinned.get(law.floor) == 0:
         del pinned[law.floor]
         law = law.without(points.law.floor or "")
-    free = [name for name in law.params if name not in pinned]
-    if len(points) < len(free):
-        raise CallerError(
-            asked,
-            f"{len(free)} free parameters ({', '.join(free)}) need at least as many points",
-            "add points, pin parameters, or choose a smaller law",
-        )
+    free = _free(law, pinned, points, asked)
     constant = [name for name in law.inputs if np.ptp(points.inputs[name]) == 0]
     if constant:
         law = _without_inputs(law, constant)
-        columns = ", ".join(points.columns.get(name, name) for name in constant)
-        reasons.append(f"{columns} never varies, so that its term cannot be told from the floor")
+        columns = ", ".join(
+            f"{points.columns.get(name, name)} never varies (every row has {points.inputs[name][0]:.4g})"
+            for name in constant
+        )
+        reasons.append(f"{columns}, so that its term cannot be told from the floor")
         pinned = {name: value for name, value in pinned.items() if name in law.params}
     free = [name for name in law.params if name not in pinned]
     if not law.inputs:
@@ -88,6 +88,40 @@ def prepare(points: Points, pinned: Mapping[str, float], *, saturated: bool = Fa
     if carried <= len(free) or not free:
         refusal = f"{cells} distinct inputs cannot carry {len(free)} free parameters ({', '.join(free) or 'none'})"
     return Prepared(replace(points, law=law), law, pinned, "; ".join(reasons), refusal)
+
+
+def _free(law: AnyLaw, pinned: Mapping[str, float], points: Points, asked: str) -> list[str]:
+    free = [name for name in law.params if name not in pinned]
+    if len(points) < len(free):
+        raise CallerError(
+            asked,
+            f"{len(free)} free parameters ({', '.join(free)}) need at least as many points",
+            "add points, pin parameters, or choose a smaller law",
+        )
+    return free
+
+
+def _prepare_form(points: Points, law: Form, pinned: dict[str, float], asked: str, saturated: bool) -> Prepared:
+    """Say whether the points can carry a form: its floor may be taken as zero, nothing else can go."""
+    free = _free(law, pinned, points, asked)
+    if (largest := float(points.outcome.max())) > law.most:
+        raise CallerError(
+            asked,
+            f"{points.columns.get(law.outcome, law.outcome)} is {largest:.4g} in a row, and cannot pass {law.most:g}",
+            "give fractions, not points" if law.most == 1 else "correct it",
+        )
+    cells, reason = len(np.unique(points.cells())), ""
+    carried = cells + 1 if saturated else cells
+    if carried <= len(free) and law.floor is not None and law.floor in free:
+        reason = f"{cells} distinct inputs cannot identify {len(free)} parameters"
+        reason += f", so the floor {law.floor} is taken as 0"
+        pinned[law.floor] = 0.0
+        free.remove(law.floor)
+    if carried <= len(free) or not free:
+        refusal = f"{cells} distinct inputs cannot carry {len(free)} free parameters ({', '.join(free) or 'none'})"
+    else:
+        refusal = lacking(points, law, pinned)
+    return Prepared(points, law, pinned, reason, refusal)
 
 
 def _without_inputs(law: Law, constant: list[str]) -> Law:

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from budgetlab.fitting.certificate import GAP_TOLERANCE, second_solver
-from budgetlab.fitting.design import Design, Sample, build_design
+from budgetlab.fitting.design import AnyDesign, Sample, build_design
 from budgetlab.fitting.judge import Candidate, judge
 from budgetlab.fitting.newton import Optimum, minimise
 from budgetlab.fitting.objectives import Objective
 from budgetlab.fitting.polish import polish_lad
 from budgetlab.fitting.status import FitStatus
 from budgetlab.fitting.table import Points
-from budgetlab.laws import Law
+from budgetlab.laws import AnyLaw, Form
 from budgetlab.laws.base import Array
 
 __all__ = ["Solution", "solve"]
@@ -33,7 +33,7 @@ class Solution:
     `exact` where the curve passes through every point to rounding.
     """
 
-    design: Design
+    design: AnyDesign
     sample: Sample
     objective: Objective
     theta: Array
@@ -46,7 +46,7 @@ class Solution:
 
 def solve(
     points: Points,
-    law: Law,
+    law: AnyLaw,
     objective: Objective,
     *,
     pinned: Mapping[str, float],
@@ -82,7 +82,7 @@ def solve(
     """
     design = build_design(law, points.inputs, points.outcome, pinned=pinned, groups=groups, shared=shared)
     sample = Sample.of(points.outcome, points.weights)
-    start = _starts(design, points, groups, starts)
+    start = _starts(design, points, groups, starts, pinned)
     if also is not None:
         start = np.vstack([start, design.to_theta({None: also})])
     optima = minimise(design, start, sample, objective, max_iterations=_START_ITERATIONS)
@@ -102,7 +102,7 @@ def solve(
     return _solution(found, *judge(found, points, other, level))
 
 
-def _candidate(design: Design, sample: Sample, objective: Objective, optima: Optimum, best: int) -> Candidate:
+def _candidate(design: AnyDesign, sample: Sample, objective: Objective, optima: Optimum, best: int) -> Candidate:
     theta, ended = optima.theta[best], bool(optima.converged[best])
     decrease = float(optima.decrement[best]) / max(float(optima.value[best]), 1e-300)
     if objective.name == "lad":
@@ -134,14 +134,18 @@ def _second_opinion(found: Candidate, start: Array) -> tuple[float, Array]:
     return min(ends, key=lambda end: end[0])
 
 
-def _value(design: Design, theta: Array, sample: Sample, objective: Objective) -> float:
+def _value(design: AnyDesign, theta: Array, sample: Sample, objective: Objective) -> float:
     return float(objective.value(design.log_prediction(theta[None])[0], sample.outcome, sample.weights))
 
 
-def _starts(design: Design, points: Points, groups: Sequence[str] | None, count: int) -> Array:
+def _starts(
+    design: AnyDesign, points: Points, groups: Sequence[str] | None, count: int, pinned: Mapping[str, float]
+) -> Array:
     law = design.law
     if groups is None:
-        proposed = law.starts(points.inputs, points.outcome, count)
+        # A sum of powers proposes what it would without pins, a form what is best with them.
+        known = {"pinned": pinned} if isinstance(law, Form) else {}
+        proposed = law.starts(points.inputs, points.outcome, count, **known)
         return design.to_theta({None: dict(zip(law.params, proposed.T, strict=True))})
     by_group: dict[str | None, dict[str, Array]] = {}
     labels = np.asarray(groups)
@@ -154,7 +158,7 @@ def _starts(design: Design, points: Points, groups: Sequence[str] | None, count:
     return design.to_theta(cut)
 
 
-def _without_a_trace(optima: Optimum, best: int, design: Design, sample: Sample, objective: Objective) -> Optimum:
+def _without_a_trace(optima: Optimum, best: int, design: AnyDesign, sample: Sample, objective: Objective) -> Optimum:
     """Put floors that have all but vanished on their bound, where that is better.
 
     A floor nears zero in equal steps of its logarithm, each worth less than the last: Newton would stop on the way.

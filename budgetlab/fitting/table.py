@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from budgetlab.errors import CallerError, unknown_name
-from budgetlab.laws import Law
+from budgetlab.laws import AnyLaw, Law
 from budgetlab.laws.base import Array
 
 __all__ = ["Points", "read_points"]
@@ -22,7 +22,7 @@ _UNIT_GAP = 1e5
 class Points:
     """The points of a fit: positive inputs and outcome, weights, clusters, and what was left out."""
 
-    law: Law
+    law: AnyLaw
     inputs: Mapping[str, Array]
     outcome: Array
     weights: Array
@@ -52,7 +52,7 @@ class Points:
 
 def read_points(
     table: pd.DataFrame,
-    law: Law,
+    law: AnyLaw,
     columns: Mapping[str, str] | None = None,
     *,
     weights: str | None = None,
@@ -115,10 +115,11 @@ def read_points(
         counted = ", ".join(f"{what} in {int(rows.sum())}" for what, rows in bad.items())
         where = np.flatnonzero(np.any(list(bad.values()), axis=0))
         if not exclude_invalid:
+            needs = "a power law needs" if isinstance(law, Law) else f"law {law.name} needs"
             shown = ", ".join(map(str, where[:5])) + (", …" if len(where) > 5 else "")
             raise CallerError(
                 asked,
-                f"{counted} of {len(table)} rows (first: {shown}); a power law needs finite values above zero",
+                f"{counted} of {len(table)} rows (first: {shown}); {needs} finite values above zero",
                 "correct them, or exclude them explicitly; they are then counted in the record",
             )
         keep[where] = False
@@ -165,6 +166,13 @@ def _flags(points: Points, asked: str) -> tuple[str, ...]:
     if all(np.ptp(values) == 0 for values in points.inputs.values()):
         constant = ", ".join(points.columns[name] for name in points.law.inputs)
         raise CallerError(asked, f"column {constant} is constant", "vary at least one input")
+    if {"num_params", "tokens"} <= set(points.inputs) and len(points) > 2:
+        ratio = points.inputs["tokens"] / points.inputs["num_params"]
+        if np.ptp(ratio) <= 1e-6 * ratio.max():
+            flags.append(
+                f"every model saw the same number of tokens per parameter ({ratio[0]:.4g}): only their exponents tell "
+                "the terms of parameters and tokens apart, and no budget can be split by them"
+            )
     stacked = np.column_stack([*(points.inputs.values()), points.outcome])
     repeated = len(points) - len(np.unique(stacked, axis=0))
     if repeated:

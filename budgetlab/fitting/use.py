@@ -1,4 +1,4 @@
-"""Using a fit: predictions and compute optima with intervals."""
+"""Using a fit: predictions with intervals, and the law that it is of."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 
 from budgetlab.errors import CallerError
-from budgetlab.laws import Law, Term, get_law
+from budgetlab.laws import AnyLaw, Form, Law, Term, get_law
 from budgetlab.laws.base import Array
 from budgetlab.values import CurveFit
 
-__all__ = ["optimum", "predict"]
+__all__ = ["interval_ends", "law_of", "predict"]
 
 
 def predict(fit: CurveFit, inputs: Mapping[str, Array | float | list[float]]) -> pd.DataFrame:
@@ -37,7 +37,7 @@ def predict(fit: CurveFit, inputs: Mapping[str, Array | float | list[float]]) ->
     CallerError
         When the fit may not be used, or an input is missing or not positive.
     """
-    law = _law_of(fit)
+    law = law_of(fit)
     given = {name: np.atleast_1d(np.asarray(inputs[name], dtype=float)) for name in law.inputs if name in inputs}
     for name, values in given.items():
         if not (np.isfinite(values).all() and (values > 0).all()):
@@ -51,7 +51,7 @@ def predict(fit: CurveFit, inputs: Mapping[str, Array | float | list[float]]) ->
         cloud = law.predict(
             {n: np.array(v)[:, None] for n, v in fit.draws.items()}, {n: v[None] for n, v in given.items()}
         )
-        table["low"], table["high"] = _ends(cloud, fit.interval_level)
+        table["low"], table["high"] = interval_ends(cloud, fit.interval_level)
     if fit.outcome_transform == "1 - y":
         table[["prediction", "low", "high"]] = 1.0 - table[["prediction", "high", "low"]].to_numpy()
     outside = [(table[name] < low) | (table[name] > high) for name, (low, high) in fit.input_ranges.items()]
@@ -59,72 +59,13 @@ def predict(fit: CurveFit, inputs: Mapping[str, Array | float | list[float]]) ->
     return table
 
 
-def optimum(fit: CurveFit, flops: Array | float | list[float], flops_per_param_token: float = 6.0) -> pd.DataFrame:
-    """Split compute between parameters and tokens as the fitted law does best.
-
-    Minimises ``E + A/N^alpha + B/D^beta`` subject to ``C = k N D``: ``N* = G (C/k)^(beta/(alpha+beta))`` and
-    ``D* = (C/k)^(alpha/(alpha+beta)) / G`` with ``G = (alpha A / (beta B))^(1/(alpha+beta))``.
-
-    Parameters
-    ----------
-    fit
-        A fit of the law ``chinchilla``.
-    flops
-        Compute budgets C, in FLOPs.
-    flops_per_param_token
-        The k above; 6 ignores attention and the head, a measured cost does not.
-
-    Returns
-    -------
-    DataFrame
-        `flops`, and for `num_params`, `tokens` and `loss` the optimum with its ``_low`` and ``_high`` (NaN
-        without draws).
-
-    Raises
-    ------
-    CallerError
-        When the fit is of another law, or may not be used.
-
-    References
-    ----------
-    Hoffmann et al. 2022, arXiv 2203.15556, equation 4.
-    """
-    law = _law_of(fit)
-    if law.name != "chinchilla":
-        raise CallerError(f"optimum of law {fit.law}", "it does not trade parameters against tokens", "fit chinchilla")
-    compute = np.atleast_1d(np.asarray(flops, dtype=float))
-    table = pd.DataFrame({"flops": compute})
-    best = _allocation(law, fit.params, compute / flops_per_param_token)
-    cloud = (
-        _allocation(law, {n: np.array(v)[:, None] for n, v in fit.draws.items()}, compute[None] / flops_per_param_token)
-        if fit.draws
-        else None
-    )
-    for name, values in best.items():
-        table[name] = values
-        ends = (np.nan, np.nan) if cloud is None else _ends(cloud[name], fit.interval_level)
-        table[f"{name}_low"], table[f"{name}_high"] = ends
-    return table
-
-
-def _allocation(law: Law, params: Mapping[str, float | Array], product: Array) -> dict[str, Array]:
-    alpha, beta = params["alpha"], params["beta"]
-    total = np.asarray(alpha) + beta
-    log_g = (np.log(alpha) + np.log(params["A"]) - np.log(beta) - np.log(params["B"])) / total
-    num_params = np.exp(log_g + np.log(product) * beta / total)
-    tokens = product / num_params
-    return {
-        "num_params": num_params,
-        "tokens": tokens,
-        "loss": law.predict(params, {"num_params": num_params, "tokens": tokens}),
-    }
-
-
-def _law_of(fit: CurveFit) -> Law:
-    """Rebuild the law of a fit: a smaller one is known by the parameters that are left."""
+def law_of(fit: CurveFit) -> AnyLaw:
+    """Rebuild the law of a fit: a smaller sum of power terms is known by the parameters that are left."""
     if fit.usable_for == "nothing":
         raise CallerError(f"use of a fit of {fit.law}", f"its status is {fit.status}", "see its status text")
     whole = get_law(fit.law.split()[0])
+    if isinstance(whole, Form):
+        return whole
     kept = tuple(
         Term(term.coefficient, {name: power for name, power in term.exponents.items() if power in fit.params})
         for term in whole.terms
@@ -137,6 +78,7 @@ def _law_of(fit: CurveFit) -> Law:
     return smaller if smaller.terms == kept else Law(fit.law, whole.outcome, kept, fit.formula, whole.source)
 
 
-def _ends(cloud: Array, level: float) -> tuple[Array, Array]:
+def interval_ends(cloud: Array, level: float) -> tuple[Array, Array]:
+    """Take the ends of percentile intervals over the first axis."""
     low, high = np.quantile(cloud, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return low, high

@@ -7,16 +7,21 @@ import pkgutil
 
 from budgetlab.errors import unknown_name
 from budgetlab.laws.base import Law, Term
+from budgetlab.laws.form import Form, Instance, Parameter
 
-__all__ = ["Law", "Term", "get_law", "law_names"]
+__all__ = ["AnyLaw", "Form", "Instance", "Law", "Parameter", "Term", "get_law", "law_names"]
+
+AnyLaw = Law | Form
+"""What the fitting engine takes."""
+_NO_LAWS = {"base", "form", "jets"}
 
 
 def law_names() -> tuple[str, ...]:
     """Names of the laws in this folder."""
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "base"))
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _NO_LAWS))
 
 
-def get_law(name: str) -> Law:
+def get_law(name: str) -> AnyLaw:
     """Return a law by name.
 
     Raises

@@ -96,6 +96,26 @@ class Law:
         return next((term.coefficient for term in self.terms if not term.exponents), None)
 
     @property
+    def centred(self) -> tuple[str, ...]:
+        """Names of the coefficients that are solved for as the size of their term at the centre of the inputs."""
+        return tuple(term.coefficient for term in self.terms if term.exponents)
+
+    @property
+    def powers(self) -> tuple[tuple[str, str], ...]:
+        """Every input with the exponent that a term gives it."""
+        return tuple(pair for term in self.terms for pair in term.exponents.items())
+
+    @property
+    def size(self) -> dict[str, float]:
+        """Power of each input in what counts as the size of a run: the largest are held out to test the law."""
+        return {name: 1.0 for name in self.inputs}
+
+    @property
+    def scope(self) -> str:
+        """What the form is not validated for: nothing that all fits would have to say."""
+        return ""
+
+    @property
     def bounds(self) -> dict[str, tuple[float, float]]:
         """Bounds of every parameter."""
         positive = {name: (0.0, float("inf")) for name in self.coefficients}

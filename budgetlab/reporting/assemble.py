@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from budgetlab.decisions import Decisions
 from budgetlab.planner import methods_paragraph
 from budgetlab.reporting.conclusion import BELOW_THRESHOLD, conclude
+from budgetlab.reporting.decisions import decision_lines, decision_sections, write_decisions
 from budgetlab.reporting.figures import (
     FigureFiles,
     costs_table,
@@ -78,6 +80,8 @@ class Report:
     page: Path
     scores: Path
     figures: tuple[FigureFiles, ...]
+    decisions: Decisions = field(default_factory=Decisions)
+    """What the verdicts rest on, and what follows from them."""
 
     def print(self, console: Console | None = None) -> None:
         """Print table, gates, sentence and paths; plain lines where stdout is no terminal."""
@@ -86,7 +90,8 @@ class Report:
 
             console = Console()
         print_sheets([self.sheet], console)
-        for line in ["", *gate_lines(self.gates), *([""] if self.gates else []), self.sentence, ""]:
+        gates = [*gate_lines(self.gates), *([""] if self.gates else [])]
+        for line in ["", *gates, self.sentence, *decision_lines(self.decisions), ""]:
             _say(line, console)
         for figure in self.figures:
             _say(f"figure  {figure.png}", console, whole=True)
@@ -100,6 +105,8 @@ class Report:
             "sentence": self.sentence,
             "gates": [gate.model_dump() for gate in self.gates],
             "closing_table": table.to_dict("records"),
+            "assumptions": [row.model_dump(mode="json") for row in self.decisions.assumptions],
+            "next_run": self.decisions.next_runs.attrs.get("sentence"),
             "page": str(self.page),
             "scores": str(self.scores),
             "figures": [
@@ -119,6 +126,7 @@ def report(
     verdicts: Sequence[Verdict],
     folder: Path,
     gates: Sequence[Gate] | None = None,
+    decisions: Decisions | None = None,
 ) -> Report:
     """Write figures, scores.csv and report.html, and say what the study concludes.
 
@@ -132,6 +140,8 @@ def report(
         The study's results folder.
     gates
         The learning gates; None judges them from the scores once there are any.
+    decisions
+        From `budgetlab.decide`.
 
     Returns
     -------
@@ -151,6 +161,8 @@ def report(
     spread = score_sheet(table, arms=list(plan.arms), level=level)
     averages = average_sheet(table, arms=list(plan.arms), level=level)
     figures = _figures(plan, profile, runs, cells, fits, folder / "figures", level, definitions)
+    decided = decisions or Decisions()
+    charted = write_decisions(decided, folder)
     started = any(record.status == "complete" for record in records) or len(table) > 0
     written = write_whole(folder / "scores.csv", table.to_csv(index=False))
     page = page_html(
@@ -161,6 +173,7 @@ def report(
         sections=with_records([
             Section("Gates", gates_html(gates)),
             Section("Verdicts", _verdicts(verdicts)),
+            *decision_sections(decided, charted),
             Section("Figures", figure_html(figures)),
             Section("All budgets", sheet_html(full_sheet(frame, note=note)) if started else ""),
             Section("Scores", sheet_html(spread, titled=True) if spread.rows else ""),
@@ -185,7 +198,8 @@ def report(
         sheet=closing_sheet(frame, note=note) if started else plan_sheet(plan),
         page=write_whole(folder / "report.html", page),
         scores=written,
-        figures=figures,
+        figures=(*figures, *charted),
+        decisions=decided,
     )
 
 

@@ -17,6 +17,7 @@ from budgetlab.values.costs import (
     TimeModel,
     Timing,
 )
+from budgetlab.values.decisions import Assumption
 from budgetlab.values.plans import (
     Budget,
     Plan,
@@ -43,6 +44,7 @@ from budgetlab.values.specs import (
 __all__ = [
     "Arm",
     "ArmCost",
+    "Assumption",
     "Batch",
     "Budget",
     "Calibration",

@@ -253,3 +253,39 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(BudgetlabError, match=r"writing .*cost_per_arm\.svg"):
         make(tmp_path / "file", scores=[])
+
+
+def test_decisions_are_files_sections_and_lines(tmp_path, whole):
+    import math
+
+    from budgetlab.decisions import Decisions
+    from budgetlab.values import Assumption
+
+    rows = (
+        Assumption(name="schedule", tested="another one", outcome="violated", evidence="p = 0.01", effect="stays"),
+        Assumption(name="learning rate", tested="trials", outcome="not_tested", missing="trials of every arm"),
+    )
+    cell = {
+        "student": "student", "num_params_non_embedding": 397_000, "total_flops": 4e12,
+        "students_per_teacher": math.inf, "arm": "minilm", "reference": "no_kd", "teacher": "teacher",
+        "teacher_flops": 0.0, "student_flops": 4e12, "teacher_share": 0.0, "outcome": 5.1,
+        "reference_outcome": 5.2, "difference": 0.1, "unit": "nats", "low": 0.05, "high": 0.15,
+        "answer": "arm", "basis": "measured range", "reason": "",
+    }  # fmt: skip
+    ahead = pd.DataFrame([{
+        "adds": "one more run seed of minilm and no_kd at 4.00 TFLOP", "cost_flops": 8e12, "cost_seconds": math.nan,
+        "half_width_now": 0.1, "half_width_after": 0.08, "narrowing": 0.02, "narrowing_per_exaflop": 2500.0,
+    }])  # fmt: skip
+    ahead.attrs["sentence"] = "Next run (predicted): one more."
+    found = make(tmp_path, decisions=Decisions(assumptions=rows, next_runs=ahead, verdict_map=pd.DataFrame([cell])))
+    for name in ("assumptions.csv", "assumptions.md", "verdict_map.csv", "verdict_map.md", "next_run.md"):
+        assert (tmp_path / name).is_file()
+    page = Page(found.page.read_text(encoding="utf-8"))
+    assert {"Assumptions", "The teacher's budget", "Next run, predicted"} <= set(page.headings)
+    assert found.figures[-1].name == "verdict_map" and found.figures[-1].png.is_file()
+    assert [row["name"] for row in found.as_json()["assumptions"]] == ["schedule", "learning rate"]
+    console = Console(file=io.StringIO(), width=400)
+    found.print(console)
+    assert "assumptions: 0 hold, 1 violated (schedule), 1 not tested" in console.file.getvalue()
+    assert "Next run (predicted): one more." in console.file.getvalue()
+    assert not (whole.page.parent / "assumptions.csv").exists()  # where nothing was decided, nothing is written

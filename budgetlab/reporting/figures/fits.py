@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from budgetlab.errors import CallerError
-from budgetlab.fitting import optimum
+from budgetlab.fitting import optimum, predict
 from budgetlab.laws import get_law
 from budgetlab.reporting.figures.style import COLUMN_INCHES, arm_styles, grid, log_ticks, prefix_for
 from budgetlab.values import CurveFit
@@ -26,7 +26,8 @@ def fit_table(fit: CurveFit, table: pd.DataFrame) -> pd.DataFrame:
     """Return what `draw_fit` draws: points, and the curve inside and outside the fitted range.
 
     For a law of one input x is that input. For ``chinchilla`` x is 6 N D, and the curve is the lowest loss that the
-    law allows at that compute; points lie on it or above.
+    law allows at that compute; points lie on it or above. For any other law x is the prediction and the curve the
+    line of perfect prediction.
 
     Parameters
     ----------
@@ -44,7 +45,7 @@ def fit_table(fit: CurveFit, table: pd.DataFrame) -> pd.DataFrame:
     Raises
     ------
     CallerError
-        When the fit may not be used, or its law has inputs that no figure is known for.
+        When the fit may not be used.
     """
     if fit.usable_for == "nothing":
         raise CallerError(f"figure of a fit of {fit.law}", f"its status is {fit.status}", "see its status text")
@@ -55,11 +56,19 @@ def fit_table(fit: CurveFit, table: pd.DataFrame) -> pd.DataFrame:
     elif fit.law == "chinchilla":
         x, x_name = 6.0 * columns["num_params"] * columns["tokens"], "compute 6 N D (FLOP)"
     else:
-        raise CallerError(f"figure of a fit of {fit.law}", "no figure is known for its inputs", "draw its predictions")
+        # Rows that the fit left out have no prediction either.
+        usable = np.all([np.isfinite(values) & (values > 0) for values in columns.values()], axis=0)
+        columns = {name: values[usable] for name, values in columns.items()}
+        known = {name: columns[name] for name in law.inputs if name in fit.input_ranges}
+        x = predict(fit, known)["prediction"].to_numpy()
+        x_name = f"predicted {fit.columns[law.outcome]}"
     y = columns[law.outcome]
     good = np.isfinite(x) & np.isfinite(y) & (x > 0)
     x, y = x[good], y[good]
-    if fit.band:
+    if x_name.startswith("predicted "):
+        ends = np.geomspace(min(x.min(), y.min()), max(x.max(), y.max()), 97)
+        curve = pd.DataFrame({"x": ends, "y": ends, "low": np.nan, "high": np.nan})
+    elif fit.band:
         curve = pd.DataFrame({"x": fit.band["x"], "y": fit.band["prediction"]})
         curve["low"], curve["high"] = (fit.band.get(end, np.nan) for end in ("low", "high"))
     else:

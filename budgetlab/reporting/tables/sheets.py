@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Column", "Sheet", "fixed", "percent", "plain_lines", "print_sheets", "scaled", "stack"]
+__all__ = ["Column", "Sheet", "fixed", "markdown", "percent", "plain_lines", "print_sheets", "scaled", "stack"]
 
 _GAP = "  "
 _PREFIXES = (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0))
@@ -95,6 +95,15 @@ def plain_lines(sheet: Sheet) -> list[str]:
             lines.append(rule)
         lines.append(_line(sheet, widths, row))
     return [line.rstrip() for line in [*lines, *sheet.notes]]
+
+
+def markdown(sheet: Sheet) -> str:
+    """Return a sheet as a Markdown table, with its notes under it."""
+    heads = [column.heading.replace("\n", ", ") for column in sheet.columns]
+    marks = ["---" if column.left else "---:" for column in sheet.columns]
+    rows = [heads, marks, *([cell.replace("|", "\\|") for cell in row] for row in sheet.rows)]
+    lines = [f"| {' | '.join(cells)} |" for cells in rows]
+    return "\n".join([*lines, *("" if not note else f"\n{note}." for note in sheet.notes)]) + "\n"
 
 
 def print_sheets(sheets: Iterable[Sheet], console: Console | None = None) -> None:

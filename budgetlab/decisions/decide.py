@@ -1,0 +1,89 @@
+"""All that bears on a decision, from one study's records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from budgetlab.decisions.assumptions import assumptions
+from budgetlab.decisions.evidence import Evidence
+from budgetlab.decisions.next_run import least_resolved, next_budgets, next_runs
+from budgetlab.decisions.teacher_budget import all_in_frontier, capacity_gap, verdict_map
+from budgetlab.errors import CallerError
+from budgetlab.values import Assumption, CurveFit, FitSpec, Verdict
+
+__all__ = ["Decisions", "decide"]
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What a study's verdicts rest on, and what follows from them."""
+
+    assumptions: tuple[Assumption, ...] = ()
+    next_runs: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """Candidates, best first, for the primary contrast that is least resolved; ``attrs["sentence"]`` names the best."""
+    next_budgets: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """The same for its difference at twice the largest budget, by the fitted curves."""
+    verdict_map: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """Over student size, all-in compute and students that share the teacher, from the study's own curves."""
+    frontier: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """Every measured arm and budget in all-in compute."""
+    gap: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """Students beside their teachers."""
+    notes: tuple[str, ...] = ()
+    """What could not be said, and why."""
+
+
+def decide(
+    own: Evidence,
+    spec: FitSpec,
+    verdicts: Sequence[Verdict],
+    *,
+    fits: Sequence[CurveFit] = (),
+    beside: Sequence[Evidence] = (),
+) -> Decisions:
+    """Test what a study's verdicts rest on; nothing where there is no verdict.
+
+    Parameters
+    ----------
+    own
+        The study: its plan and scores.
+    spec
+        Law, columns and level.
+    verdicts
+        From `compare_arms`.
+    fits
+        From `fit_arms`, for what may be predicted beyond the budgets.
+    beside
+        Other studies, whose arms may test what this one's cannot.
+    """
+    if not verdicts:
+        return Decisions()
+    notes: list[str] = []
+    seeds, budgets = pd.DataFrame(), pd.DataFrame()
+    verdict = least_resolved(verdicts)
+    if verdict is None:
+        notes.append("no next run: nothing is known of the noise between runs; a second run seed would tell")
+    else:
+        try:
+            seeds = next_runs(own, verdict)
+            budgets = next_budgets(own, spec, verdict)
+        except CallerError as error:
+            notes.append(str(error))
+    charted = pd.DataFrame()
+    try:
+        charted = verdict_map(own, spec, fits=fits)
+    except CallerError as error:
+        notes.append(str(error))
+    charged = own.plan.charge == "inference" and "required_flops" in own.scores
+    return Decisions(
+        verdict_map=charted,
+        frontier=all_in_frontier(own, spec) if charged else pd.DataFrame(),
+        gap=capacity_gap(own, spec),
+        assumptions=assumptions(own.scores, own.plan, spec, verdicts, beside=beside),
+        next_runs=seeds,
+        next_budgets=budgets,
+        notes=tuple(notes),
+    )

@@ -1,0 +1,146 @@
+"""Any of these files as the table that `fit` reads, or as the scores that `compare` reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from budgetlab.errors import CallerError, unknown_name
+from budgetlab.intake.files import read_csv, read_json
+from budgetlab.intake.harness import read_harness
+from budgetlab.intake.trackers import read_tracker_csv
+from budgetlab.intake.trainer import read_trainer_state
+
+__all__ = ["FORMS", "as_scores", "read_table"]
+
+FORMS = {
+    "auto": "by name and content",
+    "csv": "any CSV table with a header, as it is",
+    "trainer_state": "trainer_state.json of transformers, or a folder of runs: the last evaluation of each",
+    "tracker": "a CSV export of TensorBoard or Weights & Biases",
+    "harness": "results_*.json of lm-evaluation-harness",
+}
+"""What `read_table` reads, by name."""
+_COMPUTE = ("tokens", "required_flops", "executed_flops", "device_seconds", "target_tokens")
+
+
+def read_table(path: str | Path, form: str = "auto", columns: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """Read a table of others' results.
+
+    Parameters
+    ----------
+    path
+        A file; or, of trainer states, a folder of runs: then a row a run, its last evaluation, with `run`, since what
+        was measured in the middle of a decay is not comparable.
+    form
+        One of `FORMS`.
+    columns
+        Our name to the file's, as each reader documents.
+
+    Raises
+    ------
+    CallerError
+        For an unknown form, or a file that cannot be read as it.
+    """
+    file = Path(path)
+    if form not in FORMS:
+        raise unknown_name("form", form, FORMS, f"table {file}, form")
+    kind = _guess(file) if form == "auto" else form
+    if kind == "trainer_state":
+        return _runs(file, columns) if file.is_dir() and not (file / "trainer_state.json").is_file() else (
+            read_trainer_state(file, columns)
+        )  # fmt: skip
+    if kind == "tracker":
+        return read_tracker_csv(file, columns)
+    if kind == "harness":
+        return read_harness(file)
+    return read_csv(file, "table")
+
+
+def _guess(file: Path) -> str:
+    if file.is_dir() or file.name == "trainer_state.json":
+        return "trainer_state"
+    if file.suffix != ".json":
+        return "tracker"  # which is any other table, as it is
+    found = read_json(file, "table")
+    for key, kind in (("log_history", "trainer_state"), ("results", "harness")):
+        if key in found:
+            return kind
+    raise CallerError(f"table {file}", "JSON with neither log_history nor results", "name its form, or give a CSV file")
+
+
+def _runs(folder: Path, columns: Mapping[str, str] | None) -> pd.DataFrame:
+    """Last evaluation of every run under a folder, of each run's own state or its newest checkpoint's."""
+    newest: dict[str, tuple[float, pd.Series]] = {}
+    definitions: dict[str, str] = {}
+    for file in sorted(folder.rglob("trainer_state.json")):
+        table = read_trainer_state(file, columns)
+        inner = file.parent.relative_to(folder)
+        run = str(inner.parent if inner.name.startswith("checkpoint-") else inner)
+        scored = table[table["loss"].notna()] if "loss" in table else table
+        definitions |= table.attrs["definitions"]
+        if len(scored) and scored["step"].iloc[-1] >= newest.get(run, (-1.0, None))[0]:
+            newest[run] = (float(scored["step"].iloc[-1]), scored.iloc[-1])
+    if not newest:
+        raise CallerError(f"runs in {folder}", "no trainer_state.json with a step", "give the Trainer's output folder")
+    joined = pd.DataFrame([{"run": run, **row.to_dict()} for run, (_, row) in newest.items()])
+    joined.attrs["definitions"] = definitions
+    return joined
+
+
+def as_scores(
+    table: pd.DataFrame,
+    *,
+    arm: str,
+    run_seed: int,
+    budget_amount: float,
+    budget_unit: str = "required_flops",
+    outcome: str = "loss",
+    task: str = "mlm_loss",
+    compute: Mapping[str, float] | None = None,
+) -> pd.DataFrame:
+    """Turn one run's table into rows that `compare` and `compare_arms` read; concatenate those of all runs.
+
+    Parameters
+    ----------
+    table
+        From `read_harness`: the primary metric of every task. From `read_trainer_state` or a tracker: the last row.
+    arm, run_seed, budget_amount, budget_unit
+        What the file does not say: which arm this is, its seed, and the budget at which it is compared.
+    outcome
+        Column of the outcome, in tables without tasks.
+    task
+        What that outcome is: a loss in nats per target token is ``mlm_loss``.
+    compute
+        What the run spent, such as ``{"required_flops": 1e15}``; a column of that name is taken where it is not given.
+
+    Returns
+    -------
+    DataFrame
+        A row a task, with the columns that `compare` needs; `finetune_seed` missing.
+
+    Raises
+    ------
+    CallerError
+        For a table without the outcome, or without a value of it.
+    """
+    shared = {"run_id": f"{arm}-s{run_seed}-{budget_amount:g}", "subject": "run", "arm": arm, "run_seed": run_seed,
+              "budget_amount": float(budget_amount), "budget_unit": budget_unit, "finetune_seed": None,
+              **(compute or {})}  # fmt: skip
+    if {"task", "metric", "value", "higher_is_better"} <= set(table.columns):
+        rows = table[table["primary"]] if "primary" in table else table
+        kept = ["task", "metric", "value", "higher_is_better", "num_examples", "standard_error"]
+        return rows[[name for name in kept if name in rows]].assign(**shared).reset_index(drop=True)
+    asked = f"scores of {arm}, {len(table)} rows"
+    if outcome not in table.columns:
+        raise unknown_name("column", outcome, map(str, table.columns), f"{asked}, outcome")
+    known = table[table[outcome].notna()]
+    if known.empty:
+        raise CallerError(asked, f"no value of {outcome}", "evaluate the run")
+    last = known.iloc[-1]
+    found = {name: float(last[name]) for name in _COMPUTE if name in known and pd.notna(last[name])}
+    row = {**found, **shared, "task": task, "metric": outcome, "value": float(last[outcome]),
+           "higher_is_better": task not in ("mlm_loss", "readout_loss")}  # fmt: skip
+    return pd.DataFrame([row])

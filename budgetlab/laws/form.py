@@ -1,0 +1,253 @@
+"""Laws of any smooth form: a formula in numpy, named bounded parameters, and a proposal of where to start.
+
+`Law` is a sum of power terms; whatever is not, is a `Form`. Its formula is written once, for the logarithm of the
+outcome: with arrays it predicts, with jets it gives its exact derivatives, so that the same engine fits it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from budgetlab.errors import CallerError
+from budgetlab.laws.base import Array
+
+__all__ = ["Form", "Instance", "Parameter"]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a `Form`.
+
+    Parameters
+    ----------
+    name
+        As printed.
+    low, high
+        Its bounds; a fit that ends on one is reported, never trusted.
+    positive
+        Whether it is a scale, and solved for in logarithms: coefficients, places and widths are. Exponents are not.
+    centred
+        For a coefficient, the exponent that belongs to each input: it is solved for as the size of its term at the
+        geometric mean of the inputs, since at an input of 1, far from any data, it would hang on the exponent.
+    place
+        The input that it is a value of, if it is one: a break, a midpoint. It is looked for within a factor of ten of
+        the table's values.
+    """
+
+    name: str
+    low: float = 0.0
+    high: float = float("inf")
+    positive: bool = True
+    centred: Mapping[str, str] = field(default_factory=dict)
+    place: str | None = None
+
+
+@dataclass(frozen=True)
+class Form:
+    """A scaling law that is not a sum of power terms.
+
+    Parameters
+    ----------
+    name
+        The name of its file.
+    outcome
+        What it predicts, such as ``loss``; above zero.
+    inputs
+        Names of the inputs, above zero.
+    parameters
+        Its parameters.
+    rule
+        The logarithm of the outcome, from the parameters (logarithms of those that are `positive`) and the
+        logarithms of the inputs, except of `plain` ones. Written with numpy's functions that `jets` knows.
+    propose
+        Starting points, shape (starts, parameters), in natural units, from inputs and outcome of shape (points,).
+    formula
+        The formula, as printed.
+    source
+        Where the form comes from.
+    floor
+        Name of the parameter that is the outcome's limit and may be zero, if there is one.
+    plain
+        Inputs that `rule` takes as they are, such as a loss that an exponential runs along.
+    most
+        The largest outcome that there can be, such as 1 for an accuracy.
+    falling, rising
+        Inputs in which the outcome never rises, or never falls, whatever the parameters.
+    size
+        Power of each input in what counts as the size of a run: the largest are held out to test the law. By default
+        the product of all inputs.
+    lacking
+        Says in a sentence which variation the inputs lack for the parameters to be told apart, given the names of
+        the free ones; empty where there is enough. Inputs that never vary are found without it.
+    derived
+        Quantities that follow from the parameters, by name.
+    scope
+        What the form is not validated for; a note on every fit.
+    typical, ranges
+        Plausible parameters, and ranges of the inputs over which they can be told apart: what the form is tested on.
+    """
+
+    name: str
+    outcome: str
+    inputs: tuple[str, ...]
+    parameters: tuple[Parameter, ...]
+    rule: Callable[[Mapping[str, Any], Mapping[str, Array]], Any]
+    propose: Callable[[Mapping[str, Array], Array, int], Array]
+    formula: str
+    source: str
+    floor: str | None = None
+    plain: tuple[str, ...] = ()
+    most: float = float("inf")
+    falling: tuple[str, ...] = ()
+    rising: tuple[str, ...] = ()
+    size: Mapping[str, float] = field(default_factory=dict)
+    lacking: Callable[[Mapping[str, Array], tuple[str, ...]], str] | None = None
+    derived: Mapping[str, Callable[[Mapping[str, Array]], Array]] = field(default_factory=dict)
+    scope: str = ""
+    typical: Mapping[str, float] = field(default_factory=dict)
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.size:
+            object.__setattr__(self, "size", {name: 1.0 for name in self.inputs})
+
+    @property
+    def params(self) -> tuple[str, ...]:
+        """Names of all parameters."""
+        return tuple(parameter.name for parameter in self.parameters)
+
+    @property
+    def exponents(self) -> tuple[str, ...]:
+        """Names of the parameters that are solved for as they are."""
+        return tuple(parameter.name for parameter in self.parameters if not parameter.positive)
+
+    @property
+    def coefficients(self) -> tuple[str, ...]:
+        """Names of the parameters that are solved for in logarithms."""
+        return tuple(parameter.name for parameter in self.parameters if parameter.positive)
+
+    @property
+    def centred(self) -> tuple[str, ...]:
+        """Names of the coefficients that are solved for as the size of their term at the centre of the inputs."""
+        return tuple(parameter.name for parameter in self.parameters if parameter.centred)
+
+    @property
+    def powers(self) -> tuple[tuple[str, str], ...]:
+        """Every input with the power that a coefficient's term gives it."""
+        pairs = (pair for parameter in self.parameters for pair in parameter.centred.items())
+        return tuple((name, power) for name, power in pairs if name not in self.plain)
+
+    @property
+    def bounds(self) -> dict[str, tuple[float, float]]:
+        """Bounds of every parameter."""
+        return {parameter.name: (parameter.low, parameter.high) for parameter in self.parameters}
+
+    def predict(self, params: Mapping[str, float | Array], inputs: Mapping[str, float | Array]) -> Array:
+        """Evaluate the law.
+
+        Parameters
+        ----------
+        params
+            A value for every parameter, or arrays that broadcast against the inputs.
+        inputs
+            A positive array for every input.
+
+        Returns
+        -------
+        Array
+            The outcome, in the shape that parameters and inputs broadcast to.
+
+        Raises
+        ------
+        CallerError
+            When a parameter or an input is missing.
+        """
+        for kind, needed, given in (("parameter", self.params, params), ("input", self.inputs, inputs)):
+            if missing := [name for name in needed if name not in given]:
+                raise CallerError(f"law {self.name}", f"no {kind} {', '.join(missing)}", "give a value to each")
+        with np.errstate(divide="ignore", over="ignore"):
+            return np.exp(self.rule(self.raw(params), self.seen(inputs)))
+
+    def seen(self, inputs: Mapping[str, float | Array]) -> dict[str, Array]:
+        """Turn inputs into what `rule` takes: logarithms, except of `plain` ones."""
+        arrays = {name: np.asarray(inputs[name], dtype=float) for name in self.inputs}
+        return {name: values if name in self.plain else np.log(values) for name, values in arrays.items()}
+
+    def raw(self, params: Mapping[str, float | Array]) -> dict[str, Array]:
+        """Turn natural parameters into those that `rule` takes: logarithms of the positive ones."""
+        arrays = {name: np.asarray(params[name], dtype=float) for name in self.params}
+        with np.errstate(divide="ignore"):
+            return {name: np.log(arrays[name]) if name in self.coefficients else arrays[name] for name in self.params}
+
+    def starts(
+        self, inputs: Mapping[str, Array], outcome: Array, count: int = 8, pinned: Mapping[str, float] | None = None
+    ) -> Array:
+        """Propose starting points, shape (at most `count`, parameters), inside the bounds.
+
+        The best half of them comes first, the others are spread over what was proposed: where the objective has
+        several basins, the closest starts often share one.
+        """
+        # In one order of rows, so that no other order leads to another basin.
+        order = np.lexsort([outcome, *inputs.values()])
+        inputs, outcome = {name: values[order] for name, values in inputs.items()}, outcome[order]
+        low, high = np.array(list(self.bounds.values())).T
+        proposed = np.clip(self.propose(inputs, outcome, count), low, high)
+        for name, value in (pinned or {}).items():
+            proposed[:, self.params.index(name)] = value
+        proposed = np.unique(proposed, axis=0)
+        columns = {name: values[:, None] for name, values in zip(self.params, proposed.T, strict=True)}
+        # A prediction may vanish, or be infinite: such a start is as bad as can be.
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            missed = np.log(self.predict(columns, {name: inputs[name][None] for name in self.inputs}) / outcome)
+        # Absolute, as a start that misses one point by far may still be the best.
+        error = np.where(np.isfinite(missed), np.abs(missed), 1e6).mean(axis=1)
+        order = np.argsort(error, kind="stable")
+        best, others = order[: (count + 1) // 2], order[(count + 1) // 2 :]
+        spread = others[np.linspace(0, len(others) - 1, min(count // 2, len(others))).astype(int)]
+        return proposed[np.concatenate([best, spread])]
+
+    def derive(self, params: Mapping[str, float | Array]) -> dict[str, Array]:
+        """Compute what follows from the parameters; NaN where that is undefined."""
+        arrays = {name: np.asarray(value, dtype=float) for name, value in params.items()}
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return {name: np.asarray(rule(arrays)) for name, rule in self.derived.items()}
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A law with published values for its parameters.
+
+    Parameters
+    ----------
+    name
+        Who fitted what.
+    law
+        The law.
+    params
+        Published values, by the law's names.
+    intervals
+        Published intervals, at `interval_level`.
+    input_ranges
+        Ranges of the inputs that it was fitted to, as far as they are published.
+    scope
+        What it was fitted to, and what it is not validated for.
+    source
+        Where the values are printed.
+    """
+
+    name: str
+    law: Any
+    params: Mapping[str, float]
+    scope: str
+    source: str
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    interval_level: float | None = None
+    input_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    def predict(self, inputs: Mapping[str, float | Array]) -> Array:
+        """Evaluate the law at the published values; `inputs` and result as in `Law.predict`."""
+        return self.law.predict(self.params, inputs)
