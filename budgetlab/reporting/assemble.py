@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from budgetlab.decisions import Decisions
+from budgetlab.planner import methods_paragraph
 from budgetlab.reporting.conclusion import BELOW_THRESHOLD, conclude
 from budgetlab.reporting.decisions import decision_lines, decision_sections, write_decisions
 from budgetlab.reporting.figures import (
@@ -28,6 +30,7 @@ from budgetlab.reporting.figures.scores import Axis
 from budgetlab.reporting.frames import interval_note, per_run, scores_frame, summarise
 from budgetlab.reporting.gates import Gate, learning_gates
 from budgetlab.reporting.page import Section, figure_html, gates_html, list_html, page_html, pairs_html, sheet_html
+from budgetlab.reporting.records import footer_html, records_html, with_records
 from budgetlab.reporting.tables import (
     Sheet,
     average_sheet,
@@ -46,6 +49,7 @@ from budgetlab.reporting.tables import (
     verdict_sheet,
 )
 from budgetlab.reporting.tables.scores import subset_note
+from budgetlab.reporting.whatif import whatif_html
 from budgetlab.store import write_whole
 from budgetlab.values import CostProfile, CurveFit, Environment, Plan, RunRecord, Score, Verdict
 
@@ -58,10 +62,6 @@ _SCORE_FIGURES: tuple[tuple[str, Axis, str], ...] = (
     ("score_vs_tokens", "tokens", "tokens read by the student"),
     ("score_vs_flops", "required_flops", "required training compute"),
     ("score_vs_hours", "device_hours", "device time"),
-)
-_FOOTER = (
-    "Numbers behind this page: scores.csv, figures/*.csv, fits.csv, verdict.json, assumptions.csv, plan.json, "
-    "profile.json."
 )
 
 
@@ -164,12 +164,13 @@ def report(
     decided = decisions or Decisions()
     charted = write_decisions(decided, folder)
     started = any(record.status == "complete" for record in records) or len(table) > 0
+    written = write_whole(folder / "scores.csv", table.to_csv(index=False))
     page = page_html(
         study,
         _subtitle(plan),
         sentence,
         below=sentence.startswith(BELOW_THRESHOLD) or not verdicts,
-        sections=[
+        sections=with_records([
             Section("Gates", gates_html(gates)),
             Section("Verdicts", _verdicts(verdicts)),
             *decision_sections(decided, charted),
@@ -178,14 +179,17 @@ def report(
             Section("Scores", sheet_html(spread, titled=True) if spread.rows else ""),
             Section("The average and its tasks", sheet_html(averages) if averages.rows else ""),
             Section("Plan", sheet_html(plan_sheet(plan)) + sheet_html(status_sheet(plan, records), titled=True)),
+            Section("What if", whatif_html(plan)),
+            Section("Methods", f"<p>{escape(methods_paragraph(plan))}</p>"),
             Section("What differs between the arms", list_html(plan.audit)),
             Section("Cost of a training step", sheet_html(profile_sheet(profile))),
             Section("Fits", sheet_html(fit_sheet(fits)) if fits else ""),
             Section("How things are counted", pairs_html(_conventions(profile))),
             Section("Environment", pairs_html(_environment(profile.environment, records))),
-        ],
-        footer=_FOOTER,
-    )
+            Section("Records", records_html(records, table, folder)),
+        ], folder),
+        footer=footer_html(folder),
+    )  # fmt: skip
     return Report(
         study=study,
         sentence=sentence,
@@ -193,7 +197,7 @@ def report(
         closing_table=frame,
         sheet=closing_sheet(frame, note=note) if started else plan_sheet(plan),
         page=write_whole(folder / "report.html", page),
-        scores=write_whole(folder / "scores.csv", table.to_csv(index=False)),
+        scores=written,
         figures=(*figures, *charted),
         decisions=decided,
     )

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from urllib.parse import quote
 
 from budgetlab.reporting.figures import FigureFiles
 from budgetlab.reporting.gates import Gate
 from budgetlab.reporting.tables import Sheet
 
-__all__ = ["Section", "figure_html", "gates_html", "list_html", "page_html", "pairs_html", "sheet_html"]
+__all__ = [
+    "Section",
+    "details_html",
+    "figure_html",
+    "gates_html",
+    "link_html",
+    "list_html",
+    "page_html",
+    "pairs_html",
+    "sheet_html",
+]
 
 _STYLE = """
 :root { --ink: #1d1f21; --soft: #5d6368; --line: #dcdfe2; --paper: #ffffff; --card: #f6f7f8; --good: #1a7f4b;
@@ -20,12 +31,20 @@ _STYLE = """
   --card: #1f2225; --good: #5fcf94; --bad: #ff8a80; --accent: #6cb8e6; } }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
-body { margin: 0 auto; max-width: 70rem; padding: 2.5rem 1.5rem 4rem; background: var(--paper); color: var(--ink);
+body { margin: 0 auto; max-width: 80rem; padding: 2.5rem 1.5rem 4rem; background: var(--paper); color: var(--ink);
   font: 15px/1.55 system-ui, "Segoe UI", "Helvetica Neue", Arial, sans-serif; }
-header p, figcaption, .note, footer { color: var(--soft); }
+header p, figcaption, .note, footer, .records { color: var(--soft); }
+a { color: var(--accent); text-underline-offset: .15em; }
+:focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; }
+.unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
+.skip { position: absolute; left: -100rem; padding: .5rem 1rem; background: var(--card); }
+.skip:focus { left: 1rem; top: .5rem; }
+nav ul { list-style: none; margin: 1rem 0 0; padding: 0; display: flex; flex-wrap: wrap; gap: .3rem 1.1rem;
+  font-size: .84rem; }
+nav a { display: inline-block; padding: .25rem 0; }
+summary { cursor: pointer; font-size: .9rem; padding: .35rem 0; }
 h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 0 .25rem; }
 h2 { font-size: 1.1rem; margin: 2.6rem 0 .7rem; padding-bottom: .3rem; border-bottom: 1px solid var(--line); }
-h3 { font-size: .95rem; margin: 1.4rem 0 .4rem; }
 p { margin: .4rem 0; max-width: 52rem; }
 header p { max-width: none; }
 .sentence { font-size: 1.12rem; line-height: 1.5; margin: 1.4rem 0; padding: .9rem 1.1rem; background: var(--card);
@@ -36,18 +55,25 @@ header p { max-width: none; }
 .mark { display: inline-block; width: 4.4rem; margin-right: .8rem; text-indent: 0; text-align: center; font-size: .8rem;
   font-weight: 600; border: 1px solid currentColor; border-radius: .25rem; }
 .passed .mark { color: var(--good); } .failed .mark { color: var(--bad); } .na .mark { color: var(--soft); }
-.scroll { overflow-x: auto; }
+/* What is wider than the screen ends in a shadow, which the table's own end covers; names of rows stay in sight. */
+.scroll { overflow-x: auto; background: linear-gradient(to right, transparent, var(--paper) 60%) right / 2.5rem 100%
+  no-repeat local, linear-gradient(to left, var(--line), transparent) right / 1.2rem 100% no-repeat scroll; }
+tbody th, thead th:first-child { position: sticky; left: 0; background: var(--paper); }
 table { border-collapse: collapse; font-size: .84rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .6rem .2rem 0; text-align: right; white-space: nowrap; }
-th { vertical-align: bottom; font-weight: 600; line-height: 1.25; border-bottom: 1px solid var(--ink); }
+caption { text-align: left; font-size: .95rem; font-weight: 600; }
+caption span { position: sticky; left: 0; display: inline-block; max-width: calc(100vw - 2rem);
+  padding: 1.2rem 0 .4rem; }
+th, td { padding: .2rem .6rem .2rem 0; text-align: right; white-space: nowrap; font-weight: 400; }
+thead th { vertical-align: bottom; font-weight: 600; line-height: 1.25; border-bottom: 1px solid var(--ink); }
 th small { display: block; font-weight: 400; color: var(--soft); }
 td.left, th.left { text-align: left; }
-td.wrap { white-space: normal; }
-tr.block td { border-top: 1px solid var(--line); }
+td.wrap { white-space: normal; min-width: 20rem; }
+tr.block > * { border-top: 1px solid var(--line); }
 td.na { color: var(--soft); }
-.note { font-size: .84rem; }
-figure { margin: 0 0 1.4rem; break-inside: avoid; }
-.figures { columns: 2 20rem; column-gap: 1.5rem; }
+.note, .records { font-size: .84rem; }
+figure { margin: 0; break-inside: avoid; min-width: 0; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1.6rem 1.5rem;
+  align-items: start; }
 .drawing { background: #ffffff; border: 1px solid var(--line); border-radius: .4rem; padding: .6rem; }
 .drawing svg { display: block; width: 100%; height: auto; }
 figcaption { font-size: .84rem; margin-top: .4rem; }
@@ -55,9 +81,13 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.2rem; 
 dt { color: var(--soft); } dd { margin: 0; }
 ul.plain { margin: .4rem 0; padding-left: 1.1rem; }
 footer { margin-top: 3rem; font-size: .84rem; border-top: 1px solid var(--line); padding-top: .6rem; }
-@media print { body { max-width: none; padding: 0; font-size: 10pt; } .scroll { overflow: visible; }
-  .figures { columns: 2; } h2, h3 { break-after: avoid; } table { font-size: 7pt; break-inside: avoid; }
-  th, td { padding: .12rem .45rem .12rem 0; }
+@media (max-width: 40rem) { body { padding: 1.4rem 1rem 3rem; } dl { grid-template-columns: 1fr; }
+  dd { margin-bottom: .4rem; } .gates li { padding-left: 0; text-indent: 0; } .mark { margin-bottom: .2rem; }
+  dd, .note, figcaption, li { overflow-wrap: anywhere; } }
+@media print { nav { display: none; }
+  body { max-width: none; padding: 0; font-size: 10pt; } .scroll { overflow: visible; }
+  .figures { grid-template-columns: 1fr 1fr; } h2, caption { break-after: avoid; }
+  table { font-size: 7pt; break-inside: avoid; } th, td { padding: .12rem .45rem .12rem 0; }
   .note, figcaption, footer, dl { font-size: 8pt; } h2 { margin-top: 1.4rem; }
   .sentence { font-size: 11pt; border: 1px solid #999999; border-left-width: 4px; } }
 """
@@ -69,6 +99,8 @@ class Section:
 
     heading: str
     html: str
+    records: tuple[str, ...] = ()
+    """The files beside the page that its numbers are in."""
 
 
 def page_html(
@@ -89,38 +121,74 @@ def page_html(
     sections
         In order; one without content is left out.
     footer
-        One line.
+        One line, already HTML.
     """
-    parts = [
-        f"<section><h2>{escape(section.heading)}</h2>\n{section.html}</section>" for section in sections if section.html
-    ]
+    shown = [section for section in sections if section.html]
+    contents = "".join(f'<li><a href="#{_slug(s.heading)}">{escape(s.heading)}</a></li>' for s in shown)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(study)}: compute budget report</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        f"<header><h1>{escape(study)}</h1><p>{escape(subtitle)}</p></header>\n"
+        '<a class="skip" href="#main">Skip to the conclusion</a>\n'
+        f"<header><h1>{escape(study)}</h1><p>{escape(subtitle)}</p>\n"
+        f'<nav aria-label="Sections"><ul>{contents}</ul></nav></header>\n<main id="main">\n'
         f'<p class="sentence{" below" if below else ""}">{_prose(sentence)}</p>\n'
-        + "\n".join(parts)
-        + f"\n<footer>{escape(footer)}</footer>\n</body>\n</html>\n"
+        + "\n".join(_section(section) for section in shown)
+        + f"\n</main>\n<footer>{footer}</footer>\n</body>\n</html>\n"
     )
 
 
-def sheet_html(sheet: Sheet, *, titled: bool = False) -> str:
-    """Return a sheet as a table, with its notes under it."""
+def _section(section: Section) -> str:
+    name = _slug(section.heading)
+    links = ", ".join(link_html(path) for path in section.records)
+    records = f'\n<p class="records">Numbers: {links}</p>' if links else ""
+    heading = f'<h2 id="{name}">{escape(section.heading)}</h2>'
+    return f'<section aria-labelledby="{name}">{heading}\n{section.html}{records}</section>'
+
+
+def _slug(heading: str) -> str:
+    return "section-" + "-".join(re.findall(r"[a-z0-9]+", heading.lower()))
+
+
+def link_html(path: str, text: str | None = None) -> str:
+    """Return a link to a file beside the page."""
+    return f'<a href="{escape(quote(path))}">{escape(path if text is None else text)}</a>'
+
+
+def details_html(summary: str, html: str) -> str:
+    """Return what is shown when it is asked for."""
+    return f"<details><summary>{escape(summary)}</summary>\n{html}</details>"
+
+
+def sheet_html(sheet: Sheet, *, titled: bool = False, links: Mapping[tuple[int, int], str] | None = None) -> str:
+    """Return a sheet as a table, with its notes under it.
+
+    Parameters
+    ----------
+    sheet
+        What to show.
+    titled
+        Whether its title is shown, or only read out.
+    links
+        (row, column) -> the file beside the page that this cell is from.
+    """
     head = "".join(_head(column.heading, left=column.left) for column in sheet.columns)
     rows = []
     for i, row in enumerate(sheet.rows):
-        cells = "".join(
-            f'<td class="{_classes(cell, column.left)}">{escape(cell)}</td>'
-            for cell, column in zip(row, sheet.columns, strict=True)
-        )
-        rows.append(f"<tr{' class=block' if i in sheet.rules else ''}>{cells}</tr>")
-    title = f"<h3>{escape(sheet.title)}</h3>\n" if titled else ""
+        cells = []
+        for j, (cell, column) in enumerate(zip(row, sheet.columns, strict=True)):
+            # The first column names the row, and is read out with every cell of it.
+            tag, scope = ("th", ' scope="row"') if j == 0 and column.left else ("td", "")
+            shown = link_html(links[i, j], cell) if links and (i, j) in links else escape(cell)
+            cells.append(f'<{tag}{scope} class="{_classes(cell, column.left)}">{shown}</{tag}>')
+        rows.append(f"<tr{' class=block' if i in sheet.rules else ''}>{''.join(cells)}</tr>")
+    caption = f"<caption{'' if titled else ' class=unseen'}><span>{escape(sheet.title)}</span></caption>"
     notes = "".join(f'<p class="note">{_prose(note)}.</p>\n' for note in (n.rstrip(".") for n in sheet.notes))
     body = "\n".join(rows)
+    # What is wider than the screen is moved sideways, with the arrow keys as well.
     return (
-        f'{title}<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>\n'
-        + notes
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(sheet.title)}"><table>\n{caption}'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>\n" + notes
     )
 
 
@@ -141,7 +209,8 @@ def figure_html(figures: Sequence[FigureFiles]) -> str:
     parts = []
     for figure in figures:
         drawing = _inline(figure.svg.read_text(encoding="utf-8"), figure.name, figure.caption)
-        caption = f"{_prose(figure.caption)} Numbers: figures/{escape(figure.csv.name)}."
+        files = [link_html(f"figures/{path.name}") for path in (figure.csv, figure.svg, figure.png)]
+        caption = f"{_prose(figure.caption)} Numbers: {files[0]}; drawing: {files[1]}, {files[2]}."
         parts.append(f'<figure><div class="drawing">{drawing}</div><figcaption>{caption}</figcaption></figure>')
     return f'<div class="figures">{"".join(parts)}</div>' if parts else ""
 
@@ -175,7 +244,7 @@ def _head(heading: str, *, left: bool) -> str:
     name, _, unit = heading.rpartition("\n") if "\n" in heading else (heading, "", "")
     name = name.replace("\n", " ")
     small = f"<small>{escape(unit)}</small>" if unit else ""
-    return f"<th{' class=left' if left else ''}>{escape(name)}{small}</th>"
+    return f'<th scope="col"{" class=left" if left else ""}>{escape(name)}{small}</th>'
 
 
 def _classes(cell: str, left: bool) -> str:

@@ -25,13 +25,14 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.ids, self.references, self.headings = [], [], [], []
+        self.open, self.ids, self.references, self.headings, self.tags = [], [], [], [], []
         self.feed(text)
         self.close()
         assert self.open == []
 
     def handle_starttag(self, tag, attrs):
         self.note(attrs)
+        self.tags.append((tag, dict(attrs)))
         if tag not in VOID:
             self.open.append(tag)
 
@@ -81,11 +82,73 @@ def test_the_page_is_self_contained_and_well_formed(whole):
     text = whole.page.read_text(encoding="utf-8")
     page = Page(text)
     assert len(page.ids) == len(set(page.ids))
-    assert all(reference.startswith("#") for reference in page.references)
-    assert {reference[1:] for reference in page.references} <= set(page.ids)
-    assert "http" not in text and "<script" not in text and "@import" not in text
-    assert text.count("<svg") == 5
+    inside = {reference[1:] for reference in page.references if reference.startswith("#")}
+    assert inside <= set(page.ids)
+    # What is loaded is all here; what is linked to lies beside the page.
+    outside = {reference for reference in page.references if not reference.startswith("#")}
+    assert outside and all((whole.page.parent / reference).is_file() for reference in outside)
+    assert "http" not in text and "@import" not in text and " src=" not in text
+    assert text.count("<svg") == 6
     assert page.headings[:3] == ["Gates", "Verdicts", "Figures"]
+
+
+def test_the_page_can_be_read_by_ear_and_without_a_mouse(whole):
+    page = Page(whole.page.read_text(encoding="utf-8"))
+    names = [tag for tag, _ in page.tags]
+    assert [names.count(tag) for tag in ("h1", "header", "main", "footer", "nav")] == [1] * 5
+    assert {tag for tag in names if re.fullmatch(r"h[1-6]", tag)} == {"h1", "h2"}
+    assert names.index("h1") < names.index("h2")
+    assert names.count("section") == names.count("h2") == len(page.headings)
+    tables = names.count("table")
+    assert names.count("caption") == tables > 8
+    assert all(attrs.get("scope") in ("col", "row") for tag, attrs in page.tags if tag == "th")
+    scrolled = [attrs for _, attrs in page.tags if attrs.get("class") == "scroll"]
+    assert len(scrolled) == tables
+    assert all(attrs["tabindex"] == "0" and attrs["role"] == "region" and attrs["aria-label"] for attrs in scrolled)
+    assert all(attrs["role"] == "img" and attrs["aria-label"] for tag, attrs in page.tags if tag == "svg")
+    labelled = {attrs["for"] for tag, attrs in page.tags if tag == "label"}
+    controls = {attrs["id"] for tag, attrs in page.tags if tag in ("input", "select", "button")}
+    assert controls == labelled and len(controls) == 9
+    assert [attrs["aria-live"] for _, attrs in page.tags if "aria-live" in attrs] == ["polite"]
+
+
+def luminance(colour):
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one, other):
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_words_and_controls_stand_out_in_light_and_in_dark(whole):
+    text = whole.page.read_text(encoding="utf-8")
+    light, dark = [
+        dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", block)) for block in re.findall(r":root \{[^}]*\}", text)
+    ]
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    for theme in (light, light | dark):
+        for ground in ("paper", "card"):
+            # WCAG 2.2, level AA: 4.5 for words, 3 for the edges of controls and for bars.
+            ratios = {ink: contrast(theme[ink], theme[ground]) for ink in ("ink", "soft", "good", "bad", "accent")}
+            assert min(ratios.values()) >= 4.5, (ground, ratios)
+        assert contrast(theme["accent"], theme["line"]) >= 3
+
+
+def test_every_number_leads_to_its_record(tmp_path):
+    record = next(r for r in values.records() if r.kind == "rung")
+    keyed = [score.model_copy(update={"key": f"k{i}"}) for i, score in enumerate(values.scores())]
+    for path in (f"runs/{record.run_id}/record.json", f"runs/{record.run_id}/scores/k0.json", "plan.json", "fits.csv"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("")
+    assert keyed[0].run_id == record.run_id
+    page = Page(make(tmp_path, scores=keyed).page.read_text(encoding="utf-8"))
+    found = {reference for reference in page.references if not reference.startswith("#")}
+    assert {f"runs/{record.run_id}/record.json", f"runs/{record.run_id}/scores/k0.json", "plan.json", "fits.csv",
+            "scores.csv", "figures/cost_per_arm.csv"} <= found  # fmt: skip
+    assert all((tmp_path / reference).is_file() for reference in found)
 
 
 def test_the_page_says_what_the_report_says(whole):
