@@ -64,15 +64,16 @@ caption { text-align: left; font-size: .95rem; font-weight: 600; }
 caption span { position: sticky; left: 0; display: inline-block; max-width: calc(100vw - 2rem);
   padding: 1.2rem 0 .4rem; }
 th, td { padding: .2rem .6rem .2rem 0; text-align: right; white-space: nowrap; font-weight: 400; }
+tbody > tr > * { vertical-align: top; }
 thead th { vertical-align: bottom; font-weight: 600; line-height: 1.25; border-bottom: 1px solid var(--ink); }
 th small { display: block; font-weight: 400; color: var(--soft); }
 td.left, th.left { text-align: left; }
-td.wrap { white-space: normal; min-width: 20rem; }
+td.wrap { white-space: normal; min-width: 14rem; }
 tr.block > * { border-top: 1px solid var(--line); }
 td.na { color: var(--soft); }
 .note, .records { font-size: .84rem; }
 figure { margin: 0; break-inside: avoid; min-width: 0; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1.6rem 1.5rem;
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); gap: 1.6rem 1.5rem;
   align-items: start; }
 .drawing { background: #ffffff; border: 1px solid var(--line); border-radius: .4rem; padding: .6rem; }
 .drawing svg { display: block; width: 100%; height: auto; }
@@ -251,7 +252,7 @@ def _classes(cell: str, left: bool) -> str:
     names = ["left"] if left else []
     if cell == "n/a":
         names.append("na")
-    if len(cell) > 60:
+    if len(cell) > 40:
         names.append("wrap")
     return " ".join(names)
 

@@ -256,7 +256,7 @@ def test_a_subset_is_named_in_every_table_that_shows_it(tmp_path):
     verdict = compare(scores_frame(given), a="minilm", b="no_kd", task="qnli", curves=False)
     average = compare(scores_frame(given), a="minilm", b="no_kd", task="score", curves=False)
     notes = verdict_sheet([verdict, average]).notes
-    assert "qnli: a subset, 2,490 of 104,743 train, 277 of 5,463 validation" in notes
+    assert "subsets: qnli 2,490 of 104,743 train, 277 of 5,463 validation" in notes
     assert any(note.startswith("mean score: qnli matthews (2,490 of 104,743 train") for note in notes)
 
 

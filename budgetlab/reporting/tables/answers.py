@@ -57,7 +57,9 @@ def _conventions(verdicts: Sequence[Verdict]) -> tuple[str, ...]:
 def _definitions(verdicts: Sequence[Verdict]) -> tuple[str, ...]:
     """What averages are of, and which tasks are subsets."""
     notes = dict.fromkeys(note for verdict in verdicts for note in verdict.notes)
-    return tuple(note for note in notes if note.startswith("mean score: ") or ": a subset, " in note)
+    averages = [note for note in notes if note.startswith("mean score: ")]
+    subsets = [note.replace(": a subset, ", " ") for note in notes if ": a subset, " in note]
+    return (*averages, *([f"subsets: {'; '.join(subsets)}"] if subsets else []))
 
 
 def fit_sheet(fits: Sequence[CurveFit]) -> Sheet:
