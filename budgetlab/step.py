@@ -202,7 +202,7 @@ class TrainingStep:
         """Phase 5: clip, step, and clear the gradients; returns the gradient norm before clipping."""
         if self.optimizer is None:
             raise BudgetlabError(
-                f"arm {self.arm}", "a network on the meta device cannot be trained", "build it on a device"
+                f"arm {self.arm}", "networks on the meta device cannot be trained", "build them on one"
             )
         limit = self.recipe.clip_norm or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(list(self.trained.values()), limit)
