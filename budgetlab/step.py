@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -221,7 +220,7 @@ class TrainingStep:
         return {name: term.detach() for name, term in terms.items()}
 
     def _terms(self, batch: Batch, done: OnPhase, *, alone: bool = False) -> dict[str, Tensor]:
-        batch = _unmasked(batch) if self.strategy.reads_unmasked else batch
+        batch = batch.unmasked() if self.strategy.reads_unmasked else batch
         teacher = self.teacher_forward(batch, alone=alone)
         done("teacher_forward")
         student = self.student_forward(batch, alone=alone)
@@ -344,12 +343,6 @@ class _Student(nn.Module):
 
     def forward(self, *inputs: object) -> Signals:
         return self.student(*inputs)
-
-
-def _unmasked(batch: Batch) -> Batch:
-    """The same samples with the words themselves at the masked positions."""
-    ids = batch.input_ids.flatten().index_copy(0, batch.target_positions, batch.target_ids)
-    return replace(batch, input_ids=ids.view_as(batch.input_ids))
 
 
 def build_step(

@@ -7,7 +7,7 @@ queries, keys, values and scores l belong to block l = 1..L.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -64,6 +64,11 @@ class Batch:
     target_ids: Tensor
     attention_mask: Tensor | None = None
     largest: tuple[Tensor, Tensor] | None = None
+
+    def unmasked(self) -> Batch:
+        """Return the same samples with the words themselves at the masked positions."""
+        ids = self.input_ids.flatten().index_copy(0, self.target_positions, self.target_ids)
+        return replace(self, input_ids=ids.view_as(self.input_ids))
 
 
 @dataclass
