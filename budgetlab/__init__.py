@@ -48,7 +48,18 @@ if TYPE_CHECKING:
     from budgetlab.planner import plan, power, sensitivity, what_if
     from budgetlab.profiler import profile
     from budgetlab.reporting import report
-    from budgetlab.reporting.figures import cost_figure, isoflop_figure, loss_figure, plan_figure, score_figure
+    from budgetlab.reporting.figures import (
+        cost_figure,
+        decomposition_figure,
+        frontier_figure,
+        isoflop_figure,
+        loss_figure,
+        map_figure,
+        plan_figure,
+        score_figure,
+        spent_figure,
+        verdict_figure,
+    )
     from budgetlab.runner import run
     from budgetlab.store import Store, fits_frame, scores_frame
     from budgetlab.studies import Study, audit, load_study
@@ -75,16 +86,19 @@ _HOMES = {
     "compare_arms": "fitting",
     "cost_figure": "reporting.figures",
     "decide": "decisions",
+    "decomposition_figure": "reporting.figures",
     "evaluate": "evaluation",
     "fit": "fitting",
     "fit_arms": "fitting",
     "fits_frame": "store",
     "frontier": "fitting",
+    "frontier_figure": "reporting.figures",
     "isoflop": "fitting",
     "isoflop_figure": "reporting.figures",
     "load_study": "studies",
     "load_task": "evaluation",
     "loss_figure": "reporting.figures",
+    "map_figure": "reporting.figures",
     "mcnemar": "evaluation",
     "next_budgets": "decisions",
     "next_points": "decisions",
@@ -107,7 +121,9 @@ _HOMES = {
     "score_figure": "reporting.figures",
     "scores_frame": "store",
     "sensitivity": "planner",
+    "spent_figure": "reporting.figures",
     "two_step": "fitting",
+    "verdict_figure": "reporting.figures",
     "verdict_map": "decisions",
     "what_if": "planner",
 }
@@ -134,16 +150,19 @@ __all__ = [
     "compare_arms",
     "cost_figure",
     "decide",
+    "decomposition_figure",
     "evaluate",
     "fit",
     "fit_arms",
     "fits_frame",
     "frontier",
+    "frontier_figure",
     "isoflop",
     "isoflop_figure",
     "load_study",
     "load_task",
     "loss_figure",
+    "map_figure",
     "mcnemar",
     "next_budgets",
     "next_points",
@@ -166,7 +185,9 @@ __all__ = [
     "score_figure",
     "scores_frame",
     "sensitivity",
+    "spent_figure",
     "two_step",
+    "verdict_figure",
     "verdict_map",
     "what_if",
 ]
