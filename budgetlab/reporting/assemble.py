@@ -159,9 +159,9 @@ def report(
         below=sentence.startswith(BELOW_THRESHOLD) or not verdicts,
         sections=with_records([
             Section("Gates", gates_html(gates)),
-            Section("Verdicts", _verdicts(verdicts) + figure_html(answers)),
-            *decision_sections(decided, charted),
             Section("Outcomes", figure_html(outcomes)),
+            Section("Verdicts", _verdicts(verdicts, figure_html(answers))),
+            *decision_sections(decided, charted),
             Section("All budgets", sheet_html(full_sheet(frame, note=note)) if started else ""),
             Section("Scores", sheet_html(spread, titled=True) if spread.rows else ""),
             Section("The average and its tasks", sheet_html(averages) if averages.rows else ""),
@@ -191,11 +191,12 @@ def report(
     )
 
 
-def _verdicts(verdicts: Sequence[Verdict]) -> str:
+def _verdicts(verdicts: Sequence[Verdict], drawn: str) -> str:
     if not verdicts:
         return ""
     primary = [f"{verdict.sentence} {' '.join(verdict.notes)}".strip() for verdict in verdicts if verdict.primary]
-    return list_html(primary if len(primary) <= MANY else []) + sheet_html(verdict_sheet(verdicts))
+    told = list_html(primary if len(primary) <= MANY else [])
+    return told + drawn + sheet_html(verdict_sheet(verdicts))
 
 
 def _gates(plan: Plan, table: pd.DataFrame) -> tuple[Gate, ...]:

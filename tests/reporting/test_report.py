@@ -90,7 +90,7 @@ def test_the_page_is_self_contained_and_well_formed(whole):
     assert outside and all((whole.page.parent / reference).is_file() for reference in outside)
     assert "http" not in text and "@import" not in text and " src=" not in text
     assert text.count("<svg") == 9
-    assert page.headings[:3] == ["Gates", "Verdicts", "Outcomes"]
+    assert page.headings[:3] == ["Gates", "Outcomes", "Verdicts"]
 
 
 def test_the_page_can_be_read_by_ear_and_without_a_mouse(whole):
