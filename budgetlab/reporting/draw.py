@@ -72,13 +72,14 @@ def score_figures(
     cells = summarise(runs, level)
     drawn: list[FigureFiles] = []
     points = points_table(runs, cells, arms, fits=fits, mid_decay=mid_decay(table))
-    note = "; ".join([*definitions, spread_note(points, cells, level), where]) + "."
+    spread = f"{spread_note(points, cells, level)}; {where}."
+    note = "; ".join([*definitions, spread])
     for x in _known(points):
         told = f"Score against {AXES[x][0]}; {note}"
         drawn.append(render(f"score_vs_{_NAMES[x]}", lambda t, x=x: draw_scores(t, x), points, folder, told))
     cola = points[points["task"] == "cola"]
     if "tokens" in _known(cola):
-        drawn.append(render("cola_vs_tokens", draw_scores, cola, folder, f"CoLA against {AXES['tokens'][0]}; {note}"))
+        drawn.append(render("cola_vs_tokens", draw_scores, cola, folder, f"CoLA against {AXES['tokens'][0]}; {spread}"))
     losses = points_table(runs, cells, arms, ["readout_loss"], fits=fits, mid_decay=mid_decay(table))
     note = f"{spread_note(losses, cells, level)}; {where}."
     for x in _LOSS_AXES:

@@ -218,7 +218,12 @@ def log_ticks(axis: Axis, low: float, high: float, *, scale: float, most: int) -
             break
         chosen = ticks or chosen
     every = math.ceil(len(chosen) / most) if chosen else 1
-    axis.set_major_locator(FixedLocator(chosen[::every]))
+    apart = 0.62 * math.log(high / low) / most
+    kept: list[float] = []
+    for tick in chosen[::every]:
+        if not kept or math.log(tick / kept[-1]) > apart:
+            kept.append(tick)
+    axis.set_major_locator(FixedLocator(kept))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / scale:.4g}"))
 
