@@ -147,14 +147,15 @@ def verdicts_frame(verdicts: Iterable[Verdict]) -> pd.DataFrame:
         `a` and `b`, the outcome `y`, `budget_amount`, `budget_unit`; `difference` (A minus B, positive when A is
         better) with `low` and `high` in `unit`, `verdict`, `primary`, `p_value`, `p_value_adjusted`,
         `minimum_detectable_difference`, `margin`, `num_pairs`. Of the fitted curves, where there are any:
-        `compute_multiplier` (what A would need, times this, B does need), `gain_per_token`, `effect_of_tokens`, each
-        with `_low` and `_high`, and `crossover_amount`.
+        `compute_multiplier` (what A would need, times this, B does need), `crossover_amount`, `gain_per_token`,
+        `effect_of_tokens`, each with `_low` and `_high`.
     """
     rows = []
     for verdict in verdicts:
         parts = verdict.decomposition or {}
         curves: dict[str, dict[str, Any]] = {
             "compute_multiplier": verdict.compute_multiplier or {},
+            "crossover_amount": verdict.crossover or {},
             "gain_per_token": parts.get("gain_per_token") or {},
             "effect_of_tokens": parts.get("effect_of_tokens") or {},
         }
@@ -167,7 +168,6 @@ def verdicts_frame(verdicts: Iterable[Verdict]) -> pd.DataFrame:
             )},
             **{key: value for name, found in curves.items()
                for key, value in {name: found.get("value"), **_ends(name, found.get("interval"))}.items()},
-            "crossover_amount": (verdict.crossover or {}).get("value"),
         })  # fmt: skip
     return pd.DataFrame(rows)
 

@@ -324,6 +324,8 @@ def _sentence(
     size = f"{abs(found.difference):.{digits}f} {unit}"
     signed = f"{found.difference:+.{digits}f} {unit}"
     ends = found.interval(level)
+    if ends is not None and word == "b_better":  # the size and its interval are of the better arm
+        ends = (-ends[1], -ends[0])
     if ends is None:
         return (
             f"{where}, these checkpoints differ on {what} by {signed} ({q.a} minus {q.b}, positive when {q.a} is "

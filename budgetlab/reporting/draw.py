@@ -172,7 +172,7 @@ def answer_figures(
             f"with its interval; {where}."
         )
         drawn.append(render("verdict_vs_budget", lambda t: draw_verdicts(t, arms), table, folder, told))
-    several = verdict_table(by_text, str(table["outcome"].iloc[0])) if len(table) else table
+    several = verdict_table(by_text, str(table["y"].iloc[0])) if len(table) else table
     if several["study"].nunique() > 1:
         told = f"The same contrasts by how much text there is to read; bars: {level} intervals; {where}."
         drawn.append(render("verdict_by_text", lambda t: draw_verdicts(t, arms), several, folder, told))

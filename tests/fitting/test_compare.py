@@ -64,6 +64,9 @@ def test_four_verdicts(difference, noise, word, says):
     assert found.num_pairs == 5
     low, high = found.interval
     assert low < found.difference < high
+    # The size is of the arm that is named better, and its interval too.
+    told = (-high, -low) if word == "b_better" else (low, high)
+    assert f"95 % interval {told[0]:+.2f} to {told[1]:+.2f}" in found.sentence
     assert found.at.amount == 1e14
 
 

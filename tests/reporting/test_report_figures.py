@@ -321,7 +321,7 @@ def test_verdicts_are_drawn_as_tabled():
     assert [axes.get_ylabel().split("\n")[0] for axes in figure.axes] == ["read-out loss", "compute multiplier"]
     for _, rows in table.groupby("arm"):
         assert any(np.array_equal(y, rows["difference"]) for _, y in drawn_lines(figure))
-        assert any(np.array_equal(y, rows["multiplier"]) for _, y in drawn_lines(figure))
+        assert any(np.array_equal(y, rows["compute_multiplier"]) for _, y in drawn_lines(figure))
     assert any(np.array_equal(x, [1.5e12]) and np.array_equal(y, [0.0]) for x, y in drawn_lines(figure))
     beside = draw_verdicts(verdict_table({"all of the text": verdicts, "1M unique tokens": verdicts[:3]}))
     assert [axes.get_title(loc="left") for axes in beside.axes[:2]] == ["1M unique tokens", "all of the text"]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from budgetlab.frames import records_frame
 from budgetlab.reporting.figures.style import (
     COLUMN_INCHES,
     arm_styles,
@@ -86,20 +87,20 @@ def spent_table(plan: Plan, records: Iterable[RunRecord]) -> pd.DataFrame:
     `quantity` is "required_flops" or "device_seconds"; the ratio is missing where nothing was planned, such as
     seconds without a measured profile.
     """
-    order = {arm: i for i, arm in enumerate(plan.arms)}
-    rows = []
-    for record in records:
-        schedule = record.schedule
-        if record.kind != "rung" or record.status != "complete" or schedule is None or record.arm not in order:
-            continue
-        for quantity in _SPENT:
-            planned, spent = getattr(schedule, quantity), getattr(record, quantity)
-            ratio = spent / planned if planned else None
-            rows.append({"quantity": quantity, "arm": record.arm, "rung": schedule.rung, "run_seed": record.run_seed,
-                         "planned": planned, "spent": spent, "ratio": ratio})  # fmt: skip
-    rows.sort(key=lambda row: (list(_SPENT).index(row["quantity"]), order[row["arm"]], row["rung"], row["run_seed"]))
     columns = ["quantity", "arm", "rung", "run_seed", "planned", "spent", "ratio"]
-    return pd.DataFrame(rows, columns=columns).astype({"planned": float, "spent": float, "ratio": float})
+    order = list(plan.arms)
+    runs = [r for r in records if r.kind == "rung" and r.status == "complete" and r.schedule and r.arm in order]
+    if not runs:
+        return pd.DataFrame(columns=columns)
+    known = records_frame(runs)
+    known = known.sort_values(["arm", "rung", "run_seed"], key=lambda c: c.map(order.index) if c.name == "arm" else c)
+    parts = [
+        known.assign(quantity=name, planned=known[f"planned_{name}"].astype(float), spent=known[name].astype(float))
+        for name in _SPENT
+    ]
+    table = pd.concat(parts, ignore_index=True)
+    planned = table["planned"].where(table["planned"] > 0)
+    return table.assign(planned=planned, ratio=table["spent"] / planned)[columns]
 
 
 def draw_spent(table: pd.DataFrame) -> Figure:

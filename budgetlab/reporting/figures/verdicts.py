@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
+from budgetlab.frames import verdicts_frame
 from budgetlab.reporting.figures.style import (
     COLUMN_INCHES,
     ArmStyle,
@@ -52,42 +53,29 @@ def verdict_table(verdicts: Sequence[Verdict] | Mapping[str, Sequence[Verdict]],
     Returns
     -------
     DataFrame
-        A row a study, contrast and budget: `difference` with `low` and `high` (missing where it has none), `margin`,
-        `multiplier` with its ends, `crossover` with its ends, the `verdict`. Contrasts whose second arm is the
-        reference of a primary one; all, where none is primary.
+        `study`, `arm`, `reference`, and the columns of `verdicts_frame`, a row a study, contrast and budget. Contrasts
+        whose second arm is the reference of a primary one; all, where none is primary.
     """
-    panels = verdicts if isinstance(verdicts, Mapping) else {"": verdicts}
-    rows = []
-    for study, found in panels.items():
-        primary = [verdict for verdict in found if verdict.primary]
-        outcome = y or (primary or [*found])[0].y if found else y
-        references = {verdict.contrast[1] for verdict in primary} or {verdict.contrast[1] for verdict in found}
-        for verdict in found:
-            if verdict.y != outcome or verdict.contrast[1] not in references or verdict.difference is None:
-                continue
-            low, high = verdict.interval or (math.nan, math.nan)
-            rows.append({
-                "study": study, "outcome": verdict.y, "unit": verdict.unit, "arm": verdict.contrast[0],
-                "reference": verdict.contrast[1], "budget_amount": verdict.at.amount, "budget_unit": verdict.at.unit,
-                "difference": verdict.difference, "low": low, "high": high, "margin": verdict.margin,
-                **_ends("multiplier", verdict.compute_multiplier), **_ends("crossover", verdict.crossover),
-                "verdict": verdict.verdict, "num_pairs": verdict.num_pairs,
-            })  # fmt: skip
-    columns = ["study", "outcome", "unit", "arm", "reference", "budget_amount", "budget_unit", "difference", "low",
-               "high", "margin", *(f"{name}{end}" for name in ("multiplier", "crossover") for end in _ENDS),
-               "verdict", "num_pairs"]  # fmt: skip
-    table = pd.DataFrame(rows, columns=columns)
+    frames = [pd.DataFrame(columns=["study", *_COLUMNS])]
+    for study, found in (verdicts if isinstance(verdicts, Mapping) else {"": verdicts}).items():
+        if not found:
+            continue
+        rows = verdicts_frame(found)
+        primary = rows[rows["primary"]]
+        first = rows if primary.empty else primary
+        chosen = rows["y"].eq(y or first["y"].iloc[0]) & rows["b"].isin(first["b"]) & rows["difference"].notna()
+        named = rows[chosen].rename(columns={"a": "arm", "b": "reference"})
+        frames.append(named.assign(study=study)[["study", *_COLUMNS]])
+    table = pd.concat(frames if len(frames) == 1 else frames[1:], ignore_index=True).astype(
+        dict.fromkeys(_NUMBERS, float)
+    )
     return table.sort_values(["study", "arm", "reference", "budget_amount"], kind="stable", ignore_index=True)
 
 
 _ENDS = ("", "_low", "_high")
-
-
-def _ends(name: str, found: Mapping[str, Any] | None) -> dict[str, float]:
-    known = found or {}
-    low, high = known.get("interval") or (None, None)
-    ends = (known.get("value"), low, high)
-    return {f"{name}{end}": math.nan if v is None else float(v) for end, v in zip(_ENDS, ends, strict=True)}
+_NUMBERS = ["budget_amount", "difference", "low", "high", "margin",
+            *(f"{name}{end}" for name in ("compute_multiplier", "crossover_amount") for end in _ENDS)]  # fmt: skip
+_COLUMNS = ["arm", "reference", "y", "unit", "budget_unit", "verdict", "num_pairs", *_NUMBERS]
 
 
 def draw_verdicts(table: pd.DataFrame, order: Sequence[str] = ()) -> Figure:
@@ -100,7 +88,7 @@ def draw_verdicts(table: pd.DataFrame, order: Sequence[str] = ()) -> Figure:
 
     studies = list(pd.unique(table["study"]))
     styles = _styles(table, order)
-    several = table["multiplier"].notna().any()
+    several = table["compute_multiplier"].notna().any()
     lines = 2 if several else 1
     width = COLUMN_INCHES if len(studies) == 1 else 2 * COLUMN_INCHES + 0.3
     handles = arm_handles(styles)
@@ -112,7 +100,7 @@ def draw_verdicts(table: pd.DataFrame, order: Sequence[str] = ()) -> Figure:
                     layout="constrained")  # fmt: skip
     panels = figure.subplots(lines, len(studies), squeeze=False, sharex="col", sharey="row")
     reference = ", ".join(dict.fromkeys(table["reference"]))
-    outcome = str(table["outcome"].iloc[0])
+    outcome = str(table["y"].iloc[0])
     for column, study in enumerate(studies):
         rows = table[table["study"] == study]
         above = panels[0, column]
@@ -181,14 +169,21 @@ def _differences(axes: Axes, rows: pd.DataFrame, styles: Mapping[str, ArmStyle])
         own = rows[names == name]
         at = own["budget_amount"] * aside.get(name, 1.0)
         _series(axes, at, own, ("difference", "low", "high"), style)
-        crossed = own.dropna(subset="crossover").head(1)
+        crossed = own.dropna(subset="crossover_amount").head(1)
         for row in crossed.to_dict("records"):
             axes.plot(
-                row["crossover"], 0.0, marker="|", markersize=8, markeredgewidth=1.2, color=style.colour, zorder=4
+                row["crossover_amount"],
+                0.0,
+                marker="|",
+                markersize=8,
+                markeredgewidth=1.2,
+                color=style.colour,
+                zorder=4,
             )
-            if math.isfinite(row["crossover_low"]):
-                axes.plot([row["crossover_low"], row["crossover_high"]], [0.0, 0.0], color=style.colour, linewidth=2.2,
-                          alpha=0.5, solid_capstyle="butt", zorder=3.5)  # fmt: skip
+            if math.isfinite(row["crossover_amount_low"]):
+                ends = [row["crossover_amount_low"], row["crossover_amount_high"]]
+                axes.plot(ends, [0.0, 0.0], color=style.colour, linewidth=2.2, alpha=0.5, solid_capstyle="butt",
+                          zorder=3.5)  # fmt: skip
 
 
 def _multipliers(axes: Axes, rows: pd.DataFrame, styles: Mapping[str, ArmStyle]) -> None:
@@ -199,10 +194,10 @@ def _multipliers(axes: Axes, rows: pd.DataFrame, styles: Mapping[str, ArmStyle])
     axes.set_yscale("log")
     names, aside = np.array(_contrasts(rows)), _aside(rows, styles)
     for name, style in styles.items():
-        own = rows[(names == name) & rows["multiplier"].notna()]
+        own = rows[(names == name) & rows["compute_multiplier"].notna()]
         at = own["budget_amount"] * aside.get(name, 1.0)
-        _series(axes, at, own, tuple(f"multiplier{end}" for end in _ENDS), style)
-    values = rows[[f"multiplier{end}" for end in _ENDS]].to_numpy(dtype=float).ravel()
+        _series(axes, at, own, tuple(f"compute_multiplier{end}" for end in _ENDS), style)
+    values = rows[[f"compute_multiplier{end}" for end in _ENDS]].to_numpy(dtype=float).ravel()
     known = [*values[np.isfinite(values)], 1.0]
     if len(known) > 1:
         limits = room([float(value) for value in known], log=True)
@@ -230,8 +225,8 @@ def decomposition_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        A row a contrast and part ("difference", "gain_per_token", "effect_of_tokens"): `value`, `low`, `high`,
-        `tokens_a`, `tokens_b`, `method`.
+        A row a contrast and part ("difference", "gain_per_token", "effect_of_tokens"): `arm`, `reference`, `y`,
+        `unit`, `budget_amount`, `budget_unit`, `value`, `low`, `high`, `tokens_a`, `tokens_b`, `method`.
     """
     rows = []
     for verdict in verdicts:
@@ -239,14 +234,15 @@ def decomposition_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
         if not verdict.primary or parts.get("method") is None:
             continue
         for part in _PARTS:
+            # The difference of the curves, which is what the parts add up to.
             low, high = parts[part]["interval"] or (math.nan, math.nan)
             rows.append({
-                "arm": verdict.contrast[0], "reference": verdict.contrast[1], "outcome": verdict.y,
-                "unit": verdict.unit, "budget_amount": verdict.at.amount, "budget_unit": verdict.at.unit,
-                "part": part, "value": parts[part]["value"], "low": low, "high": high,
-                "tokens_a": parts["tokens_a"], "tokens_b": parts["tokens_b"], "method": parts["method"],
+                "arm": verdict.contrast[0], "reference": verdict.contrast[1], "y": verdict.y, "unit": verdict.unit,
+                "budget_amount": verdict.at.amount, "budget_unit": verdict.at.unit, "part": part,
+                "value": parts[part]["value"], "low": low, "high": high,
+                **{name: parts[name] for name in ("tokens_a", "tokens_b", "method")},
             })  # fmt: skip
-    columns = ["arm", "reference", "outcome", "unit", "budget_amount", "budget_unit", "part", "value", "low", "high",
+    columns = ["arm", "reference", "y", "unit", "budget_amount", "budget_unit", "part", "value", "low", "high",
                "tokens_a", "tokens_b", "method"]  # fmt: skip
     return pd.DataFrame(rows, columns=columns)
 
@@ -281,7 +277,7 @@ def draw_decomposition(table: pd.DataFrame) -> Figure:
     axes.margins(x=0.14)
     unit = "nats per target token" if table["unit"].iloc[0] == "nats" else "points"
     reference = ", ".join(dict.fromkeys(table["reference"]))
-    outcome = str(table["outcome"].iloc[0])
+    outcome = str(table["y"].iloc[0])
     axes.set_xlabel(f"{OUTCOMES.get(outcome, outcome).removeprefix('the ')}: better than {reference} by ({unit})")
     handles = [Patch(color=fills[part], label=label) for part, label in _PARTS.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=1, handlelength=1.2)
