@@ -53,10 +53,13 @@ spent["FLOPs spent / planned"] = spent["required_flops"] / spent["planned_requir
 spent["seconds spent / planned"] = spent["device_seconds"] / spent["planned_device_seconds"]
 spent.groupby(["arm", "rung"], sort=False)[["FLOPs spent / planned", "seconds spent / planned"]].agg(["min", "max"])
 
+# %%
+budgetlab.spent_figure(plan, records)
+
 # %% [markdown]
 # ## Scores against tokens
 #
-# A panel a task: small open markers are single runs, filled ones their means, with 95 % intervals whose variance is
+# A panel a task: faint open markers are single runs, filled ones their means, bands 95 % intervals whose variance is
 # pooled over the arms at a budget. What of a task was used stands above its panel. These are validation sets, one
 # fine-tuning seed and one recipe for all arms: not leaderboard numbers.
 
@@ -99,6 +102,27 @@ budgetlab.loss_figure(scores, fits, arms=arms)
 for verdict in verdicts:
     if verdict.primary:
         print(verdict.sentence, "\n")
+
+# %% [markdown]
+# Over the budget, from the same runs: above, by how much each arm is better than `no_kd`; below, how many times its own
+# compute `no_kd` would need for the same loss, where both curves reach it.
+
+# %%
+budgetlab.verdict_figure(verdicts, arms=arms)
+
+# %% [markdown]
+# ## With little text
+#
+# `results/wikipedia_small_limited` is the largest budget again, on a small part of the text, read over and over. The
+# same contrasts, side by side:
+
+# %%
+limited = budgetlab.Store(results, "wikipedia_small_limited")
+by_text = {
+    "all of the text": verdicts,
+    f"{limited.read_plan().corpus.unique_tokens:,} unique tokens": limited.read_fits()[1],
+}
+budgetlab.verdict_figure(by_text, arms=arms)
 
 # %% [markdown]
 # ## The other yardstick: GLUE, task by task

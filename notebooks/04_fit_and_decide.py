@@ -73,6 +73,9 @@ primary = answers[answers["primary"]]
 primary[["a", "b", "difference", "low", "high", "unit", "verdict", "minimum_detectable_difference"]]
 
 # %%
+budgetlab.verdict_figure(verdicts, arms=list(plan.arms))
+
+# %%
 answers.groupby(["y", "verdict"], sort=False).size().unstack(fill_value=0)
 
 # %% [markdown]
@@ -95,6 +98,9 @@ primary[["a", "b", *multiplier]]
 parts = [f"{name}{end}" for name in ("gain_per_token", "effect_of_tokens") for end in ("", "_low", "_high")]
 primary.set_index(["a", "b"])[parts].T
 
+# %%
+budgetlab.decomposition_figure(verdicts)
+
 # %% [markdown]
 # ## What the answer rests on
 #
@@ -115,18 +121,21 @@ rests_on[["name", "outcome", "effect", "missing"]]
 # %%
 evidence = budgetlab.Evidence(plan.study, plan, scores)
 charted = budgetlab.verdict_map(evidence, study.fit, fits=fits)
+budgetlab.map_figure(charted)
+
+# %%
 charted.groupby(["arm", "answer", "basis"]).agg(cells=("reason", "size"), such_as=("reason", "first"))
 
 # %%
 print(*charted.attrs["notes"], sep="\n")
 
 # %% [markdown]
-# What was measured, in all-in compute. An arm and budget is on the frontier where nothing cheaper is as good; here for
-# a teacher that is made for one student alone:
+# What was measured, in all-in compute, by how many students share the teacher. An arm and budget is on the frontier
+# (filled) where nothing that costs no more is better:
 
 # %%
 frontier = budgetlab.all_in_frontier(evidence, study.fit)
-frontier.query("on_frontier and students_per_teacher == 1").sort_values("all_in_flops")
+budgetlab.frontier_figure(frontier, arms=list(plan.arms))
 
 # %% [markdown]
 # ## The next run

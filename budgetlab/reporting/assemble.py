@@ -151,7 +151,8 @@ def report(
     costs = cost_figures(plan, profile, records, drawings, sensitivity=sensitivity, where=where)
     charted = write_decisions(decided, folder)
     started = any(record.status == "complete" for record in records) or len(table) > 0
-    written = write_whole(folder / "scores.csv", table.to_csv(index=False))
+    tidy = scores if isinstance(scores, pd.DataFrame) else table
+    written = write_whole(folder / "scores.csv", tidy.to_csv(index=False))
     page = page_html(
         study,
         _subtitle(plan),

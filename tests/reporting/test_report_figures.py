@@ -397,7 +397,7 @@ def overlaps(figure):
 
 def many(count):
     """A study of many arms: the synthetic one, over and over, a little apart."""
-    arms = [f"arm_{i:02d}" for i in range(count)]
+    arms = [f"distilled_{i:02d}_sqrt" for i in range(count)]
     scores = scores_frame(values.scores())
     runs = scores[scores["subject"] == "run"]
     parts = [scores[scores["subject"] != "run"]]

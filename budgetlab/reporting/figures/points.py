@@ -27,6 +27,8 @@ _COLUMNS = ["task", "metric", "unit", "subset", "layer", "arm", "rung", "run_see
             "value", "low", "high", "spread", "num_runs"]  # fmt: skip
 _FEW = 3
 """With fewer runs than these an arm's band is the range of its runs."""
+_LONG_NOTE = 400
+"""A note on a figure longer than this leaves what it says to the table of fits."""
 _ALIKE = 1.05
 """Amounts of an arm convert into one another where their ratio varies by less than this over its budgets."""
 
@@ -169,7 +171,12 @@ def fit_note(fits: Sequence[CurveFit], task: str, table: pd.DataFrame, x: Axis) 
         whose = "" if len(arms) == len(own) else f" ({', '.join(arms)})"
         reach = "dashed and shaded outside the fitted range" if use == "everything" else "inside the fitted range"
         parts.append(f"Points{whose}: {clause}." if use == "nothing" else f"Lines{whose}: {law}, {reach}. {clause}.")
-    return " ".join(parts)
+    told = " ".join(parts)
+    if len(told) <= _LONG_NOTE:
+        return told
+    lines = [part for part in parts if part.startswith("Lines")]
+    none = len(own) - sum(len(arms) for (use, _, _), arms in reasons.items() if use != "nothing")
+    return " ".join([*lines, f"No curve for {none} of {len(own)} arms: the statuses of their fits say why."])
 
 
 def spread_note(table: pd.DataFrame, cells: pd.DataFrame, level: float) -> str:

@@ -258,6 +258,7 @@ def draw_decomposition(table: pd.DataFrame) -> Figure:
     axes = figure.subplots()
     grid(axes, "x")
     of_row = np.array(_contrasts(table))
+    digits = 2 if table["value"].abs().max() >= 0.2 else 3
     for y, name in enumerate(names):
         for i, part in enumerate(_PARTS):
             row = table[(of_row == name) & (table["part"] == part)].iloc[0]
@@ -267,7 +268,7 @@ def draw_decomposition(table: pd.DataFrame) -> Figure:
                 axes.plot([row["low"], row["high"]], [at, at], color="black", linewidth=0.9, zorder=3)
             right = row["value"] >= 0
             end = max(row["value"], row["high"]) if right else min(row["value"], row["low"])
-            axes.annotate(f"{row['value']:+.2f}", (end if math.isfinite(end) else row["value"], at),
+            axes.annotate(f"{row['value'] + 0.0:+.{digits}f}", (end if math.isfinite(end) else row["value"], at),
                           (3 if right else -3, 0), textcoords="offset points", va="center",
                           ha="left" if right else "right", fontsize=5.5)  # fmt: skip
     axes.axvline(0.0, color="#444444", linewidth=0.6, zorder=4)
@@ -278,7 +279,8 @@ def draw_decomposition(table: pd.DataFrame) -> Figure:
     unit = "nats per target token" if table["unit"].iloc[0] == "nats" else "points"
     reference = ", ".join(dict.fromkeys(table["reference"]))
     outcome = str(table["y"].iloc[0])
-    axes.set_xlabel(f"{OUTCOMES.get(outcome, outcome).removeprefix('the ')}: better than {reference} by ({unit})")
+    axes.locator_params(axis="x", nbins=5)
+    axes.set_xlabel(f"{OUTCOMES.get(outcome, outcome).removeprefix('the ')}: better than\n{reference} by ({unit})")
     handles = [Patch(color=fills[part], label=label) for part, label in _PARTS.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=1, handlelength=1.2)
     return figure
