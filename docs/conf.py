@@ -10,6 +10,7 @@ author = "the authors of budgetlab"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "generate"]
 exclude_patterns = ["demo"]
 default_role = "code"
+smartquotes = False  # an option is --data-root
 
 myst_heading_anchors = 3
 
@@ -25,3 +26,4 @@ html_static_path = ["static"]
 html_css_files = ["docs.css"]
 html_copy_source = False
 html_show_sphinx = False
+html_show_copyright = False

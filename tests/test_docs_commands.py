@@ -231,8 +231,12 @@ def test_commands_in_the_text_have_these_verbs_and_options(page: str) -> None:
     for command in re.findall(r"`(budgetlab [a-z][^`]*)`", text):
         words = shlex.split(" ".join(command.split()).replace("[", "").replace("]", ""))
         verb = COMMANDS[words[1]]
-        if words[2:]:
+        if words[2:] and "--help" not in words:
             verb.make_context(command, words[2:])
+    for script in re.findall(r"`[^`\n]*\bpython ([a-z_/]+\.py)[^`]*`", text):
+        assert (ROOT / script).is_file(), script
+    for target in re.findall(r"`make ([a-z]+)`", text):
+        check(["make", target], f"make {target}")
 
 
 @pytest.mark.parametrize("page", PROSE)
