@@ -1,4 +1,4 @@
-"""Values <-> results/NAME/: files written whole or not at all, and one tidy table of scores.
+"""Values <-> results/NAME/: files written whole or not at all.
 
 Every file is written by temp + fsync + rename. One file per score, so that many workers on a shared disk never
 append to one file.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -17,10 +17,11 @@ import pandas as pd
 from pydantic import ValidationError
 
 from budgetlab.errors import BudgetlabError, CallerError
+from budgetlab.frames import fits_frame, phases_frame, plan_frame, scores_frame
 from budgetlab.machine import held
 from budgetlab.values import CostProfile, CurveFit, Plan, Point, RunRecord, Score, Value, Verdict
 
-__all__ = ["Store", "fits_frame", "read_value", "scores_frame", "write_fits", "write_whole"]
+__all__ = ["Store", "fits_frame", "read_profile", "read_value", "scores_frame", "write_fits", "write_whole"]
 
 V = TypeVar("V", bound=Value)
 
@@ -69,32 +70,15 @@ def read_value(kind: type[V], path: Path) -> V:
         ) from None
 
 
-def scores_frame(scores: Iterable[Score]) -> pd.DataFrame:
-    """Tidy table, one row a score: the fields of `Score`, `budget` as `budget_amount` and `budget_unit`."""
-    rows = []
-    for score in scores:
-        row = score.model_dump()
-        budget = row.pop("budget") or {}
-        row |= {name: json.dumps(row[name]) for name in ("metrics", "standard_errors")}
-        row |= {"standard_error": score.standard_errors.get(score.metric), "subset": score.subset}
-        rows.append({**row, "budget_amount": budget.get("amount"), "budget_unit": budget.get("unit")})
-    columns = [name for name in Score.model_fields if name != "budget"]
-    columns += ["standard_error", "subset", "budget_amount", "budget_unit"]
-    frame = pd.DataFrame(rows, columns=columns)
-    return frame.sort_values(["arm", "rung", "run_seed", "task", "finetune_seed"], kind="stable", ignore_index=True)
+def read_profile(path: str | Path) -> CostProfile:
+    """Read a profile from its file, such as one that was recorded beside a study.
 
-
-def fits_frame(fits: Iterable[CurveFit]) -> pd.DataFrame:
-    """Tidy table, a row per parameter of each fit: what ``fits.csv`` holds."""
-    columns = ["arm", "law", "formula", "parameter", "estimate", "low", "high", "interval_level", "interval_method",
-               "status", "usable_for", "objective_name", "delta", "objective", "num_points"]  # fmt: skip
-    rows = []
-    for fit in fits:
-        shared = {name: getattr(fit, name) for name in columns if name in type(fit).model_fields}
-        for name, value in (fit.params | fit.derived or {"": None}).items():
-            low, high = fit.intervals.get(name) or (None, None)
-            rows.append(shared | {"parameter": name or None, "estimate": value, "low": low, "high": high})
-    return pd.DataFrame(rows, columns=columns)
+    Raises
+    ------
+    CallerError
+        When the file is missing, or holds something else.
+    """
+    return read_value(CostProfile, Path(path))
 
 
 def write_fits(folder: Path, fits: Sequence[CurveFit]) -> None:
@@ -162,22 +146,12 @@ class Store:
 
     def write_profile(self, profile: CostProfile) -> Path:
         """Write profile.json and profile.csv (a row an arm and phase)."""
-        rows = [
-            {"arm": cost.arm, "phase": phase, **price.model_dump(), "batch_tokens": cost.batch_tokens}
-            for cost in (*profile.arms, *profile.teachers)
-            for phase, price in cost.phases.items()
-        ]
-        write_whole(self.folder / "profile.csv", pd.DataFrame(rows).to_csv(index=False))
+        write_whole(self.folder / "profile.csv", phases_frame(profile).to_csv(index=False))
         return write_whole(self.folder / "profile.json", profile.model_dump_json(indent=1))
 
     def write_plan(self, plan: Plan) -> Path:
         """Write plan.json and plan.csv (a row an arm and budget)."""
-        rows = []
-        for schedule in plan.schedules:
-            row = schedule.model_dump()
-            budget = row.pop("budget")
-            rows.append({**row, "budget_amount": budget["amount"], "budget_unit": budget["unit"]})
-        write_whole(self.folder / "plan.csv", pd.DataFrame(rows).to_csv(index=False))
+        write_whole(self.folder / "plan.csv", plan_frame(plan).to_csv(index=False))
         return write_whole(self.folder / "plan.json", plan.model_dump_json(indent=1))
 
     def write_rates(self, key: str, losses: Mapping[str, float]) -> Path:

@@ -25,8 +25,8 @@ from budgetlab.studies import Study
 from budgetlab.values import StrategySpec, TaskSpec
 from budgetlab.values.specs import Pretrain, TeacherLayers, TokenizerSpec
 
-FLOW = ("studies", "profiler", "planner", "corpus", "runner", "evaluation", "store", "fitting", "decisions",
-        "reporting", "reporting.figures", "intake", "errors")  # fmt: skip
+FLOW = ("studies", "profiler", "planner", "corpus", "runner", "evaluation", "store", "frames", "fitting", "decisions",
+        "reporting", "reporting.figures", "intake", "strategies", "errors", "values")  # fmt: skip
 """Rooms of the public names, in the order in which data flows."""
 VALUES = ("CostProfile", "Plan", "Schedule", "RunRecord", "Score", "CurveFit", "Verdict", "Assumption")
 """What the public functions take and return, of `budgetlab.values`."""
@@ -166,12 +166,12 @@ def _is_model(found: Any) -> bool:
 
 
 def python() -> str:
-    """Every public name, by the room that it lives in, and the values that they pass on."""
+    """Every public name, by the room that it lives in; last the values that they pass on."""
     homes: dict[str, list[str]] = {room: [] for room in FLOW}
     for name in budgetlab.__all__:
         homes[inspect.getattr_static(budgetlab, "_HOMES")[name]].append(name)
     values = [_model(name, getattr(budgetlab.values, name), level=3) for name in VALUES]
-    return "\n\n".join([*(_room(room, names) for room, names in homes.items()), "## Values", VALUES_INTRO, *values])
+    return "\n\n".join([*(_room(room, names) for room, names in homes.items()), VALUES_INTRO, *values])
 
 
 def _room(room: str, names: list[str]) -> str:

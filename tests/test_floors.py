@@ -14,7 +14,7 @@ FLOORS = [
     ({"values"}, set()),
     ({"machine"}, set()),
     (
-        {"strategies", "laws", "modelcard", "resampling"},
+        {"strategies", "laws", "frames", "modelcard", "resampling"},
         {"crew", "hardware", "models", "corpus", "batches", "checkpoint", "ranks"},
     ),
     ({"studies", "store", "intake"}, set()),

@@ -320,6 +320,7 @@ class Workbench:
     ) -> Report:
         """Draw and write everything."""
         from budgetlab.cli.deciding import decided
+        from budgetlab.planner import sensitivity
         from budgetlab.reporting import report
 
         decisions = decided(self, plan, scores, fits, verdicts)
@@ -334,6 +335,7 @@ class Workbench:
                 verdicts=verdicts,
                 folder=self.store.folder,
                 decisions=decisions,
+                sensitivity=sensitivity(self.study, profile) if any(s.feasible for s in plan.schedules) else None,
             )
             stage.note = str(made.page)
         return made

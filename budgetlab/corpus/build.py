@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["build_corpus"]
 
 _REVISION = 2  # raise it when the same input becomes other tokens
-_BUCKETS = 64  # a bucket is held in memory: 6 MB of the 401 MB of Wikipedia
+_BUCKETS = 64  # files on disk while shuffling, twice
+_PIECE_BYTES = 2**26  # of text held in memory at once
 _BATCH = 1024  # documents encoded at once
 _SPLITS = ("train", "heldout")
 _WHOLE = "corpus"
@@ -43,8 +44,9 @@ def build_corpus(
 
     The folder is named by a hash of all that decides its content: the text (for files their SHA-256, for `docs`
     the versions and the paths and sizes of the source files, for the hub its fingerprints) and the tokenizer.
-    Memory is bounded by a sixty-fourth of the text; the disk under `cache` needs room for the text once. A build that
-    was killed goes on from the last sixty-fourth that it tokenised; one that another process is at is waited for.
+    Memory does not grow with the text: 64 MiB of it are held at once. The disk under `cache` needs room for the text
+    once. A build that was killed goes on from the last sixty-fourth that it tokenised; one that another process is at
+    is waited for.
     Documents are ordered by a hash of their text, exact copies are dropped, and so is train text that is held out.
 
     Parameters
@@ -171,14 +173,14 @@ def _tokenise(
         for number in range(first, _BUCKETS):
             if number % 16 == 0:
                 say(f"tokenising {split}: {number / _BUCKETS:.0%}, {counts['tokens'] / 1e6:.1f}M tokens")
-            texts, copies = shuffled.bucket(split, number)
-            for start in range(0, len(texts), _BATCH):
-                ids = encode(tokenizer, texts[start : start + _BATCH], separator, dtype)
-                file.write(ids.data)
-                counts["tokens"] += ids.size
-            counts["documents"] += len(texts)
-            counts["text_bytes"] += sum(map(len, texts))
-            counts["copies_dropped"] += copies
+            for texts, copies in shuffled.pieces(split, number):
+                for start in range(0, len(texts), _BATCH):
+                    ids = encode(tokenizer, texts[start : start + _BATCH], separator, dtype)
+                    file.write(ids.data)
+                    counts["tokens"] += ids.size
+                counts["documents"] += len(texts)
+                counts["text_bytes"] += sum(map(len, texts))
+                counts["copies_dropped"] += copies
             file.flush()
             os.fsync(file.fileno())
             progress.note(**{split: (number + 1, counts)})
@@ -188,7 +190,7 @@ def _tokenise(
 
 
 class _Shuffled:
-    """Documents on disk in the order of a hash of their text, without copies, in memory one bucket at a time."""
+    """Documents on disk in the order of a hash of their text, without copies, in memory one piece at a time."""
 
     def __init__(self, scratch: Path, weights: Sequence[float] = ()) -> None:
         self._scratch, self._weights = scratch, weights
@@ -216,39 +218,53 @@ class _Shuffled:
     def _path(self, split: str, bucket: int) -> Path:
         return self._scratch / f"{split}.{bucket}"
 
-    def _lines(self, split: str, bucket: int) -> list[bytes]:
-        return self._path(split, bucket).read_bytes().split(b"\n")[:-1]
+    def pieces(self, split: str, number: int) -> Iterator[tuple[list[str], int]]:
+        """Yield the documents of a split's bucket in order, in pieces, each with how many copies were left out.
 
-    def bucket(self, split: str, number: int) -> tuple[list[str], int]:
-        """Return the documents of a split's bucket, and how many copies were left out."""
-        lines = self._lines(split, number)
-        if self._weights and split == "train":
-            lines = self._drawn(lines)
-        unique = {_digest(line): line for line in lines}
-        if split == "train":
-            for line in self._lines("heldout", number):
-                unique.pop(_digest(line), None)
-        return [unique[digest].decode() for digest in sorted(unique)], len(lines) - len(unique)
+        A bucket too large for the memory is read once for each piece, which is a range of the order.
+        """
+        count = -(-self._path(split, number).stat().st_size // _PIECE_BYTES)
+        for piece in range(count):
+            lines, unique = 0, {}
+            for digest, line in self._lines(split, number):
+                if _place(digest) * count // _PLACES == piece:
+                    lines += 1
+                    unique[digest] = line
+            if split == "train":
+                for digest, _ in self._lines("heldout", number):
+                    unique.pop(digest, None)
+            yield [unique[digest].decode() for digest in sorted(unique)], lines - len(unique)
 
-    def _drawn(self, lines: list[bytes]) -> list[bytes]:
-        """Leave out what a part has more than its share of, drawn by the digest; the poorest part is kept whole."""
-        least = min(self.bytes[part] / weight for part, weight in enumerate(self._weights))
-        kept = [least * weight / self.bytes[part] for part, weight in enumerate(self._weights)]
-        found = []
-        for tagged in lines:
-            part, _, line = tagged.partition(b"\t")
-            if int.from_bytes(_digest(line)[8:]) < kept[int(part)] * 2.0**64:
-                found.append(line)
-        return found
+    def _lines(self, split: str, bucket: int) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the digest and the text of each document, without what a part has more than its share of."""
+        weighted = bool(self._weights) and split == "train"
+        least = min((self.bytes[part] / weight for part, weight in enumerate(self._weights)), default=0.0)
+        kept = [least * weight / self.bytes[part] for part, weight in enumerate(self._weights)] if weighted else []
+        with open(self._path(split, bucket), "rb") as file:
+            for row in file:
+                part, line = row[:-1].split(b"\t", 1) if weighted else (b"", row[:-1])
+                digest = _digest(line)
+                # Drawn by the digest; the poorest part is kept whole.
+                if not weighted or int.from_bytes(digest[8:]) < kept[int(part)] * 2.0**64:
+                    yield digest, line
 
     def sample(self, limit_bytes: int) -> Iterator[str]:
         """Yield train documents from the start of the order, up to a number of bytes."""
         for number in range(_BUCKETS):
-            for text in self.bucket("train", number)[0]:
-                if limit_bytes <= 0:
-                    return
-                limit_bytes -= len(text)
-                yield text
+            for texts, _ in self.pieces("train", number):
+                for text in texts:
+                    if limit_bytes <= 0:
+                        return
+                    limit_bytes -= len(text)
+                    yield text
+
+
+_PLACES = 1024
+
+
+def _place(digest: bytes) -> int:
+    """Return where in its bucket a document comes: what the order says beyond the bits that name the bucket."""
+    return digest[0] // _BUCKETS * 256 + digest[1]
 
 
 def _digest(line: bytes) -> bytes:

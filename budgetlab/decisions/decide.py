@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -12,7 +12,9 @@ from budgetlab.decisions.evidence import Evidence
 from budgetlab.decisions.next_run import least_resolved, next_budgets, next_runs
 from budgetlab.decisions.teacher_budget import all_in_frontier, capacity_gap, verdict_map
 from budgetlab.errors import CallerError
-from budgetlab.values import Assumption, CurveFit, FitSpec, Verdict
+from budgetlab.fitting import compare_arms
+from budgetlab.units import format_quantity
+from budgetlab.values import Assumption, CurveFit, FitSpec, Plan, Verdict
 
 __all__ = ["Decisions", "decide"]
 
@@ -32,6 +34,8 @@ class Decisions:
     """Every measured arm and budget in all-in compute."""
     gap: pd.DataFrame = field(default_factory=pd.DataFrame)
     """Students beside their teachers."""
+    by_text: Mapping[str, tuple[Verdict, ...]] = field(default_factory=dict)
+    """How much text there is -> the verdicts with it, this study's first; empty where no other study varies that."""
     notes: tuple[str, ...] = ()
     """What could not be said, and why."""
 
@@ -85,5 +89,27 @@ def decide(
         assumptions=assumptions(own.scores, own.plan, spec, verdicts, beside=beside),
         next_runs=seeds,
         next_budgets=budgets,
+        by_text=_by_text(own, spec, verdicts, beside),
         notes=tuple(notes),
     )
+
+
+def _by_text(
+    own: Evidence, spec: FitSpec, verdicts: Sequence[Verdict], beside: Sequence[Evidence]
+) -> dict[str, tuple[Verdict, ...]]:
+    found = {_text(own.plan): tuple(verdicts)}
+    for other in beside:
+        if other.plan.corpus.unique_tokens == own.plan.corpus.unique_tokens or set(own.plan.arms) - set(
+            other.plan.arms
+        ):
+            continue
+        try:
+            found.setdefault(_text(other.plan), compare_arms(other.scores, spec))
+        except CallerError:
+            continue  # its outcomes are others
+    return found if len(found) > 1 else {}
+
+
+def _text(plan: Plan) -> str:
+    unique = plan.corpus.unique_tokens
+    return "all of the text" if unique is None else f"{format_quantity(unique)} unique tokens"

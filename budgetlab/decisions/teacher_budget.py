@@ -28,12 +28,14 @@ from budgetlab.laws.base import Array
 from budgetlab.values import CurveFit, FitSpec
 from budgetlab.values.base import Interval
 
-__all__ = ["SHARES", "all_in_frontier", "best_split", "capacity_gap", "verdict_map"]
+__all__ = ["SHARES", "all_in_frontier", "best_split", "capacity_gap", "on_frontier", "verdict_map"]
 
 SHARES = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 1000.0, math.inf)
 """Students that share a teacher; infinite where it exists anyway."""
 _AMOUNTS = 9
 _EDGE = 1.0001
+_ALIKE = 1.01
+"""Amounts within this factor are one: budgets are spent in whole steps."""
 
 
 @dataclass(frozen=True)
@@ -265,7 +267,8 @@ def all_in_frontier(
     -------
     DataFrame
         A row an arm, budget and number of students: `student`, `arm`, `budget_amount`, `students_per_teacher`,
-        `all_in_flops` (missing where the teacher's cost is unknown), `outcome` (mean over runs), `num_runs`,
+        `all_in_flops` (missing where the teacher's cost is unknown), `outcome` (mean over runs, of `y`, and whether
+        `higher_is_better`), `num_runs`,
         `on_frontier` (nothing of the same student that costs no more is better). All of it measured.
     """
     runs, plan = run_values(own.scores, spec.y), own.plan
@@ -281,17 +284,26 @@ def all_in_frontier(
             rows.append({
                 "student": plan.arms[str(arm)].student, "arm": str(arm), "budget_amount": float(amount),  # type: ignore[arg-type]
                 "students_per_teacher": k, "all_in_flops": spent + share,
-                "outcome": float(cell["value"].mean()), "num_runs": len(cell),
+                "outcome": float(cell["value"].mean()), "y": spec.y, "higher_is_better": better > 0,
+                "num_runs": len(cell),
             })  # fmt: skip
     found = pd.DataFrame(rows)
-    flags = []
-    for row in rows:
-        rivals = [other for other in rows if other["student"] == row["student"]
-                  and other["students_per_teacher"] == row["students_per_teacher"]
-                  and other["all_in_flops"] <= row["all_in_flops"]]  # fmt: skip
-        best = max((better * other["outcome"] for other in rivals), default=math.nan)
-        flags.append(math.isfinite(row["all_in_flops"]) and better * row["outcome"] >= best)
-    return found.assign(on_frontier=flags)
+    found["on_frontier"] = False
+    for _, part in found.groupby(["student", "students_per_teacher"]):
+        found.loc[part.index, "on_frontier"] = on_frontier(part["all_in_flops"], better * part["outcome"])
+    return found
+
+
+def on_frontier(flops: pd.Series, goodness: pd.Series) -> pd.Series:
+    """Whether nothing that costs no more is better; what costs within 1 % costs the same, as budgets do in whole steps.
+
+    What has no known cost is not on the frontier.
+    """
+    flags = [
+        math.isfinite(cost) and value >= goodness[flops <= cost * _ALIKE].max()
+        for cost, value in zip(flops, goodness, strict=True)
+    ]
+    return pd.Series(flags, flops.index, dtype=bool)
 
 
 def capacity_gap(own: Evidence, spec: FitSpec) -> pd.DataFrame:

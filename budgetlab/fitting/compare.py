@@ -177,7 +177,7 @@ def compare_arms(
                 spec.interval_level,
                 next(differences) if known else None,
                 next(equivalences) if known else None,
-                None,
+                made if q.y == y and (q.a, q.b) in pairs else None,
             )
         )
     return tuple(verdicts)

@@ -144,6 +144,8 @@ def _runs(scores: pd.DataFrame) -> pd.DataFrame:
     if "subject" in rows.columns:
         rows = rows[rows["subject"] == "run"]
     rows = rows[rows["run_seed"].notna() & rows["budget_amount"].notna()].copy()
+    if "mid_decay" in rows.columns:  # a learning rate that has not come down is no end of a run
+        rows = rows[~rows["mid_decay"].eq(True)]
     if "higher_is_better" not in rows.columns:
         rows["higher_is_better"] = ~rows["task"].isin(LOSSES)
     rows["value"] = rows["value"].astype(float)

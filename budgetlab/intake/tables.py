@@ -100,6 +100,7 @@ def as_scores(
     outcome: str = "loss",
     task: str = "mlm_loss",
     compute: Mapping[str, float] | None = None,
+    every: bool = False,
 ) -> pd.DataFrame:
     """Turn one run's table into rows that `compare` and `compare_arms` read; concatenate those of all runs.
 
@@ -115,6 +116,9 @@ def as_scores(
         What that outcome is: a loss in nats per target token is ``mlm_loss``.
     compute
         What the run spent, such as ``{"required_flops": 1e15}``; a column of that name is taken where it is not given.
+    every
+        Also the rows before the last, marked `mid_decay`: of a run whose learning rate was still to come down they
+        are drawn, and neither fitted nor compared.
 
     Returns
     -------
@@ -127,20 +131,24 @@ def as_scores(
         For a table without the outcome, or without a value of it.
     """
     shared = {"run_id": f"{arm}-s{run_seed}-{budget_amount:g}", "subject": "run", "arm": arm, "run_seed": run_seed,
-              "budget_amount": float(budget_amount), "budget_unit": budget_unit, "finetune_seed": None,
-              **(compute or {})}  # fmt: skip
+              "budget_amount": float(budget_amount), "budget_unit": budget_unit, "finetune_seed": None}  # fmt: skip
+    spent = dict(compute or {})
     if {"task", "metric", "value", "higher_is_better"} <= set(table.columns):
         rows = table[table["primary"]] if "primary" in table else table
         kept = ["task", "metric", "value", "higher_is_better", "num_examples", "standard_error"]
-        return rows[[name for name in kept if name in rows]].assign(**shared).reset_index(drop=True)
+        return rows[[name for name in kept if name in rows]].assign(**shared, **spent).reset_index(drop=True)
     asked = f"scores of {arm}, {len(table)} rows"
     if outcome not in table.columns:
         raise unknown_name("column", outcome, map(str, table.columns), f"{asked}, outcome")
     known = table[table[outcome].notna()]
     if known.empty:
         raise CallerError(asked, f"no value of {outcome}", "evaluate the run")
-    last = known.iloc[-1]
-    found = {name: float(last[name]) for name in _COMPUTE if name in known and pd.notna(last[name])}
-    row = {**found, **shared, "task": task, "metric": outcome, "value": float(last[outcome]),
-           "higher_is_better": task not in ("mlm_loss", "readout_loss")}  # fmt: skip
-    return pd.DataFrame([row])
+    rows = (known if every else known.tail(1)).reset_index(drop=True)
+    last = rows.index == len(rows) - 1
+    carried = rows[[name for name in _COMPUTE if name in rows and name not in spent]].astype(float)
+    # What is said of the run was spent at its end.
+    of_run = {name: pd.Series(amount, rows.index, dtype=float).where(last) for name, amount in spent.items()}
+    return carried.assign(
+        **shared, **of_run, task=task, metric=outcome, value=rows[outcome].astype(float), mid_decay=~last,
+        higher_is_better=task not in ("mlm_loss", "readout_loss"),
+    )  # fmt: skip

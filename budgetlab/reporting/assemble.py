@@ -12,22 +12,11 @@ import pandas as pd
 
 from budgetlab.decisions import Decisions
 from budgetlab.planner import methods_paragraph
-from budgetlab.reporting.conclusion import BELOW_THRESHOLD, conclude
+from budgetlab.reporting.conclusion import BELOW_THRESHOLD, MANY, conclude
 from budgetlab.reporting.decisions import decision_lines, decision_sections, write_decisions
-from budgetlab.reporting.figures import (
-    FigureFiles,
-    costs_table,
-    curves_table,
-    draw_costs,
-    draw_losses,
-    draw_scores,
-    fit_note,
-    losses_table,
-    render,
-    scores_table,
-)
-from budgetlab.reporting.figures.scores import Axis
-from budgetlab.reporting.frames import interval_note, per_run, scores_frame, summarise
+from budgetlab.reporting.draw import answer_figures, cost_figures, score_figures
+from budgetlab.reporting.figures import FigureFiles
+from budgetlab.reporting.frames import per_run, scores_frame, summarise
 from budgetlab.reporting.gates import Gate, learning_gates
 from budgetlab.reporting.page import Section, figure_html, gates_html, list_html, page_html, pairs_html, sheet_html
 from budgetlab.reporting.records import footer_html, records_html, with_records
@@ -43,7 +32,6 @@ from budgetlab.reporting.tables import (
     plan_sheet,
     print_sheets,
     profile_sheet,
-    reference_arm,
     score_sheet,
     status_sheet,
     verdict_sheet,
@@ -57,12 +45,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = ["Report", "report"]
-
-_SCORE_FIGURES: tuple[tuple[str, Axis, str], ...] = (
-    ("score_vs_tokens", "tokens", "tokens read by the student"),
-    ("score_vs_flops", "required_flops", "required training compute"),
-    ("score_vs_hours", "device_hours", "device time"),
-)
 
 
 @dataclass(frozen=True)
@@ -127,6 +109,7 @@ def report(
     folder: Path,
     gates: Sequence[Gate] | None = None,
     decisions: Decisions | None = None,
+    sensitivity: pd.DataFrame | None = None,
 ) -> Report:
     """Write figures, scores.csv and report.html, and say what the study concludes.
 
@@ -142,6 +125,8 @@ def report(
         The learning gates; None judges them from the scores once there are any.
     decisions
         From `budgetlab.decide`.
+    sensitivity
+        From `budgetlab.sensitivity`: the plan under every meaning of compute.
 
     Returns
     -------
@@ -150,8 +135,7 @@ def report(
     """
     table = scores_frame(scores)
     level = verdicts[0].interval_level if verdicts else 0.95
-    runs = per_run(table)
-    cells = summarise(runs, level)
+    cells = summarise(per_run(table), level)
     if gates is None:
         gates = _gates(plan, table) if len(table) else ()
     sentence = _sentence(plan, records, table, gates, verdicts)
@@ -160,8 +144,11 @@ def report(
     definitions = (*subset_note(frame.attrs["subsets"]), *([frame.attrs["average"]] if frame.attrs["average"] else []))
     spread = score_sheet(table, arms=list(plan.arms), level=level)
     averages = average_sheet(table, arms=list(plan.arms), level=level)
-    figures = _figures(plan, profile, runs, cells, fits, folder / "figures", level, definitions)
     decided = decisions or Decisions()
+    where, drawings = _hardware(profile), folder / "figures"
+    outcomes = score_figures(table, list(plan.arms), fits, drawings, level=level, definitions=definitions, where=where)
+    answers = answer_figures(verdicts, decided.by_text, decided.frontier, list(plan.arms), drawings, where=where)
+    costs = cost_figures(plan, profile, records, drawings, sensitivity=sensitivity, where=where)
     charted = write_decisions(decided, folder)
     started = any(record.status == "complete" for record in records) or len(table) > 0
     written = write_whole(folder / "scores.csv", table.to_csv(index=False))
@@ -172,17 +159,18 @@ def report(
         below=sentence.startswith(BELOW_THRESHOLD) or not verdicts,
         sections=with_records([
             Section("Gates", gates_html(gates)),
-            Section("Verdicts", _verdicts(verdicts)),
+            Section("Outcomes", figure_html(outcomes)),
+            Section("Verdicts", _verdicts(verdicts, figure_html(answers))),
             *decision_sections(decided, charted),
-            Section("Figures", figure_html(figures)),
             Section("All budgets", sheet_html(full_sheet(frame, note=note)) if started else ""),
             Section("Scores", sheet_html(spread, titled=True) if spread.rows else ""),
             Section("The average and its tasks", sheet_html(averages) if averages.rows else ""),
-            Section("Plan", sheet_html(plan_sheet(plan)) + sheet_html(status_sheet(plan, records), titled=True)),
+            Section("Plan", sheet_html(plan_sheet(plan)) + sheet_html(status_sheet(plan, records), titled=True)
+                    + figure_html(costs[1:])),
             Section("What if", whatif_html(plan)),
             Section("Methods", f"<p>{escape(methods_paragraph(plan))}</p>"),
             Section("What differs between the arms", list_html(plan.audit)),
-            Section("Cost of a training step", sheet_html(profile_sheet(profile))),
+            Section("Cost of a training step", figure_html(costs[:1]) + sheet_html(profile_sheet(profile))),
             Section("Fits", sheet_html(fit_sheet(fits)) if fits else ""),
             Section("How things are counted", pairs_html(_conventions(profile))),
             Section("Environment", pairs_html(_environment(profile.environment, records))),
@@ -198,16 +186,17 @@ def report(
         sheet=closing_sheet(frame, note=note) if started else plan_sheet(plan),
         page=write_whole(folder / "report.html", page),
         scores=written,
-        figures=(*figures, *charted),
+        figures=(*outcomes, *answers, *costs, *charted),
         decisions=decided,
     )
 
 
-def _verdicts(verdicts: Sequence[Verdict]) -> str:
+def _verdicts(verdicts: Sequence[Verdict], drawn: str) -> str:
     if not verdicts:
         return ""
     primary = [f"{verdict.sentence} {' '.join(verdict.notes)}".strip() for verdict in verdicts if verdict.primary]
-    return list_html(primary) + sheet_html(verdict_sheet(verdicts))
+    told = list_html(primary if len(primary) <= MANY else [])
+    return told + drawn + sheet_html(verdict_sheet(verdicts))
 
 
 def _gates(plan: Plan, table: pd.DataFrame) -> tuple[Gate, ...]:
@@ -230,61 +219,6 @@ def _sentence(
     return (
         f"no verdict yet: {complete} of {planned} planned runs are complete and none has been scored; this is the plan."
     )
-
-
-def _figures(
-    plan: Plan,
-    profile: CostProfile,
-    runs: pd.DataFrame,
-    cells: pd.DataFrame,
-    fits: Sequence[CurveFit],
-    folder: Path,
-    level: float,
-    definitions: Sequence[str],
-) -> tuple[FigureFiles, ...]:
-    arms = list(plan.arms)
-    where = _hardware(profile)
-    drawn: list[FigureFiles] = []
-    points = scores_table(runs, cells, arms)
-    if (points["layer"] == "mean").any():
-        note = f"{'; '.join(definitions)}; " if definitions else ""
-        caption = f"; {note}{_bars(points, cells, level)}; {where}."
-        for name, x, words in _SCORE_FIGURES:
-            told = f"Score against {words}{caption}"
-            drawn.append(render(name, lambda table, x=x: draw_scores(table, x), points, folder, told))
-        cola = points[points["task"] == "cola"]
-        if (cola["layer"] == "mean").any():
-            told = f"CoLA against tokens read by the student{caption}"
-            drawn.append(render("cola_vs_tokens", draw_scores, cola, folder, told))
-    curves = curves_table(fits)
-    losses = losses_table(runs, cells, arms, curves)
-    if (losses["layer"] == "mean").any():
-        note = fit_note(fits)
-        caption = (
-            "Held-out read-out loss against required training compute; arms are drawn a little aside of one another; "
-            f"{_bars(losses, cells, level)}; {where}."
-        )
-        drawn.append(render("readout_loss_vs_flops", lambda t: draw_losses(t, note), losses, folder, caption))
-    timed = sorted({cost.steps_timed for cost in profile.arms})
-    caption = (
-        f"Cost of a training token by phase; ratios to {reference_arm(arms)}; black: interval of the measured step "
-        f"time ({_range(timed)} steps timed); {where}."
-    )
-    drawn.append(render("cost_per_arm", draw_costs, costs_table(profile), folder, caption))
-    return tuple(drawn)
-
-
-def _bars(points: pd.DataFrame, cells: pd.DataFrame, level: float) -> str:
-    """Say what the markers and the bars of a figure are."""
-    counts = sorted({int(n) for n in points.loc[points["layer"] == "mean", "num_runs"]})
-    seeds = "one run seed" if counts == [1] else f"{_range(counts)} run seeds (open: one run, filled: their mean)"
-    tasks = points["task"].unique() if "task" in points else ["readout_loss"]
-    own = cells[(cells["subject"] == "run") & cells["task"].isin(tasks)]
-    return f"{seeds}; {interval_note(own, level).replace('± is', 'bars are')}"
-
-
-def _range(counts: Sequence[int]) -> str:
-    return "0" if not counts else f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
 def _hardware(profile: CostProfile) -> str:

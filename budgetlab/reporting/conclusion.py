@@ -9,9 +9,12 @@ from budgetlab.reporting.gates import Gate
 from budgetlab.units import format_amount
 from budgetlab.values import Verdict
 
-__all__ = ["BELOW_THRESHOLD", "conclude"]
+__all__ = ["BELOW_THRESHOLD", "MANY", "conclude"]
 
 BELOW_THRESHOLD = "below the learning threshold"
+
+MANY = 8
+"""More contrasts than these are counted in a sentence, and told one by one in a table."""
 
 
 def conclude(gates: Sequence[Gate], verdicts: Sequence[Verdict]) -> str:
@@ -49,8 +52,18 @@ def _group(y: str, unit: str, one_teacher: bool, verdicts: Sequence[Verdict]) ->
     levels = sorted({verdict.interval_level for verdict in verdicts if verdict.interval is not None})
     intervals = f" with {' and '.join(f'{100 * level:g} %' for level in levels)} intervals" if levels else ""
     scope = " and for this teacher" if one_teacher else ""
-    clauses = "; ".join(_clause(verdict) for verdict in verdicts)
+    clauses = _count(verdicts) if len(verdicts) > MANY else "; ".join(_clause(verdict) for verdict in verdicts)
     return f"on {OUTCOMES.get(y, y)}{scope}, in {unit}{intervals}: {clauses}"
+
+
+def _count(verdicts: Sequence[Verdict]) -> str:
+    against = dict.fromkeys(verdict.contrast[1] for verdict in verdicts)
+    reference = next(iter(against)) if len(against) == 1 else "their references"
+    words = {"a_better": "better", "b_better": "worse", "equivalent": "equivalent", "not_resolved": "not resolved"}
+    counts = {word: sum(verdict.verdict == key for verdict in verdicts) for key, word in words.items()}
+    told = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+    best = max(verdicts, key=lambda verdict: -1e9 if verdict.difference is None else verdict.difference)
+    return f"of {len(verdicts)} arms against {reference}, {told}; the highest difference: {_clause(best)}"
 
 
 def _clause(verdict: Verdict) -> str:

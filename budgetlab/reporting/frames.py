@@ -27,6 +27,7 @@ __all__ = [
     "YARDSTICKS",
     "interval_note",
     "largest_rung",
+    "mid_decay",
     "per_run",
     "probe_tasks",
     "scores_frame",
@@ -55,21 +56,28 @@ _CARRIED = ("steps", "tokens", "target_tokens", "required_flops", "executed_flop
 def scores_frame(scores: Sequence[Score] | pd.DataFrame) -> pd.DataFrame:
     """Return scores as one tidy frame: the fields of `Score`, `budget` as `budget_amount` and `budget_unit`.
 
+    Of a table from elsewhere, what is unknown is missing, and `rung` is the place of a budget among its budgets.
+
     Raises
     ------
     CallerError
         When a table lacks a column.
     """
-    if not isinstance(scores, pd.DataFrame):
-        return tidy_scores(scores)
-    missing = [name for name in (*_RUN, "metric", "value", "higher_is_better", "budget_amount") if name not in scores]
-    if missing and len(scores):
+    table = scores if isinstance(scores, pd.DataFrame) else tidy_scores(scores)
+    needed = ("subject", "arm", "run_seed", "task", "metric", "value", "higher_is_better", "budget_amount")
+    missing = [name for name in needed if name not in table]
+    if missing and len(table):
         raise CallerError(
-            f"a table of {len(scores)} scores", f"no column {', '.join(missing)}", "give the table that the store makes"
-        )
-    optional = {"standard_error": math.nan, "degenerate": False, "averaged": True, "subset": ""}
-    lacking = {name: value for name, value in optional.items() if name not in scores}
-    return tidy_scores([]) if missing else scores.assign(**lacking)
+            f"a table of {len(table)} scores", f"no column {', '.join(missing)}",
+            "give the table of the store, or of as_scores",
+        )  # fmt: skip
+    if missing:
+        table = tidy_scores([])
+    optional = {"standard_error": math.nan, "degenerate": False, "averaged": True, "subset": "", "mid_decay": False,
+                **dict.fromkeys(_CARRIED, math.nan)}  # fmt: skip
+    if "rung" not in table:
+        optional["rung"] = table["budget_amount"].rank(method="dense") - 1
+    return table.assign(**{name: value for name, value in optional.items() if name not in table})
 
 
 def unit_of(task: str) -> str:
@@ -114,6 +122,7 @@ def per_run(scores: pd.DataFrame, tasks: Sequence[str] | None = None) -> pd.Data
     if scores.empty:
         return pd.DataFrame(columns=[*columns, *measured])
     known = scores_frame(scores)
+    known = known[~known["mid_decay"].eq(True)]
     known = known.assign(
         finetune_sd=known["value"], finetune_seeds=known["value"], degenerate=known["degenerate"].eq(True).astype(int)
     )
@@ -137,6 +146,14 @@ def per_run(scores: pd.DataFrame, tasks: Sequence[str] | None = None) -> pd.Data
         )  # fmt: skip
         runs = pd.concat([runs, mean[runs.columns]], ignore_index=True) if len(mean) else runs
     return runs[[*columns, *measured]]
+
+
+def mid_decay(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return the checkpoints whose learning rate had not come down, in the unit shown: drawn, and never averaged."""
+    known = scores_frame(scores)
+    rows = known[known["mid_decay"].eq(True)]
+    scale = np.where(rows["task"].isin(LOSSES), 1.0, 100.0)
+    return rows.assign(value=rows["value"].astype(float) * scale)
 
 
 def summarise(runs: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:

@@ -75,6 +75,8 @@ td.na { color: var(--soft); }
 figure { margin: 0; break-inside: avoid; min-width: 0; }
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); gap: 1.6rem 1.5rem;
   align-items: start; }
+figure.wide { grid-column: 1 / -1; max-width: 62rem; }
+.wide .drawing { overflow-x: auto; } .wide .drawing svg { min-width: 40rem; }
 .drawing { background: #ffffff; border: 1px solid var(--line); border-radius: .4rem; padding: .6rem; }
 .drawing svg { display: block; width: 100%; height: auto; }
 figcaption { font-size: .84rem; margin-top: .4rem; }
@@ -92,6 +94,10 @@ footer { margin-top: 3rem; font-size: .84rem; border-top: 1px solid var(--line);
   .note, figcaption, footer, dl { font-size: 8pt; } h2 { margin-top: 1.4rem; }
   .sentence { font-size: 11pt; border: 1px solid #999999; border-left-width: 4px; } }
 """
+
+
+_WIDE_POINTS = 360.0
+"""A drawing wider than this, which is of two columns of print, takes the page's whole width."""
 
 
 @dataclass(frozen=True)
@@ -209,10 +215,12 @@ def figure_html(figures: Sequence[FigureFiles]) -> str:
     """Return figures inline, each with its caption."""
     parts = []
     for figure in figures:
-        drawing = _inline(figure.svg.read_text(encoding="utf-8"), figure.name, figure.caption)
+        svg = figure.svg.read_text(encoding="utf-8")
+        wide = " class=wide" if _width_points(svg) > _WIDE_POINTS else ""
+        drawing = _inline(svg, figure.name, figure.caption)
         files = [link_html(f"figures/{path.name}") for path in (figure.csv, figure.svg, figure.png)]
         caption = f"{_prose(figure.caption)} Numbers: {files[0]}; drawing: {files[1]}, {files[2]}."
-        parts.append(f'<figure><div class="drawing">{drawing}</div><figcaption>{caption}</figcaption></figure>')
+        parts.append(f'<figure{wide}><div class="drawing">{drawing}</div><figcaption>{caption}</figcaption></figure>')
     return f'<div class="figures">{"".join(parts)}</div>' if parts else ""
 
 
@@ -226,6 +234,11 @@ def list_html(lines: Iterable[str]) -> str:
     """Return lines as a list."""
     items = "".join(f"<li>{escape(line)}</li>" for line in lines)
     return f'<ul class="plain">{items}</ul>' if items else ""
+
+
+def _width_points(svg: str) -> float:
+    found = re.search(r'viewBox="0 0 ([\d.]+) ', svg)
+    return float(found[1]) if found else 0.0
 
 
 def _inline(svg: str, name: str, label: str) -> str:

@@ -4,6 +4,7 @@ import json
 import lzma
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from budgetlab.corpus import build_corpus, open_corpus
+from budgetlab.corpus import build, build_corpus, open_corpus
 from budgetlab.corpus.docs import HELDOUT, PACKAGES, DocsSource, docstrings, drop_repeated_lines
 from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.values import CorpusSpec
@@ -33,6 +34,35 @@ def test_the_same_text_gives_the_same_bytes(tmp_path: Path) -> None:
     assert one.content_hash == other.content_hash and one.folder != other.folder
     assert (np.asarray(one.train) == np.asarray(other.train)).all()
     assert (one.folder / "tokenizer.json").read_bytes() == (other.folder / "tokenizer.json").read_bytes()
+
+
+@pytest.mark.parametrize("weights", [(), (1.0, 2.0)])
+def test_text_beyond_the_memory_gives_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: tuple[float, ...]
+) -> None:
+    """In pieces of 200 bytes each bucket is read several times over; copies and held-out text stay out of each."""
+    spec = write_text(tmp_path, lines=2000)
+    heldout, train = (tmp_path / "heldout.txt").read_text(), (tmp_path / "train.txt").read_text()
+    (tmp_path / "more.txt").write_text("\n".join([*heldout.splitlines()[:20], *train.splitlines()[:90]]) + "\n")
+    spec = spec.model_copy(update={"train": ("train.txt", "more.txt"), "weights": weights})
+    whole = build_corpus(spec, roots=[tmp_path], cache=tmp_path / "whole")
+    monkeypatch.setattr("budgetlab.corpus.build._PIECE_BYTES", 200)
+    largest = 0
+    real = build._Shuffled.pieces
+
+    def watched(self: build._Shuffled, split: str, number: int) -> Iterator[tuple[list[str], int]]:
+        nonlocal largest
+        for texts, copies in real(self, split, number):
+            largest = max(largest, sum(map(len, texts)))
+            yield texts, copies
+
+    monkeypatch.setattr(build._Shuffled, "pieces", watched)
+    pieces = build_corpus(spec, roots=[tmp_path], cache=tmp_path / "pieces")
+    assert pieces.content_hash == whole.content_hash
+    assert (np.asarray(pieces.train) == np.asarray(whole.train)).all()
+    counts = [json.loads((corpus.folder / "manifest.json").read_text()) for corpus in (whole, pieces)]
+    assert counts[0] == counts[1]
+    assert 0 < largest < 1000
 
 
 def test_tokens_decode_to_the_documents(tmp_path: Path) -> None:

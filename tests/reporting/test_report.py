@@ -72,7 +72,8 @@ def whole(tmp_path_factory):
 def test_everything_is_written(whole):
     folder = whole.page.parent
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    drawn = ("cost_per_arm", "readout_loss_vs_flops", "score_vs_flops", "score_vs_hours", "score_vs_tokens")
+    drawn = ("cost_per_arm", "planned_vs_spent", "readout_loss_vs_flops", "readout_loss_vs_tokens", "score_vs_flops",
+             "score_vs_hours", "score_vs_tokens", "verdict_vs_budget")  # fmt: skip
     figures = [f"figures/{name}.{kind}" for name in drawn for kind in ("csv", "png", "svg")]
     assert names == [*figures, "report.html", "scores.csv"]
     assert len(pd.read_csv(whole.scores)) == len(values.scores())
@@ -88,8 +89,8 @@ def test_the_page_is_self_contained_and_well_formed(whole):
     outside = {reference for reference in page.references if not reference.startswith("#")}
     assert outside and all((whole.page.parent / reference).is_file() for reference in outside)
     assert "http" not in text and "@import" not in text and " src=" not in text
-    assert text.count("<svg") == 6
-    assert page.headings[:3] == ["Gates", "Verdicts", "Figures"]
+    assert text.count("<svg") == 9
+    assert page.headings[:3] == ["Gates", "Outcomes", "Verdicts"]
 
 
 def test_the_page_can_be_read_by_ear_and_without_a_mouse(whole):
@@ -165,7 +166,7 @@ def test_captions_name_seeds_interval_hardware_and_dtype(whole):
         assert "synthetic processor" in figure.caption and "float32" in figure.caption
         assert "\n" not in figure.caption
     assert "2 run seeds" in whole.figures[0].caption
-    assert "95 % t interval" in whole.figures[0].caption
+    assert "bands are the range of the runs where an arm has two" in whole.figures[0].caption
 
 
 def test_without_runs_the_report_is_the_plan_and_says_so(tmp_path):
@@ -183,10 +184,13 @@ def test_with_some_scores_it_draws_what_there_is(tmp_path):
     some = [s for s in values.scores() if s.subject == "run" and s.run_seed == 0 and s.arm != "tinybert"]
     partial = make(tmp_path, scores=some, verdicts=[])
     assert partial.sentence.startswith("no verdict: numbers are missing")
-    assert len(partial.figures) == 5
+    assert [figure.name for figure in partial.figures] == [
+        "score_vs_tokens", "score_vs_flops", "score_vs_hours", "readout_loss_vs_tokens", "readout_loss_vs_flops",
+        "cost_per_arm", "planned_vs_spent",
+    ]  # fmt: skip
     drawn = pd.read_csv(partial.figures[0].csv)
     assert set(drawn["arm"]) == {"no_kd", "vanilla_kd", "minilm"}
-    assert "one run seed; no interval" in partial.figures[0].caption
+    assert "one run seed; no bands, since no arm has two runs at one budget" in partial.figures[0].caption
 
 
 def test_given_gates_are_not_judged_again(tmp_path, whole):
@@ -251,7 +255,7 @@ def test_a_table_that_is_no_table_of_scores_is_refused_before_anything_is_writte
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(BudgetlabError, match=r"writing .*cost_per_arm\.svg"):
+    with pytest.raises(BudgetlabError, match=r"writing .*\w+\.svg"):
         make(tmp_path / "file", scores=[])
 
 

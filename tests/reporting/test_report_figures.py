@@ -7,21 +7,33 @@ import pandas as pd
 import pytest
 import reporting_values as values
 
+import budgetlab
+from budgetlab.errors import CallerError
 from budgetlab.reporting.figures import (
     costs_table,
-    curves_table,
+    decomposition_table,
     draw_costs,
+    draw_decomposition,
+    draw_frontier,
     draw_losses,
+    draw_plan,
     draw_scores,
+    draw_spent,
+    draw_verdicts,
     fit_note,
-    losses_table,
+    frontier_table,
+    plan_table,
+    points_table,
     render,
-    scores_table,
+    spent_table,
+    spread_note,
+    verdict_table,
 )
-from budgetlab.reporting.figures.style import legend_columns, prefix_for
-from budgetlab.reporting.frames import LOSSES, MEAN, per_run, scores_frame, summarise
+from budgetlab.reporting.figures.style import legend_columns, prefix_for, styled
+from budgetlab.reporting.frames import LOSSES, MEAN, mid_decay, per_run, scores_frame, summarise
+from budgetlab.values import Budget, Verdict
 
-UNITS = ("points", "tokens", "FLOP", "s per token", "nats per target token")
+UNITS = ("points", "tokens", "FLOP", "s per token", "nats per target token", "multiplier", "spent / planned")
 
 
 @pytest.fixture(scope="module")
@@ -34,16 +46,25 @@ def cells(runs):
     return summarise(runs)
 
 
-def usable_fits():
-    """The first two arms have a curve that may be used inside its range; the band reaches further."""
+@pytest.fixture(scope="module")
+def scores():
+    return scores_frame(values.scores())
+
+
+def usable_fits(use="interpolation"):
+    """The first two arms have a curve that may be used; the band reaches further than their range."""
     x = np.geomspace(2.5e11, 1.6e13, 30)
     found = []
     for i, fit in enumerate(values.fits()):
-        band = {"x": x, "prediction": 6.0 - 0.1 * np.log(x / 1e12), "low": 5.9 - 0.1 * np.log(x / 1e12),
+        band = {"x": x, "prediction": 6.0 + i - 0.1 * np.log(x / 1e12), "low": 5.9 - 0.1 * np.log(x / 1e12),
                 "high": 6.1 - 0.1 * np.log(x / 1e12)}  # fmt: skip
-        change = {"usable_for": "interpolation", "status": "reduced", "band": {k: tuple(v) for k, v in band.items()}}
+        change = {"usable_for": use, "status": "reduced", "band": {k: tuple(v) for k, v in band.items()}}
         found.append(fit.model_copy(update=change) if i < 2 else fit)
     return found
+
+
+def losses(runs, cells, fits=()):
+    return points_table(runs, cells, values.ARMS, ["readout_loss"], fits=fits)
 
 
 def drawn_lines(figure):
@@ -62,11 +83,11 @@ def assert_drawn(figure, x, y):
 
 
 def test_scores_are_drawn_as_tabled(runs, cells):
-    table = scores_table(runs, cells, values.ARMS)
+    table = points_table(runs, cells, values.ARMS)
     figure = draw_scores(table)
     for (_, _, _), rows in table[table["layer"].isin(["run", "mean"])].groupby(["task", "layer", "arm"]):
-        assert_drawn(figure, rows["tokens"], rows["score_points"])
-    for value in table.loc[table["layer"].isin(["teacher", "random", "majority"]), "score_points"]:
+        assert_drawn(figure, rows["tokens"], rows["value"])
+    for value in table.loc[table["layer"].isin(["teacher", "random", "majority"]), "value"]:
         assert any(np.array_equal(y, [value, value]) for _, y in drawn_lines(figure))
 
 
@@ -86,35 +107,120 @@ def test_fine_tuning_seeds_are_averaged_before_run_seeds(cells):
 
 
 def test_losses_are_drawn_as_tabled(runs, cells):
-    fits = usable_fits()
-    table = losses_table(runs, cells, values.ARMS, curves_table(fits))
-    figure = draw_losses(table, "a note")
-    for (_, _), rows in table[table["layer"].isin(["run", "mean", "curve"])].groupby(["layer", "arm"]):
-        assert_drawn(figure, rows["drawn_at_required_flops"], rows["readout_loss_nats"])
-    aside = table["drawn_at_required_flops"] / table["required_flops"]
-    assert aside.dropna().between(0.9, 1.1).all()
+    table = losses(runs, cells, usable_fits())
+    for x in ("tokens", "required_flops"):
+        figure = draw_losses(table, "a note", x)
+        for (_, _), rows in table[table["layer"].isin(["run", "mean", "curve"])].groupby(["layer", "arm"]):
+            # Arms that spent the same are drawn a little aside of one another, and only then.
+            drawn = [
+                at for at, y in drawn_lines(figure)
+                if y.shape == (len(rows),) and np.array_equal(y, rows["value"])
+            ]  # fmt: skip
+            aside = np.concatenate(drawn) / np.tile(rows[x].to_numpy(), len(drawn))
+            assert np.ptp(aside) < 1e-12 and abs(aside[0] - 1) < (0.1 if x == "required_flops" else 1e-12)
 
 
-def test_a_curve_is_drawn_only_where_the_fit_may_be_used_and_only_in_its_range():
-    curves = curves_table(usable_fits())
+def test_a_curve_is_drawn_only_where_the_fit_may_be_used_and_only_in_its_range(runs, cells):
+    table = losses(runs, cells, usable_fits())
+    curves = table[table["layer"] == "curve"]
     assert list(dict.fromkeys(curves["arm"])) == ["no_kd", "vanilla_kd"]
     assert curves["required_flops"].min() == values.BUDGETS[0]
     assert curves["required_flops"].max() == values.BUDGETS[-1]
-    assert curves_table(values.fits()).empty
+    assert not (table["layer"] == "beyond").any()
+    assert not losses(runs, cells, values.fits())["layer"].isin(["curve", "beyond"]).any()
+    assert not points_table(runs, cells, values.ARMS, fits=usable_fits())["layer"].isin(["curve", "beyond"]).any()
 
 
-def test_the_note_says_what_the_lines_are_and_which_arms_have_none():
+def test_an_extrapolation_is_shaded_and_needs_a_fit_that_may_be_used_for_everything(runs, cells):
+    table = losses(runs, cells, usable_fits("everything"))
+    beyond = table[table["layer"] == "beyond"]
+    assert beyond["required_flops"].max() == pytest.approx(1.6e13) and beyond["required_flops"].min() < 3e11
+    inside = beyond["required_flops"].between(values.BUDGETS[0], values.BUDGETS[-1])
+    assert not inside.any()
+    axes = draw_losses(table).axes[0]
+    assert len(axes.patches) == 2
+    assert not draw_losses(losses(runs, cells, usable_fits())).axes[0].patches
+
+
+def test_a_curve_moves_to_another_axis_only_where_the_two_go_in_step(runs, cells):
+    table = losses(runs, cells, usable_fits())
+    own = table[(table["arm"] == "no_kd") & (table["layer"] == "curve")]
+    means = table[(table["arm"] == "no_kd") & (table["layer"] == "mean")]
+    ratio = means["tokens"] / means["required_flops"]
+    np.testing.assert_allclose(own["tokens"] / own["required_flops"], ratio.median(), rtol=1e-12)
+    slower = cells.assign(device_seconds=cells["device_seconds"] * (1 + 0.2 * cells["rung"]))
+    moved = losses(runs, slower, usable_fits())
+    assert moved.loc[moved["layer"] == "curve", "device_hours"].isna().all()
+    told = fit_note(usable_fits(), "readout_loss", moved, "device_hours")
+    assert "its curve is over required_flops, which does not go in step with this axis" in told
+
+
+def test_the_note_says_what_the_lines_are_and_which_arms_have_none(runs, cells):
+    def note(fits):
+        return fit_note(fits, "readout_loss", losses(runs, cells, fits), "required_flops")
+
     refused = "Points{}: three budgets cannot identify a floor."
-    assert fit_note(values.fits()) == refused.format("")
-    lines = "Lines (no_kd, vanilla_kd): power, inside the fitted range. three budgets cannot identify a floor."
-    assert fit_note(usable_fits()) == f"{lines} {refused.format(' (minilm, tinybert)')}"
-    assert fit_note([]) == ""
+    assert note(values.fits()) == refused.format("")
+    lines = "Lines (no_kd, vanilla_kd): power, {}. three budgets cannot identify a floor."
+    inside = f"{lines.format('inside the fitted range')} {refused.format(' (minilm, tinybert)')}"
+    assert note(usable_fits()) == inside
+    assert lines.format("dashed and shaded outside the fitted range") in note(usable_fits("everything"))
+    assert note([]) == ""
+
+
+def test_under_three_runs_a_band_is_the_range_and_says_so(scores, runs, cells):
+    table = points_table(runs, cells, values.ARMS)
+    means = table[table["layer"] == "mean"]
+    assert set(means["spread"]) == {"range"}
+    for row in means.to_dict("records"):
+        own = table[(table["layer"] == "run") & (table["task"] == row["task"]) & (table["arm"] == row["arm"])
+                    & (table["rung"] == row["rung"])]["value"]  # fmt: skip
+        assert (row["low"], row["high"]) == (own.min(), own.max())
+    assert "range of the runs" in spread_note(table, cells, 0.95) and "interval" not in spread_note(table, cells, 0.95)
+    third = scores[scores["run_seed"] == 1].assign(run_seed=2, value=lambda rows: rows["value"] + 0.01)
+    three = per_run(pd.concat([scores, third], ignore_index=True))
+    table = points_table(three, summarise(three), values.ARMS)
+    means = table[table["layer"] == "mean"]
+    assert set(means["spread"]) == {"interval"}
+    np.testing.assert_allclose(means["high"] - means["value"], means["value"] - means["low"])
+    assert "95 % t interval" in spread_note(table, summarise(three), 0.95)
+    alone = per_run(scores[scores["run_seed"] == 0])
+    table = points_table(alone, summarise(alone), values.ARMS)
+    assert table.loc[table["layer"] == "mean", ["low", "high"]].isna().all(axis=None)
+    assert "no arm has two runs" in spread_note(table, summarise(alone), 0.95)
+
+
+def test_mid_decay_is_drawn_apart_and_neither_averaged_nor_fitted(scores):
+    early = scores[(scores["subject"] == "run") & (scores["rung"] == 0)].assign(
+        mid_decay=True, value=lambda rows: rows["value"] + 1.0, tokens=lambda rows: rows["tokens"] * 0.7
+    )
+    both = pd.concat([scores, early], ignore_index=True)
+    runs = per_run(both)
+    pd.testing.assert_frame_equal(runs, per_run(scores), check_dtype=False)
+    table = points_table(runs, summarise(runs), values.ARMS, ["readout_loss"], mid_decay=mid_decay(both))
+    assert (table["layer"] == "mid_decay").sum() == len(values.ARMS) * len(values.SEEDS)
+    crosses = [line for line in draw_losses(table).axes[0].lines if line.get_marker() == "x"]
+    drawn = sum(len(np.asarray(line.get_xdata())) for line in crosses)
+    assert drawn == len(values.ARMS) * len(values.SEEDS)
+    assert "mid-decay" in spread_note(table, summarise(runs), 0.95)
+    from budgetlab.fitting.scores import run_values
+
+    pd.testing.assert_frame_equal(
+        run_values(both, "readout_loss"), run_values(scores, "readout_loss"), check_dtype=False
+    )
+
+
+def disagreement(table):
+    whole = table[table["phase"] == "whole step"]
+    flops, seconds = (rows["ratio"].to_numpy() for _, rows in whole.groupby("quantity", sort=False))
+    return flops / seconds - 1
 
 
 def test_costs_are_drawn_as_tabled():
     table = costs_table(values.profile())
     figure = draw_costs(table)
-    for axes, quantity, scale in zip(figure.axes, table["quantity"].unique(), (1e6, 1e-6), strict=True):
+    assert [text.get_text() for text in figure.axes[2].texts] == [f"{100 * off:+.0f} %" for off in disagreement(table)]
+    for axes, quantity, scale in zip(figure.axes[:2], table["quantity"].unique(), (1e6, 1e-6), strict=True):
         rows = table[(table["quantity"] == quantity) & (table["phase"] != "whole step") & (table["value"] > 0)]
         bars = sorted((bar.get_x() * scale, bar.get_width() * scale) for bar in axes.patches)
         np.testing.assert_allclose(bars, sorted(zip(rows["start"], rows["value"], strict=True)), rtol=1e-9)
@@ -131,8 +237,8 @@ def test_untimed_costs_are_not_available_rather_than_zero():
 
 def test_every_axis_has_a_unit(runs, cells):
     figures = [
-        draw_scores(scores_table(runs, cells, values.ARMS)),
-        draw_losses(losses_table(runs, cells, values.ARMS)),
+        draw_scores(points_table(runs, cells, values.ARMS)),
+        draw_losses(losses(runs, cells)),
         draw_costs(costs_table(values.profile())),
         draw_costs(costs_table(values.profile(timed=False))),
     ]
@@ -154,12 +260,12 @@ def test_what_is_missing_is_left_out(few):
     }[few]
     runs = per_run(scores_frame([score for score in values.scores() if kept(score)]))
     cells = summarise(runs)
-    table = scores_table(runs, cells, values.ARMS)
-    assert len(table) and np.isfinite(table["score_points"]).all()
+    table = points_table(runs, cells, values.ARMS)
+    assert len(table) and np.isfinite(table["value"]).all()
     draw_scores(table).canvas.draw()
-    losses = losses_table(runs, cells, values.ARMS)
-    if len(losses):
-        draw_losses(losses).canvas.draw()
+    own = losses(runs, cells)
+    if len(own):
+        draw_losses(own).canvas.draw()
 
 
 def test_a_figure_leaves_three_files_that_are_the_same_every_time(tmp_path):
@@ -182,3 +288,152 @@ def test_outcomes_have_the_names_that_fits_and_verdicts_use():
     from budgetlab.fitting import scores
 
     assert (MEAN, LOSSES) == (scores.AGGREGATE, scores.LOSSES)
+
+
+def verdict(arm, budget, difference, **known):
+    return Verdict(
+        contrast=(arm, "no_kd"), at=Budget(amount=budget, unit="required_flops"), y="readout_loss", unit="nats",
+        difference=difference, interval=(difference - 0.05, difference + 0.04), verdict="not_resolved", margin=0.02,
+        num_pairs=3, primary=budget == values.BUDGETS[-1], sentence="no number here is measured", **known,
+    )  # fmt: skip
+
+
+PARTS = {"method": "runs at equal tokens", "tokens_a": 1e6, "tokens_b": 2e6,
+         "difference": {"value": 0.1, "interval": [0.05, 0.14]}, "gain_per_token": {"value": 0.3, "interval": None},
+         "effect_of_tokens": {"value": -0.2, "interval": [-0.25, -0.15]}}  # fmt: skip
+
+
+def some_verdicts(arms=("vanilla_kd", "minilm")):
+    crossed = {"value": 1.5e12, "interval": [1.2e12, 1.9e12]}
+    multiplied = {"value": 1.3, "interval": [1.1, 1.6]}
+    return [
+        verdict(arm, budget, 0.1 * (i + 1) * (j - 0.5), crossover=crossed, compute_multiplier=multiplied,
+                decomposition=PARTS)
+        for i, arm in enumerate(arms) for j, budget in enumerate(values.BUDGETS)
+    ]  # fmt: skip
+
+
+def test_verdicts_are_drawn_as_tabled():
+    verdicts = some_verdicts()
+    table = verdict_table(verdicts)
+    assert len(table) == 6 and set(table["reference"]) == {"no_kd"}
+    figure = draw_verdicts(table, values.ARMS)
+    assert [axes.get_ylabel().split("\n")[0] for axes in figure.axes] == ["read-out loss", "compute multiplier"]
+    for _, rows in table.groupby("arm"):
+        assert any(np.array_equal(y, rows["difference"]) for _, y in drawn_lines(figure))
+        assert any(np.array_equal(y, rows["multiplier"]) for _, y in drawn_lines(figure))
+    assert any(np.array_equal(x, [1.5e12]) and np.array_equal(y, [0.0]) for x, y in drawn_lines(figure))
+    beside = draw_verdicts(verdict_table({"all of the text": verdicts, "1M unique tokens": verdicts[:3]}))
+    assert [axes.get_title(loc="left") for axes in beside.axes[:2]] == ["1M unique tokens", "all of the text"]
+    with pytest.raises(CallerError, match="there are none"):
+        budgetlab.verdict_figure([])
+
+
+def test_a_decomposition_is_drawn_as_tabled_and_adds_up():
+    table = decomposition_table(some_verdicts())
+    for _, rows in table.groupby("arm"):
+        parts = rows.set_index("part")["value"]
+        assert parts["difference"] == pytest.approx(parts["gain_per_token"] + parts["effect_of_tokens"])
+    bars = [bar.get_width() for bar in draw_decomposition(table).axes[0].patches]
+    np.testing.assert_allclose(bars, table["value"])
+    without = [v.model_copy(update={"decomposition": {"method": None, "reason": "no tokens"}}) for v in some_verdicts()]
+    with pytest.raises(CallerError, match="no tokens"):
+        budgetlab.decomposition_figure(without)
+
+
+def test_spent_over_planned_is_drawn_as_tabled():
+    table = spent_table(values.plan(), values.records())
+    assert set(table["quantity"]) == {"required_flops", "device_seconds"}
+    np.testing.assert_allclose(table["ratio"], table["spent"] / table["planned"])
+    figure = draw_spent(table)
+    drawn = np.concatenate([x for x, y in drawn_lines(figure) if not np.array_equal(x, [1.0, 1.0])])
+    np.testing.assert_allclose(np.sort(drawn), np.sort(table["ratio"].dropna()))
+    with pytest.raises(CallerError, match="no run is complete"):
+        budgetlab.spent_figure(values.plan(), [])
+
+
+def frontier(arms):
+    rows = [
+        {"student": f"student{i % 2}", "arm": arm, "students_per_teacher": share, "num_runs": 3, "y": "readout_loss",
+         "higher_is_better": False, "all_in_flops": budget * (1 + 5 * (i > 0) / share),
+         "outcome": 6 - 0.1 * i - 0.2 * j}
+        for i, arm in enumerate(arms) for j, budget in enumerate(values.BUDGETS) for share in (1.0, np.inf)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_the_frontier_is_what_nothing_cheaper_beats():
+    table = frontier_table(frontier(values.ARMS))
+    for _, rows in table.groupby("students_per_teacher"):
+        for row in rows.to_dict("records"):
+            cheaper = rows[rows["all_in_flops"] <= row["all_in_flops"] * 1.01]
+            assert row["on_frontier"] == (row["outcome"] <= cheaper["outcome"].min())
+    assert 0 < table["on_frontier"].sum() < len(table)
+    assert len(draw_frontier(table, values.ARMS).axes) == 2
+
+
+def overlaps(figure):
+    """Say which texts outside the axes, legends included, lie over one another or beyond the figure's edge."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer = canvas.get_renderer()
+    boxes = {}
+    for legend in [*figure.legends, *(axes.get_legend() for axes in figure.axes)]:
+        if legend is not None:
+            boxes[f"legend {id(legend)}"] = legend.get_window_extent(renderer)
+    for axes in figure.axes:
+        if axes.axison:
+            for name, text in (("x", axes.xaxis.label), ("y", axes.yaxis.label), ("t", axes.title)):
+                if text.get_text():
+                    boxes[f"{name} {id(axes)}"] = text.get_window_extent(renderer)
+    whole = figure.bbox
+    out = [n for n, b in boxes.items() if b.x0 < -2 or b.y0 < -2 or b.x1 > whole.x1 + 2 or b.y1 > whole.y1 + 2]
+    names = list(boxes)
+    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :] if boxes[a].overlaps(boxes[b])]
+    return [*out, *pairs]
+
+
+def many(count):
+    """A study of many arms: the synthetic one, over and over, a little apart."""
+    arms = [f"arm_{i:02d}" for i in range(count)]
+    scores = scores_frame(values.scores())
+    runs = scores[scores["subject"] == "run"]
+    parts = [scores[scores["subject"] != "run"]]
+    for i, arm in enumerate(arms):
+        own = runs[runs["arm"] == values.ARMS[i % len(values.ARMS)]]
+        parts.append(own.assign(arm=arm, value=own["value"] + 0.002 * i))
+    return arms, pd.concat(parts, ignore_index=True)
+
+
+@pytest.mark.parametrize("count", [2, 5, 10, 50])
+def test_nothing_overlaps_from_two_arms_to_fifty(count):
+    arms, scores = many(count)
+    runs = per_run(scores)
+    cells = summarise(runs)
+    one = values.profile()
+    profile = one.model_copy(
+        update={"arms": tuple(one.arms[i % 4].model_copy(update={"arm": a}) for i, a in enumerate(arms))}
+    )
+    sensitivity = pd.DataFrame(
+        [{"match": match, "charge": "inference", "arm": arm, "tokens": 1e6 * (1 + i)}
+         for match in ("required_flops", "device_seconds") for i, arm in enumerate(arms)]
+    )  # fmt: skip
+    points = points_table(runs, cells, arms)
+    figures = [
+        styled(draw_scores, points),
+        styled(lambda table: draw_scores(table, "required_flops"), points),
+        styled(draw_losses, points_table(runs, cells, arms, ["readout_loss"])),
+        styled(draw_costs, costs_table(profile)),
+        styled(draw_plan, plan_table(sensitivity)),
+        styled(lambda table: draw_verdicts(table, ["no_kd", *arms]), verdict_table(some_verdicts(arms))),
+        styled(draw_decomposition, decomposition_table(some_verdicts(arms))),
+        styled(lambda table: draw_frontier(table, arms), frontier_table(frontier(arms))),
+    ]
+    for figure in figures:
+        assert overlaps(figure) == []
+        assert figure.get_size_inches()[1] < 4 + 0.4 * count
+    if count == 50:
+        labels = [text.get_text() for text in figures[0].legends[0].get_texts()]
+        assert "42 other arms" in labels and len(labels) < 15

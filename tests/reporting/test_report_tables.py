@@ -11,7 +11,7 @@ import reporting_values as values
 from rich.console import Console
 
 from budgetlab.fitting import compare
-from budgetlab.reporting.figures import draw_scores, scores_table
+from budgetlab.reporting.figures import draw_scores, points_table
 from budgetlab.reporting.frames import per_run, scores_frame, summarise
 from budgetlab.reporting.tables import (
     average_sheet,
@@ -250,7 +250,7 @@ def test_a_subset_is_named_in_every_table_that_shows_it(tmp_path):
     for sheet in (score_sheet(given), average_sheet(given)):
         assert any(words in note for note in sheet.notes)
     runs = per_run(scores_frame(given))
-    drawn = draw_scores(scores_table(runs, summarise(runs), values.ARMS))
+    drawn = draw_scores(points_table(runs, summarise(runs), values.ARMS))
     texts = [text.get_text().replace("\n", " ") for axes in drawn.axes for text in axes.texts]
     assert words.removeprefix("qnli ") in texts and "qnli, rte" in texts
     verdict = compare(scores_frame(given), a="minilm", b="no_kd", task="qnli", curves=False)

@@ -1,4 +1,4 @@
-"""Figure: what a token costs each arm, by phase, in counted FLOPs and beside it in measured time."""
+"""Figure: what a token costs each arm, by phase: counted FLOPs, measured time, and how their ratios disagree."""
 
 from __future__ import annotations
 
@@ -62,15 +62,25 @@ def costs_table(profile: CostProfile) -> pd.DataFrame:
 
 
 def draw_costs(table: pd.DataFrame) -> Figure:
-    """Draw `costs_table`: one bar an arm, stacked by phase; the number is the ratio to the reference arm."""
+    """Draw `costs_table`: one bar an arm, stacked by phase; the number is the ratio to the reference arm.
+
+    At the right stands by how much the ratio in FLOPs is off the ratio in time.
+    """
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
     arms = list(pd.unique(table["arm"]))
     figure = Figure(figsize=(COLUMN_INCHES, 0.95 + 0.24 * len(arms)), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, quantity in zip(panels, _PANELS, strict=True):
+    apart = _disagreement(table)
+    shares = (1.0, 1.0, 0.26) if apart else (1.0, 1.0)
+    panels = figure.subplots(1, len(shares), sharey=True, width_ratios=shares)
+    for axes, quantity in zip(panels, _PANELS, strict=False):
         _panel(axes, table[table["quantity"] == quantity], arms, *_PANELS[quantity])
+    if apart:
+        panels[2].set_axis_off()
+        panels[2].set_title("FLOPs\noff by", loc="right", pad=3, fontsize=6.5)
+        for y, arm in enumerate(arms):
+            panels[2].text(1.0, y, apart.get(arm, "n/a"), ha="right", va="center", fontsize=6.5)
     panels[0].set_yticks(range(len(arms)), arms)
     panels[0].invert_yaxis()
     shown = [p for p in (*PHASES, WHOLE) if p in set(table.loc[table["value"] > 0, "phase"])]
@@ -116,6 +126,15 @@ def _panel(axes: Axes, rows: pd.DataFrame, arms: list[str], title: str, unit: st
         axes.annotate(label, (end / scale, y), (3, 0), textcoords="offset points", va="center", fontsize=6.5)
     axes.set_xlim(0, longest / scale * 1.32)
     axes.locator_params(axis="x", nbins=4)
+
+
+def _disagreement(table: pd.DataFrame) -> dict[str, str]:
+    """Say by how much each arm's ratio in FLOPs is off the one in time; empty where nothing was timed."""
+    whole = table[table["phase"] == WHOLE].pivot_table(index="arm", columns="quantity", values="ratio", sort=False)
+    if set(whole.columns) != set(_PANELS):
+        return {}
+    flops, seconds = (whole[quantity] for quantity in _PANELS)
+    return {str(arm): f"{100 * off:+.0f} %" for arm, off in (flops / seconds - 1).dropna().items()}
 
 
 def _unsplit(table: pd.DataFrame) -> bool:

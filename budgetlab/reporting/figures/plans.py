@@ -1,7 +1,8 @@
-"""Figure: what every arm may read under each meaning of "the same compute"."""
+"""Figures: what every arm may read under each meaning of "the same compute"; what was planned, and what was spent."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -15,17 +16,23 @@ from budgetlab.reporting.figures.style import (
     prefix_for,
     room,
 )
+from budgetlab.values import Plan, RunRecord
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw_plan", "plan_table"]
+__all__ = ["draw_plan", "draw_spent", "plan_table", "spent_table"]
 
+_SPENT = {"required_flops": "required compute", "device_seconds": "device time"}
 _WORDS = {"inference": "with inference", "none": "teacher free", "pretraining": "with pretraining"}
 
 
 def plan_table(sensitivity: pd.DataFrame) -> pd.DataFrame:
-    """Return the drawn numbers: `match`, `charge`, `arm`, `tokens` (missing where infeasible), a line a definition."""
+    """Return the drawn numbers: `match`, `charge`, `arm`, `tokens` (missing where infeasible), a line a definition.
+
+    A definition under which no arm has any is left out.
+    """
+    sensitivity = sensitivity[sensitivity.groupby(["match", "charge"])["tokens"].transform("count") > 0]
     lines = [_line(match, charge) for match, charge in zip(sensitivity["match"], sensitivity["charge"], strict=True)]
     return sensitivity.assign(line=lines)[["line", "match", "charge", "arm", "tokens"]].astype({"tokens": float})
 
@@ -70,4 +77,61 @@ def draw_plan(table: pd.DataFrame) -> Figure:
                   color=styles[arm].colour, marker=styles[arm].marker, markersize=3.4, markeredgewidth=0.3,
                   markeredgecolor="white")  # fmt: skip
     figure.legend(loc="outside upper center", ncols=legend_columns(arms, COLUMN_INCHES), handletextpad=0.2)
+    return figure
+
+
+def spent_table(plan: Plan, records: Iterable[RunRecord]) -> pd.DataFrame:
+    """Return the drawn numbers: a row a complete run and quantity, `planned`, `spent` and their `ratio`.
+
+    `quantity` is "required_flops" or "device_seconds"; the ratio is missing where nothing was planned, such as
+    seconds without a measured profile.
+    """
+    order = {arm: i for i, arm in enumerate(plan.arms)}
+    rows = []
+    for record in records:
+        schedule = record.schedule
+        if record.kind != "rung" or record.status != "complete" or schedule is None or record.arm not in order:
+            continue
+        for quantity in _SPENT:
+            planned, spent = getattr(schedule, quantity), getattr(record, quantity)
+            ratio = spent / planned if planned else None
+            rows.append({"quantity": quantity, "arm": record.arm, "rung": schedule.rung, "run_seed": record.run_seed,
+                         "planned": planned, "spent": spent, "ratio": ratio})  # fmt: skip
+    rows.sort(key=lambda row: (list(_SPENT).index(row["quantity"]), order[row["arm"]], row["rung"], row["run_seed"]))
+    columns = ["quantity", "arm", "rung", "run_seed", "planned", "spent", "ratio"]
+    return pd.DataFrame(rows, columns=columns).astype({"planned": float, "spent": float, "ratio": float})
+
+
+def draw_spent(table: pd.DataFrame) -> Figure:
+    """Draw `spent_table`: a row an arm, a marker a run, smallest budget uppermost; the line is what was planned."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
+
+    arms = list(dict.fromkeys(table["arm"]))
+    styles = arm_styles(arms)
+    rungs = sorted(table["rung"].unique())
+    figure = Figure(figsize=(COLUMN_INCHES, 0.65 + 0.28 * len(arms)), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, (quantity, words) in zip(panels, _SPENT.items(), strict=True):
+        rows = table[(table["quantity"] == quantity) & table["ratio"].notna()]
+        grid(axes, "x")
+        axes.axvline(1.0, color="#444444", linewidth=0.6, zorder=1)
+        for y, arm in enumerate(arms):
+            own = rows[rows["arm"] == arm]
+            apart = 0.6 * ((own["rung"].map(rungs.index) + 0.5) / len(rungs) - 0.5)
+            axes.plot(own["ratio"], y + apart, linestyle="", marker=styles[arm].marker, color=styles[arm].colour,
+                      markersize=3.2, markeredgecolor="white", markeredgewidth=0.3, zorder=3)  # fmt: skip
+        if rows.empty:
+            axes.text(0.05, 0.5, "n/a (not timed)", transform=axes.transAxes, va="center", fontsize=6.5)
+            axes.set_xticks([])
+        else:
+            # What is spent to the FLOP must not look like noise: never less than a percent to either side.
+            axes.set_xlim(*room([0.99, 1.01, *rows["ratio"]]))
+            axes.locator_params(axis="x", nbins=4)
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
+        axes.set_title(words, loc="left", pad=3, fontweight="bold")
+        axes.set_xlabel("spent / planned")
+        axes.tick_params(axis="y", length=0)
+    panels[0].set_yticks(range(len(arms)), arms)
+    panels[0].set_ylim(len(arms) - 0.5, -0.5)
     return figure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,16 +22,19 @@ if TYPE_CHECKING:
 from budgetlab.store import write_whole
 
 __all__ = [
+    "BEYOND_COLOUR",
     "COLUMN_INCHES",
     "YARDSTICK_COLOUR",
     "YARDSTICK_LINES",
     "ArmStyle",
     "FigureFiles",
+    "arm_handles",
     "arm_styles",
     "grid",
     "legend_columns",
     "log_ticks",
     "prefix_for",
+    "prominent",
     "render",
     "room",
     "styled",
@@ -55,6 +58,12 @@ _DASHES: tuple[tuple[int, tuple[float, ...]], ...] = (
 YARDSTICK_LINES = {"teacher": (0, ()), "random": (0, (4, 2)), "majority": (0, (1, 1.5)), "unigram": (0, (6, 2, 1, 2))}
 """How the horizontal yardsticks are dashed."""
 YARDSTICK_COLOUR = "#777777"
+BEYOND_COLOUR = "#F0F0F0"
+"""Behind what lies outside a fitted range."""
+
+_MOST_ARMS = 12
+"""More arms than these cannot be told apart in one panel: the leading ones keep their looks, the others are grey."""
+_OTHERS = "#BBBBBB"
 
 _RC: dict[Any, Any] = {
     "font.family": ["DejaVu Sans"],
@@ -93,6 +102,8 @@ class ArmStyle:
     colour: str
     marker: str
     dash: tuple[int, tuple[float, ...]]
+    named: bool = True
+    """Whether it has a place in the legend; the others share one."""
 
 
 @dataclass(frozen=True)
@@ -106,12 +117,37 @@ class FigureFiles:
     caption: str
 
 
-def arm_styles(arms: Sequence[str]) -> dict[str, ArmStyle]:
-    """Give every arm its colour, marker and dash by its place in the study."""
-    return {
-        arm: ArmStyle(_COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)], _DASHES[i % len(_DASHES)])
-        for i, arm in enumerate(arms)
-    }
+def arm_styles(arms: Sequence[str], named: Sequence[str] | None = None) -> dict[str, ArmStyle]:
+    """Give every arm its colour, marker and dash by its place among the `named` (default all); the others are grey."""
+    found = dict.fromkeys(arms, ArmStyle(_OTHERS, ".", (0, ()), named=False))
+    for i, arm in enumerate(arms if named is None else named):
+        found[arm] = ArmStyle(_COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)], _DASHES[i % len(_DASHES)])
+    # Grey lines lie behind.
+    return dict(sorted(found.items(), key=lambda item: item[1].named)) if named is not None else found
+
+
+def prominent(arms: Sequence[str], ranked: Sequence[str]) -> list[str] | None:
+    """Return which of very many arms stand out, the first and those ranked first; None where all can."""
+    if len(arms) <= _MOST_ARMS:
+        return None
+    chosen = dict.fromkeys([arms[0], *ranked])
+    return [arm for arm in arms if arm in list(chosen)[: _MOST_ARMS - 4]]
+
+
+def arm_handles(styles: Mapping[str, ArmStyle], lines: Container[str] | None = None) -> list[Line2D]:
+    """Return legend entries of arms, with a line for those in `lines` (default all); one for all that are grey."""
+    from matplotlib.lines import Line2D
+
+    named = {arm: style for arm, style in styles.items() if style.named}
+    handles = [
+        Line2D([], [], color=style.colour, linestyle=style.dash if lines is None or arm in lines else "none",
+               marker=style.marker, markersize=4.0, markeredgecolor="white", markeredgewidth=0.4, label=arm)
+        for arm, style in named.items()
+    ]  # fmt: skip
+    if others := len(styles) - len(named):
+        line = "-" if lines is None else "none"
+        handles.append(Line2D([], [], color=_OTHERS, linestyle=line, marker=".", label=f"{others} other arms"))
+    return handles
 
 
 def render(
@@ -182,7 +218,12 @@ def log_ticks(axis: Axis, low: float, high: float, *, scale: float, most: int) -
             break
         chosen = ticks or chosen
     every = math.ceil(len(chosen) / most) if chosen else 1
-    axis.set_major_locator(FixedLocator(chosen[::every]))
+    apart = 0.62 * math.log(high / low) / most
+    kept: list[float] = []
+    for tick in chosen[::every]:
+        if not kept or math.log(tick / kept[-1]) > apart:
+            kept.append(tick)
+    axis.set_major_locator(FixedLocator(kept))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / scale:.4g}"))
 

@@ -13,10 +13,18 @@ from budgetlab.values import CurveFit, Verdict
 __all__ = ["fit_sheet", "gate_lines", "verdict_sheet"]
 
 _ANSWER = "answer"
+_MOST_ROWS = 200
 
 
 def verdict_sheet(verdicts: Sequence[Verdict]) -> Sheet:
-    """Return every contrast with its interval and the smallest difference that the design could have seen."""
+    """Return the contrasts, each with its interval and the smallest difference that the design could have seen.
+
+    Of very many, those against a reference come first and the rest is left to verdict.json.
+    """
+    references = {verdict.contrast[1] for verdict in verdicts if verdict.primary}
+    left_out = max(0, len(verdicts) - _MOST_ROWS)
+    if left_out:
+        verdicts = sorted(verdicts, key=lambda v: (not v.primary, v.contrast[1] not in references))[:_MOST_ROWS]
     words = {"equivalent": "equivalent", "not_resolved": "not resolved"}
     rows = []
     for verdict in verdicts:
@@ -39,7 +47,10 @@ def verdict_sheet(verdicts: Sequence[Verdict]) -> Sheet:
             Column("pairs", _ANSWER), Column("p", _ANSWER), Column("verdict", _ANSWER, left=True),
         ),
         rows=tuple(rows),
-        notes=(*_conventions(verdicts), *_definitions(verdicts)) if verdicts else (),
+        notes=(
+            *([f"{left_out:,} further contrasts are in verdict.json"] if left_out else []),
+            *(_conventions(verdicts) if verdicts else ()), *_definitions(verdicts),
+        ),
     )  # fmt: skip
 
 

@@ -1,0 +1,178 @@
+"""Values -> tidy tables, one row a thing: what notebooks show and what the CSV files hold.
+
+Numbers stay in the units of the values (the last word of a column's name); unknown is missing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+
+from budgetlab.values import CostProfile, CurveFit, Plan, RunRecord, Score, Verdict
+
+__all__ = [
+    "costs_frame",
+    "fits_frame",
+    "phases_frame",
+    "plan_frame",
+    "points_frame",
+    "records_frame",
+    "scores_frame",
+    "verdicts_frame",
+]
+
+
+def costs_frame(profile: CostProfile) -> pd.DataFrame:
+    """Tidy table, a row an arm, then a row a teacher to pretrain: the price of a token and its ratios to the first arm.
+
+    Returns
+    -------
+    DataFrame
+        `arm`, `required_flops_per_token`, `seconds_per_step` with `seconds_low` and `seconds_high`,
+        `tokens_per_second`, `flops_ratio`, `seconds_ratio` (of paired rounds where steps were timed, else of seconds a
+        token) with its `ratio_low` and `ratio_high`, `flops_ratio_off` (the first ratio over the second, less one),
+        `peak_memory_bytes`, `joules_per_token`, and a column each for what the count was held against.
+    """
+    first = profile.arms[0]
+    rows = []
+    for cost in (*profile.arms, *profile.teachers):
+        flops = cost.train_required_flops_per_token / first.train_required_flops_per_token
+        ratio = cost.seconds_ratio
+        seconds = ratio.value if ratio else None
+        if ratio is None and cost.tokens_per_second and first.tokens_per_second:
+            seconds = first.tokens_per_second / cost.tokens_per_second
+        rows.append({
+            "arm": cost.arm, "required_flops_per_token": cost.train_required_flops_per_token,
+            "seconds_per_step": cost.seconds_per_step, **_ends("seconds", cost.seconds_per_step_interval),
+            "tokens_per_second": cost.tokens_per_second, "flops_ratio": flops, "seconds_ratio": seconds,
+            **_ends("ratio", ratio.interval if ratio else None),
+            "flops_ratio_off": flops / seconds - 1.0 if seconds else None,
+            "peak_memory_bytes": cost.peak_memory_bytes, "joules_per_token": cost.joules_per_token, **cost.agreement,
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def phases_frame(profile: CostProfile) -> pd.DataFrame:
+    """Tidy table, a row an arm (or teacher to pretrain) and phase of its step: what ``profile.csv`` holds."""
+    return pd.DataFrame([
+        {"arm": cost.arm, "phase": phase, **price.model_dump(), "batch_tokens": cost.batch_tokens}
+        for cost in (*profile.arms, *profile.teachers)
+        for phase, price in cost.phases.items()
+    ])  # fmt: skip
+
+
+def plan_frame(plan: Plan) -> pd.DataFrame:
+    """Tidy table, a row an arm and budget: the fields of `Schedule`, what ``plan.csv`` holds."""
+    rows = []
+    for schedule in plan.schedules:
+        row = schedule.model_dump()
+        budget = row.pop("budget")
+        rows.append({**row, "budget_amount": budget["amount"], "budget_unit": budget["unit"]})
+    return pd.DataFrame(rows)
+
+
+_SPENT = ("steps", "tokens", "required_flops", "executed_flops", "device_seconds")
+
+
+def records_frame(records: Iterable[RunRecord]) -> pd.DataFrame:
+    """Tidy table, a row a run: what it spent, and beside it what was planned.
+
+    Returns
+    -------
+    DataFrame
+        `run_id`, `kind`, `arm`, `rung` and `run_seed`, `status`; `steps`, `tokens`, `required_flops`, `executed_flops`,
+        `device_seconds` and `joules` as metered; of rungs `planned_...` of the first five, from the schedule.
+    """
+    rows = []
+    for record in records:
+        planned = record.schedule
+        rows.append({
+            "run_id": record.run_id, "kind": record.kind, "arm": record.arm,
+            "rung": None if planned is None else planned.rung, "run_seed": record.run_seed, "status": record.status,
+            **{name: getattr(record, name) for name in (*_SPENT, "joules")},
+            **{f"planned_{name}": getattr(planned, name, None) for name in _SPENT},
+        })  # fmt: skip
+    whole = dict.fromkeys(("rung", "planned_steps", "planned_tokens"), "Int64")  # of teachers and trunks missing
+    return pd.DataFrame(rows).astype(whole) if rows else pd.DataFrame()
+
+
+def points_frame(records: Iterable[RunRecord]) -> pd.DataFrame:
+    """Tidy table, a row a point on the way of a run: its fields, a column a term of the loss and a column a sign."""
+    rows = []
+    for record in records:
+        run = {"run_id": record.run_id, "kind": record.kind, "arm": record.arm, "run_seed": record.run_seed}
+        for point in record.points:
+            row = point.model_dump(exclude={"losses", "signs"})
+            rows.append({**run, **row, **point.losses, **point.signs})
+    return pd.DataFrame(rows)
+
+
+def scores_frame(scores: Iterable[Score]) -> pd.DataFrame:
+    """Tidy table, one row a score: the fields of `Score`, `budget` as `budget_amount` and `budget_unit`."""
+    rows = []
+    for score in scores:
+        row = score.model_dump()
+        budget = row.pop("budget") or {}
+        row |= {name: json.dumps(row[name]) for name in ("metrics", "standard_errors")}
+        row |= {"standard_error": score.standard_errors.get(score.metric), "subset": score.subset}
+        rows.append({**row, "budget_amount": budget.get("amount"), "budget_unit": budget.get("unit")})
+    columns = [name for name in Score.model_fields if name != "budget"]
+    columns += ["standard_error", "subset", "budget_amount", "budget_unit"]
+    frame = pd.DataFrame(rows, columns=columns)
+    return frame.sort_values(["arm", "rung", "run_seed", "task", "finetune_seed"], kind="stable", ignore_index=True)
+
+
+def fits_frame(fits: Iterable[CurveFit]) -> pd.DataFrame:
+    """Tidy table, a row per parameter of each fit: what ``fits.csv`` holds."""
+    columns = ["arm", "law", "formula", "parameter", "estimate", "low", "high", "interval_level", "interval_method",
+               "status", "usable_for", "objective_name", "delta", "objective", "num_points"]  # fmt: skip
+    rows = []
+    for fit in fits:
+        shared = {name: getattr(fit, name) for name in columns if name in type(fit).model_fields}
+        for name, value in (fit.params | fit.derived or {"": None}).items():
+            low, high = fit.intervals.get(name) or (None, None)
+            rows.append(shared | {"parameter": name or None, "estimate": value, "low": low, "high": high})
+    return pd.DataFrame(rows, columns=columns)
+
+
+def verdicts_frame(verdicts: Iterable[Verdict]) -> pd.DataFrame:
+    """Tidy table, a row a verdict.
+
+    Returns
+    -------
+    DataFrame
+        `a` and `b`, the outcome `y`, `budget_amount`, `budget_unit`; `difference` (A minus B, positive when A is
+        better) with `low` and `high` in `unit`, `verdict`, `primary`, `p_value`, `p_value_adjusted`,
+        `minimum_detectable_difference`, `margin`, `num_pairs`. Of the fitted curves, where there are any:
+        `compute_multiplier` (what A would need, times this, B does need), `gain_per_token`, `effect_of_tokens`, each
+        with `_low` and `_high`, and `crossover_amount`.
+    """
+    rows = []
+    for verdict in verdicts:
+        parts = verdict.decomposition or {}
+        curves: dict[str, dict[str, Any]] = {
+            "compute_multiplier": verdict.compute_multiplier or {},
+            "gain_per_token": parts.get("gain_per_token") or {},
+            "effect_of_tokens": parts.get("effect_of_tokens") or {},
+        }
+        rows.append({
+            "a": verdict.contrast[0], "b": verdict.contrast[1], "y": verdict.y, "budget_amount": verdict.at.amount,
+            "budget_unit": verdict.at.unit, "difference": verdict.difference, **_ends("", verdict.interval),
+            **{name: getattr(verdict, name) for name in (
+                "unit", "verdict", "primary", "p_value", "p_value_adjusted", "minimum_detectable_difference", "margin",
+                "num_pairs",
+            )},
+            **{key: value for name, found in curves.items()
+               for key, value in {name: found.get("value"), **_ends(name, found.get("interval"))}.items()},
+            "crossover_amount": (verdict.crossover or {}).get("value"),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _ends(name: str, interval: tuple[float, float] | None) -> dict[str, float | None]:
+    low, high = interval or (None, None)
+    gap = "_" if name else ""
+    return {f"{name}{gap}low": low, f"{name}{gap}high": high}

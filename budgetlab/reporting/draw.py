@@ -1,0 +1,194 @@
+"""Which figures a report has, from what is known so far, each with its caption."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from budgetlab.reporting.figures import (
+    FigureFiles,
+    costs_table,
+    decomposition_table,
+    draw_costs,
+    draw_decomposition,
+    draw_frontier,
+    draw_losses,
+    draw_plan,
+    draw_scores,
+    draw_spent,
+    draw_verdicts,
+    fit_note,
+    frontier_table,
+    plan_table,
+    points_table,
+    render,
+    spent_table,
+    spread_note,
+    verdict_table,
+)
+from budgetlab.reporting.figures.points import AXES, Axis
+from budgetlab.reporting.frames import mid_decay, per_run, summarise
+from budgetlab.reporting.tables import reference_arm
+from budgetlab.values import CostProfile, CurveFit, Plan, RunRecord, Verdict
+
+__all__ = ["answer_figures", "cost_figures", "score_figures"]
+
+_LOSS_AXES: tuple[Axis, ...] = ("tokens", "required_flops")
+_NAMES: dict[Axis, str] = {"tokens": "tokens", "required_flops": "flops", "device_hours": "hours"}
+
+
+def score_figures(
+    table: pd.DataFrame,
+    arms: Sequence[str],
+    fits: Sequence[CurveFit],
+    folder: Path,
+    *,
+    level: float,
+    definitions: Sequence[str],
+    where: str,
+) -> list[FigureFiles]:
+    """Draw scores on three axes, CoLA by itself, and the read-out loss against tokens and FLOPs.
+
+    Parameters
+    ----------
+    table
+        What `frames.scores_frame` returns; empty draws nothing.
+    arms
+        Of the plan, in order.
+    fits
+        From `fit_arms`.
+    folder
+        Where the files go.
+    level
+        Of the intervals.
+    definitions
+        What the mean is of, and which tasks are subsets.
+    where
+        Hardware and precision.
+    """
+    runs = per_run(table)
+    cells = summarise(runs, level)
+    drawn: list[FigureFiles] = []
+    points = points_table(runs, cells, arms, fits=fits, mid_decay=mid_decay(table))
+    spread = f"{spread_note(points, cells, level)}; {where}."
+    note = "; ".join([*definitions, spread])
+    for x in _known(points):
+        told = f"Score against {AXES[x][0]}; {note}"
+        drawn.append(render(f"score_vs_{_NAMES[x]}", lambda t, x=x: draw_scores(t, x), points, folder, told))
+    cola = points[points["task"] == "cola"]
+    if "tokens" in _known(cola):
+        drawn.append(render("cola_vs_tokens", draw_scores, cola, folder, f"CoLA against {AXES['tokens'][0]}; {spread}"))
+    losses = points_table(runs, cells, arms, ["readout_loss"], fits=fits, mid_decay=mid_decay(table))
+    note = f"{spread_note(losses, cells, level)}; {where}."
+    for x in _LOSS_AXES:
+        if x not in _known(losses):
+            continue
+        aside = "arms are drawn a little aside of one another; " if x == "required_flops" else ""
+        told = f"Held-out read-out loss against {AXES[x][0]}; {aside}{note}"
+        lines = fit_note(fits, "readout_loss", losses, x)
+        name = f"readout_loss_vs_{_NAMES[x]}"
+        drawn.append(render(name, lambda t, x=x, lines=lines: draw_losses(t, lines, x), losses, folder, told))
+    return drawn
+
+
+def _known(points: pd.DataFrame) -> list[Axis]:
+    """Return the axes on which there is anything to draw."""
+    means = points[points["layer"] == "mean"]
+    return [x for x in _NAMES if means[x].notna().any()]
+
+
+def cost_figures(
+    plan: Plan,
+    profile: CostProfile,
+    records: Sequence[RunRecord],
+    folder: Path,
+    *,
+    sensitivity: pd.DataFrame | None,
+    where: str,
+) -> list[FigureFiles]:
+    """Draw what a token costs, the plan under every meaning of compute, and planned against spent."""
+    timed = sorted({cost.steps_timed for cost in profile.arms})
+    steps = f"{timed[0]}" if len(timed) == 1 else f"{timed[0]} to {timed[-1]}"
+    told = (
+        f"Cost of a training token by phase; ratios to {reference_arm(list(plan.arms))}; black: interval of the "
+        f"measured step time ({steps} steps timed); at the right, by how much the ratio in FLOPs is off the one in "
+        f"time; {where}."
+    )
+    drawn = [render("cost_per_arm", draw_costs, costs_table(profile), folder, told)]
+    if sensitivity is not None and sensitivity["tokens"].notna().any():
+        told = (
+            "Tokens of each arm at the largest budget under each meaning of the same compute, and by what of the "
+            "teacher is charged; predicted from the profile, n/a where it is infeasible or the price is unknown."
+        )
+        drawn.append(render("plan_by_currency", draw_plan, plan_table(sensitivity), folder, told))
+    spent = spent_table(plan, records)
+    if len(spent):
+        told = (
+            "What each complete run spent over what was planned: a marker a run, smallest budget uppermost; device "
+            f"time as the profile of this study predicted it; {where}."
+        )
+        drawn.append(render("planned_vs_spent", draw_spent, spent, folder, told))
+    return drawn
+
+
+def answer_figures(
+    verdicts: Sequence[Verdict],
+    by_text: Mapping[str, Sequence[Verdict]],
+    frontier: pd.DataFrame,
+    arms: Sequence[str],
+    folder: Path,
+    *,
+    where: str,
+) -> list[FigureFiles]:
+    """Draw the verdicts over the budget, what makes them up, other amounts of text beside, and the frontier of sizes.
+
+    Parameters
+    ----------
+    verdicts
+        Of this study.
+    by_text
+        How much text there is -> verdicts, of studies that differ in that; empty without another.
+    frontier
+        From `all_in_frontier`; drawn where sizes vary.
+    arms
+        Of the plan, in order.
+    folder
+        Where the files go.
+    where
+        Hardware and precision.
+    """
+    drawn: list[FigureFiles] = []
+    level = f"{100 * verdicts[0].interval_level:g} %" if verdicts else ""
+    table = verdict_table(verdicts)
+    pairs = sorted(set(table["num_pairs"].astype(int)))
+    seeds = "" if not pairs else f"; {pairs[0]}" + (f" to {pairs[-1]}" if len(pairs) > 1 else "") + " run seeds"
+    if len(table):
+        told = (
+            f"Above: difference from {', '.join(dict.fromkeys(table['reference']))} at each budget, positive where "
+            f"the arm is better. Below: compute multiplier, the reference's compute over the arm's at equal outcome, "
+            f"where both curves reach it. Bars: {level} intervals{seeds}. A stroke on the zero line is a crossover "
+            f"with its interval; {where}."
+        )
+        drawn.append(render("verdict_vs_budget", lambda t: draw_verdicts(t, arms), table, folder, told))
+    several = verdict_table(by_text, str(table["outcome"].iloc[0])) if len(table) else table
+    if several["study"].nunique() > 1:
+        told = f"The same contrasts by how much text there is to read; bars: {level} intervals; {where}."
+        drawn.append(render("verdict_by_text", lambda t: draw_verdicts(t, arms), several, folder, told))
+    parts = decomposition_table(verdicts)
+    if len(parts):
+        told = (
+            "Where each primary difference comes from: what a token is worth at equal tokens, and what the tokens "
+            f"that the budget does not pay for cost; {'; '.join(dict.fromkeys(parts['method']))}; bars: {level} "
+            f"intervals; {where}."
+        )
+        drawn.append(render("decomposition", draw_decomposition, parts, folder, told))
+    if len(frontier) and frontier["student"].nunique() > 1:
+        told = (
+            "Every arm and student at every budget in all-in compute (the student's, the teacher's forward passes, "
+            "its pretraining shared by so many students); filled: nothing that costs no more is better. Means over "
+            f"runs, measured; {where}."
+        )
+        drawn.append(render("frontier", lambda t: draw_frontier(t, arms), frontier_table(frontier), folder, told))
+    return drawn

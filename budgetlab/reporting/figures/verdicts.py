@@ -1,0 +1,288 @@
+"""Figures: each arm's difference from its reference over the budget, and where that difference comes from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from budgetlab.reporting.figures.style import (
+    COLUMN_INCHES,
+    ArmStyle,
+    arm_handles,
+    arm_styles,
+    grid,
+    legend_columns,
+    log_ticks,
+    prefix_for,
+    prominent,
+    room,
+)
+from budgetlab.reporting.frames import OUTCOMES
+from budgetlab.values import Verdict
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["decomposition_table", "draw_decomposition", "draw_verdicts", "verdict_table"]
+
+_UNITS = {"required_flops": "FLOP", "executed_flops": "FLOP", "tokens": "tokens", "device_seconds": "s", "joules": "J",
+          "usd": "USD", "wall_seconds": "s"}  # fmt: skip
+_BAND = {"equivalence margin": "#EFEFEF"}
+_PARTS = {"difference": "difference at equal budget", "gain_per_token": "gain per token (at equal tokens)",
+          "effect_of_tokens": "effect of reading fewer tokens"}  # fmt: skip
+_SHIFT = 0.025
+"""By which contrasts at one budget are drawn aside of one another, in logarithms."""
+
+
+def verdict_table(verdicts: Sequence[Verdict] | Mapping[str, Sequence[Verdict]], y: str | None = None) -> pd.DataFrame:
+    """Return the drawn numbers: one outcome's differences from the reference, and multipliers, at every budget.
+
+    Parameters
+    ----------
+    verdicts
+        From `compare_arms`; or name -> verdicts of several studies, such as of unlimited and of limited data.
+    y
+        The outcome; default: that of the primary contrasts.
+
+    Returns
+    -------
+    DataFrame
+        A row a study, contrast and budget: `difference` with `low` and `high` (missing where it has none), `margin`,
+        `multiplier` with its ends, `crossover` with its ends, the `verdict`. Contrasts whose second arm is the
+        reference of a primary one; all, where none is primary.
+    """
+    panels = verdicts if isinstance(verdicts, Mapping) else {"": verdicts}
+    rows = []
+    for study, found in panels.items():
+        primary = [verdict for verdict in found if verdict.primary]
+        outcome = y or (primary or [*found])[0].y if found else y
+        references = {verdict.contrast[1] for verdict in primary} or {verdict.contrast[1] for verdict in found}
+        for verdict in found:
+            if verdict.y != outcome or verdict.contrast[1] not in references or verdict.difference is None:
+                continue
+            low, high = verdict.interval or (math.nan, math.nan)
+            rows.append({
+                "study": study, "outcome": verdict.y, "unit": verdict.unit, "arm": verdict.contrast[0],
+                "reference": verdict.contrast[1], "budget_amount": verdict.at.amount, "budget_unit": verdict.at.unit,
+                "difference": verdict.difference, "low": low, "high": high, "margin": verdict.margin,
+                **_ends("multiplier", verdict.compute_multiplier), **_ends("crossover", verdict.crossover),
+                "verdict": verdict.verdict, "num_pairs": verdict.num_pairs,
+            })  # fmt: skip
+    columns = ["study", "outcome", "unit", "arm", "reference", "budget_amount", "budget_unit", "difference", "low",
+               "high", "margin", *(f"{name}{end}" for name in ("multiplier", "crossover") for end in _ENDS),
+               "verdict", "num_pairs"]  # fmt: skip
+    table = pd.DataFrame(rows, columns=columns)
+    return table.sort_values(["study", "arm", "reference", "budget_amount"], kind="stable", ignore_index=True)
+
+
+_ENDS = ("", "_low", "_high")
+
+
+def _ends(name: str, found: Mapping[str, Any] | None) -> dict[str, float]:
+    known = found or {}
+    low, high = known.get("interval") or (None, None)
+    ends = (known.get("value"), low, high)
+    return {f"{name}{end}": math.nan if v is None else float(v) for end, v in zip(_ENDS, ends, strict=True)}
+
+
+def draw_verdicts(table: pd.DataFrame, order: Sequence[str] = ()) -> Figure:
+    """Draw `verdict_table`: differences above, compute multipliers below, a column a study.
+
+    `order` is that of the study's arms, which their looks follow.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    studies = list(pd.unique(table["study"]))
+    styles = _styles(table, order)
+    several = table["multiplier"].notna().any()
+    lines = 2 if several else 1
+    width = COLUMN_INCHES if len(studies) == 1 else 2 * COLUMN_INCHES + 0.3
+    handles = arm_handles(styles)
+    margin = bool((table["margin"] > 0).any())
+    if margin:
+        handles.append(Patch(color=_BAND["equivalence margin"], label="equivalence margin"))  # type: ignore[arg-type]
+    across = legend_columns([str(handle.get_label()) for handle in handles], width)
+    figure = Figure(figsize=(width, 1.75 * lines + 0.35 + 0.14 * math.ceil(len(handles) / across)),
+                    layout="constrained")  # fmt: skip
+    panels = figure.subplots(lines, len(studies), squeeze=False, sharex="col", sharey="row")
+    reference = ", ".join(dict.fromkeys(table["reference"]))
+    outcome = str(table["outcome"].iloc[0])
+    for column, study in enumerate(studies):
+        rows = table[table["study"] == study]
+        above = panels[0, column]
+        _differences(above, rows, styles)
+        if several:
+            _multipliers(panels[1, column], rows, styles)
+        axes = panels[-1, column]
+        unit = _UNITS.get(str(rows["budget_unit"].iloc[0]), str(rows["budget_unit"].iloc[0]))
+        limits = _limits(rows)
+        prefix, scale = prefix_for(limits[1])
+        axes.set_xscale("log")
+        axes.set_xlim(*limits)
+        log_ticks(axes.xaxis, *limits, scale=scale, most=5)
+        axes.set_xlabel(f"budget ({prefix}{unit}, log scale)")
+        if study:
+            above.set_title(study, loc="left", pad=3, fontweight="bold")
+    unit = "nats per target token" if table["unit"].iloc[0] == "nats" else "points"
+    panels[0, 0].set_ylabel(
+        f"{OUTCOMES.get(outcome, outcome).removeprefix('the ')}\nbetter than {reference} by\n({unit})"
+    )
+    if several:
+        panels[1, 0].set_ylabel("compute multiplier\n(above 1: needs less)")
+    figure.legend(handles=handles, loc="outside upper center", ncols=across, columnspacing=1.2)
+    return figure
+
+
+def _contrasts(table: pd.DataFrame) -> list[str]:
+    """Name each row's contrast: its arm, and the reference where there are several."""
+    if table["reference"].nunique() < 2:
+        return [str(arm) for arm in table["arm"]]
+    return [f"{arm} - {reference}" for arm, reference in zip(table["arm"], table["reference"], strict=True)]
+
+
+def _styles(table: pd.DataFrame, order: Sequence[str]) -> dict[str, ArmStyle]:
+    """Return the look of each contrast: that of its arm in the study's other figures, where one arm is one contrast."""
+    names = list(dict.fromkeys(_contrasts(table)))
+    if table["reference"].nunique() == 1:
+        known = list(dict.fromkeys([*order, table["reference"].iloc[0], *names]))
+    else:
+        known = names
+    largest = table.loc[table["difference"].abs().sort_values(ascending=False).index]
+    found = arm_styles(known, prominent(known, list(dict.fromkeys(_contrasts(largest)))))
+    return {name: style for name, style in found.items() if name in names}
+
+
+def _limits(rows: pd.DataFrame) -> tuple[float, float]:
+    budgets = rows["budget_amount"].unique().tolist()
+    return room(budgets, 0.12, log=True) if len(budgets) > 1 else (budgets[0] / 1.5, budgets[0] * 1.5)
+
+
+def _aside(rows: pd.DataFrame, styles: Mapping[str, ArmStyle]) -> dict[str, float]:
+    low, high = _limits(rows)
+    step = _SHIFT * math.log(high / low) * min(1.0, 6 / len(styles))
+    order = list(dict.fromkeys(_contrasts(rows)))
+    return {name: math.exp(step * (i - (len(order) - 1) / 2)) for i, name in enumerate(order)}
+
+
+def _differences(axes: Axes, rows: pd.DataFrame, styles: Mapping[str, ArmStyle]) -> None:
+    grid(axes)
+    margin = float(rows["margin"].max())
+    if margin > 0:
+        axes.axhspan(-margin, margin, color=_BAND["equivalence margin"], linewidth=0, zorder=0)
+    axes.axhline(0.0, color="#444444", linewidth=0.6, zorder=1)
+    names, aside = np.array(_contrasts(rows)), _aside(rows, styles)
+    for name, style in styles.items():
+        own = rows[names == name]
+        at = own["budget_amount"] * aside.get(name, 1.0)
+        _series(axes, at, own, ("difference", "low", "high"), style)
+        crossed = own.dropna(subset="crossover").head(1)
+        for row in crossed.to_dict("records"):
+            axes.plot(
+                row["crossover"], 0.0, marker="|", markersize=8, markeredgewidth=1.2, color=style.colour, zorder=4
+            )
+            if math.isfinite(row["crossover_low"]):
+                axes.plot([row["crossover_low"], row["crossover_high"]], [0.0, 0.0], color=style.colour, linewidth=2.2,
+                          alpha=0.5, solid_capstyle="butt", zorder=3.5)  # fmt: skip
+
+
+def _multipliers(axes: Axes, rows: pd.DataFrame, styles: Mapping[str, ArmStyle]) -> None:
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    grid(axes)
+    axes.axhline(1.0, color="#444444", linewidth=0.6, zorder=1)
+    axes.set_yscale("log")
+    names, aside = np.array(_contrasts(rows)), _aside(rows, styles)
+    for name, style in styles.items():
+        own = rows[(names == name) & rows["multiplier"].notna()]
+        at = own["budget_amount"] * aside.get(name, 1.0)
+        _series(axes, at, own, tuple(f"multiplier{end}" for end in _ENDS), style)
+    values = rows[[f"multiplier{end}" for end in _ENDS]].to_numpy(dtype=float).ravel()
+    known = [*values[np.isfinite(values)], 1.0]
+    if len(known) > 1:
+        limits = room([float(value) for value in known], log=True)
+        axes.set_ylim(*limits)
+        log_ticks(axes.yaxis, *limits, scale=1.0, most=5)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _series(
+    axes: Axes, at: pd.Series, rows: pd.DataFrame, columns: tuple[str, ...], style: ArmStyle
+) -> None:  # fmt: skip
+    value, low, high = (rows[column] for column in columns)
+    known = low.notna() & high.notna()
+    spread = [(value - low)[known], (high - value)[known]]
+    axes.errorbar(at[known], value[known], yerr=spread, linestyle="none", color=style.colour, elinewidth=0.9,
+                  capsize=1.8, capthick=0.9, zorder=2.5)  # fmt: skip
+    axes.plot(at, value, color=style.colour, linestyle=style.dash, linewidth=0.8, marker=style.marker, markersize=4.0,
+              markeredgecolor="white", markeredgewidth=0.4, zorder=3)  # fmt: skip
+
+
+def decomposition_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    """Return the drawn numbers: the parts of each primary difference, of the verdicts that were decomposed.
+
+    Returns
+    -------
+    DataFrame
+        A row a contrast and part ("difference", "gain_per_token", "effect_of_tokens"): `value`, `low`, `high`,
+        `tokens_a`, `tokens_b`, `method`.
+    """
+    rows = []
+    for verdict in verdicts:
+        parts = verdict.decomposition or {}
+        if not verdict.primary or parts.get("method") is None:
+            continue
+        for part in _PARTS:
+            low, high = parts[part]["interval"] or (math.nan, math.nan)
+            rows.append({
+                "arm": verdict.contrast[0], "reference": verdict.contrast[1], "outcome": verdict.y,
+                "unit": verdict.unit, "budget_amount": verdict.at.amount, "budget_unit": verdict.at.unit,
+                "part": part, "value": parts[part]["value"], "low": low, "high": high,
+                "tokens_a": parts["tokens_a"], "tokens_b": parts["tokens_b"], "method": parts["method"],
+            })  # fmt: skip
+    columns = ["arm", "reference", "outcome", "unit", "budget_amount", "budget_unit", "part", "value", "low", "high",
+               "tokens_a", "tokens_b", "method"]  # fmt: skip
+    return pd.DataFrame(rows, columns=columns)
+
+
+def draw_decomposition(table: pd.DataFrame) -> Figure:
+    """Draw `decomposition_table`: for each contrast the difference, and the two parts that make it up."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    fills = {"difference": "#444444", "gain_per_token": "#332288", "effect_of_tokens": "#B3A63C"}
+    names = list(dict.fromkeys(_contrasts(table)))
+    figure = Figure(figsize=(COLUMN_INCHES, 0.95 + 0.42 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    grid(axes, "x")
+    of_row = np.array(_contrasts(table))
+    for y, name in enumerate(names):
+        for i, part in enumerate(_PARTS):
+            row = table[(of_row == name) & (table["part"] == part)].iloc[0]
+            at = y + 0.27 * (i - 1)
+            axes.barh(at, row["value"], height=0.23, color=fills[part], zorder=2)
+            if math.isfinite(row["low"]):
+                axes.plot([row["low"], row["high"]], [at, at], color="black", linewidth=0.9, zorder=3)
+            right = row["value"] >= 0
+            end = max(row["value"], row["high"]) if right else min(row["value"], row["low"])
+            axes.annotate(f"{row['value']:+.2f}", (end if math.isfinite(end) else row["value"], at),
+                          (3 if right else -3, 0), textcoords="offset points", va="center",
+                          ha="left" if right else "right", fontsize=5.5)  # fmt: skip
+    axes.axvline(0.0, color="#444444", linewidth=0.6, zorder=4)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.margins(x=0.14)
+    unit = "nats per target token" if table["unit"].iloc[0] == "nats" else "points"
+    reference = ", ".join(dict.fromkeys(table["reference"]))
+    outcome = str(table["outcome"].iloc[0])
+    axes.set_xlabel(f"{OUTCOMES.get(outcome, outcome).removeprefix('the ')}: better than {reference} by ({unit})")
+    handles = [Patch(color=fills[part], label=label) for part, label in _PARTS.items()]
+    figure.legend(handles=handles, loc="outside upper center", ncols=1, handlelength=1.2)
+    return figure
