@@ -10,6 +10,7 @@ author = "the authors of budgetlab"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "generate"]
 exclude_patterns = ["demo"]
 default_role = "code"
+highlight_language = "none"
 smartquotes = False  # an option is --data-root
 
 myst_heading_anchors = 3
