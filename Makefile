@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY        ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 export MPLBACKEND             ?= Agg
 
-.PHONY: demo test stress install lint clean
+.PHONY: demo test stress install lint docs clean
 
 demo: $(STAMP)
 	$(PY) -m budgetlab demo
@@ -25,6 +25,9 @@ lint: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m pyright
+
+docs: $(STAMP)
+	$(PY) -m sphinx -q -W --keep-going -b html docs build/docs
 
 # Everything goes through the constraints file: one known build of torch, no surprise gigabytes.
 $(STAMP): pyproject.toml constraints.txt

@@ -39,7 +39,9 @@ class Study(Value):
     """One study file, resolved: every table, every default, every arm with its own full recipe."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """Of its folder under the results."""
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    """Run seeds, of initialisation, order of the data, masks and dropout; a run of every arm and budget for each."""
     corpus: CorpusSpec = CorpusSpec()
     recipe: Recipe = Recipe()
     execution: ExecutionSpec = ExecutionSpec()

@@ -143,7 +143,9 @@ def fit(
     form: Annotated[
         str, typer.Option("--from", help="What wrote it: auto, csv, trainer_state, tracker or harness.", metavar="FORM")
     ] = "auto",
-    law: Annotated[str, typer.Option("--law", help="Name of a law, with --table: see docs/laws.md.")] = "power",
+    law: Annotated[
+        str, typer.Option("--law", help="Name of a law, or path of a file with one, with --table: see docs/laws.md.")
+    ] = "power",
     mapping: Annotated[
         list[str] | None, typer.Option("--map", help="NAME=COLUMN of the table, repeated.", metavar="NAME=COLUMN")
     ] = None,

@@ -35,7 +35,7 @@ class Corpus:
 
     folder: Path
     content_hash: str
-    """16 hex digits over the tokens and the tokenizer: equal on every machine that has the same."""
+    """16 hex digits over the tokens and the tokenizer, equal on every machine that has the same."""
     vocab_size: int
     special: SpecialIds
     train: np.ndarray
@@ -43,7 +43,7 @@ class Corpus:
     heldout: np.ndarray
     """The same, of text that is never trained on."""
     unigram_entropy_nats: float
-    """Cross-entropy of the held-out tokens under the train unigrams: see the function of that name."""
+    """Cross-entropy of the held-out tokens under the train unigrams; see the function of that name."""
     description: dict[str, Any]
     """Source, versions or files; by split, documents, bytes of text and tokens; what was removed as repeated."""
     special_names: dict[str, str]

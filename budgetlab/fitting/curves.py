@@ -56,7 +56,7 @@ def fit(
     table
         One row per point.
     law
-        Name of a law in `budgetlab.laws`.
+        Name of a law in `budgetlab.laws`, or the path of a file that defines one.
     columns
         Where the law's inputs and outcome are, such as ``{"tokens": "D"}``.
     objective

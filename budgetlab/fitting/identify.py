@@ -66,6 +66,7 @@ def lacking(points: Points, law: Form, pinned: Mapping[str, float]) -> str:
 
 def _places(law: Form, points: Points, pinned: Mapping[str, float], design: FormDesign) -> Iterator[Array]:
     """Yield free parameters: those the law is tested on, which cost nothing, then the starts of a fit."""
-    yield design.to_theta({None: law.typical})
+    if law.typical:
+        yield design.to_theta({None: law.typical})
     proposed = law.starts(points.inputs, points.outcome, _PLACES, pinned)
     yield from design.to_theta({None: dict(zip(law.params, proposed.T, strict=True))})

@@ -23,9 +23,13 @@ class TaskSpec(Value):
     """A task in the format of GLUE: one JSON object a line."""
 
     train: str
+    """JSON lines, .jsonl or .jsonl.gz."""
     validation: str
+    """The same, never trained on."""
     text: tuple[str, ...] = Field(min_length=1, max_length=2)
+    """Keys of one text, or of two."""
     label: str = "label"
+    """Key of the answer."""
     metric: Metric = "accuracy"
     """The primary one, which also says whether labels are classes or, for correlations, scores."""
     num_labels: int | None = Field(default=None, ge=2)
@@ -112,12 +116,17 @@ class EvaluateSpec(Value):
     preset: Literal["default", "paper", "quick"] | None = None
     """`PROTOCOLS`, filled in when the study is read; keys that are written out win."""
     source: Literal["glue", "probes"] = "glue"
+    """GLUE and own tasks, or the two probes that are made of held-out text."""
     folder: str | None = None
     """Of TASK/SPLIT files; None, or "hub", reads nyu-mll/glue from the hub."""
     tasks: tuple[str, ...] = ()
+    """What is fine-tuned; none leaves the losses alone."""
     seeds: Seeds = (0,)
+    """Of fine-tuning, nested in the run seeds."""
     epochs: PositiveInt = 3
+    """Passes over a task's training set."""
     learning_rate: PositiveFloat | Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = 1e-4
+    """At its peak; a list makes a grid."""
     batch_size: PositiveInt | Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = 32
     """Lists make a grid."""
     selection: Literal["cross_fit", "maximum"] = "cross_fit"
@@ -125,10 +134,12 @@ class EvaluateSpec(Value):
     that is best on the other half; maximum: the point that is best on the set it is then reported on, which is too
     good by what the grid's noise allows."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
+    """In fine-tuning."""
     pooling: Literal["first", "mean"] = "first"
     """"first": [CLS] of the joined texts, as BERT; "mean": each text on its own, all layers averaged."""
     max_train_examples: Count | None = None
     by_task: dict[str, TaskSettings] = {}
+    """What one task has of its own: seeds, epochs, max_train_examples, folder."""
     primary: dict[str, Metric] = {}
     """The metric that stands for a task, where not the task's own; all are stored."""
     average: tuple[str, ...] = ()
@@ -136,7 +147,9 @@ class EvaluateSpec(Value):
     largest_budget_only: tuple[str, ...] = ()
     """Tasks that are too dear, or too hard, for the smaller budgets."""
     readout_tokens: Count = 300_000
+    """That the read-out's head is trained on, outside the budget."""
     own: dict[str, TaskSpec] = {}
+    """Tasks of your own, in the format of GLUE."""
 
     @model_validator(mode="after")
     def _names_are_of_tasks(self) -> EvaluateSpec:

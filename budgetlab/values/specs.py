@@ -36,6 +36,7 @@ class Pretrain(Value):
     """How a teacher is made: masked language modelling on `tokens` tokens of the study's corpus (0: random weights)."""
 
     tokens: CountOrZero
+    """Positions that it reads; a list in the study file makes a teacher of each."""
     seed: int = Field(default=0, ge=0)
 
 
@@ -43,19 +44,26 @@ class ModelSpec(Value):
     """A network one can build."""
 
     family: str = "bert"
+    """What transformers calls the model type."""
     num_layers: int = Field(gt=0)
+    """Blocks."""
     hidden_size: int = Field(gt=0)
+    """Width, a multiple of `num_heads`."""
     num_heads: int = Field(gt=0)
+    """Attention heads of a block."""
     intermediate_size: int = Field(gt=0)
+    """Width of the feed-forward layer."""
     vocab_size: int | None = Field(default=None, gt=0)
     """None until the tokenizer is known."""
     config: dict[str, Any] = {}
     """Further fields of the transformers configuration."""
     weights: str | None = None
+    """Given weights: a folder, or an id on the hub."""
     pretrained_for: str | None = None
     """What making the given weights cost, such as "137B tokens" or "4e20 flops", where a teacher's pretraining is
     charged."""
     pretrain: Pretrain | None = None
+    """Trained here; exactly one of `weights` and `pretrain` for a teacher."""
 
     @model_validator(mode="after")
     def _whole_heads_and_one_origin(self) -> ModelSpec:
@@ -100,26 +108,35 @@ class TokenizerSpec(Value):
     """Train a WordPiece vocabulary of this size on the corpus itself."""
 
     train: int = Field(gt=64, le=1_000_000)
+    """Entries of the vocabulary."""
 
 
 class CorpusSpec(Value):
     """Where the text comes from and how it becomes masked samples."""
 
     source: Literal["docs", "text", "hub"] = "docs"
+    """The documentation that comes with Python's packages, files, or a data set of the hub."""
     train: tuple[str, ...] = ()
+    """Files under --data-root, $BUDGETLAB_DATA_ROOT or beside the study file; * stands for any part of a name."""
     heldout: tuple[str, ...] = ()
+    """Files that nothing is trained on."""
     dataset: str | None = None
+    """Its id on the hub."""
     dataset_config: str | None = Field(default=None, alias="config")
+    """Of the data set."""
     split: str = "train"
+    """Of the data set."""
     column: str = "text"
     """Where rows of a data set, JSON lines and parquet files have the text."""
     weights: tuple[Annotated[float, Field(gt=0)], ...] = ()
     """One for each entry of `train`: their shares of the train text. Of the parts that have more than theirs, documents
     are left out, drawn by a hash of their text; none is read twice for it."""
     tokenizer: TokenizerSpec | str = TokenizerSpec(train=8192)
+    """Trained on the text, or given: the path of a vocab.txt, or an id on the hub."""
     unique_tokens: Count | None = None
     """The text that the arms may read, and repeat; a teacher that is pretrained here reads all of it."""
     masking: Literal["dynamic", "static"] = "dynamic"
+    """Other masks in every pass over the text, or the same."""
 
     @model_validator(mode="after")
     def _source_has_what_it_needs(self) -> CorpusSpec:
@@ -143,23 +160,37 @@ class Recipe(Value):
     """Everything that two arms share: batch, schedule, optimizer, masking, precision."""
 
     seq_len: int = Field(default=64, ge=8, le=8192)
+    """Positions of a sequence."""
     batch_tokens: Count = 2048
+    """Positions of a step, a multiple of `seq_len`."""
     learning_rate: float = Field(default=1e-3, gt=0)
+    """At its peak."""
     schedule: Literal["linear", "cosine", "wsd", "wsd_sqrt", "inverse_sqrt"] = "wsd"
     """wsd: warm-up, constant, linear cooldown; wsd_sqrt: cooldown by 1 - sqrt of its share."""
     warmup_fraction: float = Field(default=0.06, ge=0, lt=1)
+    """Of the steps, with a rate that rises from 0."""
     cooldown_fraction: float = Field(default=0.2, ge=0, lt=1)
+    """Of the steps, of wsd and wsd_sqrt."""
     weight_decay: float = Field(default=0.01, ge=0)
+    """Of AdamW."""
     betas: tuple[float, float] = (0.9, 0.98)
+    """Of AdamW."""
     eps: float = Field(default=1e-6, gt=0)
+    """Of AdamW."""
     clip_norm: float = Field(default=1.0, ge=0)
     """Largest norm of the gradient; 0 does not clip."""
     mask_fraction: float = Field(default=0.15, gt=0, lt=1)
+    """Of the positions of every sequence, rounded, at least one."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    """In pretraining."""
     initialisation: Literal["random"] | TeacherLayers = "random"
+    """Of the student."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: what the profile finds to be faster here, the same for all arms."""
     attention: Literal["auto", "sdpa", "eager"] = "auto"
+    """auto: likewise."""
     execute: Literal["lean", "everything"] = "lean"
+    """lean: what no loss reads is not computed."""
 
     @model_validator(mode="after")
     def _whole_sequences(self) -> Recipe:
@@ -189,13 +220,16 @@ class ExecutionSpec(Value):
     """Where and how a study runs; nothing here may change what is learned."""
 
     device: str = "auto"
+    """cpu, cuda, ...; auto: a GPU where there is one."""
     devices: int = Field(default=1, ge=1)
+    """Processes that train one run together, under torchrun."""
     threads: int = Field(default=2, ge=1)
     """Of each worker."""
     workers: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
     """Processes that train and evaluate small units side by side; "auto": as many as the profile finds to be faster
     together. Prices are those of a worker that has the device to itself."""
     micro_batch_sequences: int | Literal["auto"] = "auto"
+    """Sequences that go through the networks at once; auto: as many as fit."""
     compile: Literal["auto", "never", "always"] = "auto"
     """`torch.compile` of the networks; "auto": on a GPU, where the profile and the plan say that it pays."""
     keep_checkpoints: int = Field(default=2, ge=1)
@@ -208,6 +242,7 @@ class ExecutionSpec(Value):
     device_memory_bytes: Count | None = None
     """Of one device: a plan says what will not fit."""
     usd_per_device_hour: float | None = Field(default=None, gt=0)
+    """For budgets in money."""
 
     @property
     def side_by_side(self) -> int:
@@ -231,8 +266,11 @@ class Arm(Value):
 
     name: str
     strategy: StrategySpec
+    """A name, or a table of `name` and settings; a path that ends in .py is a file of your own."""
     student: str
+    """A name of [models]; a list makes an arm of each."""
     teacher: str | None = None
+    """Likewise, where the strategy needs one."""
     recipe: Recipe
 
 
@@ -240,33 +278,49 @@ class TuningSpec(Value):
     """The same learning-rate trials for every arm, at the smallest budget."""
 
     learning_rate: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1)
+    """Peak rates to try; the best by read-out loss is taken."""
     charge: bool = False
+    """Whether trials are paid out of the budgets."""
 
 
 class PlanSpec(Value):
     """What "the same compute" means, and how much of it."""
 
     match: str = "required_flops"
+    """required_flops, executed_flops, device_seconds, joules, usd, equal_tokens, or tokens:ARM, which is the required
+    FLOPs of that arm's tokens."""
     budgets: tuple[str | float, ...] = Field(min_length=1)
+    """Amounts such as "1e16", "4 h" (wall time on `devices`), "8 gpu-hours", "4.6B tokens"."""
     ladder: Literal["branched", "separate"] = "branched"
+    """branched: the budgets of an arm are one run, from which each branches off into a cooldown of its own; separate: a
+    run for each."""
     teacher_charge: str = "inference"
+    """What of the teacher an arm pays for: none, inference, pretraining (and inference), amortised:K."""
     tolerance_fraction: float = Field(default=0.01, gt=0, lt=1)
+    """A plan that would leave more of a budget unspent is refused."""
 
 
 class FitSpec(Value):
     """Which law is fitted to which columns, and how."""
 
     law: str = "power"
+    """Of one input."""
     x: str = "required_flops"
+    """Column that the curves run over."""
     y: str = "readout_loss"
+    """Primary outcome: readout_loss, mlm_loss, a task, or score, the mean over tasks."""
     objective: Literal["huber_log", "lad", "squared", "squared_log"] = "huber_log"
+    """What a misfit costs."""
     delta: float = Field(default=1e-3, gt=0)
+    """Of the Huber loss, in log residuals."""
     resamples: int = Field(default=1000, ge=0)
+    """Of the intervals of curves; 0 for none."""
     margin: float = Field(default=0.5, gt=0)
     """Equivalence margin, in points (1 point = 0.01 of a score)."""
     margin_nats: float = Field(default=0.01, gt=0)
     """Equivalence margin where y is a loss, in nats per target token."""
     interval_level: float = Field(default=0.95, gt=0, lt=1)
+    """Nominal coverage of all intervals; tests are at one minus this."""
     seed: int = Field(default=0, ge=0)
     """Of the resampling."""
     pinned: dict[str, float] = {}

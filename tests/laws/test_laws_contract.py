@@ -46,6 +46,35 @@ def test_an_unknown_law_lists_the_near_ones():
         get_law("chinchila")
 
 
+OWN = """from budgetlab.laws import Law, Term
+
+LAW = Law("own_{}", "loss", (Term("E"), Term("A", {{"width": "a"}})), formula="E + A/width^a", source="a test")
+"""
+
+
+def test_a_law_of_ones_own_is_given_by_path_and_then_known_by_name(tmp_path):
+    (tmp_path / "own_one.py").write_text(OWN.format("one"))
+    law = get_law(str(tmp_path / "own_one.py"))
+    assert law.inputs == ("width",) and get_law("own_one") is law
+    assert "own_one" not in law_names()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("own_two.py", None, "no such file"),
+        ("power.py", OWN.format("power"), "is a law of budgetlab"),
+        ("own_three.py", "LAW = 3", "no LAW of the name own_three"),
+        ("own_four.py", OWN.format("other"), "no LAW of the name own_four"),
+    ],
+)
+def test_a_file_that_is_no_law_is_one_line(tmp_path, name, text, said):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(CallerError, match=said):
+        get_law(str(tmp_path / name))
+
+
 @each_law
 @pytest.mark.parametrize("objective", ["huber_log", "lad", "squared", "squared_log"])
 def test_recovers_its_own_parameters(law, objective):
