@@ -6,6 +6,7 @@ here. What no loss reads is not computed (`Needs`); with `execute = "everything"
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 
@@ -157,9 +158,11 @@ class TrainingStep:
         """One of the copies that average their gradients while the backward pass still runs."""
         for name in self.idle_parameters:
             named[name].requires_grad_(False)  # else the others would wait for its gradient
-        return DistributedDataParallel(
-            _Student(self.student, self.projections), broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 has another name for it, 2.11 this one alone
+            return DistributedDataParallel(
+                _Student(self.student, self.projections), broadcast_buffers=False, gradient_as_bucket_view=True
+            )
 
     def _optimizer(self) -> torch.optim.AdamW:
         recipe = self.recipe

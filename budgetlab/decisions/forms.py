@@ -7,7 +7,7 @@ import pandas as pd
 
 from budgetlab.decisions.question import Question, outcome_words, tested_row, untested_row
 from budgetlab.errors import CallerError
-from budgetlab.fitting.arms import arm_points
+from budgetlab.fitting.arms import run_points
 from budgetlab.fitting.curves import fit
 from budgetlab.fitting.intervals import lack_of_fit, within_cell_noise
 from budgetlab.fitting.nested import NestedTest, compare_nested
@@ -124,8 +124,9 @@ def tasks_row(question: Question) -> Assumption:
         for task in tasks:
             runs = question.runs(task)
             own = runs[runs["arm"] == arm]
-            if len(own):
-                points[task] = arm_points(own, law, question.spec.x)
+            known = run_points(own, law, question.spec.x) if len(own) else None
+            if known is not None:
+                points[task] = known
         test = compare_nested(
             points, law, parameter, pooled=False, simulations=question.simulations, seed=question.spec.seed
         )

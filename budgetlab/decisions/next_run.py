@@ -13,7 +13,7 @@ from budgetlab.decisions.evidence import Evidence
 from budgetlab.decisions.precision import best_first, log_gradients, variance_factor
 from budgetlab.decisions.question import outcome_words
 from budgetlab.errors import CallerError
-from budgetlab.fitting.arms import arm_points
+from budgetlab.fitting.arms import points_by_arm
 from budgetlab.fitting.contrast import contrast, paired_noise, signed_values, unit_of
 from budgetlab.fitting.intervals import within_cell_noise
 from budgetlab.fitting.objectives import Objective
@@ -210,10 +210,12 @@ def next_budgets(
         raise CallerError(asked, f"the curves are over {spec.x}", 'fit over x = "required_flops"')
     runs = run_values(own.scores, verdict.y)
     law = get_law(spec.law)
-    points = {str(arm): arm_points(rows, law, spec.x) for arm, rows in runs.groupby("arm", sort=True)}
+    points = points_by_arm(runs, law, spec.x)
     noise = within_cell_noise(*points.values())
     if noise is None:
         raise CallerError(asked, "nothing is known of the noise between runs", "run a second seed first")
+    if perfect := [arm for arm in (a, b) if arm not in points]:
+        raise CallerError(asked, f"every run of {', '.join(perfect)} scores 100 %", "ask of an outcome with room above")
     curves = [_CurveOf.of(arm, points[arm], spec, asked) for arm in (a, b)]
     known = sorted({float(x) for curve in curves for x in curve.amounts})
     target = 2 * max(known) if at is None else at

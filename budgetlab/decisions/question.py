@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from budgetlab.decisions.evidence import Evidence
-from budgetlab.fitting.arms import arm_points
+from budgetlab.fitting.arms import points_by_arm
 from budgetlab.fitting.contrast import unit_of
 from budgetlab.fitting.scores import AGGREGATE, run_values
 from budgetlab.fitting.table import Points
@@ -56,8 +56,7 @@ class Question:
         """Each arm's points for the law of the study, of the arms that are compared."""
         law, column = get_law(self.spec.law), x or self.spec.x
         compared = {arm for verdict in self.primary for arm in verdict.contrast}
-        groups = self.runs().groupby("arm", sort=True)
-        return {str(arm): arm_points(rows, law, column) for arm, rows in groups if arm in compared}
+        return {arm: own for arm, own in points_by_arm(self.runs(), law, column).items() if arm in compared}
 
 
 def question_of(

@@ -22,7 +22,7 @@ from budgetlab.laws.base import Array
 from budgetlab.resampling import PooledVariance
 from budgetlab.values import CurveFit, FitSpec
 
-__all__ = ["Joint", "arm_points", "fit_arms", "solve_jointly", "stack_points"]
+__all__ = ["Joint", "fit_arms", "points_by_arm", "run_points", "solve_jointly", "stack_points"]
 
 _DEFINITIONS = {
     "required_flops": "each matmul of the lean step once, trained parts three times, two FLOPs per multiply-add",
@@ -67,7 +67,7 @@ def fit_arms(scores: pd.DataFrame, spec: FitSpec) -> tuple[CurveFit, ...]:
         )  # fmt: skip
     objective = Objective(spec.objective, spec.delta)
     runs = run_values(scores, spec.y)
-    points = {str(arm): arm_points(rows, law, spec.x) for arm, rows in runs.groupby("arm", sort=True)}
+    points = points_by_arm(runs, law, spec.x)
     noise = within_cell_noise(*points.values())
     prepared: dict[str, Prepared] = {}
     for arm, found in points.items():
@@ -92,7 +92,15 @@ def fit_arms(scores: pd.DataFrame, spec: FitSpec) -> tuple[CurveFit, ...]:
         )  # fmt: skip
     absent = sorted(set(scores["arm"].dropna().astype(str)) - set(points)) if "arm" in scores else []
     fits += [
-        refused(f"no run has a value of {spec.y}", None, objective, {"arm": arm}, law.name)
+        refused(
+            "every run scores 100 %: there is no distance from it to fit"
+            if arm in set(runs["arm"].astype(str))
+            else f"no run has a value of {spec.y}",
+            None,
+            objective,
+            {"arm": arm},
+            law.name,
+        )
         for arm in absent
         if _is_run_arm(scores, arm)
     ]
@@ -106,21 +114,32 @@ def _is_run_arm(scores: pd.DataFrame, arm: str) -> bool:
 
 def _record(arm: str, runs: pd.DataFrame, spec: FitSpec) -> dict[str, object]:
     higher = bool(runs["higher_is_better"].iloc[0])
+    perfect = int((runs.loc[runs["arm"] == arm, "value"] == 1.0).sum()) if higher else 0
+    left_out = {"a task is missing": runs.attrs.get("missing", 0), "a perfect score": perfect}
     return {
         "arm": arm,
         "clusters": "run_seed",
         "outcome_transform": "1 - y" if higher else "y",
         "columns": {"x": spec.x, "y": spec.y},
         "definitions": {spec.x: _DEFINITIONS.get(spec.x, ""), spec.y: "mean over fine-tuning seeds of one run"},
-        "excluded": {"a task is missing": runs.attrs["missing"]} if runs.attrs.get("missing") else {},
+        "excluded": {why: count for why, count in left_out.items() if count},
     }
 
 
-def arm_points(rows: pd.DataFrame, law: AnyLaw, x: str) -> Points:
-    """Make the points of one arm from its runs; a score becomes its distance from 1."""
+def points_by_arm(runs: pd.DataFrame, law: AnyLaw, x: str) -> dict[str, Points]:
+    """Make the points of every arm from its runs; an arm that has none is left out."""
+    found = {str(arm): run_points(rows, law, x) for arm, rows in runs.groupby("arm", sort=True)}
+    return {arm: points for arm, points in found.items() if points is not None}
+
+
+def run_points(rows: pd.DataFrame, law: AnyLaw, x: str) -> Points | None:
+    """Make points of runs; a score becomes its distance from 1, and a perfect one, which has none, is left out."""
     if x not in rows.columns or x not in COMPUTE_COLUMNS:
         raise unknown_name("column of compute", x, [c for c in COMPUTE_COLUMNS if c in rows.columns], f"x = {x!r}")
     table = rows.assign(outcome=np.where(rows["higher_is_better"], 1.0 - rows["value"], rows["value"]))
+    table = table[~(table["higher_is_better"].astype(bool) & table["outcome"].eq(0.0))]
+    if table.empty:
+        return None
     try:
         return read_points(table, law, {law.inputs[0]: x, law.outcome: "outcome"}, clusters="run_seed")
     except CallerError as error:

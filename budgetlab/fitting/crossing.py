@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from budgetlab.errors import CallerError
-from budgetlab.fitting.arms import Joint, arm_points, solve_jointly
+from budgetlab.fitting.arms import Joint, points_by_arm, solve_jointly
 from budgetlab.fitting.contrast import unit_of
 from budgetlab.fitting.intervals import draw, within_cell_noise
 from budgetlab.fitting.objectives import Objective
@@ -146,6 +146,8 @@ class Curves:
         at_b = runs[(runs["arm"] == b) & (runs["budget_amount"] == budget)]
         if "tokens" not in runs or at_a.empty or at_b.empty:
             return {"method": None, "reason": "the scores have no tokens"}
+        if perfect := [arm for arm, rows in ((a, at_a), (b, at_b)) if not _outcome(rows).any()]:
+            return {"method": None, "reason": f"every run of {' and '.join(perfect)} scores 100 %"}
         tokens_a, tokens_b = float(at_a["tokens"].mean()), float(at_b["tokens"].mean())
         same = runs[(runs["arm"] == b) & (abs(runs["tokens"] / tokens_a - 1) <= _SAME_TOKENS)]
         rng = np.random.default_rng(self.seed)
@@ -218,7 +220,7 @@ def make_curves(runs: pd.DataFrame, y: str, spec: FitSpec) -> Curves:
     for column in (spec.x, "tokens"):
         found: dict[str, _Curve] = {}
         if column in runs:
-            points = {str(arm): arm_points(rows, law, column) for arm, rows in runs.groupby("arm", sort=True)}
+            points = points_by_arm(runs, law, column)
             noise = within_cell_noise(*points.values())
             joint = solve_jointly(points, spec, noise, certify=False)
             if joint is not None and joint.solution.status is FitStatus.CONVERGED:

@@ -209,7 +209,7 @@ def test_the_table_as_csv_and_markdown(plain, tmp_path) -> None:
 @pytest.mark.parametrize("parameter", ["E", "a"])
 def test_the_nested_test_keeps_its_level(parameter: str) -> None:
     """At a nominal 10 % a true null is rejected about so often: in 40 studies, no more than chance allows."""
-    from budgetlab.fitting.arms import arm_points
+    from budgetlab.fitting.arms import points_by_arm
     from budgetlab.fitting.nested import compare_nested
     from budgetlab.fitting.scores import run_values
     from budgetlab.laws import get_law
@@ -217,7 +217,7 @@ def test_the_nested_test_keeps_its_level(parameter: str) -> None:
     law, made, p_values = get_law("power"), values.plan(seeds=3), []
     for seed in range(40):
         runs = run_values(values.scores(made, seed=seed), "readout_loss")
-        points = {str(arm): arm_points(rows, law, "required_flops") for arm, rows in runs.groupby("arm")}
+        points = points_by_arm(runs, law, "required_flops")
         test = compare_nested(points, law, parameter, simulations=39, seed=seed)
         assert test is not None and test.restrictions == 2
         p_values.append(test.p_value)

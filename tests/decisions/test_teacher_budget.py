@@ -104,7 +104,7 @@ def test_the_frontier_has_nothing_better_for_less(own: Evidence) -> None:
     found = all_in_frontier(own, values.spec())
     for _, rows in found.groupby("students_per_teacher"):
         for row in rows.to_dict("records"):
-            rivals = rows[rows["all_in_flops"] <= row["all_in_flops"]]
+            rivals = rows[rows["all_in_flops"] <= row["all_in_flops"] * 1.01]  # budgets are spent in whole steps
             assert row["on_frontier"] == (row["outcome"] <= rivals["outcome"].min())
     alone = found[(found["students_per_teacher"] == 1) & (found["arm"] == "minilm")]
     assert (alone["all_in_flops"] > 5e13).all()

@@ -265,6 +265,19 @@ def test_a_score_is_fitted_as_its_distance_from_one():
         assert found.band["low"][0] <= found.band["prediction"][0] <= found.band["high"][0]
 
 
+def test_perfect_scores_have_no_curve_and_stop_nothing():
+    table = study(5, 3, tasks=("sst2",))
+    table.loc[(table["arm"] == "kd") & (table["task"] == "sst2"), "value"] = 1.0
+    some = table["arm"].eq("no_kd") & table["task"].eq("sst2") & table["rung"].eq(4) & table["run_seed"].eq(0)
+    table.loc[some, "value"] = 1.0
+    spec = FitSpec(y="sst2", resamples=50)
+    by_arm = {f.arm: f for f in fit_arms(table, spec)}
+    assert by_arm["kd"].status == "refused" and "every run scores 100 %" in by_arm["kd"].status_text
+    assert by_arm["no_kd"].status != "refused" and by_arm["no_kd"].excluded == {"a perfect score": 1}
+    verdict = next(v for v in compare_arms(table, spec) if v.primary)
+    assert verdict.verdict == "a_better" and verdict.compute_multiplier["reason"].startswith("no curve for kd")
+
+
 def test_an_arm_with_one_budget_is_refused_and_the_others_go_on():
     table = study(5, 3)
     table = table[(table["arm"] != "kd") | (table["rung"] == 0)]
