@@ -5,6 +5,7 @@ How a page says what is what:
 - ```console: lines after "$ " are commands, the rest is what they print, exactly; a line of "..." stands for any lines.
 - ```python is run, ```text after it is what it prints; ```toml is loaded; one that begins with "# NAME" is that file.
 - `<!-- numbers vary: WHY -->` before a block: what it prints is compared word by word, but not in its numbers.
+- ```bash is a script that is not run.
 - `<!-- checked, not run: WHY -->` before a block: verbs, options, files and names in it must exist.
 """
 
@@ -36,7 +37,7 @@ FIRST = ["README.md", "docs/index.md", "docs/tutorial.md"]
 """Pages in reading order: the how-to pages go on with the tutorial's files."""
 PAGES = [*FIRST, *sorted({str(page.relative_to(ROOT)) for page in DOCS.rglob("*.md")} - set(FIRST))]
 FENCE = re.compile(r"(?:^<!-- (?P<mark>[a-z, ]+): [^>]+ -->\n)?^```(?P<kind>\S*)\n(?P<text>.*?)^```$", re.M | re.S)
-KINDS = {"console", "python", "toml", "text", "", "{toctree}"}
+KINDS = {"console", "bash", "python", "toml", "text", "", "{toctree}"}
 MARKS = {None, "checked, not run", "numbers vary"}
 
 
@@ -193,6 +194,13 @@ def test_what_is_not_run_exists(block: Block) -> None:
         names = set(re.findall(r"\bbudgetlab\.([A-Za-z_]+)", block.text))
         compile(block.text, str(block), "exec")
         assert names and names <= set(budgetlab.__all__), names - set(budgetlab.__all__)
+        return
+    if block.kind == "bash":  # a script: the commands of ours in it
+        lines = block.text.replace("\\\n", " ").splitlines()
+        commands = [line.split("||")[0] for line in lines if "budgetlab" in line]
+        assert commands, f"{block}: nothing to check"
+        for command in commands:
+            check(shlex.split(command), command)
         return
     assert block.kind == "console", f"{block}: nothing to check"
     for command, shown in block.commands:
