@@ -14,7 +14,8 @@ from budgetlab.fitting.scores import AGGREGATE, LOSSES, run_values
 from budgetlab.resampling import t_quantile
 from budgetlab.values import Plan
 
-__all__ = ["Alternative", "Evidence", "Shift", "alternatives", "evaluated_alike", "lead", "may_test"]
+__all__ = ["Alternative", "Evidence", "Shift", "alternatives", "evaluated_alike", "lead", "may_test",
+           "runs_by_size"]  # fmt: skip
 
 _SAME_BUDGET = 0.01
 _SAME_SIZE = 0.05
@@ -218,3 +219,31 @@ def _difference(plan: Plan, other_plan: Plan, name: str, other_name: str) -> dic
 
 def _teacher(plan: Plan, name: str | None) -> Any:
     return None if name is None else plan.models[name]
+
+
+def runs_by_size(plan: Plan, runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs of the strategy with the most student sizes: both counts of parameters, and the loss; empty for scores.
+
+    Parameters
+    ----------
+    plan
+        Of the study.
+    runs
+        From `run_values`.
+
+    Returns
+    -------
+    DataFrame
+        The rows of `runs` with `loss`, `num_params_total` and `num_params_non_embedding`.
+    """
+    if not bool((~runs["higher_is_better"]).all()):
+        return pd.DataFrame()
+    parts: dict[str, list[pd.DataFrame]] = {}
+    for arm, rows in runs.groupby("arm", sort=True):
+        cost = plan.costs.get(str(arm))
+        if cost is not None and str(arm) in plan.arms:
+            known = rows.assign(loss=rows["value"], num_params_total=cost.num_params_total,
+                                num_params_non_embedding=cost.num_params_non_embedding)  # fmt: skip
+            parts.setdefault(plan.arms[str(arm)].strategy.model_dump_json(), []).append(known)
+    tables = [pd.concat(found, ignore_index=True) for found in parts.values()]
+    return max(tables, key=lambda table: table["num_params_total"].nunique(), default=pd.DataFrame())

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 
+from budgetlab.decisions.evidence import runs_by_size
 from budgetlab.decisions.question import Question, outcome_words, tested_row, untested_row
 from budgetlab.errors import CallerError
 from budgetlab.fitting.arms import run_points
@@ -149,7 +149,7 @@ def parameters_row(question: Question) -> Assumption:
     """Test whether counting parameters with or without embeddings moves the exponent of the optimal size."""
     name = "total or non-embedding parameters"
     tested = "E + A/N^alpha + B/D^beta with N either way: exponent of the optimal N in compute"
-    table = _by_size(question)
+    table = runs_by_size(question.own.plan, question.runs())
     sizes = 0 if table.empty else table["num_params_total"].nunique()
     if sizes < 3:
         seen = "one student size" if sizes <= 1 else f"{sizes} student sizes"
@@ -179,19 +179,3 @@ def parameters_row(question: Question) -> Assumption:
     )
     effect = "the optimal size depends on how parameters are counted" if apart else "the optimal size grows alike"
     return tested_row(name, tested, apart, said, effect=effect)
-
-
-def _by_size(question: Question) -> pd.DataFrame:
-    """Runs of the strategy with the most student sizes: both counts of parameters, tokens, and the loss."""
-    plan, runs = question.own.plan, question.runs()
-    if not bool((~runs["higher_is_better"]).all()):
-        return pd.DataFrame()
-    parts: dict[str, list[pd.DataFrame]] = {}
-    for arm, rows in runs.groupby("arm", sort=True):
-        cost = plan.costs.get(str(arm))
-        if cost is not None and str(arm) in plan.arms:
-            known = rows.assign(loss=rows["value"], num_params_total=cost.num_params_total,
-                                num_params_non_embedding=cost.num_params_non_embedding)  # fmt: skip
-            parts.setdefault(plan.arms[str(arm)].strategy.model_dump_json(), []).append(known)
-    tables = [pd.concat(found, ignore_index=True) for found in parts.values()]
-    return max(tables, key=lambda table: table["num_params_total"].nunique(), default=pd.DataFrame())

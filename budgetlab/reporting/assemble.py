@@ -14,7 +14,7 @@ from budgetlab.decisions import Decisions
 from budgetlab.planner import methods_paragraph
 from budgetlab.reporting.conclusion import BELOW_THRESHOLD, MANY, conclude
 from budgetlab.reporting.decisions import decision_lines, decision_sections, write_decisions
-from budgetlab.reporting.draw import answer_figures, cost_figures, score_figures
+from budgetlab.reporting.draw import answer_figures, cost_figures, score_figures, size_figures
 from budgetlab.reporting.figures import FigureFiles
 from budgetlab.reporting.frames import per_run, scores_frame, summarise
 from budgetlab.reporting.gates import Gate, learning_gates
@@ -147,7 +147,8 @@ def report(
     decided = decisions or Decisions()
     where, drawings = _hardware(profile), folder / "figures"
     outcomes = score_figures(table, list(plan.arms), fits, drawings, level=level, definitions=definitions, where=where)
-    answers = answer_figures(verdicts, decided.by_text, decided.frontier, list(plan.arms), drawings, where=where)
+    answers = answer_figures(verdicts, decided.by_text, list(plan.arms), drawings, where=where)
+    answers += size_figures(plan, table, decided.frontier, list(plan.arms), drawings, where=where)
     costs = cost_figures(plan, profile, records, drawings, sensitivity=sensitivity, where=where)
     charted = write_decisions(decided, folder)
     started = any(record.status == "complete" for record in records) or len(table) > 0

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from budgetlab.decisions.evidence import runs_by_size
+from budgetlab.fitting import isoflop
+from budgetlab.fitting.scores import run_values
 from budgetlab.reporting.figures import (
     FigureFiles,
     costs_table,
@@ -14,6 +17,7 @@ from budgetlab.reporting.figures import (
     draw_costs,
     draw_decomposition,
     draw_frontier,
+    draw_isoflop,
     draw_losses,
     draw_plan,
     draw_scores,
@@ -21,6 +25,7 @@ from budgetlab.reporting.figures import (
     draw_verdicts,
     fit_note,
     frontier_table,
+    isoflop_table,
     plan_table,
     points_table,
     render,
@@ -33,7 +38,7 @@ from budgetlab.reporting.frames import mid_decay, per_run, summarise
 from budgetlab.reporting.tables import reference_arm
 from budgetlab.values import CostProfile, CurveFit, Plan, RunRecord, Verdict
 
-__all__ = ["answer_figures", "cost_figures", "score_figures"]
+__all__ = ["answer_figures", "cost_figures", "score_figures", "size_figures"]
 
 _LOSS_AXES: tuple[Axis, ...] = ("tokens", "required_flops")
 _NAMES: dict[Axis, str] = {"tokens": "tokens", "required_flops": "flops", "device_hours": "hours"}
@@ -136,13 +141,12 @@ def cost_figures(
 def answer_figures(
     verdicts: Sequence[Verdict],
     by_text: Mapping[str, Sequence[Verdict]],
-    frontier: pd.DataFrame,
     arms: Sequence[str],
     folder: Path,
     *,
     where: str,
 ) -> list[FigureFiles]:
-    """Draw the verdicts over the budget, what makes them up, other amounts of text beside, and the frontier of sizes.
+    """Draw the verdicts over the budget, other amounts of text beside, and what makes the verdicts up.
 
     Parameters
     ----------
@@ -150,8 +154,6 @@ def answer_figures(
         Of this study.
     by_text
         How much text there is -> verdicts, of studies that differ in that; empty without another.
-    frontier
-        From `all_in_frontier`; drawn where sizes vary.
     arms
         Of the plan, in order.
     folder
@@ -184,6 +186,30 @@ def answer_figures(
             f"intervals; {where}."
         )
         drawn.append(render("decomposition", draw_decomposition, parts, folder, told))
+    return drawn
+
+
+def size_figures(
+    plan: Plan, table: pd.DataFrame, frontier: pd.DataFrame, arms: Sequence[str], folder: Path, *, where: str
+) -> list[FigureFiles]:
+    """Draw what varies with the students' size: the frontier in all-in compute, and isoFLOP curves; else nothing.
+
+    Parameters
+    ----------
+    plan
+        Of the study.
+    table
+        What `frames.scores_frame` returns.
+    frontier
+        From `all_in_frontier`.
+    arms
+        Of the plan, in order.
+    folder
+        Where the files go.
+    where
+        Hardware and precision.
+    """
+    drawn: list[FigureFiles] = []
     if len(frontier) and frontier["student"].nunique() > 1:
         told = (
             "Every arm and student at every budget in all-in compute (the student's, the teacher's forward passes, "
@@ -191,4 +217,17 @@ def answer_figures(
             f"runs, measured; {where}."
         )
         drawn.append(render("frontier", lambda t: draw_frontier(t, arms), frontier_table(frontier), folder, told))
+    known = table[(table["subject"] == "run") & (table["task"] == "readout_loss")]
+    if plan.match != "required_flops" or known.empty:
+        return drawn
+    sizes = runs_by_size(plan, run_values(table, "readout_loss"))
+    columns = {"flops": "budget_amount", "num_params": "num_params_non_embedding", "loss": "loss"}
+    if sizes.empty or sizes.groupby("budget_amount")["num_params_non_embedding"].nunique().max() < 3:
+        return drawn
+    found = isoflop(sizes, columns=columns)
+    told = (
+        "Read-out loss by student size (parameters without embedding tables) at each budget, with a parabola in log N, "
+        f"and the optimal size against compute (open: outside the sizes that were run); {where}."
+    )
+    drawn.append(render("isoflop", draw_isoflop, isoflop_table(found, sizes, columns), folder, told))
     return drawn

@@ -10,6 +10,7 @@ import pytest
 import reporting_values as values
 
 import budgetlab
+from budgetlab.decisions import Decisions
 from budgetlab.errors import CallerError
 from budgetlab.reporting import report
 from budgetlab.reporting.frames import scores_frame
@@ -109,3 +110,39 @@ def test_figures_of_nothing_say_so(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         budgetlab.score_figure(scores[scores["arm"] == "no_kd"]).canvas.draw()
+
+
+def test_students_of_several_sizes_have_a_frontier_and_isoflop_curves(tmp_path):
+    """Losses of a made law, in which the best size grows with the budget."""
+    widths = {"small": 1e5, "middle": 4e5, "large": 1.6e6, "huge": 6.4e6}
+    scores, plan, profile = scores_frame(values.scores()), values.plan(), values.profile()
+    parts, costs, arms = [], {"teacher": plan.costs["teacher"]}, {}
+    for width, params in widths.items():
+        arm = f"no_kd@{width}"
+        own = scores[(scores["arm"] == "no_kd") & (scores["subject"] == "run") & (scores["task"] == "readout_loss")]
+        loss = 2.0 + (params / 1e5) ** -0.3 + 0.4 * (own["budget_amount"] / (6 * params) / 1e5) ** -0.3
+        parts.append(own.assign(arm=arm, value=loss + 0.001 * own["run_seed"], run_id=own["run_id"] + width))
+        sizes = {"num_params_total": int(params), "num_params_non_embedding": int(params)}
+        costs[arm] = plan.costs["no_kd"].model_copy(update={"arm": arm, **sizes})
+        arms[arm] = plan.arms["no_kd"].model_copy(update={"name": arm, "student": width})
+    students = {width: plan.models["student"] for width in widths}
+    schedules = [s.model_copy(update={"arm": arm}) for arm in arms for s in plan.schedules if s.arm == "no_kd"]
+    plan = plan.model_copy(update={"arms": arms, "costs": costs, "schedules": tuple(schedules),
+                                   "models": plan.models | students})  # fmt: skip
+    table = pd.concat(parts, ignore_index=True)
+    decisions = Decisions(frontier=budgetlab.all_in_frontier(budgetlab.Evidence("synthetic", plan, table), SPEC))
+    made = report(
+        study="synthetic", plan=plan, profile=profile, records=[], scores=table, fits=(), verdicts=(), folder=tmp_path,
+        decisions=decisions,
+    )  # fmt: skip
+    assert {"frontier", "isoflop"} <= {figure.name for figure in made.figures}
+    drawn = pd.read_csv(tmp_path / "figures/isoflop.csv")
+    best = drawn[drawn["layer"] == "optimum"].sort_values("flops")["num_params"]
+    assert len(best) == 3 and best.is_monotonic_increasing
+    front = pd.read_csv(tmp_path / "figures/frontier.csv")
+    assert (
+        front[front["on_frontier"]]
+        .groupby("students_per_teacher")["outcome"]
+        .apply(lambda rows: rows.is_monotonic_decreasing)
+        .all()
+    )
