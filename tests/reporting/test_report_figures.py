@@ -387,6 +387,8 @@ def test_multipliers_are_named_by_what_the_curves_are_over_and_all_stay_inside()
     below = figure.axes[2]
     assert below.get_ylabel().startswith("time multiplier")
     assert below.get_ylim()[0] < 0.1 and below.get_ylim()[1] > 1.6
+    few = draw_verdicts(verdict_table({"little text": second[:1], "all of the text": second}))
+    assert few.axes[0].get_xlim() == few.axes[1].get_xlim()
 
 
 def test_an_arm_of_several_references_looks_as_in_other_figures():

@@ -245,7 +245,7 @@ def log_ticks(axis: Axis, low: float, high: float, *, scale: float, most: int) -
             float(tick) for tick in MaxNLocator(most, steps=[1, 2, 5, 10]).tick_values(low, high) if low <= tick <= high
         ]
     every = math.ceil(len(chosen) / most) if chosen else 1
-    apart = 0.62 * math.log(high / low) / most
+    apart = 0.75 * math.log(high / low) / most
     kept: list[float] = []
     for tick in chosen[::every]:
         if not kept or math.log(tick / kept[-1]) > apart:

@@ -131,10 +131,10 @@ def draw_verdicts(table: pd.DataFrame, order: Sequence[str] = ()) -> Figure:
         if several:
             _multipliers(panels[1, column], rows, styles)
         axes = panels[-1, column]
-        limits = _limits(rows)
+        limits = _limits(table[table["budget_unit"] == rows["budget_unit"].iloc[0]])  # studies in one unit share them
         unit, scale = unit_at(str(rows["budget_unit"].iloc[0]), limits[1])
+        axes.set_xlim(*limits)  # first, since a lone point has no limits of its own
         axes.set_xscale("log")
-        axes.set_xlim(*limits)
         log_ticks(axes.xaxis, *limits, scale=scale, most=5)
         axes.set_xlabel(f"budget ({unit}, log scale)")
         if study:
