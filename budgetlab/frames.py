@@ -147,8 +147,8 @@ def verdicts_frame(verdicts: Iterable[Verdict]) -> pd.DataFrame:
         `a` and `b`, the outcome `y`, `budget_amount`, `budget_unit`; `difference` (A minus B, positive when A is
         better) with `low` and `high` in `unit`, `verdict`, `primary`, `p_value`, `p_value_adjusted`,
         `minimum_detectable_difference`, `margin`, `num_pairs`. Of the fitted curves, where there are any:
-        `compute_multiplier` (what A would need, times this, B does need), `crossover_amount`, `gain_per_token`,
-        `effect_of_tokens`, each with `_low` and `_high`.
+        `compute_multiplier` (what A would need, times this, B does need), `crossover_amount`, both in the amount of
+        `curves_over`, `gain_per_token`, `effect_of_tokens`, each with `_low` and `_high`.
     """
     rows = []
     for verdict in verdicts:
@@ -166,6 +166,7 @@ def verdicts_frame(verdicts: Iterable[Verdict]) -> pd.DataFrame:
                 "unit", "verdict", "primary", "p_value", "p_value_adjusted", "minimum_detectable_difference", "margin",
                 "num_pairs",
             )},
+            "curves_over": curves["crossover_amount"].get("unit"),
             **{key: value for name, found in curves.items()
                for key, value in {name: found.get("value"), **_ends(name, found.get("interval"))}.items()},
         })  # fmt: skip

@@ -82,7 +82,8 @@ def test_verdicts_are_one_row_each() -> None:
     assert verdict.compute_multiplier is not None and verdict.decomposition is not None
     assert first["compute_multiplier"] == verdict.compute_multiplier["value"]
     assert first["effect_of_tokens_low"] == verdict.decomposition["effect_of_tokens"]["interval"][0]
-    assert table.loc[table["y"] != "readout_loss", "gain_per_token"].isna().all()
+    assert first["curves_over"] == "required_flops"
+    assert table.loc[table["y"] != first["y"], ["gain_per_token", "curves_over"]].isna().all(axis=None)
     assert set(budgetlab.fits_frame(fits)["arm"]) == {"minilm", "no_kd", "tinybert", "vanilla_kd"}
     assert budgetlab.verdicts_frame([]).empty
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from budgetlab.decisions.assumptions import assumptions
-from budgetlab.decisions.evidence import Evidence
+from budgetlab.decisions.evidence import Evidence, alternatives
 from budgetlab.decisions.next_run import least_resolved, next_budgets, next_runs
 from budgetlab.decisions.teacher_budget import all_in_frontier, capacity_gap, verdict_map
 from budgetlab.errors import CallerError
@@ -97,17 +97,21 @@ def decide(
 def _by_text(
     own: Evidence, spec: FitSpec, verdicts: Sequence[Verdict], beside: Sequence[Evidence]
 ) -> dict[str, tuple[Verdict, ...]]:
+    """Compare the arms of other studies too that differ from this one in the amount of text and in nothing else."""
+    primary = [verdict for verdict in verdicts if verdict.primary]
     found = {_text(own.plan): tuple(verdicts)}
     for other in beside:
-        if other.plan.corpus.unique_tokens == own.plan.corpus.unique_tokens or set(own.plan.arms) - set(
-            other.plan.arms
-        ):
-            continue
-        try:
-            found.setdefault(_text(other.plan), compare_arms(other.scores, spec))
-        except CallerError:
-            continue  # its outcomes are others
+        if primary and all(_differs_in_text_alone(own, other, verdict) for verdict in primary):
+            try:
+                found.setdefault(_text(other.plan), compare_arms(other.scores, spec))
+            except CallerError:
+                continue  # its scores cannot be compared
     return found if len(found) > 1 else {}
+
+
+def _differs_in_text_alone(own: Evidence, other: Evidence, verdict: Verdict) -> bool:
+    pairs = alternatives(own, [other], *verdict.contrast, verdict.y, differs_in="text")
+    return any(pair.where is other and (pair.a, pair.b) == verdict.contrast for pair in pairs)
 
 
 def _text(plan: Plan) -> str:

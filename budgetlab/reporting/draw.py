@@ -24,8 +24,10 @@ from budgetlab.reporting.figures import (
     draw_spent,
     draw_verdicts,
     fit_note,
+    fit_notes,
     frontier_table,
     isoflop_table,
+    multiplier_name,
     plan_table,
     points_table,
     render,
@@ -80,21 +82,24 @@ def score_figures(
     spread = f"{spread_note(points, cells, level)}; {where}."
     note = "; ".join([*definitions, spread])
     for x in _known(points):
-        told = f"Score against {AXES[x][0]}; {note}"
-        drawn.append(render(f"score_vs_{_NAMES[x]}", lambda t, x=x: draw_scores(t, x), points, folder, told))
+        told, lines = f"Score against {AXES[x]}; {note}", fit_notes(fits, points, x)
+        drawn.append(
+            render(f"score_vs_{_NAMES[x]}", lambda t, x=x, n=lines: draw_scores(t, x, arms, n), points, folder, told)
+        )
     cola = points[points["task"] == "cola"]
     if "tokens" in _known(cola):
-        drawn.append(render("cola_vs_tokens", draw_scores, cola, folder, f"CoLA against {AXES['tokens'][0]}; {spread}"))
+        told, lines = f"CoLA against {AXES['tokens']}; {spread}", fit_notes(fits, cola, "tokens")
+        drawn.append(render("cola_vs_tokens", lambda t: draw_scores(t, "tokens", arms, lines), cola, folder, told))
     losses = points_table(runs, cells, arms, ["readout_loss"], fits=fits, mid_decay=mid_decay(table))
     note = f"{spread_note(losses, cells, level)}; {where}."
     for x in _LOSS_AXES:
         if x not in _known(losses):
             continue
         aside = "arms are drawn a little aside of one another; " if x == "required_flops" else ""
-        told = f"Held-out read-out loss against {AXES[x][0]}; {aside}{note}"
+        told = f"Held-out read-out loss against {AXES[x]}; {aside}{note}"
         lines = fit_note(fits, "readout_loss", losses, x)
         name = f"readout_loss_vs_{_NAMES[x]}"
-        drawn.append(render(name, lambda t, x=x, lines=lines: draw_losses(t, lines, x), losses, folder, told))
+        drawn.append(render(name, lambda t, x=x, n=lines: draw_losses(t, n, x, arms), losses, folder, told))
     return drawn
 
 
@@ -134,7 +139,7 @@ def cost_figures(
             "What each complete run spent over what was planned: a marker a run, smallest budget uppermost; device "
             f"time as the profile of this study predicted it; {where}."
         )
-        drawn.append(render("planned_vs_spent", draw_spent, spent, folder, told))
+        drawn.append(render("planned_vs_spent", lambda t: draw_spent(t, list(plan.arms)), spent, folder, told))
     return drawn
 
 
@@ -169,9 +174,9 @@ def answer_figures(
     if len(table):
         told = (
             f"Above: difference from {', '.join(dict.fromkeys(table['reference']))} at each budget, positive where "
-            f"the arm is better. Below: compute multiplier, the reference's compute over the arm's at equal outcome, "
-            f"where both curves reach it. Bars: {level} intervals{seeds}. A stroke on the zero line is a crossover "
-            f"with its interval; {where}."
+            f"the arm is better. Below: {multiplier_name(table)}, what the reference needs over what the arm needs for "
+            f"an equal outcome, where both curves reach it. Bars: {level} intervals{seeds}. A stroke on zero is a "
+            f"crossover with its interval; {where}."
         )
         drawn.append(render("verdict_vs_budget", lambda t: draw_verdicts(t, arms), table, folder, told))
     several = verdict_table(by_text, str(table["y"].iloc[0])) if len(table) else table

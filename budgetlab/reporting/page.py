@@ -74,7 +74,7 @@ td.na { color: var(--soft); }
 .note, .records { font-size: .84rem; }
 figure { margin: 0; break-inside: avoid; min-width: 0; }
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); gap: 1.6rem 1.5rem;
-  align-items: start; }
+  align-items: start; margin-bottom: 1.6rem; }
 figure.wide { grid-column: 1 / -1; max-width: 62rem; }
 .wide .drawing { overflow-x: auto; } .wide .drawing svg { min-width: 40rem; }
 .drawing { background: #ffffff; border: 1px solid var(--line); border-radius: .4rem; padding: .6rem; }

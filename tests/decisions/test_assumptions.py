@@ -6,7 +6,7 @@ import decision_values as values
 import numpy as np
 import pytest
 
-from budgetlab.decisions import Evidence, assumptions, assumptions_frame
+from budgetlab.decisions import Evidence, assumptions, assumptions_frame, decide
 from budgetlab.errors import CallerError
 from budgetlab.reporting.tables import assumption_sheet, assumption_words, markdown
 from budgetlab.store import Store, scores_frame
@@ -111,6 +111,16 @@ def test_repeated_text_is_tested_by_the_same_arms_on_less_text() -> None:
     hurt = values.evidence(less, curves={"minilm": (2.0, 1.6, 0.35)}, seed=3)
     row = table(own, hurt)["repeated data"]
     assert row.outcome == "violated" and "1M tokens of text" in row.evidence and "no_kd better" in row.effect
+
+
+def test_verdicts_by_text_are_of_studies_that_differ_in_nothing_else() -> None:
+    own, fit = values.evidence(values.plan()), values.spec()
+    less = values.evidence(values.plan("less", budgets=(9e13,), unique_tokens=1_000_000), seed=3)
+    other = {arm: Recipe(weight_decay=0.1) for arm in values.CURVES}
+    confounded = values.evidence(values.plan("other", budgets=(9e13,), unique_tokens=500_000, recipes=other), seed=3)
+    found = decide(own, fit, values.verdicts(own, fit), beside=[confounded, less]).by_text
+    assert list(found) == ["all of the text", "1.00M unique tokens"]
+    assert decide(own, fit, values.verdicts(own, fit), beside=[confounded]).by_text == {}
 
 
 def test_another_recipe_beside_the_schedule_is_no_evidence() -> None:

@@ -99,6 +99,42 @@ def test_fifty_arms_make_a_page_that_can_be_read(tmp_path):
     assert len(made.sentence) < 400
 
 
+@pytest.mark.parametrize(
+    ("draw", "given", "told"),
+    [
+        (budgetlab.score_figure, {"x": "token"}, "did you mean tokens"),
+        (budgetlab.score_figure, {"tasks": ["belongs", "replacd"]}, "did you mean replaced"),
+        (budgetlab.score_figure, {"arms": "minlm"}, "did you mean minilm"),
+        (budgetlab.score_figure, {"level": 95}, "write 95 % as 0.95"),
+        (budgetlab.loss_figure, {"task": "replaced"}, "known: mlm_loss, readout_loss"),
+    ],
+)
+def test_names_that_a_figure_does_not_know_are_told(draw, given, told):
+    with pytest.raises(CallerError, match=told):
+        draw(scores_frame(values.scores()), **given)
+
+
+def test_tables_that_a_figure_does_not_read_are_told():
+    scores = scores_frame(values.scores())
+    for draw in (budgetlab.map_figure, budgetlab.frontier_figure, budgetlab.plan_figure):
+        for table, told in ((scores, "no column "), (pd.DataFrame(), "no rows")):
+            with pytest.raises(CallerError, match=told):
+                draw(table)
+    nothing = pd.DataFrame({"match": ["tokens"], "charge": ["none"], "arm": ["a"], "tokens": [None]})
+    with pytest.raises(CallerError, match="no arm has tokens"):
+        budgetlab.plan_figure(nothing)
+    with pytest.raises(CallerError, match="did you mean score"):
+        budgetlab.verdict_figure(values.verdicts(), "scoer")
+
+
+def test_a_figure_takes_one_name_scores_as_they_are_and_one_verdict():
+    figure = budgetlab.score_figure(values.scores(), tasks="belongs", arms="no_kd")
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["belongs"]
+    assert budgetlab.verdict_figure(values.verdicts()[0]).axes
+    unmetered = scores_frame(values.scores()).assign(tokens=lambda t: t["tokens"].where(t["rung"] > 0, 0))
+    assert budgetlab.score_figure(unmetered).axes[0].get_xlim()[0] > 0
+
+
 def test_figures_of_nothing_say_so(tmp_path):
     empty = scores_frame([])
     for draw in (budgetlab.score_figure, budgetlab.loss_figure):

@@ -10,6 +10,7 @@ import reporting_values as values
 import budgetlab
 from budgetlab.errors import CallerError
 from budgetlab.reporting.figures import (
+    arm_styles,
     costs_table,
     decomposition_table,
     draw_costs,
@@ -21,6 +22,7 @@ from budgetlab.reporting.figures import (
     draw_spent,
     draw_verdicts,
     fit_note,
+    fit_notes,
     frontier_table,
     plan_table,
     points_table,
@@ -190,6 +192,45 @@ def test_under_three_runs_a_band_is_the_range_and_says_so(scores, runs, cells):
     assert "no arm has two runs" in spread_note(table, summarise(alone), 0.95)
 
 
+def test_one_budget_keeps_all_arms_inside_and_an_arm_without_amounts_out_of_the_legend(scores):
+    one = scores[scores["rung"] == 0]
+    unknown = one.assign(tokens=one["tokens"].where(one["arm"] != "minilm"))
+    for table, left_out in ((one, set()), (unknown, {"minilm"})):
+        for figure in (budgetlab.loss_figure(table, arms=values.ARMS), budgetlab.score_figure(table, arms=values.ARMS)):
+            axes = figure.axes[0]
+            low, high = axes.get_xlim()
+            assert all(low < x < high for line in axes.lines for x in line.get_xdata() if line.get_marker() != "None")
+            assert len(axes.get_xticks()) > 1
+        labels = {text.get_text() for legend in figure.legends for text in legend.get_texts()}
+        labels |= {t.get_text() for a in figure.axes if a.get_legend() for t in a.get_legend().get_texts()}
+        assert set(values.ARMS) - labels == left_out
+
+
+def test_an_axis_is_written_in_the_unit_of_its_label(runs, cells):
+    """Also where the limits lie beyond a prefix that no amount reaches."""
+    table = points_table(runs, cells, values.ARMS)
+    table["required_flops"] *= 0.98e12 / table["required_flops"].max()
+    figure = draw_scores(table, "required_flops")
+    figure.canvas.draw()
+    assert "GFLOP" in figure.get_supxlabel()
+    axis = figure.axes[0].xaxis
+    for tick, text in zip(axis.get_majorticklocs(), axis.get_majorticklabels(), strict=True):
+        assert float(text.get_text()) == pytest.approx(tick / 1e9, rel=1e-3)
+
+
+def test_fitted_scores_are_told_from_lines_that_join_means(runs, cells):
+    fits = [f.model_copy(update={"columns": {"x": "required_flops", "y": MEAN}}) for f in usable_fits("everything")]
+    table = points_table(runs, cells, values.ARMS, fits=fits)
+    note = fit_notes(fits, table, "required_flops")
+    assert note == (
+        "Fitted curves (power): mean score; dashed and shaded outside the fitted range; other lines join means."
+    )
+    panel = draw_scores(table, "required_flops", note=note).axes[2]
+    filled = [line for line in panel.lines if line.get_marker() in "os^D" and len(line.get_xdata()) == 3]
+    assert filled and all(line.get_linestyle() == "None" for line in filled)
+    assert fit_notes(fits[2:], points_table(runs, cells, values.ARMS, fits=fits[2:]), "tokens") == ""
+
+
 def test_mid_decay_is_drawn_apart_and_neither_averaged_nor_fitted(scores):
     early = scores[(scores["subject"] == "run") & (scores["rung"] == 0)].assign(
         mid_decay=True, value=lambda rows: rows["value"] + 1.0, tokens=lambda rows: rows["tokens"] * 0.7
@@ -304,7 +345,7 @@ PARTS = {"method": "runs at equal tokens", "tokens_a": 1e6, "tokens_b": 2e6,
 
 
 def some_verdicts(arms=("vanilla_kd", "minilm")):
-    crossed = {"value": 1.5e12, "interval": [1.2e12, 1.9e12]}
+    crossed = {"value": 1.5e12, "interval": [1.2e12, 1.9e12], "unit": "required_flops", "range": [1e12, 4e12]}
     multiplied = {"value": 1.3, "interval": [1.1, 1.6]}
     return [
         verdict(arm, budget, 0.1 * (i + 1) * (j - 0.5), crossover=crossed, compute_multiplier=multiplied,
@@ -324,9 +365,44 @@ def test_verdicts_are_drawn_as_tabled():
         assert any(np.array_equal(y, rows["compute_multiplier"]) for _, y in drawn_lines(figure))
     assert any(np.array_equal(x, [1.5e12]) and np.array_equal(y, [0.0]) for x, y in drawn_lines(figure))
     beside = draw_verdicts(verdict_table({"all of the text": verdicts, "1M unique tokens": verdicts[:3]}))
-    assert [axes.get_title(loc="left") for axes in beside.axes[:2]] == ["1M unique tokens", "all of the text"]
+    assert [axes.get_title(loc="left") for axes in beside.axes[:2]] == ["all of the text", "1M unique tokens"]
     with pytest.raises(CallerError, match="there are none"):
         budgetlab.verdict_figure([])
+
+
+@pytest.mark.parametrize("found", [{"unit": "tokens"}, {"range": [0.4e12, 3.4e12]}])
+def test_a_crossover_is_drawn_only_where_it_is_an_amount_of_the_budget(found):
+    """Not of curves over another amount, nor over what was spent where the teacher's share is missing from that."""
+    verdicts = [v.model_copy(update={"crossover": {**(v.crossover or {}), **found}}) for v in some_verdicts()]
+    assert verdict_table(some_verdicts())["crossover_amount"].notna().all()
+    assert verdict_table(verdicts)["crossover_amount"].isna().all()
+
+
+def test_multipliers_are_named_by_what_the_curves_are_over_and_all_stay_inside():
+    timed = {"value": 1.5e12, "interval": None, "unit": "device_seconds"}
+    far = {"value": 0.2, "interval": [0.1, 0.3]}
+    first = [v.model_copy(update={"crossover": timed, "compute_multiplier": far}) for v in some_verdicts()]
+    second = [v.model_copy(update={"crossover": timed}) for v in some_verdicts()]
+    figure = draw_verdicts(verdict_table({"little text": first, "all of the text": second}))
+    below = figure.axes[2]
+    assert below.get_ylabel().startswith("time multiplier")
+    assert below.get_ylim()[0] < 0.1 and below.get_ylim()[1] > 1.6
+    few = draw_verdicts(verdict_table({"little text": second[:1], "all of the text": second}))
+    assert few.axes[0].get_xlim() == few.axes[1].get_xlim()
+
+
+def test_an_arm_of_several_references_looks_as_in_other_figures():
+    arms = ["no_kd@small", "minilm@small", "no_kd@large", "minilm@large"]
+    verdicts = [
+        verdict("minilm", values.BUDGETS[-1], 0.1).model_copy(update={"contrast": (f"minilm@{s}", f"no_kd@{s}")})
+        for s in ("small", "large")
+    ]
+    figure = draw_verdicts(verdict_table(verdicts), arms)
+    looks = arm_styles(arms)
+    colours = {h.get_label(): h.get_color() for h in figure.legends[0].get_lines()}
+    for size in ("small", "large"):
+        assert colours[f"minilm@{size} - no_kd@{size}"] == looks[f"minilm@{size}"].colour
+    assert "better than its reference by" in figure.axes[0].get_ylabel()
 
 
 def test_a_decomposition_is_drawn_as_tabled_and_adds_up():

@@ -7,7 +7,7 @@ from budgetlab.reporting.figures.isoflop import draw_isoflop, isoflop_table
 from budgetlab.reporting.figures.maps import draw_map, map_table
 from budgetlab.reporting.figures.outcomes import draw_losses, draw_scores
 from budgetlab.reporting.figures.plans import draw_plan, draw_spent, plan_table, spent_table
-from budgetlab.reporting.figures.points import fit_note, points_table, spread_note
+from budgetlab.reporting.figures.points import fit_note, fit_notes, points_table, spread_note
 from budgetlab.reporting.figures.show import (
     cost_figure,
     decomposition_figure,
@@ -21,7 +21,13 @@ from budgetlab.reporting.figures.show import (
     verdict_figure,
 )
 from budgetlab.reporting.figures.style import FigureFiles, arm_styles, render
-from budgetlab.reporting.figures.verdicts import decomposition_table, draw_decomposition, draw_verdicts, verdict_table
+from budgetlab.reporting.figures.verdicts import (
+    decomposition_table,
+    draw_decomposition,
+    draw_verdicts,
+    multiplier_name,
+    verdict_table,
+)
 
 __all__ = [
     "FigureFiles",
@@ -42,6 +48,7 @@ __all__ = [
     "draw_spent",
     "draw_verdicts",
     "fit_note",
+    "fit_notes",
     "fit_table",
     "frontier_figure",
     "frontier_table",
@@ -50,6 +57,7 @@ __all__ = [
     "loss_figure",
     "map_figure",
     "map_table",
+    "multiplier_name",
     "plan_figure",
     "plan_table",
     "points_table",

@@ -21,12 +21,12 @@ from budgetlab.reporting.figures.style import (
     grid,
     legend_columns,
     log_ticks,
-    prefix_for,
     prominent,
     room,
+    unit_at,
     yardstick_handles,
 )
-from budgetlab.reporting.frames import MEAN, YARDSTICKS
+from budgetlab.reporting.frames import LOSSES, MEAN, YARDSTICKS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,43 +36,50 @@ __all__ = ["draw_losses", "draw_scores"]
 
 _METRICS = {"matthews": "Matthews", "f1": "F1", "macro_f1": "macro F1", "pearson_spearman": "correlation"}
 _AMOUNT_LAYERS = ("run", "mean", "mid_decay", "curve", "beyond")
+_LOSSES = {"readout_loss": "read-out loss", "mlm_loss": "own MLM loss"}
 _SHIFT = 0.02
 """By which arms are drawn aside of one another where they spent the same, in logarithms: the width of a marker."""
 
 
-def draw_scores(table: pd.DataFrame, x: Axis = "tokens") -> Figure:
-    """Draw `points_table` over one of its amounts, on a logarithmic axis: a panel a task."""
+def draw_scores(table: pd.DataFrame, x: Axis = "tokens", order: Sequence[str] = (), note: str = "") -> Figure:
+    """Draw `points_table` over one of its amounts, on a logarithmic axis: a panel a task.
+
+    `order` is that of the study's arms, which their looks follow; `note` stands below.
+    """
     from matplotlib.figure import Figure
 
     tasks = list(pd.unique(table["task"]))
-    styles = _styles(table)
+    styles = _styles(table, x, order)
     wide = len(tasks) > 6
     columns = 4 if wide else min(2, len(tasks))
     spare = len(tasks) % columns != 0
     lines = math.ceil(len(tasks) / columns)
     width = 2 * COLUMN_INCHES + 0.3 if wide else COLUMN_INCHES
-    handles = [*arm_handles(styles), *_layer_handles(table)]
+    handles = [*arm_handles(styles), *_layer_handles(table, x)]
     labels = [str(handle.get_label()) for handle in handles]
     across = legend_columns(labels, width)
     spare = spare and len(labels) <= 10
     above = 0.0 if spare else 0.15 * math.ceil(len(labels) / across) + 0.1
-    figure = Figure(figsize=(width, (1.45 if lines > 1 else 1.75) * lines + 0.15 + above), layout="constrained")
+    told = textwrap.wrap(note, 120 if wide else 58)
+    height = (1.45 if lines > 1 else 1.75) * lines + 0.15 + above + 0.11 * len(told)
+    figure = Figure(figsize=(width, height), layout="constrained")
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
-    limits, label = _axis(table, x)
     aside = _aside(table, x)
+    limits, scale, label = _axis(table, x, aside)
     for axes, task in zip(panels, tasks, strict=False):
         rows = table[table["task"] == task]
-        _panel(axes, rows, x, styles, aside)
-        _amounts(axes, x, limits, most=4)
+        _panel(axes, rows, x, styles, aside, joined=not (rows["layer"] == "curve").any())
+        _amounts(axes, limits, scale, most=4)
         metric = str(rows["metric"].iloc[0])
         of = textwrap.wrap(str(rows["subset"].iloc[0]), 34)  # a subset, or what the mean is of
         axes.set_title(metric if task == MEAN else task, loc="left", pad=3 + 6 * len(of), fontweight="bold")
         axes.annotate("\n".join(of), (0, 1), (0, 2), xycoords="axes fraction", textcoords="offset points", fontsize=5,
                       color="#444444", linespacing=1.0)  # fmt: skip
-        axes.set_ylabel(f"{'score' if task == MEAN else _METRICS.get(metric, metric)} (points)", labelpad=2)
+        name = "score" if task == MEAN else _METRICS.get(metric, metric)
+        axes.set_ylabel("loss (nats)" if task in LOSSES else f"{name} (points)", labelpad=2)
     for axes in panels[len(tasks) :]:
         axes.set_axis_off()
-    figure.supxlabel(label, fontsize=7)
+    figure.supxlabel("\n".join([label, *told]), fontsize=7)
     if spare:
         panels[-1].legend(handles=handles, loc="center", borderaxespad=0)
     else:
@@ -80,23 +87,28 @@ def draw_scores(table: pd.DataFrame, x: Axis = "tokens") -> Figure:
     return figure
 
 
-def draw_losses(table: pd.DataFrame, note: str = "", x: Axis = "required_flops") -> Figure:
-    """Draw `points_table` of one loss over one of its amounts; a line is a fitted curve, and nothing else is."""
+def draw_losses(
+    table: pd.DataFrame, note: str = "", x: Axis = "required_flops", order: Sequence[str] = ()
+) -> Figure:  # fmt: skip
+    """Draw `points_table` of one loss over one of its amounts; a line is a fitted curve, and nothing else is.
+
+    `note` stands below; `order` is that of the study's arms, which their looks follow.
+    """
     from matplotlib.figure import Figure
 
-    styles = _styles(table)
+    styles = _styles(table, x, order)
     lines = textwrap.wrap(note, 72)
     fitted = set(table.loc[table["layer"].isin(["curve", "beyond"]) & table[x].notna(), "arm"])
-    handles = [*arm_handles(styles, lines=fitted), *_layer_handles(table)]
+    handles = [*arm_handles(styles, lines=fitted), *_layer_handles(table, x)]
     across = legend_columns([str(handle.get_label()) for handle in handles], COLUMN_INCHES)
     above = 0.14 * max(0, math.ceil(len(handles) / across) - 2)
     figure = Figure(figsize=(COLUMN_INCHES, 2.5 + above + 0.11 * len(lines)), layout="constrained")
     axes = figure.subplots()
-    limits, label = _axis(table, x)
-    _panel(axes, table, x, styles, _aside(table, x), joined=False)
-    _amounts(axes, x, limits, most=6)
-    axes.set_ylabel(f"{'read-out' if (table['task'] == 'readout_loss').all() else 'own MLM'} loss "
-                    "(nats per target token)")  # fmt: skip
+    aside = _aside(table, x)
+    limits, scale, label = _axis(table, x, aside)
+    _panel(axes, table, x, styles, aside, joined=False)
+    _amounts(axes, limits, scale, most=6)
+    axes.set_ylabel(f"{_LOSSES[str(table['task'].iloc[0])]} (nats per target token)")
     axes.set_xlabel(label)
     figure.legend(handles=handles, loc="outside upper center", ncols=across, columnspacing=1.2, handletextpad=0.5)
     if lines:
@@ -104,28 +116,32 @@ def draw_losses(table: pd.DataFrame, note: str = "", x: Axis = "required_flops")
     return figure
 
 
-def _styles(table: pd.DataFrame) -> dict[str, ArmStyle]:
-    """Return each arm's style; of very many, those that lead at the largest budget have colours of their own."""
-    arms = list(dict.fromkeys(table.loc[table["layer"].isin(["run", "mid_decay"]), "arm"]))
+def _styles(table: pd.DataFrame, x: Axis, order: Sequence[str]) -> dict[str, ArmStyle]:
+    """Return the style of each arm that is drawn; of very many, those that lead at the largest budget have colours."""
+    seen = table[table["layer"].isin(["run", "mid_decay"])]
+    arms = list(dict.fromkeys([*order, *seen["arm"]]))
+    drawn = set(seen.loc[seen[x].notna(), "arm"])
     means = table[(table["layer"] == "mean") & (table["task"] == table["task"].iloc[-1])]
     last = means[means["rung"] == means["rung"].max()].set_index("arm")["value"]
     nats = table["unit"].iloc[0] != "points"
-    return arm_styles(arms, prominent(arms, list(last.sort_values(ascending=nats).index)))
+    styles = arm_styles(arms, prominent(arms, list(last.sort_values(ascending=nats).index)))
+    return {arm: style for arm, style in styles.items() if arm in drawn}
 
 
-def _axis(table: pd.DataFrame, x: Axis) -> tuple[tuple[float, float], str]:
-    amounts = table.loc[table["layer"].isin(_AMOUNT_LAYERS), x].dropna()
-    label, unit = AXES[x]
-    prefix = prefix_for(amounts.max())[0] if x != "device_hours" else ""
-    written = f"{prefix}{unit}" if unit == "FLOP" else f"{prefix} {unit}".strip()
-    # Arms that are drawn aside of one another stay inside.
-    return room(amounts.tolist(), 0.1, log=True), f"{label} ({written}, log scale)"
+def _axis(table: pd.DataFrame, x: Axis, aside: Mapping[str, float]) -> tuple[tuple[float, float], float, str]:
+    """Return the limits of the axis, the size of the unit that it is written in, and its label."""
+    rows = table[table["layer"].isin(_AMOUNT_LAYERS) & table[x].notna()]
+    at = rows[x] * rows["arm"].map(aside).fillna(1.0)
+    low, high = room(at.tolist(), 0.07, log=True)
+    written, scale = ("h", 1.0) if x == "device_hours" else unit_at(x, rows[x].max())
+    # One budget fills no axis.
+    return (min(low, at.min() / 1.1), max(high, at.max() * 1.1)), scale, f"{AXES[x]} ({written}, log scale)"
 
 
-def _amounts(axes: Axes, x: Axis, limits: tuple[float, float], *, most: int) -> None:
+def _amounts(axes: Axes, limits: tuple[float, float], scale: float, *, most: int) -> None:
     axes.set_xscale("log")
     axes.set_xlim(*limits)
-    log_ticks(axes.xaxis, *limits, scale=prefix_for(limits[1])[1] if x != "device_hours" else 1.0, most=most)
+    log_ticks(axes.xaxis, *limits, scale=scale, most=most)
 
 
 def _aside(table: pd.DataFrame, x: Axis) -> dict[str, float]:
@@ -211,10 +227,10 @@ def _band(axes: Axes, at: pd.Series, rows: pd.DataFrame, style: ArmStyle, alpha:
         axes.fill_between(at, rows["low"], rows["high"], color=style.colour, alpha=alpha, linewidth=0, zorder=1.4)
 
 
-def _layer_handles(table: pd.DataFrame) -> Sequence[Any]:
+def _layer_handles(table: pd.DataFrame, x: Axis) -> Sequence[Any]:
     from matplotlib.lines import Line2D
 
     handles = yardstick_handles(table["layer"])
-    if (table["layer"] == "mid_decay").any():
+    if (table.loc[table[x].notna(), "layer"] == "mid_decay").any():
         handles.append(Line2D([], [], linestyle="", marker="x", markersize=3, color="#555555", label="in mid-decay"))  # type: ignore[arg-type]
     return handles

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -103,13 +103,16 @@ def spent_table(plan: Plan, records: Iterable[RunRecord]) -> pd.DataFrame:
     return table.assign(planned=planned, ratio=table["spent"] / planned)[columns]
 
 
-def draw_spent(table: pd.DataFrame) -> Figure:
-    """Draw `spent_table`: a row an arm, a marker a run, smallest budget uppermost; the line is what was planned."""
+def draw_spent(table: pd.DataFrame, order: Sequence[str] = ()) -> Figure:
+    """Draw `spent_table`: a row an arm, a marker a run, smallest budget uppermost; the line is what was planned.
+
+    `order` is that of the study's arms, which their looks follow.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
 
     arms = list(dict.fromkeys(table["arm"]))
-    styles = arm_styles(arms)
+    styles = arm_styles(list(dict.fromkeys([*order, *arms])))
     rungs = sorted(table["rung"].unique())
     figure = Figure(figsize=(COLUMN_INCHES, 0.65 + 0.28 * len(arms)), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)

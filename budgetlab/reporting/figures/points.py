@@ -13,15 +13,15 @@ import pandas as pd
 from budgetlab.reporting.frames import LOSSES, MEAN, YARDSTICKS, interval_note, subsets, unit_of
 from budgetlab.values import CurveFit
 
-__all__ = ["AXES", "Axis", "fit_note", "may_be_drawn", "points_table", "spread_note"]
+__all__ = ["AXES", "Axis", "fit_note", "fit_notes", "may_be_drawn", "points_table", "spread_note"]
 
 Axis = Literal["tokens", "required_flops", "device_hours"]
 AXES = {
-    "tokens": ("tokens read by the student", "tokens"),
-    "required_flops": ("required training compute", "FLOP"),
-    "device_hours": ("device time of the training", "h"),
+    "tokens": "tokens read by the student",
+    "required_flops": "required training compute",
+    "device_hours": "device time of the training",
 }
-"""Axis -> its label and unit."""
+"""Axis -> its label."""
 
 _COLUMNS = ["task", "metric", "unit", "subset", "layer", "arm", "rung", "run_seed", *AXES,
             "value", "low", "high", "spread", "num_runs"]  # fmt: skip
@@ -84,8 +84,9 @@ def points_table(
         for fit in fits:
             if fit.arm in order and may_be_drawn(fit, task):
                 rows += list(_curve(fit, task, cells))
-    table = pd.DataFrame(rows, columns=_COLUMNS)
-    return table.astype({name: float for name in (*AXES, "value", "low", "high")})
+    table = pd.DataFrame(rows, columns=_COLUMNS).astype(dict.fromkeys((*AXES, "value", "low", "high"), float))
+    # Who read or spent nothing was not metered; a logarithmic axis has no place for it either.
+    return table.assign(**{axis: table[axis].where(table[axis] > 0) for axis in AXES})
 
 
 def _row(row: dict[Any, Any], layer: str, named: dict[str, str]) -> dict[str, object]:
@@ -177,6 +178,23 @@ def fit_note(fits: Sequence[CurveFit], task: str, table: pd.DataFrame, x: Axis) 
     lines = [part for part in parts if part.startswith("Lines")]
     none = len(own) - sum(len(arms) for (use, _, _), arms in reasons.items() if use != "nothing")
     return " ".join([*lines, f"No curve for {none} of {len(own)} arms: the statuses of their fits say why."])
+
+
+def fit_notes(fits: Sequence[CurveFit], table: pd.DataFrame, x: Axis) -> str:
+    """Say on a figure of several outcomes which of its lines are fitted curves; empty where none is."""
+    drawn = table[table["layer"].isin(["curve", "beyond"]) & table[x].notna()]
+    if drawn.empty:
+        return ""
+    tasks = [str(task) for task in pd.unique(drawn["task"])]
+    laws = dict.fromkeys(
+        fit.law for fit in fits for task in tasks if fit.arm in set(drawn["arm"]) and may_be_drawn(fit, task)
+    )
+    parts = [f"Fitted curves ({', '.join(laws)}): {', '.join('mean score' if t == MEAN else t for t in tasks)}"]
+    if (drawn["layer"] == "beyond").any():
+        parts.append("dashed and shaded outside the fitted range")
+    if table["task"].nunique() > len(tasks):
+        parts.append("other lines join means")
+    return "; ".join(parts) + "."
 
 
 def spread_note(table: pd.DataFrame, cells: pd.DataFrame, level: float) -> str:

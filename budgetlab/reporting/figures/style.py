@@ -38,6 +38,7 @@ __all__ = [
     "render",
     "room",
     "styled",
+    "unit_at",
     "yardstick_handles",
 ]
 
@@ -198,10 +199,32 @@ def prefix_for(largest: float) -> tuple[str, float]:
     return next(((p, s) for p, s in _PREFIXES if largest >= s), ("", 1.0))
 
 
-def log_ticks(axis: Axis, low: float, high: float, *, scale: float, most: int) -> None:
-    """Put a few round ticks on a logarithmic axis that spans little, labelled in units of `scale`."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+_UNITS = {"required_flops": "FLOP", "executed_flops": "FLOP executed", "joules": "J"}
 
+
+def unit_at(unit: str, largest: float) -> tuple[str, float]:
+    """Return in what an axis of a canonical unit that ends at `largest` is written, and the size of one of that.
+
+    Examples
+    --------
+    >>> unit_at("tokens", 4e9), unit_at("device_seconds", 14400.0)
+    (('B tokens', 1000000000.0), ('h', 3600.0))
+    """
+    if unit.endswith("seconds"):
+        return next(((word, size) for word, size in (("h", 3600.0), ("min", 60.0)) if largest >= 2 * size), ("s", 1.0))
+    if unit == "usd":
+        return "USD", 1.0
+    prefix, scale = prefix_for(largest)
+    if unit == "tokens":
+        return f"{'B' if prefix == 'G' else prefix} tokens".strip(), scale
+    return f"{prefix}{_UNITS.get(unit, unit)}", scale
+
+
+def log_ticks(axis: Axis, low: float, high: float, *, scale: float, most: int) -> None:
+    """Put a few ticks on a logarithmic axis that spans little, round in units of `scale`."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+    low, high = low / scale, high / scale
     steps = (
         (1.0,),
         (1.0, 3.0),
@@ -217,13 +240,17 @@ def log_ticks(axis: Axis, low: float, high: float, *, scale: float, most: int) -
         if len(ticks) > most and chosen:
             break
         chosen = ticks or chosen
+    if len(chosen) < 2:  # so short an axis is nearly linear
+        chosen = [
+            float(tick) for tick in MaxNLocator(most, steps=[1, 2, 5, 10]).tick_values(low, high) if low <= tick <= high
+        ]
     every = math.ceil(len(chosen) / most) if chosen else 1
-    apart = 0.62 * math.log(high / low) / most
+    apart = 0.75 * math.log(high / low) / most
     kept: list[float] = []
     for tick in chosen[::every]:
         if not kept or math.log(tick / kept[-1]) > apart:
             kept.append(tick)
-    axis.set_major_locator(FixedLocator(kept))
+    axis.set_major_locator(FixedLocator([tick * scale for tick in kept]))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / scale:.4g}"))
 

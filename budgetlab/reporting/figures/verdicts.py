@@ -18,9 +18,9 @@ from budgetlab.reporting.figures.style import (
     grid,
     legend_columns,
     log_ticks,
-    prefix_for,
     prominent,
     room,
+    unit_at,
 )
 from budgetlab.reporting.frames import OUTCOMES
 from budgetlab.values import Verdict
@@ -29,13 +29,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["decomposition_table", "draw_decomposition", "draw_verdicts", "verdict_table"]
+__all__ = ["decomposition_table", "draw_decomposition", "draw_verdicts", "multiplier_name", "verdict_table"]
 
-_UNITS = {"required_flops": "FLOP", "executed_flops": "FLOP", "tokens": "tokens", "device_seconds": "s", "joules": "J",
-          "usd": "USD", "wall_seconds": "s"}  # fmt: skip
+_MULTIPLIERS = {"tokens": "token", "target_tokens": "target token", "device_seconds": "time", "budget_amount": "budget"}
+"""Of curves that are not over compute."""
 _BAND = {"equivalence margin": "#EFEFEF"}
 _PARTS = {"difference": "difference at equal budget", "gain_per_token": "gain per token (at equal tokens)",
           "effect_of_tokens": "effect of reading fewer tokens"}  # fmt: skip
+_ALIKE = 1.1
+"""Curves whose ends are within this factor of the smallest and the largest budget are over the budget."""
 _SHIFT = 0.025
 """By which contrasts at one budget are drawn aside of one another, in logarithms."""
 
@@ -54,13 +56,15 @@ def verdict_table(verdicts: Sequence[Verdict] | Mapping[str, Sequence[Verdict]],
     -------
     DataFrame
         `study`, `arm`, `reference`, and the columns of `verdicts_frame`, a row a study, contrast and budget. Contrasts
-        whose second arm is the reference of a primary one; all, where none is primary.
+        whose second arm is the reference of a primary one; all, where none is primary. A crossover is missing where
+        it is no amount of the budget.
     """
     frames = [pd.DataFrame(columns=["study", *_COLUMNS])]
     for study, found in (verdicts if isinstance(verdicts, Mapping) else {"": verdicts}).items():
         if not found:
             continue
         rows = verdicts_frame(found)
+        rows.loc[[not _on_axis(verdict, found) for verdict in found], _CROSSOVER] = None
         primary = rows[rows["primary"]]
         first = rows if primary.empty else primary
         chosen = rows["y"].eq(y or first["y"].iloc[0]) & rows["b"].isin(first["b"]) & rows["difference"].notna()
@@ -69,13 +73,33 @@ def verdict_table(verdicts: Sequence[Verdict] | Mapping[str, Sequence[Verdict]],
     table = pd.concat(frames if len(frames) == 1 else frames[1:], ignore_index=True).astype(
         dict.fromkeys(_NUMBERS, float)
     )
-    return table.sort_values(["study", "arm", "reference", "budget_amount"], kind="stable", ignore_index=True)
+    places = {study: place for place, study in enumerate(pd.unique(table["study"]))}
+    return table.sort_values(
+        ["study", "arm", "reference", "budget_amount"], kind="stable", ignore_index=True,
+        key=lambda column: column.map(places) if column.name == "study" else column,
+    )  # fmt: skip
 
 
 _ENDS = ("", "_low", "_high")
-_NUMBERS = ["budget_amount", "difference", "low", "high", "margin",
-            *(f"{name}{end}" for name in ("compute_multiplier", "crossover_amount") for end in _ENDS)]  # fmt: skip
-_COLUMNS = ["arm", "reference", "y", "unit", "budget_unit", "verdict", "num_pairs", *_NUMBERS]
+_MULTIPLIER, _CROSSOVER = ([f"{name}{end}" for end in _ENDS] for name in ("compute_multiplier", "crossover_amount"))
+_NUMBERS = ["budget_amount", "difference", "low", "high", "margin", *_MULTIPLIER, *_CROSSOVER]
+_COLUMNS = ["arm", "reference", "y", "unit", "budget_unit", "verdict", "num_pairs", "curves_over", *_NUMBERS]
+
+
+def _on_axis(verdict: Verdict, others: Sequence[Verdict]) -> bool:
+    """Whether a crossover is an amount of the budget: not where curves are over another, or leave out the teacher."""
+    found = verdict.crossover or {}
+    if found.get("value") is None or found.get("unit") not in (verdict.at.unit, "budget_amount"):
+        return False
+    budgets = [v.at.amount for v in others if (v.contrast, v.y) == (verdict.contrast, verdict.y)]
+    ends = zip(found.get("range", ()), (min(budgets), max(budgets)), strict=False)
+    return all(1 / _ALIKE < end / budget < _ALIKE for end, budget in ends)
+
+
+def multiplier_name(table: pd.DataFrame) -> str:
+    """Return what the multipliers of `verdict_table` are of: the amount that the curves are over."""
+    over = list(table["curves_over"].dropna().unique())
+    return f"{_MULTIPLIERS.get(over[0], 'compute') if len(over) == 1 else 'compute'} multiplier"
 
 
 def draw_verdicts(table: pd.DataFrame, order: Sequence[str] = ()) -> Figure:
@@ -99,7 +123,6 @@ def draw_verdicts(table: pd.DataFrame, order: Sequence[str] = ()) -> Figure:
     figure = Figure(figsize=(width, 1.75 * lines + 0.35 + 0.14 * math.ceil(len(handles) / across)),
                     layout="constrained")  # fmt: skip
     panels = figure.subplots(lines, len(studies), squeeze=False, sharex="col", sharey="row")
-    reference = ", ".join(dict.fromkeys(table["reference"]))
     outcome = str(table["y"].iloc[0])
     for column, study in enumerate(studies):
         rows = table[table["study"] == study]
@@ -108,23 +131,29 @@ def draw_verdicts(table: pd.DataFrame, order: Sequence[str] = ()) -> Figure:
         if several:
             _multipliers(panels[1, column], rows, styles)
         axes = panels[-1, column]
-        unit = _UNITS.get(str(rows["budget_unit"].iloc[0]), str(rows["budget_unit"].iloc[0]))
-        limits = _limits(rows)
-        prefix, scale = prefix_for(limits[1])
+        limits = _limits(table[table["budget_unit"] == rows["budget_unit"].iloc[0]])  # studies in one unit share them
+        unit, scale = unit_at(str(rows["budget_unit"].iloc[0]), limits[1])
+        axes.set_xlim(*limits)  # first, since a lone point has no limits of its own
         axes.set_xscale("log")
-        axes.set_xlim(*limits)
         log_ticks(axes.xaxis, *limits, scale=scale, most=5)
-        axes.set_xlabel(f"budget ({prefix}{unit}, log scale)")
+        axes.set_xlabel(f"budget ({unit}, log scale)")
         if study:
             above.set_title(study, loc="left", pad=3, fontweight="bold")
     unit = "nats per target token" if table["unit"].iloc[0] == "nats" else "points"
     panels[0, 0].set_ylabel(
-        f"{OUTCOMES.get(outcome, outcome).removeprefix('the ')}\nbetter than {reference} by\n({unit})"
+        f"{OUTCOMES.get(outcome, outcome).removeprefix('the ')}\nbetter than {_reference(table)} by\n({unit})"
     )
     if several:
-        panels[1, 0].set_ylabel("compute multiplier\n(above 1: needs less)")
+        _multiplier_axis(panels[1, 0], table)
+        panels[1, 0].set_ylabel(f"{multiplier_name(table)}\n(above 1: needs less)")
     figure.legend(handles=handles, loc="outside upper center", ncols=across, columnspacing=1.2)
     return figure
+
+
+def _reference(table: pd.DataFrame) -> str:
+    """Name what arms are compared with on an axis; where there are several, each contrast is named whole."""
+    references = table["reference"].unique()
+    return str(references[0]) if len(references) == 1 else "its reference"
 
 
 def _contrasts(table: pd.DataFrame) -> list[str]:
@@ -136,14 +165,17 @@ def _contrasts(table: pd.DataFrame) -> list[str]:
 
 def _styles(table: pd.DataFrame, order: Sequence[str]) -> dict[str, ArmStyle]:
     """Return the look of each contrast: that of its arm in the study's other figures, where one arm is one contrast."""
-    names = list(dict.fromkeys(_contrasts(table)))
-    if table["reference"].nunique() == 1:
-        known = list(dict.fromkeys([*order, table["reference"].iloc[0], *names]))
+    names = dict(zip(_contrasts(table), table["arm"], strict=True))
+    if len(set(names.values())) == len(names):
+        known = list(dict.fromkeys([*order, *sorted({*table["reference"], *table["arm"]})]))
     else:
-        known = names
-    largest = table.loc[table["difference"].abs().sort_values(ascending=False).index]
-    found = arm_styles(known, prominent(known, list(dict.fromkeys(_contrasts(largest)))))
-    return {name: style for name, style in found.items() if name in names}
+        names = {name: name for name in names}
+        known = list(names)
+    sizes = table["difference"].abs().sort_values(ascending=False)
+    ranked = [names[name] for name in dict.fromkeys(_contrasts(table.loc[sizes.index]))]
+    found = arm_styles(known, prominent(known, ranked))
+    places = {arm: place for place, arm in enumerate(found)}  # grey ones first, behind
+    return {name: found[names[name]] for name in sorted(names, key=lambda name: places[names[name]])}
 
 
 def _limits(rows: pd.DataFrame) -> tuple[float, float]:
@@ -187,8 +219,6 @@ def _differences(axes: Axes, rows: pd.DataFrame, styles: Mapping[str, ArmStyle])
 
 
 def _multipliers(axes: Axes, rows: pd.DataFrame, styles: Mapping[str, ArmStyle]) -> None:
-    from matplotlib.ticker import FuncFormatter, NullFormatter
-
     grid(axes)
     axes.axhline(1.0, color="#444444", linewidth=0.6, zorder=1)
     axes.set_yscale("log")
@@ -196,20 +226,21 @@ def _multipliers(axes: Axes, rows: pd.DataFrame, styles: Mapping[str, ArmStyle])
     for name, style in styles.items():
         own = rows[(names == name) & rows["compute_multiplier"].notna()]
         at = own["budget_amount"] * aside.get(name, 1.0)
-        _series(axes, at, own, tuple(f"compute_multiplier{end}" for end in _ENDS), style)
-    values = rows[[f"compute_multiplier{end}" for end in _ENDS]].to_numpy(dtype=float).ravel()
-    known = [*values[np.isfinite(values)], 1.0]
-    if len(known) > 1:
-        limits = room([float(value) for value in known], log=True)
-        axes.set_ylim(*limits)
-        log_ticks(axes.yaxis, *limits, scale=1.0, most=5)
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        _series(axes, at, own, _MULTIPLIER, style)
 
 
-def _series(
-    axes: Axes, at: pd.Series, rows: pd.DataFrame, columns: tuple[str, ...], style: ArmStyle
-) -> None:  # fmt: skip
+def _multiplier_axis(axes: Axes, table: pd.DataFrame) -> None:
+    """Give the axis that all studies share its limits and ticks."""
+    from matplotlib.ticker import FuncFormatter
+
+    values = table[_MULTIPLIER].to_numpy(dtype=float).ravel()
+    limits = room([*values[np.isfinite(values)].tolist(), 1.0], log=True)
+    axes.set_ylim(*limits)
+    log_ticks(axes.yaxis, *limits, scale=1.0, most=5)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}×"))
+
+
+def _series(axes: Axes, at: pd.Series, rows: pd.DataFrame, columns: Sequence[str], style: ArmStyle) -> None:
     value, low, high = (rows[column] for column in columns)
     known = low.notna() & high.notna()
     spread = [(value - low)[known], (high - value)[known]]
@@ -275,12 +306,12 @@ def draw_decomposition(table: pd.DataFrame) -> Figure:
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
-    axes.margins(x=0.14)
+    axes.margins(x=0.22)
     unit = "nats per target token" if table["unit"].iloc[0] == "nats" else "points"
-    reference = ", ".join(dict.fromkeys(table["reference"]))
     outcome = str(table["y"].iloc[0])
     axes.locator_params(axis="x", nbins=5)
-    axes.set_xlabel(f"{OUTCOMES.get(outcome, outcome).removeprefix('the ')}: better than\n{reference} by ({unit})")
+    what = OUTCOMES.get(outcome, outcome).removeprefix("the ")
+    figure.supxlabel(f"{what}: better than\n{_reference(table)} by ({unit})", fontsize=7)
     handles = [Patch(color=fills[part], label=label) for part, label in _PARTS.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=1, handlelength=1.2)
     return figure
