@@ -44,7 +44,8 @@ def build_corpus(
 
     The folder is named by a hash of all that decides its content: the text (for files their SHA-256, for `docs`
     the versions and the paths and sizes of the source files, for the hub its fingerprints) and the tokenizer.
-    Memory does not grow with the text: 64 MiB of it are held at once. The disk under `cache` needs room for the text
+    Memory does not grow with the text: pieces of 64 MiB are held one at a time, a few hundred megabytes in all, and a
+    sixty-fourth of the text larger than that is read once a piece. The disk under `cache` needs room for the text
     once. A build that was killed goes on from the last sixty-fourth that it tokenised; one that another process is at
     is waited for.
     Documents are ordered by a hash of their text, exact copies are dropped, and so is train text that is held out.

@@ -288,6 +288,8 @@ def all_in_frontier(
                 "num_runs": len(cell),
             })  # fmt: skip
     found = pd.DataFrame(rows)
+    if found.empty:
+        return found
     found["on_frontier"] = False
     for _, part in found.groupby(["student", "students_per_teacher"]):
         found.loc[part.index, "on_frontier"] = on_frontier(part["all_in_flops"], better * part["outcome"])

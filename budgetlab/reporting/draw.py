@@ -80,8 +80,9 @@ def score_figures(
     drawn: list[FigureFiles] = []
     points = points_table(runs, cells, arms, fits=fits, mid_decay=mid_decay(table))
     spread = f"{spread_note(points, cells, level)}; {where}."
-    note = "; ".join([*definitions, spread])
     for x in _known(points):
+        # What the mean is of is said once.
+        note = spread if drawn else "; ".join([*definitions, spread])
         told, lines = f"Score against {AXES[x]}; {note}", fit_notes(fits, points, x)
         drawn.append(
             render(f"score_vs_{_NAMES[x]}", lambda t, x=x, n=lines: draw_scores(t, x, arms, n), points, folder, told)

@@ -207,3 +207,6 @@ def test_weights_give_each_part_its_share(tmp_path: Path) -> None:
     assert shares(1, 1) == half
     with pytest.raises(ValueError, match="one for each of the 2 entries"):
         spec_of(train=["red.txt", "blue.txt"], weights=[1.0])
+    (tmp_path / "blue.txt").write_text(" \n\t\n")
+    with pytest.raises(CallerError, match=r"blue\.txt.*no text"):
+        shares(1, 2)

@@ -114,7 +114,15 @@ def _need(table: pd.DataFrame, columns: Iterable[str], what: str, source: str) -
 
 
 def cost_figure(profile: CostProfile) -> Figure:
-    """Draw what a token costs each arm, by phase, in FLOPs and in seconds."""
+    """Draw what a token costs each arm, by phase, in FLOPs and in seconds, and by how much the two ratios disagree.
+
+    Raises
+    ------
+    CallerError
+        Without a profile, as the store returns none of a study that was never profiled.
+    """
+    if not isinstance(profile, CostProfile):
+        raise CallerError("figure of costs", f"{type(profile).__name__} is no profile", "profile the study first")
     return _figure(draw_costs, costs_table(profile))
 
 
