@@ -224,6 +224,8 @@ def _teacher(plan: Plan, name: str | None) -> Any:
 def runs_by_size(plan: Plan, runs: pd.DataFrame) -> pd.DataFrame:
     """Runs of the strategy with the most student sizes: both counts of parameters, and the loss; empty for scores.
 
+    Of several with as many sizes, one without a teacher.
+
     Parameters
     ----------
     plan
@@ -239,9 +241,10 @@ def runs_by_size(plan: Plan, runs: pd.DataFrame) -> pd.DataFrame:
     if not bool((~runs["higher_is_better"]).all()):
         return pd.DataFrame()
     parts: dict[str, list[pd.DataFrame]] = {}
-    for arm, rows in runs.groupby("arm", sort=True):
+    own = runs[runs["arm"].isin(list(plan.arms))]
+    for arm, rows in sorted(own.groupby("arm"), key=lambda group: plan.arms[str(group[0])].teacher is not None):
         cost = plan.costs.get(str(arm))
-        if cost is not None and str(arm) in plan.arms:
+        if cost is not None:
             known = rows.assign(loss=rows["value"], num_params_total=cost.num_params_total,
                                 num_params_non_embedding=cost.num_params_non_embedding)  # fmt: skip
             parts.setdefault(plan.arms[str(arm)].strategy.model_dump_json(), []).append(known)

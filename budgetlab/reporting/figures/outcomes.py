@@ -97,7 +97,7 @@ def draw_losses(
     from matplotlib.figure import Figure
 
     styles = _styles(table, x, order)
-    lines = textwrap.wrap(note, 72)
+    lines = textwrap.wrap(note, 66)
     fitted = set(table.loc[table["layer"].isin(["curve", "beyond"]) & table[x].notna(), "arm"])
     handles = [*arm_handles(styles, lines=fitted), *_layer_handles(table, x)]
     across = legend_columns([str(handle.get_label()) for handle in handles], COLUMN_INCHES)

@@ -103,7 +103,7 @@ def markdown(sheet: Sheet) -> str:
     marks = ["---" if column.left else "---:" for column in sheet.columns]
     rows = [heads, marks, *([cell.replace("|", "\\|") for cell in row] for row in sheet.rows)]
     lines = [f"| {' | '.join(cells)} |" for cells in rows]
-    return "\n".join([*lines, *("" if not note else f"\n{note}." for note in sheet.notes)]) + "\n"
+    return "\n".join([*lines, *("" if not note else f"\n{note.rstrip('.')}." for note in sheet.notes)]) + "\n"
 
 
 def print_sheets(sheets: Iterable[Sheet], console: Console | None = None) -> None:
