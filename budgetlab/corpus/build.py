@@ -125,8 +125,8 @@ def _build(source: Source, origin: TokenizerOrigin, key: str, working: Path, say
     description = {"found": progress.state["found"]}
     for split in _SPLITS:
         description[split] = _tokenise(shuffled, split, tokenizer, special.sep, folder, dtype, progress, say)
-    train, heldout = (np.memmap(folder / f"{split}.bin", dtype=dtype, mode="r") for split in _SPLITS)
-    entropy = unigram_entropy_nats(train, heldout, vocab_size, special)
+    train, heldout = (folder / f"{split}.bin" for split in _SPLITS)
+    entropy = unigram_entropy_nats(train, heldout, dtype, vocab_size, special)
     tokenizer.save(str(folder / "tokenizer.json"))
     seal(folder, key=key, dtype=dtype.str, names=names, vocab_size=vocab_size, special=special, entropy=entropy,
          description=description)  # fmt: skip

@@ -57,7 +57,7 @@ class Corpus:
         return open_corpus, (self.folder,)
 
 
-def unigram_entropy_nats(train: np.ndarray, heldout: np.ndarray, vocab_size: int, special: SpecialIds) -> float:
+def unigram_entropy_nats(train: Path, heldout: Path, dtype: np.dtype, vocab_size: int, special: SpecialIds) -> float:
     r"""Return what held-out text costs a model that knows word frequencies only, in nats per token.
 
     With :math:`c_t` the count of word piece *t* in `train`, *N* the sum of these counts and *V* the number of
@@ -67,13 +67,15 @@ def unigram_entropy_nats(train: np.ndarray, heldout: np.ndarray, vocab_size: int
     Parameters
     ----------
     train, heldout
-        Word-piece ids, 1-D.
+        Files of word-piece ids.
+    dtype
+        Of the ids.
     vocab_size
         Ids are below it.
     special
         Ids left out of both sides.
     """
-    counts, wanted = (_counts(ids, vocab_size) for ids in (train, heldout))
+    counts, wanted = (_counts(path, dtype, vocab_size) for path in (train, heldout))
     ordinary = np.ones(vocab_size, dtype=bool)
     ordinary[list(special.all())] = False
     counts, wanted = counts[ordinary], wanted[ordinary]
@@ -83,10 +85,11 @@ def unigram_entropy_nats(train: np.ndarray, heldout: np.ndarray, vocab_size: int
     return float(-(wanted @ log_probability) / wanted.sum())
 
 
-def _counts(ids: np.ndarray, vocab_size: int) -> np.ndarray:
+def _counts(path: Path, dtype: np.dtype, vocab_size: int) -> np.ndarray:
     total = np.zeros(vocab_size, dtype=np.int64)
-    for start in range(0, ids.size, 1 << 24):  # bincount works on int64 copies
-        total += np.bincount(ids[start : start + (1 << 24)], minlength=vocab_size)
+    with open(path, "rb") as file:  # read, not mapped: what was mapped would stay resident
+        while (ids := np.fromfile(file, dtype, 1 << 22)).size:
+            total += np.bincount(ids, minlength=vocab_size)
     return total
 
 
