@@ -13,7 +13,7 @@ import pandas as pd
 from budgetlab.reporting.frames import LOSSES, MEAN, YARDSTICKS, interval_note, subsets, unit_of
 from budgetlab.values import CurveFit
 
-__all__ = ["AXES", "Axis", "fit_note", "fit_notes", "may_be_drawn", "points_table", "spread_note"]
+__all__ = ["AXES", "Axis", "fit_note", "fit_notes", "points_table", "spread_note"]
 
 Axis = Literal["tokens", "required_flops", "device_hours"]
 AXES = {

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["cost_figure", "decomposition_figure", "frontier_figure", "isoflop_figure", "loss_figure", "map_figure",
            "plan_figure", "score_figure", "spent_figure", "verdict_figure"]  # fmt: skip
 
-_DOTS_PER_INCH = 200
+_DOTS_PER_INCH = 140
 """Sharp on a screen at the width of a column."""
 
 
