@@ -33,10 +33,11 @@ from budgetlab.fitting.objectives import Objective
 from budgetlab.fitting.solve import solve
 from budgetlab.fitting.table import read_points
 from budgetlab.laws import get_law
+from budgetlab.resampling import t_quantile
 from budgetlab.values import FitSpec
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "fitting"))
-from fitting_tables import CURVES, curve, study
+from fitting_tables import CURVES, DESIGNS, coverage_of, crossing_study, curve, noisy_tables, paired_t, study
 
 DELTA = 1e-3
 TRUTH = {"E": 1.8, "A": 480.0, "B": 2100.0, "alpha": 0.35, "beta": 0.366}
@@ -169,11 +170,59 @@ def peer_fit(python: str, table: pd.DataFrame, per_axis: int) -> dict:
 
 def coverage(repeats: int) -> None:
     """Print how often intervals at a nominal 95 % hold the truth, over simulated tables and studies."""
+    coverage_of_differences()
     error = 100 * (0.95 * 0.05 / repeats) ** 0.5
-    print(f"\ncoverage of nominal 95 % intervals, {repeats} repetitions (standard error {error:.1f} %)")
+    print(f"\nother nominal 95 % intervals, {repeats} repetitions (standard error {error:.1f} %)")
+    coverage_of_multipliers(repeats)
     coverage_of_surfaces(repeats)
-    coverage_of_differences(4 * repeats)  # a difference alone is quick
     coverage_of_curves(repeats)
+
+
+def coverage_of_differences(tables: int = 20_000) -> None:
+    """Of the paired t of every contrast by itself, over the designs of noise."""
+    print(f"\ndifferences of two arms, nominal 95 %, {tables:,} tables a design: least and most of any contrast")
+    began = time.process_time()
+    for skewed in (False, True):
+        for name in DESIGNS:
+            cells = []
+            for seeds in (3, 5, 8):
+                rng = np.random.default_rng([seeds, list(DESIGNS).index(name)])
+                shares = coverage_of(noisy_tables(name, seeds, tables, rng, skewed)).values()
+                cells.append(f"n = {seeds}: {100 * min(shares):.1f} to {100 * max(shares):.1f}")
+            print(f"  {name + (', exponential noise' if skewed else ''):75} {'   '.join(cells)}")
+    print("width against one variance pooled over three contrasts of four arms, equal noise: ", end="")
+    print(", ".join(f"n = {n}: {width_over_pooled(n):.2f}" for n in (3, 5, 8)))
+    print(f"{time.process_time() - began:.0f} CPU s")
+
+
+def width_over_pooled(seeds: int, arms: int = 4, tables: int = 20_000) -> float:
+    """Mean half-width of the own paired t over that of a variance pooled over the arms, at equal noise."""
+    noise = np.random.default_rng(0).standard_normal((tables, arms, seeds))
+    own = paired_t(noise[:, 1] - noise[:, 0])[1].mean()
+    residuals = noise - noise.mean(1, keepdims=True) - noise.mean(2, keepdims=True) + noise.mean((1, 2), keepdims=True)
+    freedom = (arms - 1) * (seeds - 1)
+    pooled = np.sqrt((residuals**2).sum((1, 2)) / freedom * 2 / seeds).mean() * t_quantile(0.975, freedom)
+    return float(own / pooled)
+
+
+def coverage_of_multipliers(repeats: int) -> None:
+    """Of the compute multiplier and the crossover under unequal and related noise."""
+    for seeds, (kd, no_kd), trunk, growth in itertools.product(
+        (3, 5), ((0.004, 0.004), (0.012, 0.002), (0.002, 0.012)), (0.0, 0.5), (1.0, 2.0)
+    ):
+        hits, known = dict.fromkeys(("multiplier", "crossover"), 0), dict.fromkeys(("multiplier", "crossover"), 0)
+        for seed in range(repeats):
+            scores, truth = crossing_study(
+                seeds, {"kd": kd, "no_kd": no_kd}, trunk, growth, np.random.default_rng(seed)
+            )
+            verdict = compare(scores, a="kd", b="no_kd", task="readout_loss")
+            for name, found in (("multiplier", verdict.compute_multiplier), ("crossover", verdict.crossover)):
+                if found and found["interval"]:
+                    known[name] += 1
+                    hits[name] += int(found["interval"][0] <= truth[name] <= found["interval"][1])
+        shown = ", ".join(f"{k} {100 * hits[k] / max(1, n):.1f} (n {n})" for k, n in known.items())
+        noise = f"noise {kd:g} and {no_kd:g}, x {growth:g} a budget, trunk correlation {trunk:g}"
+        print(f"  2 arms x 3 budgets x {seeds} seeds, {noise}: {shown}")
 
 
 def coverage_of_surfaces(repeats: int) -> None:
@@ -196,18 +245,6 @@ def coverage_of_surfaces(repeats: int) -> None:
         asked = {name: usable if name == "prediction" else repeats for name in hits}
         shown = ", ".join(f"{name} {100 * hit / asked[name]:.1f}" for name, hit in hits.items())
         print(f"  {count} points, {interval}: {shown} (predictions of {usable} usable fits)")
-
-
-def coverage_of_differences(repeats: int) -> None:
-    """Of the difference of two arms at the largest budget."""
-    gap = curve("no_kd", 3e14) - curve("kd", 3e14)
-    for budgets, seeds, growth in itertools.product((3, 4, 5), (2, 3, 5), (0.5, 1.0, 2.0)):
-        tables = (study(budgets, seeds, growth=growth, rng=np.random.default_rng(seed)) for seed in range(repeats))
-        ends = [compare(t, a="kd", b="no_kd", task="readout_loss", curves=False).interval or (1, 0) for t in tables]
-        share = np.mean([low <= gap <= high for low, high in ends])
-        print(
-            f"  4 arms x {budgets} budgets x {seeds} seeds, noise x {growth:g} a budget: difference {100 * share:.1f}"
-        )
 
 
 def coverage_of_curves(repeats: int) -> None:

@@ -6,7 +6,7 @@ and 72 % with three. There the variance is pooled over cells and the interval ta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ __all__ = [
     "bootstrap_weights",
     "detectable_difference",
     "holm",
+    "holm_levels",
     "mean_interval",
     "median_interval",
     "percentile_interval",
@@ -61,19 +62,15 @@ def detectable_difference(standard_error: float, degrees_of_freedom: float, leve
     return both * standard_error
 
 
-def seeds_to_resolve(
-    difference: float, sd: float, degrees_of_freedom: Callable[[int], float], level: float = 0.95
-) -> int | None:
-    """Fewest runs per arm, at least 2, with which a paired difference of this size is detectable.
+def seeds_to_resolve(difference: float, sd: float, level: float = 0.95) -> int | None:
+    """Fewest runs per arm, at least 2, with which the paired t of two arms detects a difference of this size.
 
     Parameters
     ----------
     difference
         A true difference of two arms.
     sd
-        Standard deviation of one run, pairing removed.
-    degrees_of_freedom
-        That so many runs per arm leave for the noise.
+        Standard deviation of one run, pairing removed; n runs leave n - 1 degrees of freedom.
     level
         Of the interval.
 
@@ -85,7 +82,7 @@ def seeds_to_resolve(
 
     def enough(seeds: int) -> bool:
         error = sd * float(np.sqrt(2.0 / seeds))
-        return detectable_difference(error, degrees_of_freedom(seeds), level) <= difference
+        return detectable_difference(error, seeds - 1, level) <= difference
 
     low, high = 1, 2
     while not enough(high):
@@ -316,3 +313,26 @@ def holm(p_values: Sequence[float]) -> list[float]:
         running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
         adjusted[index] = running
     return adjusted
+
+
+def holm_levels(p_values: Sequence[float], alpha: float) -> list[float]:
+    """Level of the interval of each contrast at its own step of Holm's procedure, in the order given.
+
+    The contrast with the r-th smallest of m p-values (r from 0) is tested at alpha / (m - r); from the first one that
+    is not rejected on, all are at that one's level. So an interval at one's own level excludes zero exactly where
+    Holm's procedure rejects; the intervals do not hold simultaneously.
+
+    Examples
+    --------
+    >>> [round(level, 4) for level in holm_levels([0.01, 0.04, 0.03], 0.05)]
+    [0.9833, 0.975, 0.975]
+    """
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    levels, step = [0.0] * len(p_values), 0.0
+    stopped = False
+    for rank, index in enumerate(order):
+        if not stopped:
+            step = alpha / (len(p_values) - rank)
+            stopped = p_values[index] >= step
+        levels[index] = 1.0 - step
+    return levels

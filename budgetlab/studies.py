@@ -96,6 +96,10 @@ def load_study(path: str | Path, *, data_root: str | Path | None = None) -> Stud
     )
     for arm in study.arms.values():
         _check_arm(study, arm)
+    for text, pair in zip(study.fit.primary, study.fit.primary_pairs, strict=True):
+        for name in pair:
+            if name not in study.arms:
+                raise unknown_name("arm", name, study.arms, f"fit.primary = {text!r}")
     return study
 
 

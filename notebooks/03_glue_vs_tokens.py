@@ -133,7 +133,7 @@ budgetlab.verdict_figure(by_text, arms=arms)
 # %%
 answers = budgetlab.verdicts_frame(verdicts)
 tasks = answers[(answers["b"] == "no_kd") & (answers["unit"] == "points")]
-tasks[["a", "b", "y", "difference", "low", "high", "p_value_adjusted", "verdict"]].sort_values(["y", "a"])
+tasks[["a", "b", "y", "difference", "low", "high", "adjusted_p_value", "verdict"]].sort_values(["y", "a"])
 
 # %% [markdown]
 # ## The mean without each task

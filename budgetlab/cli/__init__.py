@@ -208,19 +208,25 @@ def fit(
     scores = scores_frame(bench.store.scores())
     if scores.empty:
         raise CallerError(f"fit {study}", "it has no scores", "run and evaluate it first")
-    fits, verdicts = bench.fit(scores)
+    from budgetlab.reporting.conclusion import conclude_study
+    from budgetlab.reporting.tables import fit_sheet, print_sheets, verdict_sheet
+
+    plan = bench.store.read_plan()
+    if plan is None:
+        raise CallerError(f"fit {study}", "it has scores and no plan.json", f"make it again: budgetlab plan {study}")
+    fits, verdicts = bench.fit(scores, plan)
+    concluded = conclude_study(plan, scores, verdicts).sentence
     if as_json:
         print_json(
             {
+                "sentence": concluded,
                 "fits": [f.model_dump(mode="json") for f in fits],
                 "verdicts": [v.model_dump(mode="json") for v in verdicts],
             }
         )
         return
-    from budgetlab.reporting.tables import fit_sheet, print_sheets, verdict_sheet
-
     print_sheets([fit_sheet(fits), verdict_sheet(verdicts)])
-    print("\n".join(["", *(verdict.sentence for verdict in verdicts if verdict.primary)]))
+    print(f"\n{concluded}")
 
 
 @app.command()
@@ -236,7 +242,7 @@ def report(
 
     bench, made = _planned(study, results, data_root)
     scores = scores_frame(bench.store.scores())
-    fits, verdicts = bench.fit(scores) if len(scores) else ((), ())
+    fits, verdicts = bench.fit(scores, made) if len(scores) else ((), ())
     _show_report(bench.report(made, bench.profile(), bench.records(), scores, fits, verdicts), as_json)
 
 

@@ -301,11 +301,11 @@ class Workbench:
         """Return the records of this study's folder."""
         return self.store.records()
 
-    def fit(self, scores: pd.DataFrame) -> tuple[tuple[CurveFit, ...], tuple[Verdict, ...]]:
+    def fit(self, scores: pd.DataFrame, plan: Plan) -> tuple[tuple[CurveFit, ...], tuple[Verdict, ...]]:
         """Fit the curves, compare the arms, and write both."""
         from budgetlab.fitting import compare_arms, fit_arms
 
-        fits, verdicts = fit_arms(scores, self.study.fit), compare_arms(scores, self.study.fit)
+        fits, verdicts = fit_arms(scores, self.study.fit), compare_arms(scores, self.study.fit, tuned=plan.tuned)
         self.store.write_fits(fits, verdicts)
         return fits, verdicts
 
@@ -348,7 +348,7 @@ class Workbench:
         plan = self.tune(self.plan(profile=profile))
         records = self.run(plan)
         scores = scores_frame(self.evaluate(plan, records))
-        fits, verdicts = self.fit(scores)
+        fits, verdicts = self.fit(scores, plan)
         return self.report(plan, profile, records, scores, fits, verdicts)
 
     def _room(self) -> None:

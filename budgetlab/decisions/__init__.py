@@ -3,8 +3,7 @@
 from budgetlab.decisions.assumptions import assumptions, assumptions_frame
 from budgetlab.decisions.decide import Decisions, decide
 from budgetlab.decisions.evidence import Evidence, may_test
-from budgetlab.decisions.next_run import least_resolved, next_budgets, next_runs
-from budgetlab.decisions.precision import next_points
+from budgetlab.decisions.next_run import next_runs
 from budgetlab.decisions.published import published_gap, published_map
 from budgetlab.decisions.teacher_budget import all_in_frontier, best_split, capacity_gap, verdict_map
 
@@ -17,10 +16,7 @@ __all__ = [
     "best_split",
     "capacity_gap",
     "decide",
-    "least_resolved",
     "may_test",
-    "next_budgets",
-    "next_points",
     "next_runs",
     "published_gap",
     "published_map",

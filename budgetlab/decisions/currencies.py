@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 
 from budgetlab.decisions.question import Question, amount_words, answer_words, tested_row, untested_row
@@ -10,9 +9,8 @@ from budgetlab.fitting.contrast import unit_of
 from budgetlab.fitting.crossing import Curves, make_curves
 from budgetlab.units import format_amount
 from budgetlab.values import Assumption
-from budgetlab.values.base import Interval
 
-__all__ = ["all_in_row", "curves_in", "difference_at", "flops_row", "seconds_row"]
+__all__ = ["all_in_row", "curves_in", "flops_row", "seconds_row"]
 
 _SAME = "every answer stays as it is"
 _WORDS = {"required_flops": "required FLOPs", "executed_flops": "executed FLOPs", "device_seconds": "device seconds"}
@@ -25,23 +23,7 @@ def curves_in(runs: pd.DataFrame, question: Question, x: str) -> Curves:
     """
     lean = runs.drop(columns="tokens", errors="ignore") if x != "tokens" else runs  # no curve over tokens is needed
     placed = lean.assign(**{x: runs.groupby(["arm", "budget_amount"])[x].transform("mean")})
-    return make_curves(placed, question.y, question.spec.model_copy(update={"x": x, "resamples": 400}))
-
-
-def difference_at(curves: Curves, a: str, b: str, amount: dict[str, float]) -> tuple[float, Interval | None]:
-    """Difference A minus B in nats or points, positive when A is better, each arm at its own amount of compute.
-
-    From curves over compute, inside the range of each; None for an interval where nothing is known of the noise.
-    """
-    one, other = (np.exp(curves.by_compute[arm].at(np.log(np.array([amount[arm]])))[:, 0]) for arm in (a, b))
-    count = min(len(one), len(other))
-    scale = 1.0 if unit_of(curves.y) == "nats" else 100.0
-    cloud = scale * (other[:count] - one[:count])
-    if count < 20:
-        return float(cloud[0]), None
-    tail = (1 - curves.level) / 2
-    low, high = np.quantile(cloud[1:], [tail, 1 - tail])
-    return float(cloud[0]), (float(low), float(high))
+    return make_curves(placed, question.y, question.spec.model_copy(update={"x": x}))
 
 
 def flops_row(question: Question) -> Assumption:
@@ -76,7 +58,7 @@ def _currency_row(question: Question, name: str, x: str) -> Assumption:
         if len(both) < 2 or top < max(curve.low for curve in both):
             left_out.append(f"{a} - {b}")
             continue
-        value, ends = difference_at(curves, a, b, {a: top, b: top})
+        value, ends = curves.difference(a, b, {a: top, b: top})
         word = answer_words(value, ends, a, b)
         real = {"a_better": f"{a} better", "b_better": f"{b} better"}.get(verdict.verdict, "not resolved")
         said.append(f"{a} - {b} {amount_words(value, question.y, ends)} at {format_amount(top, x)}")
@@ -122,7 +104,7 @@ def all_in_row(question: Question) -> Assumption:
             need, have = (format_amount(v, "required_flops") for v in (spent + bill, curves.by_compute[b].high))
             lacking.append(f"a run of {b} at {need}, which is {a} with its teacher (the largest is {have})")
             continue
-        value, ends = difference_at(curves, a, b, {a: spent, b: spent + bill})
+        value, ends = curves.difference(a, b, {a: spent, b: spent + bill})
         word = answer_words(value, ends, a, b)
         real = {"a_better": f"{a} better", "b_better": f"{b} better"}.get(verdict.verdict, "not resolved")
         said.append(

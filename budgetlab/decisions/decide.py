@@ -9,7 +9,7 @@ import pandas as pd
 
 from budgetlab.decisions.assumptions import assumptions
 from budgetlab.decisions.evidence import Evidence, alternatives
-from budgetlab.decisions.next_run import least_resolved, next_budgets, next_runs
+from budgetlab.decisions.next_run import next_runs
 from budgetlab.decisions.teacher_budget import all_in_frontier, capacity_gap, verdict_map
 from budgetlab.errors import CallerError
 from budgetlab.fitting import compare_arms
@@ -25,9 +25,7 @@ class Decisions:
 
     assumptions: tuple[Assumption, ...] = ()
     next_runs: pd.DataFrame = field(default_factory=pd.DataFrame)
-    """Candidates, best first, for the primary contrast that is least resolved; ``attrs["sentence"]`` names the best."""
-    next_budgets: pd.DataFrame = field(default_factory=pd.DataFrame)
-    """The same for its difference at twice the largest budget, by the fitted curves."""
+    """Candidates, best first; ``attrs["sentence"]`` names the first."""
     verdict_map: pd.DataFrame = field(default_factory=pd.DataFrame)
     """Over student size, all-in compute and students that share the teacher, from the study's own curves."""
     frontier: pd.DataFrame = field(default_factory=pd.DataFrame)
@@ -66,16 +64,12 @@ def decide(
     if not verdicts:
         return Decisions()
     notes: list[str] = []
-    seeds, budgets = pd.DataFrame(), pd.DataFrame()
-    verdict = least_resolved(verdicts)
-    if verdict is None:
-        notes.append("no next run: nothing is known of the noise between runs; a second run seed would tell")
-    else:
-        try:
-            seeds = next_runs(own, verdict)
-            budgets = next_budgets(own, spec, verdict)
-        except CallerError as error:
-            notes.append(str(error))
+    rows = assumptions(own.scores, own.plan, spec, verdicts, beside=beside)
+    ahead = pd.DataFrame()
+    try:
+        ahead = next_runs(own, verdicts, rows)
+    except CallerError as error:
+        notes.append(str(error))
     charted = pd.DataFrame()
     try:
         charted = verdict_map(own, spec, fits=fits)
@@ -86,9 +80,8 @@ def decide(
         verdict_map=charted,
         frontier=all_in_frontier(own, spec) if charged else pd.DataFrame(),
         gap=capacity_gap(own, spec),
-        assumptions=assumptions(own.scores, own.plan, spec, verdicts, beside=beside),
-        next_runs=seeds,
-        next_budgets=budgets,
+        assumptions=rows,
+        next_runs=ahead,
         by_text=_by_text(own, spec, verdicts, beside),
         notes=tuple(notes),
     )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from budgetlab.fitting.contrast import Contrast, contrast, paired_noise, signed_values
+from budgetlab.fitting.contrast import Contrast, contrast, make_panel, satterthwaite
 from budgetlab.fitting.scores import AGGREGATE, LOSSES, run_values
 from budgetlab.resampling import t_quantile
 from budgetlab.values import Plan
@@ -65,16 +65,13 @@ class Shift:
         if None in errors or None in freedom:
             return None
         squares = np.array(errors, dtype=float) ** 2
-        total = float(squares.sum())
-        if total == 0.0:
-            return 0.0, float(min(freedom))  # type: ignore[type-var]
-        return total**0.5, total**2 / float((squares**2 / np.array(freedom, dtype=float)).sum())
+        return float(squares.sum()) ** 0.5, satterthwaite(squares, list(freedom))  # type: ignore[arg-type]
 
     def p_value(self) -> float | None:
         """Two-sided p-value of no change."""
         if (spread := self.spread) is None:
             return None
-        return Contrast(self.value, *spread, 0, False, None).p_value()
+        return Contrast(self.value, *spread, 0, False).p_value()
 
     def interval(self, level: float) -> tuple[float, float] | None:
         """Interval of the change by Student's t."""
@@ -92,8 +89,7 @@ def may_test(plan: Plan, other: Plan) -> bool:
 
 def lead(evidence: Evidence, a: str, b: str, y: str, budget: float) -> Contrast | None:
     """Contrast two arms of a study at a budget, A minus B, positive when A is better; None without runs of both."""
-    signed = signed_values(run_values(evidence.scores, y), y)
-    return contrast(signed, a, b, budget, paired_noise(signed, budget))
+    return contrast(make_panel(run_values(evidence.scores, y), y), a, b, budget)
 
 
 def alternatives(

@@ -29,10 +29,10 @@ def law_row(question: Question) -> Assumption:
     law = get_law(question.spec.law)
     name, tested = "one law fits each arm", f"lack of fit of {law.formula} against the scatter between run seeds"
     points = question.points()
-    noise = within_cell_noise(*points.values())
-    if noise is None:
+    noises = {arm: within_cell_noise(part) for arm, part in points.items()}
+    if not any(noises.values()):
         return untested_row(name, tested, "a second run seed")
-    found = {arm: p for arm, part in points.items() if (p := lack_of_fit_of(part, noise)) is not None}
+    found = {arm: p for arm, part in points.items() if (p := lack_of_fit_of(part, noises[arm])) is not None}
     if not found:
         most = max(len(np.unique(part.cells())) for part in points.values())
         return untested_row(name, tested, f"more than {len(law.params)} budgets (there are {most})")
@@ -127,9 +127,7 @@ def tasks_row(question: Question) -> Assumption:
             known = run_points(own, law, question.spec.x) if len(own) else None
             if known is not None:
                 points[task] = known
-        test = compare_nested(
-            points, law, parameter, pooled=False, simulations=question.simulations, seed=question.spec.seed
-        )
+        test = compare_nested(points, law, parameter, simulations=question.simulations, seed=question.spec.seed)
         if test is not None:
             found[arm] = test
     if not found:

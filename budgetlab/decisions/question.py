@@ -10,7 +10,7 @@ import pandas as pd
 from budgetlab.decisions.evidence import Evidence
 from budgetlab.fitting.arms import points_by_arm
 from budgetlab.fitting.contrast import unit_of
-from budgetlab.fitting.scores import AGGREGATE, run_values
+from budgetlab.fitting.scores import OUTCOMES, run_values
 from budgetlab.fitting.table import Points
 from budgetlab.laws import get_law
 from budgetlab.values import Assumption, FitSpec, Verdict
@@ -70,8 +70,7 @@ def question_of(
 
 def outcome_words(y: str) -> str:
     """How an outcome is called in a sentence."""
-    words = {"readout_loss": "read-out loss", "mlm_loss": "own MLM loss", AGGREGATE: "mean score"}
-    return words.get(y, y)
+    return OUTCOMES.get(y, y).removeprefix("the ")
 
 
 def amount_words(value: float | None, y: str, interval: Interval | None = None, *, signed: bool = True) -> str:

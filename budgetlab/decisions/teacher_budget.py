@@ -16,7 +16,6 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from budgetlab.decisions.currencies import difference_at
 from budgetlab.decisions.evidence import Evidence
 from budgetlab.errors import CallerError
 from budgetlab.fitting.compare import reference_arm
@@ -93,7 +92,7 @@ def verdict_map(
     if "required_flops" not in runs:
         raise CallerError(f"verdict map of {own.study}", "the scores have no required_flops", "pass the store's scores")
     curves = make_curves(runs.drop(columns="tokens", errors="ignore"), spec.y, spec.model_copy(
-        update={"x": "required_flops", "resamples": min(spec.resamples, 400)}))  # fmt: skip
+        update={"x": "required_flops"}))  # fmt: skip
     known = [pair for pair in pairs if pair.arm in curves.by_compute and pair.reference in curves.by_compute]
     if not known:
         raise CallerError(f"verdict map of {own.study}", "no two arms have curves", "run a second budget")
@@ -162,7 +161,7 @@ def _cell(
     at = {pair.arm: left, pair.reference: total}
     inside = all(_inside(curves, arm, amount) for arm, amount in at.items())
     if inside:
-        difference, ends = difference_at(curves, pair.arm, pair.reference, at)
+        difference, ends = curves.difference(pair.arm, pair.reference, at)
         levels = {arm: _outcome(curves, arm, amount) for arm, amount in at.items()}
         basis: Literal["measured range", "predicted"] = "measured range"
     elif pair.arm in fits and pair.reference in fits:

@@ -46,9 +46,7 @@ class Prediction:
         return float(min(1.0, 2 * min(above, below)))
 
 
-def predict_largest(
-    points: Points, noise: PooledVariance, *, draws: int = _DRAWS, seed: int = 0, common: int | None = None
-) -> Prediction | str:
+def predict_largest(points: Points, noise: PooledVariance, *, draws: int = _DRAWS, seed: int = 0) -> Prediction | str:
     """Fit all inputs but the largest, and predict that; the reason where there is no curve.
 
     Two budgets carry a power law without a floor, which then goes through both.
@@ -58,11 +56,9 @@ def predict_largest(
     points
         Of one arm; a law of one input.
     noise
-        Scatter of log outcomes between runs.
+        Scatter of log outcomes between this arm's runs.
     draws, seed
         Of the prediction's interval.
-    common
-        Seed of what is not known of the noise: arms that pool it err about it together.
     """
     x = points.inputs[points.law.inputs[0]]
     seen = x < x.max()
@@ -78,8 +74,7 @@ def predict_largest(
     if solution.status is not FitStatus.CONVERGED:
         return "a fit that converges without the largest budget"
     rng = np.random.default_rng([seed, 1])
-    shared = np.random.default_rng([common if common is not None else seed, 2])
-    found = draw(solution, prepared.points, "pooled_t", draws, rng, noise, shared)
+    found = draw(solution, prepared.points, "pooled_t", draws, rng, noise)
     at = {prepared.law.inputs[0]: np.array([x.max()])}
     theta = np.vstack([solution.theta[None], found.theta])
     params = {name: np.asarray(v)[:, None] for name, v in solution.design.to_params(theta).items()}
@@ -97,11 +92,11 @@ def largest_row(question: Question) -> Assumption:
     law = get_law(question.spec.law)
     tested = f"{law.formula} fitted without the largest budget, as far as the others carry it, predicts it"
     points = question.points()
-    noise = within_cell_noise(*points.values())
-    if noise is None:
-        return untested_row(name, tested, "a second run seed")
-    found = {arm: predict_largest(part, noise, seed=_seed(question, k), common=question.spec.seed)
-             for k, (arm, part) in enumerate(points.items())}  # fmt: skip
+    noises = {arm: within_cell_noise(part) for arm, part in points.items()}
+    found = {
+        arm: predict_largest(part, noise, seed=_seed(question, k)) if (noise := noises[arm]) else "a second run seed"
+        for k, (arm, part) in enumerate(points.items())
+    }
     known = {arm: p for arm, p in found.items() if isinstance(p, Prediction)}
     if not known:
         return untested_row(name, tested, next(str(why) for why in found.values()))

@@ -19,7 +19,6 @@ from budgetlab.fitting.status import FitStatus
 from budgetlab.fitting.table import Points, read_points
 from budgetlab.laws import AnyLaw, get_law
 from budgetlab.laws.base import Array
-from budgetlab.resampling import PooledVariance
 from budgetlab.values import CurveFit, FitSpec
 
 __all__ = ["Joint", "fit_arms", "points_by_arm", "run_points", "solve_jointly", "stack_points"]
@@ -68,7 +67,6 @@ def fit_arms(scores: pd.DataFrame, spec: FitSpec) -> tuple[CurveFit, ...]:
     objective = Objective(spec.objective, spec.delta)
     runs = run_values(scores, spec.y)
     points = points_by_arm(runs, law, spec.x)
-    noise = within_cell_noise(*points.values())
     prepared: dict[str, Prepared] = {}
     for arm, found in points.items():
         try:
@@ -78,7 +76,7 @@ def fit_arms(scores: pd.DataFrame, spec: FitSpec) -> tuple[CurveFit, ...]:
                 prepared[arm] = Prepared(found, law, spec.pinned, refusal=f"{len(found)} points: {error.wrong}")
                 continue
             raise
-    joint = _report_jointly(prepared, spec, noise, runs) if spec.shared else {}
+    joint = _report_jointly(prepared, spec, runs) if spec.shared else {}
     fits = []
     for arm in points:
         if arm in joint:
@@ -87,7 +85,7 @@ def fit_arms(scores: pd.DataFrame, spec: FitSpec) -> tuple[CurveFit, ...]:
         fits.append(
             fit_points(
                 prepared[arm], objective, resamples=spec.resamples, interval="auto", interval_level=spec.interval_level,
-                seed=spec.seed, noise=noise, record=_record(arm, runs, spec),
+                seed=spec.seed, noise=within_cell_noise(points[arm]), record=_record(arm, runs, spec),
             )
         )  # fmt: skip
     absent = sorted(set(scores["arm"].dropna().astype(str)) - set(points)) if "arm" in scores else []
@@ -152,10 +150,8 @@ def run_points(rows: pd.DataFrame, law: AnyLaw, x: str) -> Points | None:
         )  # fmt: skip
 
 
-def _report_jointly(
-    prepared: Mapping[str, Prepared], spec: FitSpec, noise: PooledVariance | None, runs: pd.DataFrame
-) -> dict[str, CurveFit]:
-    joint = solve_jointly({arm: p.points for arm, p in prepared.items()}, spec, noise, certify=True)
+def _report_jointly(prepared: Mapping[str, Prepared], spec: FitSpec, runs: pd.DataFrame) -> dict[str, CurveFit]:
+    joint = solve_jointly({arm: p.points for arm, p in prepared.items()}, spec, certify=True)
     if joint is None:
         return {}
     law = get_law(spec.law)
@@ -183,9 +179,7 @@ class Joint:
     method: str
 
 
-def solve_jointly(
-    points: Mapping[str, Points], spec: FitSpec, noise: PooledVariance | None, *, certify: bool
-) -> Joint | None:
+def solve_jointly(points: Mapping[str, Points], spec: FitSpec, *, certify: bool) -> Joint | None:
     """Fit the arms at once with `spec.shared` in common; None when fewer than two can take part.
 
     What is shared is estimated by all arms together, so that three budgets can carry a common floor.
@@ -204,10 +198,11 @@ def solve_jointly(
         stacked, law, Objective(spec.objective, spec.delta), pinned=spec.pinned, groups=groups, shared=spec.shared,
         level=spec.interval_level, certify=certify,
     )  # fmt: skip
-    method = "pooled_t" if noise is not None else choose_interval(stacked, "auto")[0]
+    # The arms differ in their noise: each run's own residuals stand for it.
+    method = choose_interval(stacked, "wild")[0]
     draws = np.empty((0, solution.design.size))
     if spec.resamples and solution.status is not FitStatus.NOT_CONVERGED:
-        draws = draw(solution, stacked, method, spec.resamples, np.random.default_rng(spec.seed), noise).theta
+        draws = draw(solution, stacked, method, spec.resamples, np.random.default_rng(spec.seed)).theta
     return Joint(arms, solution, draws, method)
 
 

@@ -3,42 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import pandas as pd
 
 from budgetlab.errors import CallerError, unknown_name
-from budgetlab.fitting.contrast import (
-    Contrast,
-    contrast,
-    paired_noise,
-    runs_to_resolve,
-    signed_values,
-    unit_of,
-)
+from budgetlab.fitting.contrast import Contrast, Panel, contrast, make_panel, runs_to_resolve, unit_of
 from budgetlab.fitting.crossing import Curves, make_curves
-from budgetlab.fitting.scores import AGGREGATE, LOSSES, outcome_names, run_values
-from budgetlab.resampling import holm
+from budgetlab.fitting.scores import LOSSES, OUTCOMES, outcome_names, run_values
+from budgetlab.resampling import holm, holm_levels
 from budgetlab.units import format_amount
 from budgetlab.values import Budget, FitSpec, Verdict
-
-__all__ = ["compare", "compare_arms", "reference_arm"]
+from budgetlab.values.base import Interval
 
 _PUBLISHED = (0.4, 0.1)
 """Differences in GLUE points that publications report."""
+MOST_PRIMARIES = 3
+"""More primary contrasts than these are said: at three seeds eleven make intervals of ten standard deviations."""
+CONVERGED_NATS = 0.05
+"""A yardstick whose last doubling of tokens and steps changes a difference by more than this has not converged."""
 _Word = Literal["a_better", "b_better", "equivalent", "not_resolved"]
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """The runs of one outcome, arranged once for all its contrasts."""
+
+    y: str
+    runs: pd.DataFrame
+    panel: Panel
+    margin: float
+
+    @classmethod
+    def of(cls, scores: pd.DataFrame, y: str, spec: FitSpec) -> _Outcome:
+        runs = run_values(scores, y)
+        return cls(y, runs, make_panel(runs, y), spec.margin_nats if unit_of(y) == "nats" else spec.margin)
 
 
 @dataclass(frozen=True)
 class _Question:
     a: str
     b: str
-    y: str
+    of: _Outcome
     budget: float
-    primary: bool
     contrast: Contrast
-    runs: pd.DataFrame
+
+    @property
+    def hypothesis(self) -> tuple[object, ...]:
+        """What is asked: contrasts of arms whose runs have the same values are one question."""
+        panel = self.of.panel
+        return self.of.y, self.budget, *(panel.at(arm, self.budget).tobytes() for arm in (self.a, self.b))
 
 
 def compare(
@@ -60,7 +75,7 @@ def compare(
     Parameters
     ----------
     scores
-        The tidy table of the store, of all arms: the other arms help to estimate the noise between runs.
+        The tidy table of the store; arms but these two are ignored.
     a, b
         The arms; the difference is A minus B, positive when A is better.
     task
@@ -91,96 +106,100 @@ def compare(
     """
     y = task or outcome_names(scores)[0]
     spec = FitSpec(x=x, interval_level=interval_level, resamples=resamples, seed=seed)
-    if margin is None:
-        margin = spec.margin_nats if unit_of(y) == "nats" else spec.margin
-    if not margin > 0:
-        raise CallerError(f"margin = {margin!r}", "not above zero", f"give one in {unit_of(y)}")
-    runs = run_values(scores, y)
-    question = _ask(runs, a, b, y, budget, primary=True)
-    made = make_curves(runs, y, spec) if curves else None
-    return _answer(question, margin, interval_level, None, None, made)
+    outcome = _Outcome.of(scores, y, spec)
+    if margin is not None:
+        if not margin > 0:
+            raise CallerError(f"margin = {margin!r}", "not above zero", f"give one in {unit_of(y)}")
+        outcome = replace(outcome, margin=margin)
+    question = _ask(outcome, a, b, budget)
+    made = make_curves(outcome.runs, y, spec) if curves else None
+    return _answers([question], interval_level, primary=True, curves={question.hypothesis: made}, alone=True)[0]
 
 
 def compare_arms(
-    scores: pd.DataFrame, spec: FitSpec, *, reference: str | None = None, primary: str | None = None
+    scores: pd.DataFrame,
+    spec: FitSpec,
+    *,
+    reference: str | None = None,
+    y: str | None = None,
+    tuned: bool | None = None,
 ) -> tuple[Verdict, ...]:
-    """Answer a study: one primary contrast per arm against the reference, and the others under Holm.
+    """Answer a study: its primary contrasts, and all others, each family under Holm's procedure.
 
     Parameters
     ----------
     scores
         The tidy table of the store.
     spec
-        Outcome, margins, level and resampling.
+        Outcome, primary contrasts, margins, level and resampling. Without named primaries: each arm against its
+        reference, at the largest budget that both have.
     reference
         The arm to compare with; by default ``no_kd`` (of the same student, for ``minilm@small`` and its like).
-    primary
-        The outcome of the primary contrasts; by default the study's `y`.
+    y
+        The outcome of the primary contrasts; by default the study's.
+    tuned
+        Whether the learning rate of every arm was tried; None where that is unknown.
 
     Returns
     -------
     tuple of Verdict
-        Primary ones first: each arm against its reference on the primary outcome at the largest common budget.
-        Then, under Holm: the other budgets, the other outcomes at the largest budget, and the other pairs of arms.
+        Primary ones first. Then the other budgets, the other outcomes at the largest budget, and the other pairs.
 
     Raises
     ------
     CallerError
-        For an unknown reference or outcome, fewer than two arms, or a score that occurs twice.
+        For an unknown arm or outcome, fewer than two arms, or a score that occurs twice.
     """
-    y = primary or spec.y
-    runs = run_values(scores, y)
-    arms = sorted(map(str, runs["arm"].unique()))
+    outcome = _Outcome.of(scores, y or spec.y, spec)
+    runs, arms = outcome.runs, list(outcome.panel.arms)
     if len(arms) < 2:
-        raise CallerError(f"y = {y!r}", f"{len(arms)} arm has a value", "a comparison needs two arms")
+        raise CallerError(f"y = {outcome.y!r}", f"{len(arms)} arm has a value", "a comparison needs two arms")
     students = {}
     if "student" in runs:
         known = zip(runs["arm"], runs["student"], strict=True)
         students = {str(arm): student for arm, student in known if isinstance(student, str)}
     pairs = [
-        (arm, found) for arm in arms if (found := reference_arm(arm, arms, reference, students)) not in (None, arm)
-    ]
-    main, others = [], []
+        (arm, base) for arm in arms if (base := reference_arm(arm, arms, reference, students)) not in (None, arm)
+    ]  # fmt: skip
+    named = spec.primary_pairs
+    main = [_ask(outcome, a, b, None) for a, b in named]
+    others: list[_Question] = []
     for arm, base in pairs:
-        budgets = _common_budgets(runs, arm, str(base))
-        for rank, amount in enumerate(reversed(budgets)):
-            (others if rank else main).append(_ask(runs, arm, str(base), y, amount, primary=rank == 0))
-    compared = {frozenset(map(str, pair)) for pair in pairs}
+        for rank, amount in enumerate(reversed(outcome.panel.common_budgets(arm, str(base)))):
+            first = rank == 0 and not named
+            if (arm, base) not in named or rank:
+                (main if first else others).append(_ask(outcome, arm, str(base), amount))
+    asked = {frozenset((q.a, q.b)) for q in (*main, *others)}
     contenders = [arm for arm, _ in pairs]
-    for i, one in enumerate(contenders):
-        for other in contenders[i + 1 :]:
-            if frozenset((one, other)) not in compared and _common_budgets(runs, one, other):
-                others.append(_ask(runs, one, other, y, None, primary=False))
-    for outcome in outcome_names(scores):
-        if outcome == y:
-            continue
-        values = run_values(scores, outcome)
-        for arm, base in pairs:
-            if _common_budgets(values, arm, str(base)):
-                others.append(_ask(values, arm, str(base), outcome, None, primary=False))
-    differences = iter(holm([p for q in others if (p := q.contrast.p_value()) is not None]))
-    margins = {q.y: spec.margin_nats if unit_of(q.y) == "nats" else spec.margin for q in (*main, *others)}
-    equivalences = iter(holm([p for q in others if (p := q.contrast.p_equivalence(margins[q.y])) is not None]))
-    made = make_curves(runs, y, spec)
-    stand_in = (
-        ()
-        if any(reference_family(arms, reference))
-        else (f"no arm is called {reference or 'no_kd'}: the first one stands in",)
-    )
-    verdicts = [_answer(q, margins[q.y], spec.interval_level, None, None, made, stand_in) for q in main]
-    for q in others:
-        known = q.contrast.standard_error is not None
-        verdicts.append(
-            _answer(
-                q,
-                margins[q.y],
-                spec.interval_level,
-                next(differences) if known else None,
-                next(equivalences) if known else None,
-                made if q.y == y and (q.a, q.b) in pairs else None,
-            )
+    others += [
+        _ask(outcome, one, other, None)
+        for i, one in enumerate(contenders)
+        for other in contenders[i + 1 :]
+        if frozenset((one, other)) not in asked and outcome.panel.common_budgets(one, other)
+    ]
+    for name in outcome_names(scores):
+        if name != outcome.y:
+            further = _Outcome.of(scores, name, spec)
+            present = set(further.panel.arms)
+            others += [
+                _ask(further, arm, str(base), None)
+                for arm, base in dict.fromkeys((*named, *pairs))
+                if {arm, base} <= present and further.panel.common_budgets(arm, str(base))
+            ]
+    notes = []
+    if not any(reference_family(arms, reference)) and not named:
+        notes.append(f"no arm is called {reference or 'no_kd'}: the first one stands in")
+    if len(main) > MOST_PRIMARIES and not named:
+        notes.append(
+            f'{len(main)} primary contrasts, none of them named: [fit] primary = ["{main[0].a} - {main[0].b}", ...] '
+            f"names the {MOST_PRIMARIES} or fewer that the study is about, and their intervals are narrower"
         )
-    return tuple(verdicts)
+    made = make_curves(runs, outcome.y, spec)
+    drawn = {q.hypothesis: made for q in (*main, *others) if q.of is outcome and (q.a, q.b) in {*named, *pairs}}
+    return (
+        *_answers(main, spec.interval_level, primary=True, curves=drawn, notes=notes, tuned=tuned),
+        *_answers(others, spec.interval_level, primary=False, curves=drawn, tuned=tuned),
+    )
 
 
 def reference_arm(
@@ -222,18 +241,14 @@ def reference_family(arms: list[str], asked: str | None = None) -> list[str]:
     return [name for name in arms if name.partition("@")[0].partition("+")[0] == word]
 
 
-def _common_budgets(runs: pd.DataFrame, a: str, b: str) -> list[float]:
-    return sorted(set(runs.loc[runs["arm"] == a, "budget_amount"]) & set(runs.loc[runs["arm"] == b, "budget_amount"]))
-
-
-def _ask(runs: pd.DataFrame, a: str, b: str, y: str, budget: float | None, *, primary: bool) -> _Question:
-    arms = sorted(map(str, runs["arm"].unique()))
+def _ask(outcome: _Outcome, a: str, b: str, budget: float | None) -> _Question:
+    panel, y = outcome.panel, outcome.y
     for arm in (a, b):
-        if arm not in arms:
-            raise unknown_name("arm", arm, arms, f"compare {a} with {b} on {y}, arm")
+        if arm not in panel.arms:
+            raise unknown_name("arm", arm, panel.arms, f"compare {a} with {b} on {y}, arm")
     if a == b:
         raise CallerError(f"compare {a} with {b}", "that is one arm", "name two")
-    budgets = _common_budgets(runs, a, b)
+    budgets = panel.common_budgets(a, b)
     asked = f"compare {a} with {b} on {y}"
     if not budgets:
         raise CallerError(asked, "they have no budget in common", "run both at one budget")
@@ -241,105 +256,165 @@ def _ask(runs: pd.DataFrame, a: str, b: str, y: str, budget: float | None, *, pr
     if budget is not None and abs(amount - budget) > 1e-9 * budget:
         shown = ", ".join(f"{value:g}" for value in budgets)
         raise CallerError(f"{asked} at {budget:g}", "not a budget that both arms have", f"choose one of {shown}")
-    signed = signed_values(runs, y)
-    found = contrast(signed, a, b, amount, paired_noise(signed, amount))
+    found = contrast(panel, a, b, amount)
     assert found is not None
-    return _Question(a, b, y, amount, primary, found, runs)
+    return _Question(a, b, outcome, amount, found)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What Holm's procedure makes of one contrast: its p-value among its family, and the level of its interval."""
+
+    p_value: float
+    level: float
+    family: int
+
+
+def _answers(
+    questions: Sequence[_Question],
+    level: float,
+    *,
+    primary: bool,
+    curves: Mapping[tuple[object, ...], Curves | None],
+    notes: Sequence[str] = (),
+    tuned: bool | None = None,
+    alone: bool = False,
+) -> list[Verdict]:
+    """Answer a family of contrasts; `alone` is a contrast that nothing is adjusted for."""
+    # Arms of identical scores ask one question, and a difference that is zero by construction asks none.
+    p_values = {
+        q.hypothesis: p
+        for q in questions
+        if not alone and not q.contrast.identical and (p := q.contrast.p_value()) is not None
+    }
+    family = list(p_values.values())
+    steps = {
+        key: _Step(adjusted, own, len(family))
+        for key, adjusted, own in zip(p_values, holm(family), holm_levels(family, 1 - level), strict=True)
+    }
+    return [
+        _answer(q, level, steps.get(q.hypothesis), curves.get(q.hypothesis), primary=primary, notes=notes, tuned=tuned)
+        for q in questions
+    ]
 
 
 def _answer(
-    question: _Question,
-    margin: float,
+    q: _Question,
     level: float,
-    adjusted: float | None,
-    adjusted_equivalence: float | None,
+    step: _Step | None,
     curves: Curves | None,
-    notes: Sequence[str] = (),
+    *,
+    primary: bool,
+    notes: Sequence[str],
+    tuned: bool | None,
 ) -> Verdict:
-    q, found = question, question.contrast
-    p, p_equal = found.p_value(), found.p_equivalence(margin)
-    p_used = p if adjusted is None else adjusted
-    p_equal_used = p_equal if adjusted_equivalence is None else adjusted_equivalence
-    word: _Word = "not_resolved"
-    if p_used is not None and p_used < 1 - level:
-        word = "a_better" if found.difference > 0 else "b_better"
-    elif p_equal_used is not None and p_equal_used < 1 - level:
-        word = "equivalent"
-    here = q.runs[(q.runs["budget_amount"] == q.budget) & q.runs["arm"].isin([q.a, q.b])]
-    unit = unit_of(q.y)
+    found, outcome = q.contrast, q.of
+    own_level = level if step is None else step.level
+    deciding = found.interval(own_level)
+    word = _word(found, deciding, outcome.margin)
+    here = outcome.runs[(outcome.runs["budget_amount"] == q.budget) & outcome.runs["arm"].isin([q.a, q.b])]
+    unit = unit_of(outcome.y)
     one_teacher = "teachers" in here and int(here["teachers"].max()) <= 1 and bool((here["teachers"] > 0).any())
     budget = Budget(amount=q.budget, unit=str(here["budget_unit"].iloc[0]))
-    notes = [*notes, *([q.runs.attrs["definition"]] if q.runs.attrs.get("definition") else [])]
+    attrs = outcome.runs.attrs
+    notes = [*notes, *([attrs["definition"]] if attrs.get("definition") else [])]
     if not found.paired:
         notes.append("no run seed in common: the difference is not paired")
-    if found.noise is not None and found.noise.cells > 1:
-        notes.append("too few runs at this budget: the scatter between runs is pooled over all budgets")
-    if missing := q.runs.attrs.get("missing"):
+    if found.identical:
+        notes.append(f"{q.a} and {q.b} have identical values in every run")
+    if missing := attrs.get("missing"):
         notes.append(f"{missing} runs lack a task and are left out of the mean over tasks")
+    settled = _doubling(here, q.a, q.b)
+    if settled is not None and settled > CONVERGED_NATS:
+        notes.append(
+            f"yardstick not converged: its last doubling of tokens and steps changed the difference by {settled:.3f} "
+            "nats"
+        )
+    adjusted = step is not None and step.family > 1
     return Verdict(
         contrast=(q.a, q.b),
         at=budget,
-        y=q.y,
+        y=outcome.y,
         unit=unit,  # type: ignore[arg-type]
         difference=found.difference,
         interval=found.interval(level),
         interval_level=level,
+        adjusted_interval=deciding,
+        adjusted_interval_level=own_level,
         verdict=word,
-        minimum_detectable_difference=found.detectable(level),
-        margin=margin,
+        minimum_detectable_difference=found.detectable(own_level),
+        margin=outcome.margin,
         num_pairs=found.num_pairs,
-        primary=q.primary,
-        p_value=p,
-        p_value_adjusted=adjusted,
-        p_value_equivalence=p_equal_used,
+        primary=primary,
+        tuned=tuned,
+        informative=bool(here["informative"].iloc[0])
+        if "informative" in here and here["informative"].notna().all()
+        else None,
+        converged=None if settled is None else settled <= CONVERGED_NATS,
+        p_value=found.p_value(),
+        adjusted_p_value=None if step is None else step.p_value,
+        p_value_equivalence=found.p_equivalence(outcome.margin),
         standard_error=found.standard_error,
         degrees_of_freedom=found.degrees_of_freedom,
-        run_sd=None if found.noise is None else found.noise.sd,
+        run_sd=found.run_sd,
         num_seeds_to_resolve={} if unit == "nats" else {f"{d:g}": runs_to_resolve(found, d, level) for d in _PUBLISHED},
-        num_finetune_seeds=None if q.y in LOSSES else int(here["finetune_seeds"].min()),
+        num_finetune_seeds=None if outcome.y in LOSSES else int(here["finetune_seeds"].min()),
         one_teacher=one_teacher,
         compute_multiplier=None if curves is None else curves.multiplier(q.a, q.b, q.budget),
         crossover=None if curves is None else curves.crossover(q.a, q.b),
         decomposition=None if curves is None else curves.decomposition(q.a, q.b, q.budget),
         notes=tuple(notes),
-        sentence=_sentence(q, found, word, budget, margin, level, one_teacher, adjusted),
+        sentence=_sentence(q, word, budget, deciding, own_level, adjusted=adjusted, one_teacher=one_teacher),
     )
+
+
+def _doubling(runs: pd.DataFrame, a: str, b: str) -> float | None:
+    """How far the last doubling of a yardstick moved the mean difference of two arms; None where it is unknown."""
+    if not _known(runs, "half_value"):
+        return None
+    change = (runs["value"] - runs["half_value"]).groupby(runs["arm"]).mean()
+    return abs(float(change[a] - change[b]))
+
+
+def _known(runs: pd.DataFrame, column: str) -> bool:
+    return column in runs and bool(runs[column].notna().all())
+
+
+def _word(found: Contrast, deciding: Interval | None, margin: float) -> _Word:
+    """Read the verdict off the interval, so that the two never disagree."""
+    if deciding is None:
+        return "not_resolved"
+    low, high = deciding
+    if not found.identical and not low <= 0.0 <= high:
+        return "a_better" if found.difference > 0 else "b_better"
+    return "equivalent" if -margin < low and high < margin else "not_resolved"
 
 
 def _sentence(
-    q: _Question,
-    found: Contrast,
-    word: _Word,
-    at: Budget,
-    margin: float,
-    level: float,
-    one_teacher: bool,
-    adjusted: float | None,
+    q: _Question, word: _Word, at: Budget, ends: Interval | None, level: float, *, adjusted: bool, one_teacher: bool
 ) -> str:
-    unit, where = unit_of(q.y), f"At {format_amount(at.amount, at.unit)}"
-    what = {"readout_loss": "the read-out loss", "mlm_loss": "the masked-LM loss", AGGREGATE: "the mean score"}.get(
-        q.y, q.y
-    )
+    found, y, margin = q.contrast, q.of.y, q.of.margin
+    unit, where = unit_of(y), f"At {format_amount(at.amount, at.unit)}"
+    what = OUTCOMES.get(y, y)
     digits = 4 if unit == "nats" else 2
     size = f"{abs(found.difference):.{digits}f} {unit}"
     signed = f"{found.difference:+.{digits}f} {unit}"
-    ends = found.interval(level)
-    if ends is not None and word == "b_better":  # the size and its interval are of the better arm
-        ends = (-ends[1], -ends[0])
     if ends is None:
+        few = "one paired run" if found.paired else "one run per arm"
         return (
             f"{where}, these checkpoints differ on {what} by {signed} ({q.a} minus {q.b}, positive when {q.a} is "
-            f"better); with one run per arm nothing is known about other runs, so the contrast is not resolved."
+            f"better); {few} says nothing about other seeds, so the contrast is not resolved."
         )
-    interval = f"{100 * level:g} % interval {ends[0]:+.{digits}f} to {ends[1]:+.{digits}f}"
+    if word == "b_better":  # the size and its interval are of the better arm
+        ends = (-ends[1], -ends[0])
+    kind = f"{100 * level:.4g} % interval, adjusted," if adjusted else f"{100 * level:.4g} % interval"
     runs = f"{found.num_pairs} paired runs" if found.paired else "unpaired runs"
-    if found.num_pairs == 1:
-        runs = "1 paired run"
-    basis = f"{interval}, {runs}, {found.degrees_of_freedom:.3g} degrees of freedom"
-    if adjusted is not None:
-        basis += f", Holm-adjusted p = {adjusted:.2g}"
+    few = ", too few seeds to resolve much" if (found.degrees_of_freedom or 0.0) < 2 else ""
+    basis = (
+        f"{kind} {ends[0]:+.{digits}f} to {ends[1]:+.{digits}f}, {runs}, {found.degrees_of_freedom:.3g} degrees of "
+        f"freedom{few}"
+    )
     scope = ", for this teacher" if one_teacher else ""
-    detectable = found.detectable(level) or 0.0
     if word in ("a_better", "b_better"):
         better, worse = (q.a, q.b) if word == "a_better" else (q.b, q.a)
         small = f", less than the margin of {margin:g} {unit}" if abs(found.difference) < margin else ""
@@ -348,5 +423,5 @@ def _sentence(
         return f"{where}, {q.a} and {q.b} are equivalent on {what} within {margin:g} {unit}: {signed} ({basis}){scope}."
     return (
         f"{where}, the difference between {q.a} and {q.b} on {what} is not resolved: {signed} ({basis}){scope}; this "
-        f"design resolves {detectable:.{digits}f} {unit} four times in five."
+        f"design resolves {found.detectable(level) or 0.0:.{digits}f} {unit} four times in five."
     )

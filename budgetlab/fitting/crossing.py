@@ -1,9 +1,14 @@
-"""What follows from two curves: compute multiplier, crossover, and where a difference comes from."""
+"""What follows from two curves: compute multiplier, crossover, and where a difference comes from.
+
+Their intervals are jackknives over run seeds: everything is computed again with each seed left out of all arms, and
+the scatter of these answers is a standard error with Student's t (Tukey 1958; Miller 1974, Biometrika 61). To first
+order that is the paired t of each seed's own answer, whatever the noise of an arm or a budget and however arms with one
+seed or runs with one trunk err together.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +16,8 @@ import numpy as np
 import pandas as pd
 
 from budgetlab.errors import CallerError
-from budgetlab.fitting.arms import Joint, points_by_arm, solve_jointly
-from budgetlab.fitting.contrast import unit_of
-from budgetlab.fitting.intervals import draw, within_cell_noise
+from budgetlab.fitting.arms import points_by_arm, run_points, solve_jointly
+from budgetlab.fitting.contrast import satterthwaite, unit_of
 from budgetlab.fitting.objectives import Objective
 from budgetlab.fitting.prepare import prepare
 from budgetlab.fitting.solve import solve
@@ -21,10 +25,9 @@ from budgetlab.fitting.status import FitStatus
 from budgetlab.fitting.table import Points
 from budgetlab.laws import AnyLaw, get_law
 from budgetlab.laws.base import Array
-from budgetlab.resampling import PooledVariance, percentile_interval
+from budgetlab.resampling import t_quantile
 from budgetlab.values import FitSpec
-
-__all__ = ["Curves", "make_curves"]
+from budgetlab.values.base import Interval
 
 _GRID = 200
 _SAME_TOKENS = 0.02
@@ -33,7 +36,7 @@ _SAME_TOKENS = 0.02
 
 @dataclass(frozen=True)
 class _Curve:
-    """An arm's curve over one column of compute: the estimate first, then the draws.
+    """An arm's curve over one column of compute: of all its runs first, then with one run seed left out after another.
 
     Rows of `levels` are log outcomes at `places`, the logarithms of compute, when it is interpolated; otherwise
     `params` feed the law.
@@ -42,13 +45,15 @@ class _Curve:
     method: str
     low: float
     high: float
+    seeds: tuple[object, ...]
+    """Left out one by one; empty where a budget has fewer than two runs."""
     law: AnyLaw | None
     params: Mapping[str, Array]
     places: Array
     levels: Array
 
     def at(self, log_x: Array) -> Array:
-        """Log outcome at the logarithms of compute, shape (1 + draws, places)."""
+        """Log outcome at the logarithms of compute, shape (1 + seeds, places)."""
         if self.law is not None:
             columns = {name: values[:, None] for name, values in self.params.items()}
             return np.log(self.law.predict(columns, {self.law.inputs[0]: np.exp(log_x)[None]}))
@@ -56,21 +61,67 @@ class _Curve:
 
 
 @dataclass(frozen=True)
+class _Pairing:
+    """Which rows of two arms belong together: all runs first, then each run seed left out of both."""
+
+    rows: tuple[tuple[int, int], ...]
+    shared: int
+    """Run seeds that both arms have."""
+    own: tuple[int, int]
+
+    @classmethod
+    def of(cls, one: Sequence[object], other: Sequence[object]) -> _Pairing:
+        index = [{seed: 1 + k for k, seed in enumerate(seeds)} for seeds in (one, other)]
+        # A seed that an arm does not have leaves it as it is.
+        known = tuple((index[0].get(seed, 0), index[1].get(seed, 0)) for seed in dict.fromkeys((*one, *other)))
+        return cls(((0, 0), *known), len(index[0].keys() & index[1].keys()), (len(one), len(other)))
+
+    def take(self, one: Array, other: Array) -> tuple[Array, Array]:
+        """Bring the rows of both arms into one order."""
+        first, second = zip(*self.rows, strict=True)
+        return one[list(first)], other[list(second)]
+
+    def interval(self, values: Array, level: float) -> Interval | None:
+        """Jackknife interval of the first value; None with fewer than two seeds, or where one leaves no answer."""
+        left_out = values[1:]
+        if min(self.own) < 2 or not np.isfinite(values).all():
+            return None
+        if self.shared > 1:
+            n = len(left_out)
+            square, freedom = (n - 1) * float(left_out.var()), self.shared - 1.0
+        elif self.shared == 1:
+            return None
+        else:
+            parts = np.split(left_out, [self.own[0]])
+            squares = np.array([(n - 1) * float(part.var()) for n, part in zip(self.own, parts, strict=True)])
+            square, freedom = float(squares.sum()), satterthwaite(squares, [n - 1 for n in self.own])
+        half = t_quantile((1 + level) / 2, freedom) * square**0.5
+        return float(values[0]) - half, float(values[0]) + half
+
+
+@dataclass(frozen=True)
 class Curves:
     """The curves of all arms over compute and over tokens, and what follows from two of them.
 
-    Outcomes are losses, or distances of a score from 1; `scale` turns their differences into nats or points.
+    Outcomes are losses, or distances of a score from 1; differences are in nats or points.
     """
 
     by_compute: Mapping[str, _Curve]
     by_tokens: Mapping[str, _Curve]
     runs: pd.DataFrame
-    noise: PooledVariance | None
     x: str
     y: str
     level: float
-    resamples: int
-    seed: int
+
+    def difference(self, a: str, b: str, at: Mapping[str, float]) -> tuple[float, Interval | None]:
+        """Difference A minus B in nats or points, positive when A is better, each arm at its own amount of compute.
+
+        Read from curves over compute, inside the range of each; no interval where nothing is known of the noise.
+        """
+        one, other = self._both(a, b, {arm: np.log(np.array([at[arm]])) for arm in (a, b)})
+        scale = 1.0 if unit_of(self.y) == "nats" else 100.0
+        values = scale * (np.exp(other) - np.exp(one))[:, 0]
+        return float(values[0]), self._pairing(a, b).interval(values, self.level)
 
     def multiplier(self, a: str, b: str, budget: float) -> dict[str, Any]:
         """Compute multiplier C_B / C_A at equal outcome: above 1, A needs less.
@@ -85,26 +136,24 @@ class Curves:
         if not (one.low <= top <= one.high * 1.0001 and other.low <= top <= other.high * 1.0001):
             return {"value": None, "interval": None, "reason": "the budget is outside both fitted ranges"}
         end = np.log(np.array([top]))
-        ends = tuple(values[:, 0] for values in _both(one, other, end))
-        a_better = ends[0] <= ends[1]
-        needed_a = _first_reach(one, np.log(top), ends[1])
-        needed_b = _first_reach(other, np.log(top), ends[0])
-        log_ratio = np.where(a_better, np.log(top) - needed_a, needed_b - np.log(top))
-        found = np.isfinite(log_ratio[1:])
-        without = float(1 - found.mean()) if len(found) else None
-        value = float(np.exp(log_ratio[0])) if np.isfinite(log_ratio[0]) else None
+        end_a, end_b = (rows[:, 0] for rows in self._both(a, b, {a: end, b: end}))
+        grids = {arm: np.linspace(np.log(self.by_compute[arm].low), end[0], _GRID) for arm in (a, b)}
+        at_a, at_b = self._both(a, b, grids)
+        log_ratio = np.where(
+            end_a <= end_b,
+            end[0] - _first_reach(grids[a], at_a, end_b),
+            _first_reach(grids[b], at_b, end_a) - end[0],
+        )
+        known = bool(np.isfinite(log_ratio[0]))
         result: dict[str, Any] = {
-            "value": value,
-            "interval": None,
+            "value": float(np.exp(log_ratio[0])) if known else None,
+            "interval": _exp(self._pairing(a, b).interval(log_ratio, self.level)),
             "interval_level": self.level,
-            "at_outcome": self._shown(float(max(ends[0][0], ends[1][0]))),
-            "share_without_crossing": without,
+            "at_outcome": self._shown(float(max(end_a[0], end_b[0]))),
             "method": self._methods(a, b),
         }
-        if found.sum() > 20 and without is not None:
-            result["interval"] = _exp(percentile_interval(log_ratio[1:][found], self.level))
-        if value is None:
-            better = a if a_better[0] else b
+        if not known:
+            better = a if end_a[0] <= end_b[0] else b
             result["reason"] = f"{better} is better at its smallest budget already: outside both ranges"
         return result
 
@@ -117,22 +166,21 @@ class Curves:
         if not low < high:
             return {"value": None, "interval": None, "reason": "the fitted ranges do not overlap"}
         grid = np.linspace(np.log(low), np.log(high), _GRID)
-        at_a, at_b = _both(one, other, grid)
+        at_a, at_b = self._both(a, b, {a: grid, b: grid})
         crossed = _first_zero(grid, at_a - at_b)
-        found = np.isfinite(crossed[1:])
+        known = bool(np.isfinite(crossed[0]))
         result: dict[str, Any] = {
-            "value": float(np.exp(crossed[0])) if np.isfinite(crossed[0]) else None,
+            "value": float(np.exp(crossed[0])) if known else None,
             "unit": self.x,
-            "interval": None,
+            "interval": _exp(self._pairing(a, b).interval(crossed, self.level)),
             "interval_level": self.level,
             "range": [float(low), float(high)],
-            "share_without_crossing": float(1 - found.mean()) if len(found) else None,
             "method": self._methods(a, b),
         }
-        if result["value"] is None:
+        if not known:
             result["reason"] = "never in range"
-        elif found.sum() > 20:
-            result["interval"] = _exp(percentile_interval(crossed[1:][found], self.level))
+        elif result["interval"] is None:
+            result["reason"] = "no interval: with a run seed left out, the curves need not cross in range"
         return result
 
     def decomposition(self, a: str, b: str, budget: float) -> dict[str, Any]:
@@ -150,26 +198,25 @@ class Curves:
             return {"method": None, "reason": f"every run of {' and '.join(perfect)} scores 100 %"}
         tokens_a, tokens_b = float(at_a["tokens"].mean()), float(at_b["tokens"].mean())
         same = runs[(runs["arm"] == b) & (abs(runs["tokens"] / tokens_a - 1) <= _SAME_TOKENS)]
-        rng = np.random.default_rng(self.seed)
-        count = 1 + (self.resamples if self.noise is not None else 0)
-        kd = self._mean_draws(at_a, count, rng)
+        curve = self.by_tokens.get(b)
         if not same.empty:
-            method = "runs at equal tokens"
-            own = self._mean_draws(at_b, count, rng)
-            middle = own if abs(tokens_a / tokens_b - 1) <= _SAME_TOKENS else self._mean_draws(same, count, rng)
-        elif b in self.by_tokens and self.by_tokens[b].low <= tokens_a <= self.by_tokens[b].high:
-            curve = self.by_tokens[b]
-            method = f"{curve.method} of {b} over tokens"
-            reach = np.log(np.array([tokens_a, min(tokens_b, curve.high)]))
-            middle, own = np.exp(curve.at(reach)).T
-            kd = kd[: len(own)]
+            method, seeds_b = "runs at equal tokens", tuple(at_b["run_seed"])
+            own = _means(at_b, seeds_b)
+            middle = own if abs(tokens_a / tokens_b - 1) <= _SAME_TOKENS else _means(same, seeds_b)
+        elif curve is not None and curve.low <= tokens_a <= curve.high:
+            method, seeds_b = f"{curve.method} of {b} over tokens", curve.seeds
+            middle, own = np.exp(curve.at(np.log(np.array([tokens_a, min(tokens_b, curve.high)])))).T
         else:
             return {
                 "method": None,
                 "reason": f"no run of {b} at {tokens_a:.4g} tokens, and its curve over tokens does not reach there",
             }
+        seeds_a = tuple(at_a["run_seed"])
+        pairing = _Pairing.of(seeds_a, seeds_b)
+        distilled, own = pairing.take(_means(at_a, seeds_a), own)
+        middle = pairing.take(_means(at_a, seeds_a), middle)[1]
         scale = -1.0 if unit_of(self.y) == "nats" else -100.0
-        parts = {"difference": kd - own, "gain_per_token": kd - middle, "effect_of_tokens": middle - own}
+        parts = {"difference": distilled - own, "gain_per_token": distilled - middle, "effect_of_tokens": middle - own}
         result: dict[str, Any] = {
             "method": method,
             "tokens_a": tokens_a,
@@ -177,11 +224,7 @@ class Curves:
             "interval_level": self.level,
         }
         for name, values in parts.items():
-            ends = (
-                percentile_interval(scale * values[1:], self.level)
-                if self.noise is not None and len(values) > 2
-                else None
-            )
+            ends = pairing.interval(scale * values, self.level)
             result[name] = {"value": float(scale * values[0]), "interval": None if ends is None else list(ends)}
         return result
 
@@ -199,109 +242,113 @@ class Curves:
     def _shown(self, log_outcome: float) -> float:
         return float(np.exp(log_outcome)) if unit_of(self.y) == "nats" else 1.0 - float(np.exp(log_outcome))
 
-    def _mean_draws(self, rows: pd.DataFrame, draws: int, rng: np.random.Generator) -> Array:
-        outcome = _outcome(rows)
-        spread = 0.0 if self.noise is None else self.noise.sd / np.sqrt(len(outcome))
-        freedom = 1e9 if self.noise is None else self.noise.degrees_of_freedom
-        unknown = np.sqrt(freedom / _shared(self.seed).chisquare(freedom, size=draws))
-        noise = rng.standard_normal(draws) * unknown * spread
-        noise[0] = 0.0
-        return np.exp(np.log(outcome.mean()) + noise)
+    def _pairing(self, a: str, b: str) -> _Pairing:
+        return _Pairing.of(self.by_compute[a].seeds, self.by_compute[b].seeds)
+
+    def _both(self, a: str, b: str, at: Mapping[str, Array]) -> tuple[Array, Array]:
+        """Both curves over compute, each at its own places, with rows that belong together."""
+        return self._pairing(a, b).take(self.by_compute[a].at(at[a]), self.by_compute[b].at(at[b]))
+
+
+def make_curves(runs: pd.DataFrame, y: str, spec: FitSpec) -> Curves:
+    """Fit or interpolate every arm over compute and over tokens, with each run seed left out in turn."""
+    law = get_law(spec.law)
+    maps = []
+    for column in (spec.x, "tokens"):
+        found: dict[str, _Curve] = {}
+        if column in runs:
+            found |= _joint_curves(runs, law, column, spec)
+            for arm, rows in runs.groupby("arm", sort=True):
+                curve = None if arm in found else _curve(rows, law, column, spec)
+                if curve is not None:
+                    found[str(arm)] = curve
+        maps.append(found)
+    return Curves(maps[0], maps[1], runs, spec.x, y, spec.interval_level)
+
+
+def _joint_curves(runs: pd.DataFrame, law: AnyLaw, column: str, spec: FitSpec) -> dict[str, _Curve]:
+    """Curves of the arms that share parameters of the law; nothing where one fit does not converge."""
+    if not spec.shared:
+        return {}
+    lean = spec.model_copy(update={"resamples": 0})
+    seeds = tuple(runs["run_seed"].unique())
+    subsets = [runs, *(runs[runs["run_seed"] != seed] for seed in seeds if len(seeds) > 1)]
+    joint = [solve_jointly(points_by_arm(rows, law, column), lean, certify=False) for rows in subsets]
+    fits = [part for part in joint if part is not None and part.solution.status is FitStatus.CONVERGED]
+    if len(fits) < len(subsets) or len({part.arms for part in fits}) > 1:
+        return {}
+    name = f"laws fitted jointly, shared {', '.join(spec.shared)}"
+    theta = np.vstack([part.solution.theta for part in fits])
+    made = {}
+    for arm in fits[0].arms:
+        x = runs.loc[runs["arm"] == arm, column]
+        params = fits[0].solution.design.to_params(theta, arm)
+        made[arm] = _Curve(name, float(x.min()), float(x.max()), seeds if len(seeds) > 1 else (), law, params,
+                           np.empty(0), np.empty((0, 0)))  # fmt: skip
+    return made
+
+
+def _curve(rows: pd.DataFrame, law: AnyLaw, column: str, spec: FitSpec) -> _Curve | None:
+    points = run_points(rows, law, column)
+    if points is None or len(cells := np.unique(points.cells())) < 2:
+        return None
+    x = points.inputs[law.inputs[0]]
+    low, high = float(x.min()), float(x.max())
+    seeds = tuple(rows["run_seed"].unique())
+    if rows.groupby("budget_amount").size().min() < 2:
+        seeds = ()
+    subsets = [points] + [points.take(np.flatnonzero(points.clusters != seed)) for seed in seeds]
+    if any(len(np.unique(part.cells())) < len(cells) for part in subsets):
+        seeds, subsets = (), subsets[:1]
+    fits = [_law_through(part, spec) for part in subsets]
+    methods = {fit[0] for fit in fits if fit is not None}
+    if None not in fits and len(methods) == 1:
+        params = {name: np.concatenate([fit[2][name] for fit in fits if fit]) for name in fits[0][2]}  # type: ignore[index]
+        return _Curve(methods.pop(), low, high, seeds, fits[0][1], params, np.empty(0), np.empty((0, 0)))  # type: ignore[index]
+    # A smaller law than the one asked for would bend the answer; between budgets a chord does not.
+    means = [[np.log(part.outcome[part.cells() == c]).mean() for c in range(len(cells))] for part in subsets]
+    places = np.array([np.log(x[points.cells() == c]).mean() for c in cells])
+    order = np.argsort(places)
+    none: Mapping[str, Array] = {}
+    return _Curve("interpolation between budgets", low, high, seeds, None, none, places[order],
+                  np.array(means)[:, order])  # fmt: skip
+
+
+def _law_through(points: Points, spec: FitSpec) -> tuple[str, AnyLaw, Mapping[str, Array]] | None:
+    """Least squares of log outcomes: a robust objective would be free to go anywhere between two replicates."""
+    try:
+        prepared = prepare(points, spec.pinned, saturated=True)
+    except CallerError:
+        return None
+    if prepared.refusal or prepared.reason:
+        return None
+    solution = solve(prepared.points, prepared.law, Objective("squared_log"), pinned=prepared.pinned, certify=False)
+    if solution.status is not FitStatus.CONVERGED:
+        return None
+    through = len(np.unique(points.cells())) <= len(prepared.law.params) - len(prepared.pinned)
+    name = "law through the means at the budgets" if through else "fitted law"
+    return name, prepared.law, solution.design.to_params(solution.theta[None])
 
 
 def _outcome(rows: pd.DataFrame) -> Array:
     return np.where(rows["higher_is_better"], 1.0 - rows["value"], rows["value"]).astype(float)
 
 
-def make_curves(runs: pd.DataFrame, y: str, spec: FitSpec) -> Curves:
-    """Fit or interpolate every arm over compute and over tokens, with draws that share one noise."""
-    law = get_law(spec.law)
-    noise, maps = None, []
-    for column in (spec.x, "tokens"):
-        found: dict[str, _Curve] = {}
-        if column in runs:
-            points = points_by_arm(runs, law, column)
-            noise = within_cell_noise(*points.values())
-            joint = solve_jointly(points, spec, noise, certify=False)
-            if joint is not None and joint.solution.status is FitStatus.CONVERGED:
-                found = {arm: _joint_curve(joint, arm, points[arm], spec) for arm in joint.arms}
-            for k, (arm, part) in enumerate(points.items()):
-                curve = None if arm in found else _curve(part, spec, noise, np.random.default_rng([spec.seed, k]))
-                if curve is not None:
-                    found[arm] = curve
-        maps.append(found)
-    return Curves(maps[0], maps[1], runs, noise, spec.x, y, spec.interval_level, spec.resamples, spec.seed)
+def _means(rows: pd.DataFrame, seeds: Sequence[object]) -> Array:
+    """Mean outcome of runs, then with each seed left out; NaN where nothing is left."""
+    outcome, own = _outcome(rows), rows["run_seed"].to_numpy()
+    kept = [outcome, *(outcome[own != seed] for seed in seeds)]
+    return np.array([part.mean() if len(part) else np.nan for part in kept])
 
 
-def _joint_curve(joint: Joint, arm: str, points: Points, spec: FitSpec) -> _Curve:
-    x = points.inputs[points.law.inputs[0]]
-    params = joint.solution.design.to_params(np.vstack([joint.solution.theta[None], joint.draws]), arm)
-    name = f"laws fitted jointly, shared {', '.join(spec.shared)}"
-    return _Curve(name, float(x.min()), float(x.max()), points.law, params, np.empty(0), np.empty((0, 0)))
+def _exp(ends: Interval | None) -> list[float] | None:
+    return None if ends is None else [float(np.exp(end)) for end in ends]
 
 
-def _curve(points: Points, spec: FitSpec, noise: PooledVariance | None, rng: np.random.Generator) -> _Curve | None:
-    x = points.inputs[points.law.inputs[0]]
-    cells = np.unique(points.cells())
-    if len(cells) < 2:
-        return None
-    low, high = float(x.min()), float(x.max())
-    try:
-        prepared = prepare(points, spec.pinned, saturated=True)
-    except CallerError:
-        prepared = None
-    # A smaller law than the one asked for would bend the answer; between budgets a chord does not.
-    if prepared is not None and not prepared.refusal and not prepared.reason:
-        through = len(cells) <= len(prepared.law.params) - len(prepared.pinned)
-        # A law with as many parameters as budgets goes through the means of the runs; a robust one would be free to
-        # go anywhere between two replicates.
-        objective = Objective("squared_log") if through else Objective(spec.objective, spec.delta)
-        solution = solve(prepared.points, prepared.law, objective, pinned=prepared.pinned, certify=False)
-        if solution.status is FitStatus.CONVERGED:
-            drawn = solution.theta[None]
-            if noise is not None and spec.resamples:
-                found = draw(solution, prepared.points, "pooled_t", spec.resamples, rng, noise, _shared(spec.seed))
-                drawn = np.vstack([drawn, found.theta])
-            name = "law through the means at the budgets" if through else "fitted law"
-            params = solution.design.to_params(drawn)
-            return _Curve(name, low, high, prepared.law, params, np.empty(0), np.empty((0, 0)))
-    labels = points.cells()
-    places = np.array([np.log(x[labels == c]).mean() for c in cells])
-    means = np.array([np.log(points.outcome[labels == c]).mean() for c in cells])
-    counts = np.array([(labels == c).sum() for c in cells])
-    order = np.argsort(places)
-    levels = means[None]
-    if noise is not None and spec.resamples:
-        freedom = noise.degrees_of_freedom
-        spread = noise.sd * np.sqrt(freedom / _shared(spec.seed).chisquare(freedom, size=(spec.resamples, 1)))
-        levels = np.vstack(
-            [levels, means + spread / np.sqrt(counts) * rng.standard_normal((spec.resamples, len(means)))]
-        )
-    return _Curve("interpolation between budgets", low, high, None, {}, places[order], levels[:, order])
-
-
-def _shared(seed: int) -> np.random.Generator:
-    """Source of what is not known of the noise that all arms pool: a difference of two arms has it once."""
-    return np.random.default_rng([seed, 2**31])
-
-
-def _exp(ends: tuple[float, float]) -> list[float]:
-    return [math.exp(end) for end in ends]
-
-
-def _both(one: _Curve, other: _Curve, log_x: Array) -> tuple[Array, Array]:
-    """Both curves with as many draws as the one that lost more resamples."""
-    rows_a, rows_b = one.at(log_x), other.at(log_x)
-    count = min(len(rows_a), len(rows_b))
-    return rows_a[:count], rows_b[:count]
-
-
-def _first_reach(curve: _Curve, end: float, targets: Array) -> Array:
-    """Where each row of a curve first comes down to its target, before `end`; NaN where it starts below."""
-    grid = np.linspace(np.log(curve.low), end, _GRID)
-    above = curve.at(grid)[: len(targets)] - targets[:, None]
-    reached = _first_zero(grid, above)
-    return np.where(above[:, 0] < 0, np.nan, reached)
+def _first_reach(grid: Array, levels: Array, targets: Array) -> Array:
+    """Where each row first comes down to its target; NaN where it starts below."""
+    above = levels - targets[:, None]
+    return np.where(above[:, 0] < 0, np.nan, _first_zero(grid, above))
 
 
 def _first_zero(grid: Array, rows: Array) -> Array:

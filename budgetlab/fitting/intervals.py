@@ -122,7 +122,6 @@ def draw(
     resamples: int,
     rng: np.random.Generator,
     noise: PooledVariance | None = None,
-    shared: np.random.Generator | None = None,
 ) -> Draws:
     """Repeat a fit on resampled points.
 
@@ -140,12 +139,9 @@ def draw(
         Source of randomness.
     noise
         For ``pooled_t``, the scatter of log outcomes; by default that of the points' own cells.
-    shared
-        For ``pooled_t``, the source of what is not known of that scatter: arms that pool one noise err about it
-        together, so they are given sources in the same state. By default `rng`.
     """
     kept, failed = [np.empty((0, solution.design.size))], 0
-    for sample in _resampled(solution, points, method, resamples, rng, noise, shared or rng):
+    for sample in _resampled(solution, points, method, resamples, rng, noise):
         size = next(len(part) for part in (sample.outcome, sample.weights) if part.ndim == 2)
         start = np.tile(solution.theta, (size, 1))
         if method == "pooled_t":
@@ -165,7 +161,6 @@ def _resampled(
     resamples: int,
     rng: np.random.Generator,
     noise: PooledVariance | None,
-    shared: np.random.Generator,
 ) -> Iterator[Sample]:
     outcome, weights = points.outcome, points.weights
     if method in ("rows", "clusters"):
@@ -183,7 +178,7 @@ def _resampled(
         return
     labels = np.arange(len(points)) if points.clusters is None else points.clusters
     codes = np.unique(labels, return_inverse=True)[1]
-    of_run, own = noise.draw_components(resamples, shared)
+    of_run, own = noise.draw_components(resamples, rng)
     first = 0
     for size in chunk_sizes(resamples, len(points)):
         rows = slice(first, first + size)

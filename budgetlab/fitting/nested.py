@@ -60,7 +60,6 @@ def compare_nested(
     law: AnyLaw,
     shared: str,
     *,
-    pooled: bool = True,
     simulations: int = 199,
     seed: int = 0,
 ) -> NestedTest | None:
@@ -69,13 +68,11 @@ def compare_nested(
     Parameters
     ----------
     points
-        Of each group (arm, or task), with replicates.
+        Of each group (arm, or task), with replicates; each is weighted by its own noise.
     law
         The law of every group.
     shared
         The parameter.
-    pooled
-        Whether all groups have one noise (arms on one outcome) or each its own (tasks), by which it is weighted.
     simulations
         Tables drawn; the p-value is a multiple of one over this plus one.
     seed
@@ -99,8 +96,7 @@ def compare_nested(
     able = {name: part for name, part in points.items() if len(np.unique(part.cells())) >= len(law.params)}
     if len(able) < 2:
         return None
-    together = within_cell_noise(*able.values())
-    noises = {name: together if pooled else within_cell_noise(part) for name, part in able.items()}
+    noises = {name: within_cell_noise(part) for name, part in able.items()}
     if any(noise is None or noise.sd == 0.0 for noise in noises.values()):
         return None
     known = {name: noise for name, noise in noises.items() if noise is not None}
@@ -119,7 +115,7 @@ def compare_nested(
     errors = _errors(known, labels, weighted, simulations, np.random.default_rng(seed))
     log_null = null.log_prediction(best_null[None])[0]
     outcomes = np.vstack([weighted.outcome[None], np.exp(log_null + errors)])
-    growth = pair.growth(outcomes) / _variance_ratio(outcomes, weighted, labels, scale, tuple(able), pooled)
+    growth = pair.growth(outcomes) / _variance_ratio(outcomes, weighted, labels, scale, tuple(able))
     observed, drawn = growth[0], growth[1:]
     of_null = null.to_params(best_null, next(iter(able)))
     return NestedTest(
@@ -206,7 +202,7 @@ def _errors(
 
 
 def _variance_ratio(
-    outcomes: Array, points: Points, labels: Sequence[str], scale: Array, groups: Sequence[str], pooled: bool
+    outcomes: Array, points: Points, labels: Sequence[str], scale: Array, groups: Sequence[str]
 ) -> Array:
     """Pure-error variance of each table over the one that its weights were made of; the mean of the groups' own."""
     logs = np.log(outcomes)
@@ -218,8 +214,5 @@ def _variance_ratio(
         counts = np.bincount(codes)
         means = np.stack([logs[:, rows[codes == c]].mean(axis=1) for c in range(len(counts))], axis=1)
         squares = ((logs[:, rows] - means[:, codes]) ** 2).sum(axis=1) / scale[rows[0]] ** 2
-        ratios.append((squares, float((counts - 1).sum())))
-    if pooled:
-        squares = np.sum([squares for squares, _ in ratios], axis=0)
-        return squares / sum(freedom for _, freedom in ratios)
-    return np.mean([squares / freedom for squares, freedom in ratios], axis=0)
+        ratios.append(squares / float((counts - 1).sum()))
+    return np.mean(ratios, axis=0)

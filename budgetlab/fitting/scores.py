@@ -10,13 +10,18 @@ import pandas as pd
 from budgetlab.errors import CallerError, unknown_name
 from budgetlab.values.scoring import subset_words
 
-__all__ = ["AGGREGATE", "COMPUTE_COLUMNS", "LOSSES", "average_words", "averaged_tasks", "outcome_names", "run_values",
-           "subset_of"]  # fmt: skip
+__all__ = ["AGGREGATE", "COMPUTE_COLUMNS", "LOSSES", "OUTCOMES", "average_words", "averaged_tasks", "outcome_names",
+           "run_values", "subset_of"]  # fmt: skip
 
 AGGREGATE = "score"
 """The unweighted mean over the study's tasks that were scored at every budget, of runs that have all of these."""
-LOSSES = ("readout_loss", "mlm_loss")
-"""Outcomes in nats per target token; every other outcome is a score, where 0.01 is a point."""
+LOSSES = ("readout_loss", "adapted_loss", "mlm_loss")
+"""Outcomes in nats per target token, lower is better; every other outcome is a score, where 0.01 is a point."""
+OUTCOMES = {
+    "readout_loss": "the read-out loss", "adapted_loss": "the adapted loss", "mlm_loss": "the own MLM loss",
+    AGGREGATE: "the mean score",
+}  # fmt: skip
+"""How outcomes that are no tasks are called in sentences."""
 COMPUTE_COLUMNS = (
     "required_flops", "executed_flops", "device_seconds", "tokens", "target_tokens", "budget_amount",
 )  # fmt: skip
@@ -39,6 +44,8 @@ def averaged_tasks(scores: pd.DataFrame) -> list[str]:
     rows = rows[~rows["task"].isin(LOSSES)]
     if "averaged" in rows:  # what the study counts; of tables that do not say, all tasks
         rows = rows[rows["averaged"].astype(bool)]
+    if "informative" in rows:  # a task on which the teacher is no better than random weights would only add noise
+        rows = rows[~rows["informative"].eq(False)]
     budgets = rows.groupby("task", sort=False)["budget_amount"].nunique()
     return [str(task) for task, count in budgets.items() if count == rows["budget_amount"].nunique()]
 
@@ -70,13 +77,14 @@ def run_values(scores: pd.DataFrame, y: str) -> pd.DataFrame:
     scores
         The tidy table of the store: one row per score.
     y
-        ``readout_loss``, ``mlm_loss``, a task, or ``score`` for the mean over tasks.
+        a loss (one of `LOSSES`), a task, or ``score`` for the mean over tasks.
 
     Returns
     -------
     DataFrame
         One row per arm, budget and run seed, smallest budget first, with `value` (in the units of the table),
         `higher_is_better`, `finetune_seeds` (how many were averaged) and the columns of compute.
+        `half_value` (a yardstick before its last doubling) and `informative` (a task) where the table has them.
         `attrs["definition"]` says what an average is of, or that a task is a subset;
         `attrs["missing"]` counts runs left out of the aggregate because a task is missing.
 
@@ -123,6 +131,10 @@ def run_values(scores: pd.DataFrame, y: str) -> pd.DataFrame:
         "finetune_seeds": ("finetune_seeds", "min"),
         "num_tasks": ("value", "size"),
     }
+    for name in ("half_value", "informative"):
+        if name in rows.columns and y != AGGREGATE:
+            of_task[name] = (name, "mean" if name == "half_value" else "first")
+    of_run = {c: (c, "first") for c in of_task} | of_run
     per_task = rows.groupby([*_RUN, "task"], dropna=False, sort=False).agg(**of_task).reset_index()
     runs = per_task.groupby(_RUN, dropna=False, sort=False).agg(**of_run).reset_index()
     complete = runs["num_tasks"] == len(wanted)

@@ -21,7 +21,7 @@ def power(plan: Plan, *, run_sd: float, differences: Sequence[float], level: flo
     Parameters
     ----------
     plan
-        Whose arms share one noise: at a budget ``(arms - 1) (seeds - 1)`` degrees of freedom.
+        Each contrast takes its own paired t: ``seeds - 1`` degrees of freedom, however many arms there are.
     run_sd
         Standard deviation of one run at the largest budget, pairing by seed removed (`Verdict.run_sd`).
     differences
@@ -46,14 +46,10 @@ def power(plan: Plan, *, run_sd: float, differences: Sequence[float], level: flo
     if not run_sd > 0 or not all(difference > 0 for difference in differences):
         raise CallerError(f"power of {list(differences)} at a spread of {run_sd}", "not above zero", "correct it")
     spent = ladder_costs(plan)[plan.ladder]
-    now = (
-        detectable_difference(run_sd * float(np.sqrt(2 / seeds)), (arms - 1) * (seeds - 1), level)
-        if seeds > 1
-        else np.inf
-    )
+    now = detectable_difference(run_sd * float(np.sqrt(2 / seeds)), seeds - 1, level) if seeds > 1 else np.inf
     rows = []
     for difference in differences:
-        needed = seeds_to_resolve(difference, run_sd, lambda count: (arms - 1) * (count - 1), level)
+        needed = seeds_to_resolve(difference, run_sd, level)
         scale = None if needed is None else needed / seeds
         cost = {key: None if value is None or scale is None else value * scale for key, value in spent.items()}
         rows.append({"difference": difference, "seeds": needed, **cost, "resolved_now": now <= difference})

@@ -12,12 +12,12 @@ import pandas as pd
 
 from budgetlab.decisions import Decisions
 from budgetlab.planner import methods_paragraph
-from budgetlab.reporting.conclusion import BELOW_THRESHOLD, MANY, conclude
+from budgetlab.reporting.conclusion import BELOW_THRESHOLD, MANY, conclude_study
 from budgetlab.reporting.decisions import decision_lines, decision_sections, write_decisions
 from budgetlab.reporting.draw import answer_figures, cost_figures, score_figures, size_figures
 from budgetlab.reporting.figures import FigureFiles
 from budgetlab.reporting.frames import per_run, scores_frame, summarise
-from budgetlab.reporting.gates import Gate, learning_gates
+from budgetlab.reporting.gates import Gate
 from budgetlab.reporting.page import Section, figure_html, gates_html, list_html, page_html, pairs_html, sheet_html
 from budgetlab.reporting.records import footer_html, records_html, with_records
 from budgetlab.reporting.tables import (
@@ -136,9 +136,8 @@ def report(
     table = scores_frame(scores)
     level = verdicts[0].interval_level if verdicts else 0.95
     cells = summarise(per_run(table), level)
-    if gates is None:
-        gates = _gates(plan, table) if len(table) else ()
-    sentence = _sentence(plan, records, table, gates, verdicts)
+    concluded = conclude_study(plan, table, verdicts, records, gates=gates)
+    sentence, gates = concluded.sentence, concluded.gates
     frame = closing_frame(plan, records, table, level=level)
     note = closing_note(frame, cells, level)
     definitions = (*subset_note(frame.attrs["subsets"]), *([frame.attrs["average"]] if frame.attrs["average"] else []))
@@ -183,7 +182,7 @@ def report(
     return Report(
         study=study,
         sentence=sentence,
-        gates=tuple(gates),
+        gates=gates,
         closing_table=frame,
         sheet=closing_sheet(frame, note=note) if started else plan_sheet(plan),
         page=write_whole(folder / "report.html", page),
@@ -199,28 +198,6 @@ def _verdicts(verdicts: Sequence[Verdict], drawn: str) -> str:
     primary = [f"{verdict.sentence} {' '.join(verdict.notes)}".strip() for verdict in verdicts if verdict.primary]
     told = list_html(primary if len(primary) <= MANY else [])
     return told + drawn + sheet_html(verdict_sheet(verdicts))
-
-
-def _gates(plan: Plan, table: pd.DataFrame) -> tuple[Gate, ...]:
-    rung = max((schedule.rung for schedule in plan.schedules), default=None)
-    arms = [schedule.arm for schedule in plan.schedules if schedule.rung == rung and schedule.feasible]
-    return learning_gates(table, arms=arms, rung=rung)
-
-
-def _sentence(
-    plan: Plan,
-    records: Sequence[RunRecord],
-    table: pd.DataFrame,
-    gates: Sequence[Gate],
-    verdicts: Sequence[Verdict],
-) -> str:
-    if len(table):
-        return conclude(gates, verdicts)
-    complete = sum(record.status == "complete" and record.kind == "rung" for record in records)
-    planned = len(plan.seeds) * sum(schedule.feasible for schedule in plan.schedules)
-    return (
-        f"no verdict yet: {complete} of {planned} planned runs are complete and none has been scored; this is the plan."
-    )
 
 
 def _hardware(profile: CostProfile) -> str:

@@ -26,8 +26,8 @@ def write_decisions(decisions: Decisions, folder: Path) -> tuple[FigureFiles, ..
         tables["best_split"] = best_split(decisions.verdict_map)
         write_whole(folder / "verdict_map.md", markdown(map_sheet(decisions.verdict_map)))
     if len(decisions.next_runs):
-        write_whole(folder / "next_run.md", markdown(next_sheet([decisions.next_runs, decisions.next_budgets])))
-        tables |= {"next_runs": decisions.next_runs, "next_budgets": decisions.next_budgets}
+        write_whole(folder / "next_run.md", markdown(next_sheet(decisions.next_runs)))
+        tables["next_runs"] = decisions.next_runs
     for name, table in tables.items():
         if len(table):
             write_whole(folder / f"{name}.csv", table.to_csv(index=False))
@@ -45,7 +45,7 @@ def write_decisions(decisions: Decisions, folder: Path) -> tuple[FigureFiles, ..
 
 def decision_sections(decisions: Decisions, figures: tuple[FigureFiles, ...]) -> list[Section]:
     """Return the sections of the page; one without content is left out there."""
-    rows, ahead = decisions.assumptions, next_sheet([decisions.next_runs, decisions.next_budgets])
+    rows, ahead = decisions.assumptions, next_sheet(decisions.next_runs)
     charted = figure_html(figures) + sheet_html(map_sheet(decisions.verdict_map)) if figures else ""
     return [
         Section("Assumptions", sheet_html(assumption_sheet(rows)) if rows else ""),

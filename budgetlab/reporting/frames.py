@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from budgetlab.errors import CallerError
-from budgetlab.fitting.scores import averaged_tasks
-from budgetlab.resampling import pool_variance, t_quantile
+from budgetlab.fitting.scores import AGGREGATE, LOSSES, OUTCOMES, averaged_tasks
+from budgetlab.resampling import t_quantile
 from budgetlab.store import scores_frame as tidy_scores
 from budgetlab.values import Score
 
@@ -36,14 +36,7 @@ __all__ = [
     "unit_of",
 ]
 
-LOSSES = ("readout_loss", "mlm_loss")
-"""Tasks in nats per target token, lower is better; every other task is a score, shown as points (x 100)."""
-
-MEAN = "score"
-"""The mean over the study's tasks that were scored at every budget, of the runs that have all of these."""
-
-OUTCOMES = {"readout_loss": "the read-out loss", "mlm_loss": "the own MLM loss", MEAN: "the mean score"}
-"""How outcomes that are no tasks are called in sentences."""
+MEAN = AGGREGATE
 
 YARDSTICKS = {"teacher": "teacher", "random": "random weights", "majority": "majority class", "unigram": "unigram"}
 """Subjects of scores that are no runs, and what they are called in tables and figures."""
@@ -157,7 +150,7 @@ def mid_decay(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def summarise(runs: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
-    """Average runs over their seeds, with a t interval whose variance is pooled over the arms at a budget.
+    """Average runs over their seeds, with the t interval of each arm by itself.
 
     Parameters
     ----------
@@ -170,7 +163,7 @@ def summarise(runs: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
     -------
     frame
         One row a subject, arm, rung and task: `mean`, `median`, `sd` over runs, `half_width`, `low`, `high` (missing
-        where no arm has two runs at the budget, and for the yardsticks), `num_runs`, the pooled degrees of freedom;
+        where an arm has one run at the budget, and for the baselines), `num_runs`, the degrees of freedom;
         means of `finetune_sd` and of `evaluation_error`, the evaluation set's own, which all runs share.
     """
     columns = [*_CELL, "metric", "higher_is_better", "budget_amount", "budget_unit", *_CARRIED, "subset", "unit"]
@@ -185,20 +178,10 @@ def summarise(runs: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
     spread = grouped["value"].agg(["mean", "std", "median", "count"]).reset_index()
     cells["mean"], cells["num_runs"] = spread["mean"], spread["count"]
     cells["median"], cells["sd"] = spread["median"], spread["std"]
-    cells["half_width"], cells["degrees_of_freedom"] = math.nan, 0.0
-    for (task, rung), rows in spread[spread["subject"] == "run"].groupby(["task", "rung"]):
-        own = runs[(runs["subject"] == "run") & (runs["task"] == task) & (runs["rung"] == rung)]
-        # An arm a row, a run seed a column: the same column is the same replicate.
-        table = own.pivot_table(index="arm", columns="run_seed", values="value", dropna=False)
-        residuals = table.sub(table.mean(axis=1), axis=0).to_numpy(dtype=float)
-        known = np.isfinite(residuals)
-        of_cell, of_run = np.nonzero(known)
-        pooled = pool_variance(residuals[known], of_cell, known.sum(axis=1) - 1.0, of_run)
-        if pooled is None:
-            continue
-        factor = t_quantile(0.5 + level / 2, pooled.degrees_of_freedom) * pooled.sd
-        cells.loc[rows.index, "half_width"] = factor / rows["count"] ** 0.5
-        cells.loc[rows.index, "degrees_of_freedom"] = pooled.degrees_of_freedom
+    freedom = (spread["count"] - 1.0).where((spread["subject"] == "run") & (spread["count"] > 1))
+    cells["degrees_of_freedom"] = freedom.fillna(0.0)
+    quantile = freedom.map(lambda count: t_quantile(0.5 + level / 2, count), na_action="ignore")
+    cells["half_width"] = quantile * spread["std"] / spread["count"] ** 0.5
     cells["low"] = cells["mean"] - cells["half_width"]
     cells["high"] = cells["mean"] + cells["half_width"]
     return cells[[*columns, *extra]]
@@ -216,9 +199,6 @@ def interval_note(cells: pd.DataFrame, level: float = 0.95) -> str:
     known = cells[cells["half_width"].notna()] if len(cells) else cells
     if known.empty:
         return "no interval, since no arm has two runs at one budget"
-    low, high = known["degrees_of_freedom"].min(), known["degrees_of_freedom"].max()
-    freedom = f"{low:.1f}" if f"{low:.1f}" == f"{high:.1f}" else f"{low:.1f} to {high:.1f}"
-    return (
-        f"± is the {100 * level:g} % t interval over run seeds, variance pooled over the arms at a budget "
-        f"({freedom} d.f.)"
-    )
+    low, high = (f"{end:g}" for end in (known["num_runs"].min(), known["num_runs"].max()))
+    runs = low if low == high else f"{low} to {high}"
+    return f"± is the {100 * level:g} % t interval of each arm's {runs} run seeds by themselves"

@@ -19,7 +19,7 @@ _FILES = {
     "Verdicts": ("verdict.json", "scores.csv"),
     "Assumptions": ("assumptions.csv", "assumptions.md"),
     "The teacher's budget": ("verdict_map.csv", "best_split.csv", "all_in.csv", "capacity_gap.csv"),
-    "Next run, predicted": ("next_runs.csv", "next_budgets.csv"),
+    "Next run, predicted": ("next_runs.csv",),
     "All budgets": ("scores.csv", "plan.csv"),
     "Scores": ("scores.csv",),
     "The average and its tasks": ("scores.csv",),

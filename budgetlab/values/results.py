@@ -9,7 +9,7 @@ from __future__ import annotations
 from html import escape
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from budgetlab.values.base import Interval, Value
 from budgetlab.values.costs import Environment
@@ -255,22 +255,35 @@ class Verdict(Value):
     """Of differences, intervals and the margin; 1 point is 0.01 of a score."""
     difference: float | None
     interval: Interval | None
+    """Of the contrast by itself."""
     interval_level: float = 0.95
+    adjusted_interval: Interval | None = None
+    """At the contrast's own step of Holm's procedure: the verdict is read off it. Such intervals do not hold
+    simultaneously."""
+    adjusted_interval_level: float | None = None
     verdict: Literal["a_better", "b_better", "equivalent", "not_resolved"]
     minimum_detectable_difference: float | None = None
     """The smallest true difference that this design resolves four times in five."""
     margin: float
     num_pairs: int
     primary: bool = False
+    tuned: bool | None = None
+    """Whether the learning rate of every arm was tried; None where that is unknown."""
+    informative: bool | None = None
+    """Of a task, whether a teacher is far enough above random weights on it; None where that is unknown, or a loss."""
+    converged: bool | None = None
+    """Of a yardstick, whether its last doubling of tokens and steps changed the difference by 0.05 nats at most."""
     p_value: float | None = None
-    p_value_adjusted: float | None = None
-    """By Holm's procedure over the contrasts that are not primary; the verdict follows it."""
+    adjusted_p_value: float | None = Field(
+        default=None, validation_alias=AliasChoices("adjusted_p_value", "p_value_adjusted")
+    )
+    """By Holm's procedure over its family: the primary contrasts, or all others. None for a contrast by itself."""
     p_value_equivalence: float | None = None
-    """Of the two one-sided tests, adjusted likewise."""
+    """Of the two one-sided tests, unadjusted."""
     standard_error: float | None = None
     degrees_of_freedom: float | None = None
     run_sd: float | None = None
-    """Standard deviation of one run about its arm at this budget, pooled over arms, pairing removed."""
+    """Standard deviation of one run of these two arms at this budget, pairing removed, as if both had the same."""
     num_seeds_to_resolve: dict[str, int | None] = {}
     """Runs per arm that would resolve a difference of so many points four times in five."""
     num_finetune_seeds: int | None = None

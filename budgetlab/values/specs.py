@@ -308,7 +308,10 @@ class FitSpec(Value):
     x: str = "required_flops"
     """Column that the curves run over."""
     y: str = "readout_loss"
-    """Primary outcome: readout_loss, mlm_loss, a task, or score, the mean over tasks."""
+    """Primary outcome: readout_loss, adapted_loss, mlm_loss, a task, or score, the mean over tasks."""
+    primary: tuple[str, ...] = ()
+    """Primary contrasts, such as "minilm - no_kd", at the largest budget that both arms have; by default each arm
+    against the from-scratch arm of its student."""
     objective: Literal["huber_log", "lad", "squared", "squared_log"] = "huber_log"
     """What a misfit costs."""
     delta: float = Field(default=1e-3, gt=0)
@@ -327,6 +330,23 @@ class FitSpec(Value):
     """Parameters of the law held at a value, such as a floor known from elsewhere."""
     shared: tuple[str, ...] = ()
     """Parameters that all arms have in common, such as the floor: then the arms are fitted jointly."""
+
+    @property
+    def primary_pairs(self) -> tuple[tuple[str, str], ...]:
+        """The two arms of each primary contrast."""
+        pairs = (text.partition(" - ") for text in self.primary)
+        return tuple((a.strip(), b.strip()) for a, _, b in pairs)
+
+    @field_validator("primary")
+    @classmethod
+    def _two_arms_each(cls, primary: tuple[str, ...]) -> tuple[str, ...]:
+        for text in primary:
+            a, _, b = (part.strip() for part in text.partition(" - "))
+            if not (a and b):
+                raise ValueError(f'primary {text!r} does not name two arms; write "minilm - no_kd"')
+            if a == b:
+                raise ValueError(f"primary {text!r} names one arm twice; name two")
+        return primary
 
     @field_validator("law")
     @classmethod

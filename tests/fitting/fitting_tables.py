@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from scipy.special import stdtrit
 
 from budgetlab.laws import get_law
 
@@ -87,3 +88,78 @@ def study(
         "higher_is_better": False,
     }
     return pd.DataFrame([*rows, yardstick])
+
+
+# Noise of contrasts: standard deviations of one run, the reference first, and the correlation of runs of one seed.
+DESIGNS: dict[str, tuple[list[float], float]] = {
+    "equal noise": ([1.0] * 4, 0.0),
+    "equal noise, twelve arms": ([1.0] * 12, 0.0),
+    "wikipedia_small at 4 TFLOP": ([0.0026, 0.0030, 0.0627, 0.0072], 0.0),
+    "wikipedia_small at 16 TFLOP": ([0.0083, 0.0091, 0.0282, 0.0102], 0.0),
+    "linear_vs_branched": (
+        [0.0022, 0.0033, 0.0038, 0.0056, 0.0065, 0.005, 0.0197, 0.0644, 0.0227, 0.009, 0.0099, 0.0085],
+        0.0,
+    ),
+    "one noisy arm of four": ([1.0, 1.0, 1.0, 10.0], 0.0),
+    "one noisy arm of twelve": ([1.0] * 11 + [10.0], 0.0),
+    "one quiet arm of four": ([1.0, 1.0, 1.0, 0.1], 0.0),
+    "a noisy reference": ([10.0, 1.0, 1.0, 1.0], 0.0),
+    "a quiet reference": ([0.1, 1.0, 1.0, 1.0], 0.0),
+    "arms correlated by seed": ([1.0] * 4, 0.8),
+    "a quiet reference, distilled arms correlated by seed": ([0.1, 1.0, 1.0, 1.0], 0.9),
+    "noisy arms correlated by seed": ([1.0, 1.0, 5.0, 10.0], 0.8),
+    "spread 32-fold": ([1.0, 3.2, 10.0, 32.0], 0.0),
+    "spread 32-fold, twelve arms": (np.geomspace(1.0, 32.0, 12).tolist(), 0.5),
+}
+
+
+def noisy_tables(design: str, seeds: int, tables: int, rng: np.random.Generator, skewed: bool = False) -> np.ndarray:
+    """Values of runs without any true difference, shape (tables, arms, seeds)."""
+    sds, correlation = DESIGNS[design]
+    shape = (tables, len(sds), seeds)
+    own = rng.exponential(size=shape) - 1.0 if skewed else rng.standard_normal(shape)
+    common = rng.standard_normal((tables, 1, seeds))
+    return np.array(sds)[:, None] * (np.sqrt(correlation) * common + np.sqrt(1 - correlation) * own)
+
+
+def paired_t(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Centre and half-width of the 95 % interval of a mean, over the last axis."""
+    count = differences.shape[-1]
+    error = differences.std(axis=-1, ddof=1) / np.sqrt(count)
+    return differences.mean(axis=-1), stdtrit(count - 1, 0.975) * error
+
+
+def coverage_of(tables: np.ndarray) -> dict[int, float]:
+    """Share of tables in which each contrast with the first arm covers zero, by arm."""
+    centre, half = paired_t(tables[:, 1:] - tables[:, :1])
+    return dict(enumerate((np.abs(centre) <= half).mean(axis=0).tolist(), start=1))
+
+
+def crossing_study(
+    seeds: int, noise: dict[str, float], trunk: float, growth: float, rng: np.random.Generator
+) -> tuple[pd.DataFrame, dict[str, float]]:
+    """Two arms whose curves cross at 5e13 FLOPs, at three budgets, with noise of their own; and the truth at 3e14.
+
+    `noise` is a share of the loss, times `growth` for each budget; `trunk` the correlation of a run's noise between
+    its budgets; runs of one seed share half of their noise where `trunk` is above zero.
+    """
+    slopes = {"kd": 0.4, "no_kd": 0.25}
+    floor, level, cross, top = 2.0, 1.0, 5e13, 3e14
+    rows = []
+    luck = rng.standard_normal(seeds)
+    for arm, exponent in slopes.items():
+        own = rng.standard_normal(seeds)
+        for rung, flops in enumerate(np.geomspace(1e13, top, 3)):
+            fresh = rng.standard_normal(seeds)
+            error = np.sqrt(trunk) * own + np.sqrt(1 - trunk) * fresh
+            if trunk:
+                error = np.sqrt(0.5) * (luck + error)
+            loss = (floor + level * (flops / cross) ** -exponent) * np.exp(noise[arm] * growth**rung * error)
+            rows += [
+                {"subject": "run", "arm": arm, "rung": rung, "budget_amount": flops, "budget_unit": "required_flops",
+                 "run_seed": seed, "finetune_seed": None, "teacher_seed": None, "required_flops": flops,
+                 "tokens": flops / 1e6, "task": "readout_loss", "value": loss[seed], "higher_is_better": False}
+                for seed in range(seeds)
+            ]  # fmt: skip
+    needed = cross * (top / cross) ** (slopes["no_kd"] / slopes["kd"])
+    return pd.DataFrame(rows), {"multiplier": top / needed, "crossover": cross}

@@ -9,11 +9,13 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from fitting_tables import curve, study
+from fitting_tables import DESIGNS, coverage_of, curve, noisy_tables, paired_t, study
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from budgetlab.errors import CallerError
 from budgetlab.fitting import compare, compare_arms, fit_arms
-from budgetlab.fitting.contrast import contrast, paired_noise, signed_values
+from budgetlab.fitting.contrast import Panel, contrast
 from budgetlab.fitting.scores import averaged_tasks, outcome_names, run_values
 from budgetlab.values import FitSpec, Verdict
 
@@ -78,8 +80,9 @@ def test_the_pairs_seed_cancels():
 
 
 def test_the_paired_t_test_by_hand():
-    """One budget and two arms: pooling has nothing to add, and the textbook's paired t remains."""
-    values = {("A", 1e14, s): v for s, v in enumerate([0.71, 0.74, 0.73])}
+    """The textbook's paired t, whatever a third arm does."""
+    values = {("noisy", 1e14, s): v for s, v in enumerate([0.2, 0.9, 0.5])}
+    values |= {("A", 1e14, s): v for s, v in enumerate([0.71, 0.74, 0.73])}
     values |= {("B", 1e14, s): v for s, v in enumerate([0.70, 0.71, 0.72])}
     found = compare(scores_of(values), a="A", b="B", curves=False)
     differences = np.array([1.0, 3.0, 1.0])
@@ -199,10 +202,10 @@ def test_one_primary_contrast_per_arm_and_holm_for_the_others():
     primary = [v for v in verdicts if v.primary]
     assert [v.contrast for v in primary] == [("kd", "no_kd"), ("minilm", "no_kd"), ("tinybert", "no_kd")]
     assert all(v.y == "readout_loss" and v.at.amount == pytest.approx(3e14) for v in primary)
-    assert all(v.p_value_adjusted is None for v in primary)
+    assert all(v.adjusted_p_value >= v.p_value for v in primary)
     others = [v for v in verdicts if not v.primary]
     assert {v.y for v in others} == {"readout_loss", "score", "sst2", "qnli"}
-    assert all(v.p_value_adjusted >= v.p_value for v in others)
+    assert all(v.adjusted_p_value >= v.p_value for v in others)
     assert ("kd", "minilm") in {v.contrast for v in others}
     assert all(isinstance(v, Verdict) for v in verdicts)
 
@@ -229,7 +232,7 @@ def test_without_a_reference_the_first_arm_stands_in_and_says_so():
 # Curves of arms --------------------------------------------------------------------------------------------------
 
 
-def test_one_curve_per_arm_with_the_noise_of_all():
+def test_one_curve_per_arm_with_its_own_noise():
     fits = fit_arms(study(5, 3, noise=0.002), FitSpec(resamples=200))
     assert [f.arm for f in fits] == ["kd", "minilm", "no_kd", "tinybert"]
     for found in fits:
@@ -275,7 +278,7 @@ def test_perfect_scores_have_no_curve_and_stop_nothing():
     assert by_arm["kd"].status == "refused" and "every run scores 100 %" in by_arm["kd"].status_text
     assert by_arm["no_kd"].status != "refused" and by_arm["no_kd"].excluded == {"a perfect score": 1}
     verdict = next(v for v in compare_arms(table, spec) if v.primary)
-    assert verdict.verdict == "a_better" and verdict.compute_multiplier["reason"].startswith("no curve for kd")
+    assert verdict.difference > 0 and verdict.compute_multiplier["reason"].startswith("no curve for kd")
 
 
 def test_an_arm_with_one_budget_is_refused_and_the_others_go_on():
@@ -311,7 +314,6 @@ def test_compute_multiplier(budgets):
     low, high = found.compute_multiplier["interval"]
     assert low < found.compute_multiplier["value"] < high
     assert found.compute_multiplier["value"] == pytest.approx(truth, rel=0.05)
-    assert found.compute_multiplier["share_without_crossing"] == 0.0
     turned = compare(study(budgets, 5, noise=0.0005), a="no_kd", b="kd", task="readout_loss", resamples=300)
     assert turned.compute_multiplier["value"] == pytest.approx(1 / found.compute_multiplier["value"])
 
@@ -322,7 +324,7 @@ def test_multiplier_outside_both_ranges_is_not_available():
     found = compare(table, a="kd", b="no_kd", task="readout_loss", resamples=50).compute_multiplier
     assert found["value"] is None
     assert "outside both ranges" in found["reason"]
-    assert found["share_without_crossing"] == 1.0
+    assert found["interval"] is None
 
 
 def test_crossover_with_its_interval_or_never():
@@ -367,28 +369,26 @@ def test_decomposition_uses_runs_at_equal_tokens_where_there_are_any():
 # Coverage --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("growth", [0.5, 1.0, 3.0])
-@pytest.mark.parametrize(("budgets", "seeds", "trunk"), [(3, 2, 0.0), (3, 3, 0.5), (5, 2, 0.5), (5, 5, 0.0)])
-def test_intervals_of_differences_cover(budgets, seeds, trunk, growth):
-    """400 studies of 4 arms: at 95 % the count of hits has a standard deviation of 1.1 %.
+@pytest.mark.parametrize("design", list(DESIGNS))
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_intervals_of_differences_cover_by_themselves(design, seeds):
+    """4,000 tables of each design: at 95 % the share of hits has a standard deviation of 0.34 %.
 
-    Noise may shrink or grow from budget to budget: it is not pooled over them.
+    Pooling one variance over the arms covered 53 to 100 % here.
     """
-    rng = np.random.default_rng(budgets * 100 + seeds)
-    frame = pd.DataFrame(
-        [(arm, float(b + 1), s) for b in range(budgets) for arm in "abcd" for s in range(seeds)],
-        columns=["arm", "budget_amount", "run_seed"],
-    ).assign(higher_is_better=True)
-    hits = 0
-    for _ in range(400):
-        shared, luck = rng.standard_normal((1, 4, seeds)), rng.standard_normal((budgets, 1, seeds))
-        own = rng.standard_normal((budgets, 4, seeds))
-        noise = np.sqrt(trunk) * shared + np.sqrt(1 - trunk) * own
-        values = luck + noise * growth ** np.arange(budgets)[:, None, None]
-        runs = signed_values(frame.assign(value=values.ravel()), "sst2")
-        low, high = contrast(runs, "a", "b", float(budgets), paired_noise(runs, float(budgets))).interval(0.95)
-        hits += low <= 0.0 <= high
-    assert 0.93 - 0.01 <= hits / 400 <= 0.97 + 0.01
+    tables = noisy_tables(design, seeds, 4000, np.random.default_rng([seeds, list(DESIGNS).index(design)]))
+    for arm, share in coverage_of(tables).items():
+        assert 0.93 <= share <= 0.97, (design, arm, share)
+
+
+def test_the_contrast_is_the_one_that_was_simulated():
+    table = noisy_tables("arms correlated by seed", 4, 1, np.random.default_rng(0))[0]
+    arms = tuple(f"arm{k}" for k in range(len(table)))
+    panel = Panel(arms, (1.0,), tuple(range(4)), table[:, None, :])
+    for k in range(1, len(table)):
+        found = contrast(panel, arms[k], arms[0], 1.0)
+        centre, half = paired_t(table[k] - table[0])
+        assert found.interval(0.95) == pytest.approx((centre - half, centre + half))
 
 
 def test_nothing_is_known_of_the_noise_where_no_run_has_a_replicate():
@@ -412,19 +412,87 @@ def test_the_reference_is_the_one_of_the_same_student():
     assert primary == [("minilm@small", "no_kd@small")]
 
 
-def test_few_runs_borrow_the_noise_of_other_budgets_and_say_so():
-    """Two arms with two seeds leave one degree of freedom at a budget: t = 12.7 would resolve nothing, ever."""
-    table = study(4, 2, arms=("kd", "no_kd"))
-    found = compare(table, a="kd", b="no_kd", task="readout_loss", curves=False)
-    assert found.degrees_of_freedom == pytest.approx(4.0, rel=0.3)
-    assert any("pooled over all budgets" in note for note in found.notes)
-    enough = compare(study(4, 2), a="kd", b="no_kd", task="readout_loss", curves=False)
-    assert enough.degrees_of_freedom == 3.0
-    assert not enough.notes
+def test_two_seeds_are_said_to_resolve_little():
+    """One degree of freedom: t = 12.7. Nothing is borrowed from other arms or budgets."""
+    found = compare(study(4, 2), a="kd", b="no_kd", task="readout_loss", curves=False)
+    assert found.degrees_of_freedom == 1.0
+    assert "too few seeds to resolve much" in found.sentence
+    assert "too few" not in compare(study(4, 3), a="kd", b="no_kd", task="readout_loss", curves=False).sentence
+
+
+def test_welch_where_no_seed_is_shared():
+    from scipy.stats import ttest_ind
+
+    table = two_arms(1.0, 0.5, seeds=4)
+    table.loc[table["arm"] == "B", "run_seed"] += 100
+    table = table[table["run_seed"] != 103]
+    found = compare(table, a="A", b="B", curves=False)
+    one, other = (100 * table.loc[(table["arm"] == arm) & (table["budget_amount"] == 1e14), "value"] for arm in "AB")
+    peer = ttest_ind(one, other, equal_var=False)
+    assert found.p_value == pytest.approx(peer.pvalue)
+    assert found.interval == pytest.approx(tuple(peer.confidence_interval(0.95)))
+
+
+# Families of contrasts -------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), arms=st.integers(2, 6), gap=st.floats(0.0, 3.0), margin=st.sampled_from([0.5, 3.0]))
+def test_a_verdict_and_its_interval_never_disagree(seed, arms, gap, margin):
+    """The law of the page: whoever reads the interval beside a verdict reads the verdict."""
+    rng = np.random.default_rng(seed)
+    values = {
+        (name, 1e14, s): 0.6 + 0.01 * (gap * k * (k % 2) + rng.standard_normal() * 0.2 * 1.5**k)
+        for k, name in enumerate(["no_kd", *(f"kd{i}" for i in range(arms))]) for s in range(3)
+    }  # fmt: skip
+    verdicts = compare_arms(scores_of(values), FitSpec(y="sst2", margin=margin, resamples=0))
+    by_holm = {v.contrast: v.adjusted_p_value < 0.05 for v in verdicts}
+    for v in verdicts:
+        low, high = v.adjusted_interval
+        assert (not low <= 0.0 <= high) == (v.verdict in ("a_better", "b_better")) == by_holm[v.contrast]
+        assert (v.verdict == "equivalent") == (low <= 0.0 <= high and -margin < low and high < margin)
+        assert low <= v.interval[0] and v.interval[1] <= high
+        digits = [f"{end:+.2f}" for end in ((-high, -low) if v.verdict == "b_better" else (low, high))]
+        assert " to ".join(digits) in v.sentence
+
+
+def test_named_primaries_are_the_primaries():
+    table = study(3, 3, tasks=("sst2", "qnli"))
+    spec = FitSpec(primary=("minilm - tinybert",), resamples=0)
+    verdicts = compare_arms(table, spec)
+    assert [v.contrast for v in verdicts if v.primary] == [("minilm", "tinybert")]
+    only = verdicts[0]
+    assert only.adjusted_interval == only.interval and only.adjusted_p_value == only.p_value
+    top = [v.contrast for v in verdicts if v.y == "readout_loss" and v.at == only.at and not v.primary]
+    assert {"kd - no_kd", "minilm - no_kd", "kd - tinybert"} < {f"{a} - {b}" for a, b in top} and len(top) == 5
+    with pytest.raises(CallerError, match="did you mean minilm"):
+        compare_arms(table, FitSpec(primary=("minilmm - no_kd",)))
+    for wrong, why in (("minilm", "does not name two arms"), ("kd - kd", "names one arm twice")):
+        with pytest.raises(ValueError, match=why):
+            FitSpec(primary=(wrong,))
+
+
+def test_more_than_three_unnamed_primaries_are_said():
+    table = study(3, 3)
+    more = pd.concat([table, *(table[table["arm"] == "kd"].assign(arm=f"kd{k}") for k in range(2))])
+    assert any("none of them named" in note for note in compare_arms(more, FAST)[0].notes)
+    assert not any("none of them named" in note for note in compare_arms(table, FAST)[0].notes)
+
+
+def test_arms_of_identical_scores_count_once():
+    """A cache that reproduces the live teacher is no further hypothesis, and no further evidence."""
+    table = study(3, 3, arms=("kd", "no_kd", "minilm"))
+    twice = pd.concat([table, table[table["arm"] == "kd"].assign(arm="kd_cached")])
+    once, both = ({v.contrast: v for v in compare_arms(t, FAST) if v.primary} for t in (table, twice))
+    for pair, verdict in once.items():
+        assert both[pair].adjusted_interval == verdict.adjusted_interval
+    assert both["kd_cached", "no_kd"].adjusted_interval == once["kd", "no_kd"].adjusted_interval
+    same = compare(twice, a="kd", b="kd_cached", task="readout_loss", curves=False)
+    assert same.verdict == "equivalent" and any("identical values" in note for note in same.notes)
 
 
 def test_a_percentile_bootstrap_of_three_runs_would_not():
-    """The reason for pooling: three replicates resampled cover about 72 %, not 95 %."""
+    """The reason for t: three replicates resampled cover about 72 %, not 95 %."""
     rng = np.random.default_rng(0)
     draws = rng.standard_normal((400, 3))
     means = draws[np.arange(400)[:, None, None], rng.integers(0, 3, (400, 500, 3))].mean(axis=2)

@@ -251,7 +251,7 @@ def verdicts() -> list[Verdict]:
             unit="points" if y == "score" else "nats", difference=difference,
             interval=(difference - half, difference + half), verdict=verdict,
             minimum_detectable_difference=1.4 * half, margin=0.5 if y == "score" else 0.01, num_pairs=2,
-            primary=primary, p_value=0.01, p_value_adjusted=None if primary else 0.03, one_teacher=True,
+            primary=primary, p_value=0.01, adjusted_p_value=None if primary else 0.03, one_teacher=True,
             sentence=f"At 4.00 TFLOP, {arm} {words[verdict]} no_kd on {y}: {difference:+.3g}, for this teacher.",
         )
         for arm, y, difference, half, verdict, primary in rows

@@ -30,7 +30,7 @@ def verdict_sheet(verdicts: Sequence[Verdict]) -> Sheet:
     for verdict in verdicts:
         a, b = verdict.contrast
         decimals = 3 if verdict.unit == "nats" else 1
-        p_value = verdict.p_value if verdict.p_value_adjusted is None else verdict.p_value_adjusted
+        p_value = verdict.p_value if verdict.adjusted_p_value is None else verdict.adjusted_p_value
         rows.append((
             f"{a} - {b}{' *' if verdict.primary else ''}", format_amount(verdict.at.amount, verdict.at.unit),
             f"{OUTCOMES.get(verdict.y, verdict.y).removeprefix('the ')} ({verdict.unit})",

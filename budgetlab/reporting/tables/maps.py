@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable
+from typing import Any
 
 import pandas as pd
 
@@ -57,29 +58,26 @@ def map_sheet(found: pd.DataFrame) -> Sheet:
     )  # fmt: skip
 
 
-def next_sheet(tables: Sequence[pd.DataFrame]) -> Sheet:
-    """Return the candidates for a next run, best first, of each question that was asked."""
-    rows, rules, notes = [], [], []
-    for table in tables:
-        if table.empty:
-            continue
-        rules.append(len(rows))
-        notes.append(table.attrs["sentence"])
-        for row in table.to_dict("records"):
-            seconds = row.get("cost_seconds")
-            rows.append((
-                str(row["adds"]), format_amount(row["cost_flops"], "required_flops"),
-                format_seconds(None if seconds is None or not math.isfinite(seconds) else seconds),
-                f"±{row['half_width_now']:.3g}", f"±{row['half_width_after']:.3g}",
-                f"{row['narrowing_per_exaflop'] * 1e-6:.2g}",
-            ))  # fmt: skip
+def next_sheet(table: pd.DataFrame) -> Sheet:
+    """Return the candidates for a next run, best first."""
+
+    def width(row: dict[Hashable, Any], name: str) -> str:
+        return f"±{row[name]:.3g}" if pd.notna(row.get(name)) else "n/a"
+
+    rows = [
+        (
+            str(row["adds"]), format_amount(row["cost_flops"], "required_flops"),
+            format_seconds(row["cost_seconds"] if pd.notna(row["cost_seconds"]) else None),
+            width(row, "half_width_now"), width(row, "half_width_after"),
+        )
+        for row in table.to_dict("records")
+    ]  # fmt: skip
     return Sheet(
         title="Next run (predicted)",
         columns=(
             Column("what it adds", left=True), Column("cost\nrequired"), Column("device\ntime"),
-            Column("interval\nnow"), Column("interval\nafter"), Column("narrower by\na TFLOP"),
+            Column("interval\nnow"), Column("interval\nafter"),
         ),
         rows=tuple(rows),
-        notes=tuple(notes),
-        rules=tuple(rules),
+        notes=(table.attrs["sentence"],) if rows else (),
     )  # fmt: skip
