@@ -210,7 +210,7 @@ def coverage_of_multipliers(repeats: int) -> None:
     for seeds, (kd, no_kd), trunk, growth in itertools.product(
         (3, 5), ((0.004, 0.004), (0.012, 0.002), (0.002, 0.012)), (0.0, 0.5), (1.0, 2.0)
     ):
-        hits, known = dict.fromkeys(("multiplier", "crossover"), 0), dict.fromkeys(("multiplier", "crossover"), 0)
+        hits, known = ({"multiplier": 0, "crossover": 0} for _ in range(2))
         for seed in range(repeats):
             scores, truth = crossing_study(
                 seeds, {"kd": kd, "no_kd": no_kd}, trunk, growth, np.random.default_rng(seed)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from budgetlab.fitting.scores import averaged_tasks
+from budgetlab.fitting.contrast import Contrast, satterthwaite
+from budgetlab.fitting.scores import LOSSES, averaged_tasks
 from budgetlab.reporting.frames import PROBES, largest_rung, per_run, probe_tasks, scores_frame, summarise
-from budgetlab.resampling import t_quantile
+from budgetlab.resampling import holm
 from budgetlab.units import format_amount
 from budgetlab.values import Score, Value
 
@@ -28,6 +29,7 @@ UNIGRAM_LEAD_NATS = 0.5
 
 # Differences of printed decimals must not fail a gate by one unit in the last place.
 _ROUNDING = 1e-9
+_CLEARLY = 0.05
 _FEW_TASKS = 4
 """Of more tasks than these the gate leaves the means to the table of scores."""
 
@@ -61,7 +63,8 @@ def learning_gates(
     rung
         Index of the largest budget; default: the largest that was scored.
     tasks
-        The tasks on which they must; default: those that were scored at every budget.
+        The tasks on which they must; default: those that were scored at every budget, or without any the loss that
+        all arms have.
 
     Returns
     -------
@@ -72,7 +75,11 @@ def learning_gates(
     cells = summarise(per_run(frame))
     rung = largest_rung(frame) if rung is None else rung
     own = cells[(cells["subject"] == "run") & (cells["task"] == "mlm_loss")]
-    tasks = tuple(averaged_tasks(frame) or probe_tasks(frame)) if tasks is None else tuple(tasks)
+    if tasks is None:
+        # A study without tasks is judged on its loss.
+        loss = next((name for name in LOSSES if (frame["task"] == name).any()), LOSSES[0])
+        tasks = averaged_tasks(frame) or probe_tasks(frame) or [loss]
+    tasks = tuple(tasks)
     if arms is None:
         arms = tuple(pd.unique(frame.loc[frame["subject"] == "run", "arm"]))
     return (
@@ -150,42 +157,68 @@ def _pretraining_beats_random(
     parts: list[str] = []
     failing: dict[str, list[str]] = {}
     missing: dict[str, list[str]] = {}
-    clearly: dict[str, list[str]] = {}
-    unclear = False
+    leads: dict[tuple[str, str], float | None] = {}
     for task in tasks:
-        random = _yardstick(cells, "random", task)
-        random_runs = cells.loc[(cells["subject"] == "random") & (cells["task"] == task), "num_runs"].sum()
+        random = _cell(cells, task)
         rows = {row["arm"]: row for row in at_top[at_top["task"] == task].to_dict("records")}
         shown = []
         for arm in arms:
             value = float(rows[arm]["mean"]) if arm in rows else None
-            shown.append(f"{arm} {_points(value)}")
+            shown.append(f"{arm} {_shown(value, task)}")
             if value is None or random is None:
                 missing.setdefault(task, []).append(arm)
                 continue
             sign = 1.0 if rows[arm]["higher_is_better"] else -1.0
-            if sign * (value - random) <= 0:
+            if sign * (value - random["mean"]) <= 0:
                 failing.setdefault(task, []).append(arm)
-            half_width = _half_width(rows[arm], random_runs, len(arms) * len(tasks))
-            unclear |= math.isnan(half_width)
-            if sign * (value - random) > half_width:
-                clearly.setdefault(task, []).append(arm)
+            leads[task, arm] = _p_above(rows[arm], random, sign)
         about = (", ".join(part for part in (row["metric"], row["subset"]) if part) for row in rows.values())
         metric = next((f" ({words})" for words in about), "")
-        parts.append(f"{task}{metric}: {', '.join(shown) or 'n/a'}, random weights {_points(random)}")
+        level = None if random is None else float(random["mean"])
+        parts.append(f"{task}{metric}: {', '.join(shown) or 'n/a'}, random weights {_shown(level, task)}")
+    known = {key: p for key, p in leads.items() if p is not None}
+    clearly: dict[str, list[str]] = {}
+    for (task, arm), p in zip(known, holm(list(known.values())), strict=True):
+        if p < _CLEARLY:
+            clearly.setdefault(task, []).append(arm)
     some = bool(tasks) and bool(arms)
-    everywhere = set(tasks) <= PROBES
+    everywhere = set(tasks) <= PROBES | set(LOSSES)
     outcomes = [] if everywhere else [f"clearly above: {_on(clearly, arms) or 'none'}"]
     outcomes += [f"not above: {_on(failing, arms)}"] if failing else []
     outcomes += [f"n/a: {_on(missing, arms)}"] if missing else []
     told = "; ".join(parts) if len(tasks) <= _FEW_TASKS else f"{len(tasks)} tasks, which the table of scores has"
+    unclear = len(known) < len(leads)
+    unit = "nats" if set(tasks) <= set(LOSSES) else "points"
     return Gate(
         name="pretraining beats random weights",
         passed=some and (not failing and not missing if everywhere else bool(clearly)),
         judged=some and (bool(failing if everywhere else clearly) or not (missing or (unclear and not everywhere))),
-        sentence=f"means over runs at the largest budget, in points: {told or 'n/a'}; "
-        f"{'; '.join(outcomes) or ('every arm is above' if some else 'nothing was scored')}.",
+        sentence=f"means over runs at the largest budget, in {unit}: {told or 'n/a'}; "
+        f"{'; '.join(outcomes) or ('every arm is better' if some else 'nothing was scored')}.",
     )
+
+
+def _cell(cells: pd.DataFrame, task: str) -> dict[Hashable, Any] | None:
+    """The cell of random weights on a task; of several students, their mean."""
+    rows = cells[(cells["subject"] == "random") & (cells["task"] == task)]
+    if rows.empty:
+        return None
+    first = rows.iloc[0].to_dict()
+    return first | {"mean": float(rows["mean"].mean())}
+
+
+def _p_above(row: Mapping[Any, Any], random: Mapping[Any, Any], sign: float) -> float | None:
+    """One-sided p-value of an arm's lead over random weights, by Welch's t; None with one run of the arm."""
+    own, other = int(row["num_runs"]), int(random["num_runs"])
+    if own < 2:
+        return None
+    # A single run of random weights is taken to scatter as the arm does.
+    spread, freedom = (random["sd"], other - 1) if other > 1 else (row["sd"], own - 1)
+    squares = np.array([row["sd"] ** 2 / own, spread**2 / other])
+    lead = sign * (float(row["mean"]) - float(random["mean"]))
+    error, freedom = float(squares.sum()) ** 0.5, satterthwaite(squares, [own - 1, freedom])
+    both = Contrast(lead, error, freedom, 0, False).p_value() or 0.0
+    return both / 2 if lead > 0 else 1 - both / 2
 
 
 def _on(by_task: Mapping[str, Sequence[str]], arms: Sequence[str]) -> str:
@@ -195,18 +228,5 @@ def _on(by_task: Mapping[str, Sequence[str]], arms: Sequence[str]) -> str:
     )
 
 
-def _half_width(row: Mapping[Any, Any], random_runs: float, tries: int, level: float = 0.95) -> float:
-    """Of the interval of an arm's lead over random weights, for as many tries at once (Bonferroni); NaN without one.
-
-    `row` has the arm's own interval at `level`, whose pooled spread serves both.
-    """
-    freedom = row["degrees_of_freedom"]
-    if not freedom > 0 or math.isnan(row["half_width"]) or random_runs < 1:
-        return math.nan
-    spread = row["half_width"] * row["num_runs"] ** 0.5 / t_quantile(0.5 + level / 2, freedom)
-    error = spread * (1 / row["num_runs"] + 1 / random_runs) ** 0.5
-    return t_quantile(1 - (1 - level) / (2 * tries), freedom) * error
-
-
-def _points(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:.1f}"
+def _shown(value: float | None, task: str) -> str:
+    return "n/a" if value is None else f"{value:.2f}" if task in LOSSES else f"{value:.1f}"
