@@ -132,7 +132,7 @@ class Batches:
     ) -> None:
         self._stream, self._special = stream, special
         self._words = np.setdiff1d(np.arange(vocab_size), special.all())
-        self._seq_len, self._masked, self._seed = seq_len, masked_per_sequence, run_seed
+        self.seq_len, self.masked_per_sequence, self._seed = seq_len, masked_per_sequence, run_seed
         self._static_masks = static_masks
         available = len(stream) // (seq_len - 2)
         wanted = available if unique_tokens is None else unique_tokens // seq_len
@@ -147,7 +147,7 @@ class Batches:
     @property
     def unique_tokens(self) -> int:
         """Positions in one pass."""
-        return self.num_samples * self._seq_len
+        return self.num_samples * self.seq_len
 
     @lru_cache(maxsize=2)  # noqa: B019  two passes meet in one step at most, and the object lives as long as the run
     def _order(self, pass_index: int) -> NDArray[np.int64]:
@@ -159,7 +159,13 @@ class Batches:
 
     def step(self, step: int, batch_sequences: int, rank: int = 0, world: int = 1) -> MaskedBatch:
         """Return the samples of one step, counted from 0, or every `world`-th of them from number `rank` on."""
-        index = step * batch_sequences + np.arange(rank, batch_sequences, world)
+        return self._at(step * batch_sequences + np.arange(rank, batch_sequences, world))
+
+    def shuffled(self, first: int, count: int) -> MaskedBatch:
+        """Return the samples at places first..first+count in the order of a run, one pass after the other."""
+        return self._at(first + np.arange(count))
+
+    def _at(self, index: NDArray[np.int64]) -> MaskedBatch:
         passes, places = index // self.num_samples, index % self.num_samples
         samples = np.empty(len(index), dtype=np.int64)
         for pass_index in np.unique(passes):
@@ -185,15 +191,16 @@ class Batches:
         return self._masked_batch(samples, np.zeros_like(samples))
 
     def _masked_batch(self, samples: NDArray[np.int64], passes: NDArray[np.int64]) -> MaskedBatch:
-        body = self._seq_len - 2
+        body = self.seq_len - 2
         content = self._stream[samples[:, None] * body + np.arange(body)].astype(np.int64)
         edge = np.full((len(samples), 1), self._special.cls), np.full((len(samples), 1), self._special.sep)
         ids = np.concatenate([edge[0], content, edge[1]], axis=1)
 
-        sample_keys, pass_keys, position = samples[:, None], passes[:, None], np.arange(self._seq_len)[None, :]
+        sample_keys, pass_keys, position = samples[:, None], passes[:, None], np.arange(self.seq_len)[None, :]
         priority = keyed_uniform(self._seed, _PRIORITY, sample_keys, pass_keys, position)
         priority = priority + np.isin(ids, self._special.all())  # special positions come last
-        columns = np.sort(np.argpartition(priority, self._masked - 1, axis=1)[:, : self._masked], axis=1)
+        count = self.masked_per_sequence
+        columns = np.sort(np.argpartition(priority, count - 1, axis=1)[:, :count], axis=1)
         rows = np.arange(len(samples))[:, None]
         targets = ids[rows, columns]
 
@@ -201,4 +208,4 @@ class Batches:
         draw = keyed_uniform(self._seed, _RANDOM_WORD, sample_keys, pass_keys, columns)
         random_words = self._words[(draw * len(self._words)).astype(np.int64)]
         ids[rows, columns] = np.where(kind < 0.8, self._special.mask, np.where(kind < 0.9, random_words, targets))
-        return MaskedBatch(ids, (rows * self._seq_len + columns).ravel(), targets.ravel(), samples)
+        return MaskedBatch(ids, (rows * self.seq_len + columns).ravel(), targets.ravel(), samples)

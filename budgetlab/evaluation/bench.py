@@ -11,14 +11,14 @@ from budgetlab.corpus import Corpus
 from budgetlab.errors import BudgetlabError
 from budgetlab.evaluation.finetune import Encoded, encode, finetune
 from budgetlab.evaluation.jobs import HELDOUT_SEQUENCES, YARDSTICK_SEED, Job, Subject, yardstick_recipe
-from budgetlab.evaluation.readout import log_unigram, mlm_loss, readout_loss
+from budgetlab.evaluation.readout import Yardstick, adaptation, adapted_loss, log_unigram, mlm_loss, readout_loss
 from budgetlab.evaluation.selection import predictions_frame, scored
 from budgetlab.evaluation.tasks import Task
 from budgetlab.hardware import prepare
 from budgetlab.models import Network, build_network, load_parameters
 from budgetlab.store import Store
 from budgetlab.values import EvaluateSpec, Plan, Recipe, Score
-from budgetlab.values.scoring import recipe_hash
+from budgetlab.values.scoring import CONVERGED_NATS, recipe_hash
 
 __all__ = ["Bench"]
 
@@ -72,20 +72,36 @@ class Bench:
 
     def _measured(self, job: Job, network: Network, started: float) -> None:
         heldout_sequences = min(HELDOUT_SEQUENCES, self.heldout.num_samples)
+        found: dict[str, Any] = {"metric": "nats", "higher_is_better": False}
         if job.task == "mlm_loss":
             value, count = mlm_loss(network, self.heldout, sequences=heldout_sequences, dtype=self.recipe.dtype)
+            found |= {"value": value, "num_examples": count}
         else:
-            value, count = readout_loss(
+            made = self._yardstick(job.task, network, heldout_sequences)
+            settled = None if made.half_value is None else abs(made.value - made.half_value) <= CONVERGED_NATS
+            found |= {"value": made.value, "num_examples": made.num_targets, "half_value": made.half_value,
+                      "converged": settled, "recipe": made.words}  # fmt: skip
+        self._write(job, job.task, "none", started, found)
+
+    def _yardstick(self, name: str, network: Network, heldout_sequences: int) -> Yardstick:
+        if name == "adapted_loss":
+            return adapted_loss(
                 network,
                 self.train,
                 self.heldout,
-                train_sequences=min(self.train.num_samples, max(1, self.spec.readout_tokens // self.recipe.seq_len)),
+                adaptation(self.recipe),
+                tokens=self.spec.adapted_tokens,
                 heldout_sequences=heldout_sequences,
-                log_unigram=log_unigram(self.corpus.train, network.word_embeddings.shape[0]),
-                dtype=self.recipe.dtype,
             )
-        found = {"metric": "nats", "value": value, "higher_is_better": False, "num_examples": count}
-        self._write(job, job.task, "none", started, found)
+        return readout_loss(
+            network,
+            self.train,
+            self.heldout,
+            tokens=self.spec.readout_tokens,
+            heldout_sequences=heldout_sequences,
+            log_unigram=log_unigram(self.corpus.train, network.word_embeddings.shape[0]),
+            dtype=self.recipe.dtype,
+        )
 
     def _finetuned(self, job: Job, network: Network, started: float) -> None:
         assert job.recipe is not None

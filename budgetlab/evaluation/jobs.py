@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from budgetlab.corpus import Corpus
 from budgetlab.errors import CallerError
+from budgetlab.evaluation.readout import ADAPTED_VERSION, READOUT_VERSION, adaptation
 from budgetlab.evaluation.tasks import Task
 from budgetlab.store import Store
 from budgetlab.strategies import build_strategy
@@ -139,14 +140,19 @@ def list_jobs(
     jobs: list[Job] = []
     choices: list[Choice] = []
     for subject in subjects:
-        base = (subject.key, "readout_loss", None, *yardstick, spec.readout_tokens, corpus.content_hash)
+        base = (subject.key, "readout_loss", READOUT_VERSION, *yardstick, spec.readout_tokens, corpus.content_hash)
         jobs.append(Job(subject, "readout_loss", {"readout_loss": content_hash(*base)}))
+        schedule = None if subject.record is None else subject.record.schedule
+        below = schedule is not None and schedule.rung != top
+        if spec.adapted_tokens and not (below and "adapted_loss" in spec.largest_budget_only):
+            base = (subject.key, "adapted_loss", ADAPTED_VERSION, HELDOUT_SEQUENCES, adaptation(how),
+                    spec.adapted_tokens, corpus.content_hash)  # fmt: skip
+            jobs.append(Job(subject, "adapted_loss", {"adapted_loss": content_hash(*base)}))
         if subject.trains_head:
             base = (subject.key, "mlm_loss", None, *yardstick, corpus.content_hash)
             jobs.append(Job(subject, "mlm_loss", {"mlm_loss": content_hash(*base)}))
-        schedule = None if subject.record is None else subject.record.schedule
         for name, task in tasks.items():
-            if name in spec.largest_budget_only and schedule is not None and schedule.rung != top:
+            if below and name in spec.largest_budget_only:
                 continue
 
             def finetuning(seed: int, recipe: FinetuneRecipe, task: Task = task, subject: Subject = subject) -> Job:

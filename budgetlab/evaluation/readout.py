@@ -1,23 +1,31 @@
-"""Losses on held-out text: by a fresh head that every arm gets alike, and by the own head of arms that train one."""
+"""Losses on held-out text: two yardsticks that every arm gets alike, and the own head of arms that train one."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from budgetlab.batches import Batches
-from budgetlab.models import Network
-from budgetlab.step import to_device
-from budgetlab.values import Needs
-
-__all__ = ["log_unigram", "mlm_loss", "readout_loss"]
+from budgetlab.batches import Batches, MaskedBatch
+from budgetlab.models import Network, build_network
+from budgetlab.step import TrainingStep, to_device
+from budgetlab.strategies import build_strategy
+from budgetlab.values import Needs, Recipe, StrategySpec
 
 SEQUENCES_AT_ONCE = 64
-HEAD_BATCH, HEAD_LEARNING_RATE, HEAD_WARMUP_STEPS, HEAD_MIN_STEPS = 128, 3e-3, 20, 200
+SEQUENCES_IN_MEMORY = 2048
+"""Whose hidden states are held at once: of a 12 x 768 trunk 0.8 GB in float32."""
+WARMUP_STEPS = 20
+HEAD_BATCH, HEAD_LEARNING_RATE, HEAD_STEPS = 128, 1e-2, 780
+"""Of the read-out. Of 3e-3, 1e-2 and 3e-2 the rate in the middle is the best (docs/statistics.md)."""
+ADAPTED_BATCH_TOKENS, ADAPTED_LEARNING_RATE, ADAPTED_SEED = 1024, 1e-3, 20_240_430
+READOUT_VERSION, ADAPTED_VERSION = 2, 1
+"""Of the measurements themselves: scores of another version are not mixed with these."""
 
 
 class _Readout(nn.Module):
@@ -42,19 +50,31 @@ class _Readout(nn.Module):
         return functional.linear(self.norm(functional.gelu(self.dense(mixed_MD))), self.embeddings_VD, self.bias)
 
 
+@dataclass(frozen=True)
+class Yardstick:
+    """A held-out loss in nats per target token, and how it was measured."""
+
+    value: float
+    num_targets: int
+    half_value: float | None
+    """The same with half the tokens and steps, and a decay of its own."""
+    words: str
+
+
 def readout_loss(
     network: Network,
     train: Batches,
     heldout: Batches,
     *,
-    train_sequences: int,
+    tokens: int,
     heldout_sequences: int,
     log_unigram: Tensor,
     dtype: str = "float32",
-) -> tuple[float, int]:
+) -> Yardstick:
     """Train a fresh head on the frozen trunk and measure its held-out loss.
 
-    The head, the tokens it is trained on, their order, masks and seed are the same for every network of a width.
+    The head, its rate, the tokens it is trained on, their order, masks and seed are the same for every network of a
+    width. A text with fewer tokens is read again, with other masks.
 
     Parameters
     ----------
@@ -62,63 +82,144 @@ def readout_loss(
         Its trunk is frozen; all hidden states are read.
     train, heldout
         Masked samples, with a seed that is the same for all networks.
-    train_sequences, heldout_sequences
+    tokens
+        That the head is trained on; more where these would give fewer than `HEAD_STEPS` steps.
+    heldout_sequences
         How many are read, from the first.
     log_unigram
         Log frequencies of the training text, [V].
     dtype
         "bfloat16" runs the trunk and trains the head under autocast; the loss is measured in float32.
-
-    Returns
-    -------
-    loss, num_targets
-        Nats per target token, and how many targets it is a mean of.
     """
     device = next(network.parameters()).device
     embeddings = network.word_embeddings.detach()
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
-    with autocast:
-        states_MLD, targets_M = _states(network, train, train_sequences)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        _, num_states, width = states_MLD.shape
-        head = _Readout(num_states, width, embeddings, log_unigram.to(device)).to(device)
-        generator = torch.Generator().manual_seed(0)
-        # Once through the targets, or as often as a head needs where they are few.
-        epochs = math.ceil(HEAD_MIN_STEPS * HEAD_BATCH / len(targets_M))
-        order = torch.cat([torch.randperm(len(targets_M), generator=generator) for _ in range(epochs)])
-    steps = math.ceil(len(order) / HEAD_BATCH)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=HEAD_LEARNING_RATE, weight_decay=0.01, fused=True)
-    warmup = min(HEAD_WARMUP_STEPS, steps)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / warmup, 1 - step / steps))
-    for rows in order.to(device).split(HEAD_BATCH):
+    masked = heldout.masked_per_sequence
+    sequences = max(math.ceil(tokens / train.seq_len), math.ceil(HEAD_STEPS * HEAD_BATCH / masked))
+    steps = sequences * masked // HEAD_BATCH
+    heads = []
+    for length in (steps, steps // 2):
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(0)
+            head = _Readout(network.spec.num_layers + 1, network.spec.hidden_size, embeddings, log_unigram.to(device))
+        heads.append(_Head(head.to(device), length))
+    generator = torch.Generator().manual_seed(0)
+    left_MLD, left_M = torch.empty(0), torch.empty(0)
+    for first in range(0, sequences, SEQUENCES_IN_MEMORY):
+        count = min(SEQUENCES_IN_MEMORY, sequences - first)
         with autocast:
-            logits = head(states_MLD[rows])
-        functional.cross_entropy(logits.float(), targets_M[rows]).backward()
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
-    with autocast:
-        states_MLD, targets_M = _states(network, heldout, heldout_sequences)
-    with torch.no_grad():
-        parts = zip(states_MLD.split(1024), targets_M.split(1024), strict=True)
-        total = sum(float(functional.cross_entropy(head(s), t, reduction="sum")) for s, t in parts)
-    return total / len(targets_M), len(targets_M)
+            states_MLD, targets_M = _states(network, train.shuffled, first, count)
+        order = torch.randperm(len(targets_M), generator=generator).to(device)
+        if len(left_M):
+            states_MLD, targets_M = torch.cat([left_MLD, states_MLD[order]]), torch.cat([left_M, targets_M[order]])
+        else:
+            states_MLD, targets_M = states_MLD[order], targets_M[order]
+        whole = len(targets_M) // HEAD_BATCH * HEAD_BATCH
+        for rows in range(0, whole, HEAD_BATCH):
+            for head in heads:
+                head.step(states_MLD[rows : rows + HEAD_BATCH], targets_M[rows : rows + HEAD_BATCH], autocast)
+        left_MLD, left_M = states_MLD[whole:], targets_M[whole:]
+    totals, count = [0.0] * len(heads), 0
+    for first in range(0, heldout_sequences, SEQUENCES_AT_ONCE):
+        with autocast:
+            size = min(SEQUENCES_AT_ONCE, heldout_sequences - first)
+            states_MLD, targets_M = _states(network, heldout.in_order, first, size)
+        count += len(targets_M)
+        with torch.no_grad():
+            for number, head in enumerate(heads):
+                logits = head.module(states_MLD)
+                totals[number] += float(functional.cross_entropy(logits, targets_M, reduction="sum"))
+    words = f"{sequences * train.seq_len:,} tokens, {steps:,} steps at {HEAD_LEARNING_RATE:g}"
+    return Yardstick(totals[0] / count, count, totals[1] / count, words)
+
+
+class _Head:
+    """A head in training; it stops after its own number of steps."""
+
+    def __init__(self, module: _Readout, steps: int) -> None:
+        self.module, self.steps, self.done = module, steps, 0
+        self.optimizer = torch.optim.AdamW(module.parameters(), lr=HEAD_LEARNING_RATE, weight_decay=0.01, fused=True)
+
+    def step(self, states_MLD: Tensor, targets_M: Tensor, autocast: torch.autocast) -> None:
+        if self.done == self.steps:
+            return
+        for group in self.optimizer.param_groups:
+            group["lr"] = HEAD_LEARNING_RATE * _decay(self.done, self.steps)
+        with autocast:
+            logits = self.module(states_MLD)
+        functional.cross_entropy(logits.float(), targets_M).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.done += 1
+
+
+def _decay(step: int, steps: int) -> float:
+    """Warm-up, then linear to zero: every yardstick has its own decay."""
+    return min((step + 1) / min(WARMUP_STEPS, steps), 1 - step / steps)
 
 
 @torch.no_grad()
-def _states(network: Network, batches: Batches, sequences: int) -> tuple[Tensor, Tensor]:
+def _states(
+    network: Network, samples: Callable[[int, int], MaskedBatch], first: int, sequences: int
+) -> tuple[Tensor, Tensor]:
     """All hidden states at the masked positions, [M, layers + 1, D], and their targets [M]."""
     device = next(network.parameters()).device
     needs = Needs(hidden=tuple(range(network.spec.num_layers + 1)))
     found, targets = [], []
-    for first in range(0, sequences, SEQUENCES_AT_ONCE):
-        batch = to_device(batches.in_order(first, min(SEQUENCES_AT_ONCE, sequences - first)), device)
+    for start in range(first, first + sequences, SEQUENCES_AT_ONCE):
+        batch = to_device(samples(start, min(SEQUENCES_AT_ONCE, first + sequences - start)), device)
         hidden = network(batch.input_ids, needs).hidden
         rows = [hidden[layer].flatten(0, 1)[batch.target_positions] for layer in sorted(hidden)]
         found.append(torch.stack(rows, dim=1))
         targets.append(batch.target_ids)
     return torch.cat(found), torch.cat(targets)
+
+
+def adaptation(recipe: Recipe) -> Recipe:
+    """The recipe of the adapted loss: the study's batches of words, one rate, one size and one schedule for all."""
+    batch = max(1, ADAPTED_BATCH_TOKENS // recipe.seq_len) * recipe.seq_len
+    fixed = {"learning_rate": ADAPTED_LEARNING_RATE, "batch_tokens": batch, "dropout": 0.0, "clip_norm": 1.0,
+             "weight_decay": 0.01, "betas": (0.9, 0.98), "eps": 1e-6, "schedule": "linear",
+             "initialisation": "random", "execute": "lean"}  # fmt: skip
+    return recipe.model_copy(update=fixed)
+
+
+def adapted_loss(
+    network: Network, train: Batches, heldout: Batches, recipe: Recipe, *, tokens: int, heldout_sequences: int
+) -> Yardstick:
+    """Train the whole network a little on masked words, with a fresh head, and measure its held-out loss.
+
+    The second yardstick: it asks what a checkpoint is worth to somebody who goes on from it, where the read-out asks
+    what its frozen layers tell. Head, optimiser, rate, tokens, masks and their order are the same for every network. A
+    fixed small adaptation, no claim of convergence.
+
+    Parameters
+    ----------
+    network
+        Left as it is.
+    train, heldout
+        Masked samples, with a seed that is the same for all networks.
+    recipe
+        Of `adaptation`.
+    tokens
+        To train on.
+    heldout_sequences
+        How many are read, from the first.
+    """
+    device = next(network.parameters()).device
+    fresh = build_network(
+        network.spec.untrained(), seed=ADAPTED_SEED, seq_len=recipe.seq_len, attention=network.attention, device=device
+    )
+    fresh.trunk.load_state_dict(network.trunk.state_dict())
+    step = TrainingStep("adapted loss", build_strategy(StrategySpec(name="no_kd")), fresh, None, recipe)
+    steps = max(1, tokens // recipe.batch_tokens)
+    fresh.train()
+    for number in range(steps):
+        batch = train.step(number, recipe.batch_sequences)
+        step.run(batch, recipe.learning_rate * _decay(number, steps))
+    value, count = mlm_loss(fresh.eval(), heldout, sequences=heldout_sequences, dtype=recipe.dtype)
+    words = f"{steps * recipe.batch_tokens:,} tokens, {steps:,} steps at {recipe.learning_rate:g}, whole network"
+    return Yardstick(value, count, None, words)
 
 
 @torch.no_grad()

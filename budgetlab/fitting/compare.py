@@ -16,13 +16,12 @@ from budgetlab.resampling import holm, holm_levels
 from budgetlab.units import format_amount
 from budgetlab.values import Budget, FitSpec, Verdict
 from budgetlab.values.base import Interval
+from budgetlab.values.scoring import CONVERGED_NATS
 
 _PUBLISHED = (0.4, 0.1)
 """Differences in GLUE points that publications report."""
 MOST_PRIMARIES = 3
 """More primary contrasts than these are said: at three seeds eleven make intervals of ten standard deviations."""
-CONVERGED_NATS = 0.05
-"""A yardstick whose last doubling of tokens and steps changes a difference by more than this has not converged."""
 _Word = Literal["a_better", "b_better", "equivalent", "not_resolved"]
 
 

@@ -110,7 +110,7 @@ class Score(Value):
     executed_flops: float = 0.0
     device_seconds: float = 0.0
     task: str
-    """A task's name, or "readout_loss" or "mlm_loss"."""
+    """A task's name, or or a loss: "readout_loss", "adapted_loss", "mlm_loss"."""
     metric: str
     value: float
     higher_is_better: bool
@@ -123,6 +123,12 @@ class Score(Value):
     """All metrics of the task; `metric` names the primary one, whose value is `value`."""
     standard_errors: dict[str, float] = {}
     """Of the metrics, by the evaluation set's own examples alone (bootstrap)."""
+    half_value: float | None = None
+    """A yardstick with half its tokens and steps: what its last doubling is worth."""
+    converged: bool | None = None
+    """Of a yardstick, whether that is 0.05 nats at most; None where it is unknown."""
+    informative: bool | None = None
+    """Of a task, whether the teacher is far enough above random weights on it; None where that is unknown."""
     validation_loss: float | None = None
     """Cross-entropy in nats an example, or mean squared error; None where it was not finite."""
     degenerate: bool | None = None

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from budgetlab.values.base import Count, Value, content_hash
+from budgetlab.values.base import Count, CountOrZero, Value, content_hash
 
 __all__ = ["CORRELATIONS", "GLUE", "GLUE_ROWS", "PROTOCOLS", "EvaluateSpec", "FinetuneRecipe", "Metric", "TaskSpec",
            "subset_words"]  # fmt: skip
@@ -146,18 +146,23 @@ class EvaluateSpec(Value):
     """Tasks of the average, which weigh alike; empty takes all tasks, MNLI once (matched)."""
     largest_budget_only: tuple[str, ...] = ()
     """Tasks that are too dear, or too hard, for the smaller budgets."""
-    readout_tokens: Count = 300_000
-    """That the read-out's head is trained on, outside the budget."""
+    readout_tokens: Count = 640_000
+    """That the read-out's head is trained on, outside the budget; at least enough for 780 steps."""
+    adapted_tokens: CountOrZero = 320_000
+    """That the whole network is trained on for the adapted loss, outside the budget; 0 leaves it out."""
+    informative_points: float = Field(default=5.0, ge=0)
+    """A task counts in means and headlines where a teacher is so many points above random weights."""
     own: dict[str, TaskSpec] = {}
     """Tasks of your own, in the format of GLUE."""
 
     @model_validator(mode="after")
     def _names_are_of_tasks(self) -> EvaluateSpec:
-        unknown = set(self.largest_budget_only) - set(self.tasks)
+        unknown = set(self.largest_budget_only) - {*self.tasks, "adapted_loss"}
         if unknown:
             raise ValueError(f"largest_budget_only names {sorted(unknown)}, which are not among the tasks")
         further = [name for task in (*GLUE.values(), *self.own.values()) for name in task.further]
-        taken = {*GLUE, "readout_loss", "mlm_loss", "score", "replaced", "belongs", "mnli_mismatched"} & set(self.own)
+        reserved = ("readout_loss", "adapted_loss", "mlm_loss", "score", "replaced", "belongs", "mnli_mismatched")
+        taken = {*GLUE, *reserved} & set(self.own)
         if taken:
             raise ValueError(f"own tasks may not be called {', '.join(sorted(taken))}")
         known = {*self.tasks, *further, *GLUE}
@@ -221,6 +226,9 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 """What `evaluate.preset` stands for."""
+
+CONVERGED_NATS = 0.05
+"""A yardstick whose last doubling of tokens and steps changes a loss, or a difference, by more has not converged."""
 
 PROTOCOL_VERSION = 2
 """Of the fine-tuning itself: warm-up, decay, batches by length. Scores of another version are not mixed with these."""

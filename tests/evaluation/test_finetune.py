@@ -15,7 +15,7 @@ from budgetlab.batches import Batches
 from budgetlab.evaluation import load_task
 from budgetlab.evaluation.finetune import _batches, encode, finetune
 from budgetlab.evaluation.metrics import measure as metrics_of
-from budgetlab.evaluation.readout import log_unigram, mlm_loss, readout_loss
+from budgetlab.evaluation.readout import Yardstick, adaptation, adapted_loss, log_unigram, mlm_loss, readout_loss
 from budgetlab.models import build_network
 from budgetlab.step import build_step
 from budgetlab.strategies import build_strategy
@@ -36,24 +36,68 @@ def batches(seed: int, samples: int = 700) -> Batches:
     return Batches(stream(seed, samples), SPECIAL, 120, seq_len=16, masked_per_sequence=2, run_seed=9)
 
 
-def measure(network: torch.nn.Module) -> float:
+RECIPE = Recipe(seq_len=16, batch_tokens=256, mask_fraction=0.125, dtype="float32", clip_norm=1.0)
+ADAPTED = adaptation(RECIPE)
+
+
+def readout(network: torch.nn.Module) -> Yardstick:
     unigram = log_unigram(stream(0, 700), 120)
-    return readout_loss(
-        network.eval(), batches(0), batches(1, 200), train_sequences=600, heldout_sequences=150, log_unigram=unigram
-    )[0]  # type: ignore[arg-type]
+    how = {"tokens": 9600, "heldout_sequences": 150, "log_unigram": unigram}
+    return readout_loss(network.eval(), batches(0), batches(1, 200), **how)  # type: ignore[arg-type]
 
 
-def test_readout_tells_a_trained_trunk_from_a_random_one() -> None:
-    recipe = Recipe(seq_len=16, batch_tokens=256, dtype="float32", clip_norm=1.0)
-    step = build_step("a", build_strategy(StrategySpec(name="no_kd")), SPEC, None, recipe, seed=0, device="cpu")
-    random, before = measure(build_network(SPEC, seed=0)), mlm_loss(step.student.eval(), batches(1, 200), sequences=150)
-    data = batches(0)
-    for i in range(250):
-        step.run(data.step(i, 16), 2e-3)
-    trained, after = measure(step.student), mlm_loss(step.student.eval(), batches(1, 200), sequences=150)
-    assert trained < random - 0.3 and trained < math.log(100) - 1.0
-    assert after[0] < before[0] - 0.3 and after[1] == 300
-    assert measure(step.student) == trained
+def adapted(network: torch.nn.Module) -> float:
+    how = {"tokens": 40_000, "heldout_sequences": 150}
+    return adapted_loss(network.eval(), batches(0), batches(1, 200), ADAPTED, **how).value  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def ladder() -> dict[tuple[str, int], dict[str, float]]:
+    """Both yardsticks and the own head's loss of two students, from scratch, after so many steps."""
+    data, found = batches(0), {}
+    narrow = SPEC.model_copy(update={"hidden_size": 8, "intermediate_size": 16, "num_layers": 1})
+    for name, spec, ends in (("wide", SPEC, (0, 80, 400)), ("narrow", narrow, (400,))):
+        step = build_step(name, build_strategy(StrategySpec(name="no_kd")), spec, None, RECIPE, seed=0, device="cpu")
+        done = 0
+        for end in ends:
+            for number in range(done, end):
+                step.run(data.step(number, 16), 2e-3)
+            done = end
+            step.student.eval()
+            own = mlm_loss(step.student, batches(1, 200), sequences=150)[0]
+            read = readout(step.student)
+            assert read.half_value is not None
+            found[name, end] = {
+                "own": own, "readout": read.value, "half": read.half_value, "adapted": adapted(step.student)
+            }  # fmt: skip
+            step.student.train()
+    return found
+
+
+def test_the_yardsticks_fall_with_training_and_order_two_sizes_as_the_own_head_does(ladder) -> None:
+    for name in ("own", "readout", "adapted"):
+        levels = [ladder["wide", end][name] for end in (0, 80, 400)]
+        assert levels == sorted(levels, reverse=True) and levels[0] - levels[-1] > 0.3, (name, levels)
+        assert ladder["wide", 400][name] < ladder["narrow", 400][name] - 0.2
+    # A fresh head with enough tokens is no worse than the one that was trained along.
+    assert ladder["wide", 400]["readout"] <= ladder["wide", 400]["own"] + 0.02
+    assert ladder["wide", 400]["readout"] < math.log(100) - 1.0
+
+
+def test_a_yardstick_says_what_its_last_doubling_was_worth(ladder) -> None:
+    assert all(level["half"] != level["readout"] for level in ladder.values())
+    assert abs(ladder["wide", 400]["half"] - ladder["wide", 400]["readout"]) < 0.2
+
+
+def test_yardsticks_repeat_and_leave_the_network_as_it_is() -> None:
+    network = build_network(SPEC, seed=0)
+    before = [parameter.clone() for parameter in network.parameters()]
+    torch.manual_seed(1)
+    first = (readout(network), adapted(network))
+    torch.manual_seed(2)
+    assert (readout(network), adapted(network)) == first
+    assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+    assert first[0].num_targets == 300 and "780 steps at 0.01" in first[0].words
 
 
 def test_unigram_head_start_is_the_entropy_of_the_words() -> None:
