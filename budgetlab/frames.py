@@ -9,9 +9,11 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from budgetlab.values import CostProfile, CurveFit, Plan, RunRecord, Score, Verdict
+from budgetlab.values.scoring import INFORMATIVE_POINTS
 
 __all__ = [
     "costs_frame",
@@ -110,8 +112,13 @@ def points_frame(records: Iterable[RunRecord]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def scores_frame(scores: Iterable[Score]) -> pd.DataFrame:
-    """Tidy table, one row a score: the fields of `Score`, `budget` as `budget_amount` and `budget_unit`."""
+def scores_frame(scores: Iterable[Score], *, informative_points: float = INFORMATIVE_POINTS) -> pd.DataFrame:
+    """Tidy table, one row a score: the fields of `Score`, `budget` as `budget_amount` and `budget_unit`.
+
+    `informative` says of a task whether it tells anything at the size of the row's student: the best teacher is at
+    least `informative_points` points and three standard errors (of examples and seeds) above random weights, both as
+    fine-tuned with their own best rate of the study's grid. Missing where a teacher or random weights were not scored.
+    """
     rows = []
     for score in scores:
         row = score.model_dump()
@@ -122,7 +129,31 @@ def scores_frame(scores: Iterable[Score]) -> pd.DataFrame:
     columns = [name for name in Score.model_fields if name != "budget"]
     columns += ["standard_error", "subset", "budget_amount", "budget_unit"]
     frame = pd.DataFrame(rows, columns=columns)
+    frame["informative"] = _informative(frame, informative_points)
     return frame.sort_values(["arm", "rung", "run_seed", "task", "finetune_seed"], kind="stable", ignore_index=True)
+
+
+def _informative(frame: pd.DataFrame, points: float) -> pd.Series:
+    scored = frame[frame["metric"] != "nats"]
+    best: dict[str, tuple[float, float]] = {}
+    for (task, _), rows in scored[scored["subject"] == "teacher"].groupby(["task", "run_id"], sort=False):
+        best[str(task)] = max(best.get(str(task), (-np.inf, 0.0)), _level(rows))
+    known: dict[tuple[str, str], bool] = {}
+    for (task, student), rows in scored[scored["subject"] == "random"].groupby(["task", "student"], sort=False):
+        if task in best:
+            (above, one), (floor, other) = best[str(task)], _level(rows)
+            lead = above - floor
+            known[str(task), str(student)] = bool(100 * lead >= points and lead >= 3 * (one + other) ** 0.5)
+    asked = zip(frame["task"], frame["student"], frame["subject"], strict=True)
+    values = [known.get((task, student)) if subject == "run" else None for task, student, subject in asked]
+    return pd.Series(values, index=frame.index, dtype=object)
+
+
+def _level(rows: pd.DataFrame) -> tuple[float, float]:
+    """Mean over seeds, and its squared standard error: the examples are the same for all of them, the seeds are not."""
+    values, examples = rows["value"].astype(float), rows["standard_error"].astype(float)
+    of_seeds = float(values.var(ddof=1)) / len(values) if len(values) > 1 else 0.0
+    return float(values.mean()), of_seeds + float(examples.fillna(0.0).pow(2).mean())
 
 
 def fits_frame(fits: Iterable[CurveFit]) -> pd.DataFrame:

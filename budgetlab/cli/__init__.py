@@ -121,8 +121,6 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Score every finished run: read-out loss, own loss, fine-tuned tasks, and the yardsticks."""
-    from budgetlab.store import scores_frame
-
     bench, made = _planned(study, results, data_root)
     scores = bench.evaluate(made, bench.records())
     if as_json:
@@ -130,7 +128,7 @@ def evaluate(
     else:
         from budgetlab.reporting.tables import average_sheet, print_sheets, score_sheet
 
-        table, arms = scores_frame(scores), list(made.arms)
+        table, arms = bench.table(scores), list(made.arms)
         sheets = (score_sheet(table, arms=arms), average_sheet(table, arms=arms))
         print_sheets([sheet for sheet in sheets if sheet.rows])
     _fail_if_left_out(bench)
@@ -202,10 +200,8 @@ def fit(
         else:
             print(found)
         return
-    from budgetlab.store import scores_frame
-
     bench = bench_of(study or "", results, data_root)
-    scores = scores_frame(bench.store.scores())
+    scores = bench.table(bench.store.scores())
     if scores.empty:
         raise CallerError(f"fit {study}", "it has no scores", "run and evaluate it first")
     from budgetlab.reporting.conclusion import conclude_study
@@ -238,10 +234,8 @@ def report(
     debug: Debug = False,
 ) -> None:
     """Draw the figures, tables and page of what is known so far; trains nothing."""
-    from budgetlab.store import scores_frame
-
     bench, made = _planned(study, results, data_root)
-    scores = scores_frame(bench.store.scores())
+    scores = bench.table(bench.store.scores())
     fits, verdicts = bench.fit(scores, made) if len(scores) else ((), ())
     _show_report(bench.report(made, bench.profile(), bench.records(), scores, fits, verdicts), as_json)
 

@@ -278,6 +278,10 @@ class Workbench:
                 self.store.write_card(record.run_id, model_card(plan, record, scores))
         return scores
 
+    def table(self, scores: Sequence[Score]) -> pd.DataFrame:
+        """Return scores as a table, with this study's rule of which tasks are informative."""
+        return scores_frame(scores, informative_points=self.study.evaluate.informative_points)
+
     def tasks(self) -> list[Task]:
         """Load the tasks of the study; one that cannot be read is left out, and the others go on."""
         from budgetlab.evaluation import GLUE, build_probes, load_task
@@ -347,7 +351,7 @@ class Workbench:
         profile = self.profile(to_run=True)
         plan = self.tune(self.plan(profile=profile))
         records = self.run(plan)
-        scores = scores_frame(self.evaluate(plan, records))
+        scores = self.table(self.evaluate(plan, records))
         fits, verdicts = self.fit(scores, plan)
         return self.report(plan, profile, records, scores, fits, verdicts)
 

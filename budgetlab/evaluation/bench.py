@@ -17,7 +17,7 @@ from budgetlab.evaluation.tasks import Task
 from budgetlab.hardware import prepare
 from budgetlab.models import Network, build_network, load_parameters
 from budgetlab.store import Store
-from budgetlab.values import EvaluateSpec, Plan, Recipe, Score
+from budgetlab.values import EvaluateSpec, Plan, Recipe, Score, content_hash
 from budgetlab.values.scoring import CONVERGED_NATS, recipe_hash
 
 __all__ = ["Bench"]
@@ -109,9 +109,10 @@ class Bench:
         if task.name not in self.encoded:
             how = {"max_length": self.recipe.seq_len, "pooling": job.recipe.pooling}
             self.encoded[task.name] = encode(task, self.tokenizer, **how)
-        outputs = finetune(
-            network, self.encoded[task.name], job.recipe, seed=job.finetune_seed or 0, dtype=self.recipe.dtype
-        )
+        # Runs of one seed share their fine-tuning seed and examples, runs of others do not: so the spread between run
+        # seeds has both in it.
+        seed = int(content_hash("finetune", job.subject.run_seed, job.finetune_seed), 16) % 2**31
+        outputs = finetune(network, self.encoded[task.name], job.recipe, seed=seed, dtype=self.recipe.dtype)
         available = len(task.train.labels)
         shared = {
             "train_examples": min(available, job.recipe.max_train_examples or available),

@@ -83,7 +83,7 @@ def finetune(
     examples, recipe
         What to learn, and how.
     seed
-        Of the classifier, the order of examples and dropout.
+        Of the classifier, the choice and order of examples, and dropout.
     dtype
         "bfloat16" trains and predicts under autocast.
 
@@ -93,7 +93,7 @@ def finetune(
         For each validation set the logits [examples, classes], or the scores [examples, 1].
     """
     task, device = examples.task, next(network.parameters()).device
-    chosen = _chosen(len(examples.train), recipe.max_train_examples)
+    chosen = _chosen(len(examples.train), recipe.max_train_examples, seed)
     train, labels = [examples.train[i] for i in chosen], torch.as_tensor(task.train.labels[chosen]).to(device)
     lengths = _lengths(train)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
@@ -126,12 +126,12 @@ def finetune(
         return {name: _predict(model.eval(), found) for name, found in examples.validation.items()}
 
 
-def _chosen(examples: int, limit: int | None) -> NDArray[np.integer]:
-    """Which examples are trained on: the same for every network and seed; a higher limit adds to them."""
+def _chosen(examples: int, limit: int | None, seed: int) -> NDArray[np.integer]:
+    """Which examples are trained on: the same for every network, others for another seed; a higher limit adds."""
     every = np.arange(examples)
     if limit is None or limit >= examples:
         return every
-    return np.argsort(keyed_uniform(0, 1, every), kind="stable")[:limit]
+    return np.argsort(keyed_uniform(seed, 1, every), kind="stable")[:limit]
 
 
 class _Classifier(nn.Module):

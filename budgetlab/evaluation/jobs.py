@@ -157,7 +157,8 @@ def list_jobs(
 
             def finetuning(seed: int, recipe: FinetuneRecipe, task: Task = task, subject: Subject = subject) -> Job:
                 how = recipe_hash(recipe, *finetuned_with)
-                keys = {s: content_hash(subject.weights, data[task.name, s], how, seed) for s in task.validation}
+                seeded = content_hash(subject.weights, how, seed, subject.run_seed)
+                keys = {s: content_hash(seeded, data[task.name, s]) for s in task.validation}
                 return Job(subject, task.name, keys, seed, recipe)
 
             grid = {recipe: [finetuning(seed, recipe) for seed in spec.seeds_of(name)] for recipe in spec.recipes(name)}

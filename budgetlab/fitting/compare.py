@@ -413,6 +413,8 @@ def _sentence(
         f"{kind} {ends[0]:+.{digits}f} to {ends[1]:+.{digits}f}, {runs}, {found.degrees_of_freedom:.3g} degrees of "
         f"freedom{few}"
     )
+    if y not in LOSSES:
+        basis += ", of seeds and not of the validation set's examples"
     scope = ", for this teacher" if one_teacher else ""
     if word in ("a_better", "b_better"):
         better, worse = (q.a, q.b) if word == "a_better" else (q.b, q.a)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from budgetlab.errors import CallerError, unknown_name
-from budgetlab.values.scoring import subset_words
+from budgetlab.values.scoring import CORRELATIONS, subset_words
 
 __all__ = ["AGGREGATE", "COMPUTE_COLUMNS", "LOSSES", "OUTCOMES", "average_words", "averaged_tasks", "outcome_names",
            "run_values", "subset_of"]  # fmt: skip
@@ -26,6 +26,7 @@ COMPUTE_COLUMNS = (
     "required_flops", "executed_flops", "device_seconds", "tokens", "target_tokens", "budget_amount",
 )  # fmt: skip
 """Columns that a curve can be drawn over."""
+_CORRELATIONS = {*CORRELATIONS, "matthews"}
 _NEEDED = ("arm", "budget_amount", "budget_unit", "run_seed", "task", "value")
 _RUN = ["arm", "budget_unit", "budget_amount", "run_seed"]
 
@@ -61,12 +62,29 @@ def subset_of(scores: pd.DataFrame, task: str) -> str:
 
 def average_words(scores: pd.DataFrame, tasks: Sequence[str] | None = None, *, subsets: bool = False) -> str:
     """Say what the mean score is the mean of: each task's metric, and with `subsets` what of it was used."""
-    parts = []
-    for task in averaged_tasks(scores) if tasks is None else tasks:
+    parts, metrics = [], []
+    names = averaged_tasks(scores) if tasks is None else list(tasks)
+    for task in names:
         rows, subset = scores[scores["task"] == task], subset_of(scores, task) if subsets else ""
+        metrics += rows["metric"].iloc[:1].tolist() if "metric" in rows else []
         metric = f" {rows['metric'].iloc[0]}" if "metric" in rows and len(rows) else ""
         parts.append(f"{task}{metric}{f' ({subset})' if subset else ''}")
-    return f"mean score: {', '.join(parts)}, with equal weights"
+    kinds = {metric in _CORRELATIONS for metric in metrics}
+    mixed = "; correlations and shares of right answers are mixed in it" if len(kinds) > 1 else ""
+    said = uninformative_words(scores)
+    return f"mean score: {', '.join(parts)}, with equal weights{mixed}{f'; {said}' if said else ''}"
+
+
+def uninformative_words(scores: pd.DataFrame) -> str:
+    """Name the tasks that tell nothing at this size, with their numbers; empty where all do, or nothing is known."""
+    if "informative" not in scores:
+        return ""
+    told = []
+    for task in dict.fromkeys(scores.loc[scores["informative"].eq(False), "task"]):
+        rows = scores[scores["task"] == task]
+        means = rows.groupby("subject")["value"].mean()
+        told.append(f"{task} (teacher {100 * means['teacher']:.1f}, random weights {100 * means['random']:.1f})")
+    return f"not informative at this size, so in no mean: {', '.join(told)}" if told else ""
 
 
 def run_values(scores: pd.DataFrame, y: str) -> pd.DataFrame:
@@ -98,6 +116,8 @@ def run_values(scores: pd.DataFrame, y: str) -> pd.DataFrame:
     tasks = [task for task in dict.fromkeys(rows["task"]) if task not in LOSSES]
     if y == AGGREGATE and tasks:
         wanted = averaged_tasks(scores)
+        if not wanted and (said := uninformative_words(scores)):
+            raise CallerError(f"y = {y!r}", said, "ask for a loss, or for tasks that a teacher is better at")
     elif y in known:
         wanted = [y]
     else:

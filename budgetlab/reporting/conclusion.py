@@ -16,6 +16,9 @@ __all__ = ["BELOW_THRESHOLD", "MANY", "Conclusion", "conclude", "conclude_study"
 
 BELOW_THRESHOLD = "below the learning threshold"
 
+YARDSTICKS_OF_ALL = ("readout_loss", "adapted_loss")
+"""Losses that every arm has, whatever it was trained on."""
+
 MANY = 8
 """More contrasts than these are counted in a sentence, and told one by one in a table."""
 
@@ -85,27 +88,35 @@ def conclude(gates: Sequence[Gate], verdicts: Sequence[Verdict]) -> str:
     chosen = [verdict for verdict in verdicts if verdict.primary] or list(verdicts)
     if not chosen:
         return "no verdict: no two arms have been scored at the same budget yet."
+    if dull := [verdict for verdict in chosen if verdict.informative is False]:
+        names = ", ".join(dict.fromkeys(verdict.y for verdict in dull))
+        return f"no verdict: {names} is not informative at this size (the teacher is hardly above random weights)."
     largest = max(verdict.at.amount for verdict in chosen)
     chosen = [verdict for verdict in chosen if verdict.at.amount == largest]
     against = _contradictions(verdicts)
     if len(chosen) == 1 and not _yardsticks_disagree(chosen[0], verdicts):
-        return " ".join([chosen[0].sentence, *_untuned(chosen), *_but(against)])
+        return " ".join([chosen[0].sentence, *_caveats(chosen, verdicts), *_but(against)])
     # What the contrasts share is said once.
     groups: dict[tuple[str, str, bool], list[Verdict]] = {}
     for verdict in chosen:
         groups.setdefault((verdict.y, verdict.unit, verdict.one_teacher), []).append(verdict)
     parts = [_group(*key, members, verdicts) for key, members in groups.items()]
     at = format_amount(largest, chosen[0].at.unit)
-    return " ".join([f"At {at}, {'; '.join(parts)}.", *_untuned(chosen), *_but(against)])
+    return " ".join([f"At {at}, {'; '.join(parts)}.", *_caveats(chosen, verdicts), *_but(against)])
 
 
 def _but(against: Sequence[str]) -> list[str]:
     return [f"But {'; '.join(against)}."] if against else []
 
 
-def _untuned(verdicts: Sequence[Verdict]) -> list[str]:
-    untried = [verdict for verdict in verdicts if verdict.tuned is False]
-    return ["One learning rate was used for all arms, not tuned."] if untried else []
+def _caveats(chosen: Sequence[Verdict], verdicts: Sequence[Verdict]) -> list[str]:
+    said = []
+    if any(verdict.tuned is False for verdict in chosen):
+        said.append("One learning rate was used for all arms, not tuned.")
+    shared = {verdict.y for verdict in verdicts} & set(YARDSTICKS_OF_ALL)
+    if any(verdict.y in LOSSES for verdict in chosen) and len(shared) < len(YARDSTICKS_OF_ALL):
+        said.append(f"It rests on {OUTCOMES[chosen[0].y]} alone: no second yardstick was measured.")
+    return said
 
 
 def _opposed(verdict: Verdict, others: Sequence[Verdict]) -> list[Verdict]:

@@ -127,8 +127,6 @@ class Score(Value):
     """A yardstick with half its tokens and steps: what its last doubling is worth."""
     converged: bool | None = None
     """Of a yardstick, whether that is 0.05 nats at most; None where it is unknown."""
-    informative: bool | None = None
-    """Of a task, whether the teacher is far enough above random weights on it; None where that is unknown."""
     validation_loss: float | None = None
     """Cross-entropy in nats an example, or mean squared error; None where it was not finite."""
     degenerate: bool | None = None

@@ -12,6 +12,8 @@ from budgetlab.values.base import Count, CountOrZero, Value, content_hash
 __all__ = ["CORRELATIONS", "GLUE", "GLUE_ROWS", "PROTOCOLS", "EvaluateSpec", "FinetuneRecipe", "Metric", "TaskSpec",
            "subset_words"]  # fmt: skip
 
+INFORMATIVE_POINTS = 5.0
+"""Of a task, by default: a teacher is so many points above random weights where it tells anything."""
 Metric = Literal["accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman", "pearson_spearman"]
 CORRELATIONS = ("pearson", "spearman", "pearson_spearman")
 """Metrics of regression tasks; the others are of classes."""
@@ -150,7 +152,7 @@ class EvaluateSpec(Value):
     """That the read-out's head is trained on, outside the budget; at least enough for 780 steps."""
     adapted_tokens: CountOrZero = 320_000
     """That the whole network is trained on for the adapted loss, outside the budget; 0 leaves it out."""
-    informative_points: float = Field(default=5.0, ge=0)
+    informative_points: float = Field(default=INFORMATIVE_POINTS, ge=0)
     """A task counts in means and headlines where a teacher is so many points above random weights."""
     own: dict[str, TaskSpec] = {}
     """Tasks of your own, in the format of GLUE."""
@@ -230,8 +232,9 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 CONVERGED_NATS = 0.05
 """A yardstick whose last doubling of tokens and steps changes a loss, or a difference, by more has not converged."""
 
-PROTOCOL_VERSION = 2
-"""Of the fine-tuning itself: warm-up, decay, batches by length. Scores of another version are not mixed with these."""
+PROTOCOL_VERSION = 3
+"""Of the fine-tuning itself: warm-up, decay, batches by length, seeds that follow the run's.
+Scores of another version are not mixed with these."""
 
 
 def recipe_hash(recipe: FinetuneRecipe, *further: Any) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import reporting_values as values
 
+from budgetlab.fitting.scores import LOSSES
 from budgetlab.reporting import Gate, conclude, learning_gates
 
 TEACHER, UNIGRAM, RANDOM = range(3)
@@ -21,7 +23,8 @@ def test_a_study_above_the_threshold_passes_all_gates_and_ends_with_its_verdicts
         "At 4.00 TFLOP, on the read-out loss and for this teacher, in nats with 95 % intervals: "
         "no_kd is better than vanilla_kd by 0.105 [+0.043, +0.167]; "
         "minilm against no_kd is not resolved (-0.052 [-0.114, +0.010], detectable 0.087); "
-        "no_kd is better than tinybert by 0.203 [+0.141, +0.265]."
+        "no_kd is better than tinybert by 0.203 [+0.141, +0.265]. It rests on the read-out loss alone: no second "
+        "yardstick was measured."
     )
 
 
@@ -115,7 +118,9 @@ def test_without_verdicts_there_is_none():
 def test_one_primary_contrast_ends_the_study_in_its_own_words():
     primary, *others = values.verdicts()
     others = [verdict.model_copy(update={"primary": False}) for verdict in others]
-    assert conclude([], [primary, *others]) == primary.sentence
+    assert conclude([], [primary, *others]).startswith(primary.sentence)
+    second = primary.model_copy(update={"y": "adapted_loss", "primary": False})
+    assert conclude([], [primary, second, *others]) == primary.sentence
 
 
 def test_all_four_verdicts_have_words():
@@ -130,3 +135,55 @@ def test_all_four_verdicts_have_words():
     assert "vanilla_kd is better than no_kd by 0.005, less than the margin of 0.01, [+0.001, +0.009]" in sentence
     assert "minilm and no_kd are equivalent within 0.01 (+0.001 [-0.004, +0.006])" in sentence
     assert "these checkpoints of tinybert and no_kd differ by -0.203, which one run per arm cannot resolve" in sentence
+
+
+def of(one, **changes):
+    return one.model_copy(update=changes)
+
+
+@pytest.fixture
+def lead():
+    """The first primary contrast, as one that the first arm wins."""
+    first = next(v for v in values.verdicts() if v.primary)
+    return of(first, verdict="a_better", difference=0.4, interval=(0.3, 0.5), adjusted_interval=None)
+
+
+def test_two_yardsticks_that_disagree_are_the_verdict(lead):
+    """Neither loss is then the answer, and both stand in the sentence."""
+    changes = {"y": "adapted_loss", "primary": False}
+    turned = of(lead, verdict="b_better", difference=-0.4, interval=(-0.5, -0.3), **changes)
+    sentence = conclude([], [lead, turned])
+    assert "disagree, so neither is the verdict" in sentence and "the adapted loss" in sentence
+    assert "disagree" not in conclude([], [lead, of(lead, **changes)])
+
+
+def test_an_outcome_that_contradicts_stands_in_the_sentence(lead):
+    a, b = lead.contrast
+    changes = {"y": "score", "unit": "points", "primary": False, "interval": (-2.1, -1.2), "difference": -1.7}
+    turned = of(lead, verdict="b_better", **changes)
+    sentence = conclude([], [lead, turned])
+    assert f"But on the mean score, in points, {b} is better than {a} by 1.7 [+1.2, +2.1]." in sentence
+    assert "But" not in conclude([], [lead, of(turned, verdict="not_resolved")])
+    assert "But" not in conclude([], [lead, of(turned, informative=False)])
+
+
+def test_what_was_not_tuned_is_said():
+    first = next(v for v in values.verdicts() if v.primary)
+    assert "One learning rate was used for all arms, not tuned." in conclude([], [of(first, tuned=False)])
+    assert "not tuned" not in conclude([], [of(first, tuned=True)])
+
+
+def test_a_task_that_tells_nothing_gives_no_verdict():
+    first = next(v for v in values.verdicts() if v.primary)
+    assert conclude([], [of(first, y="sst2", unit="points", informative=False)]).startswith(
+        "no verdict: sst2 is not informative"
+    )
+
+
+def test_a_study_without_tasks_is_judged_on_its_loss():
+    losses = [s for s in values.scores() if s.task in LOSSES]
+    gate = learning_gates(losses)[RANDOM]
+    assert gate.judged and gate.passed and "in nats: readout_loss" in gate.sentence
+    level = changed(lambda s: s.subject == "run" and s.task == "readout_loss", value=9.0)
+    gate = learning_gates([s for s in level if s.task in LOSSES])[RANDOM]
+    assert gate.judged and not gate.passed
