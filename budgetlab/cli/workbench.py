@@ -140,9 +140,7 @@ class Workbench:
 
     def ask(self, *, budgets: Sequence[str] = (), match: str | None = None, teacher_charge: str | None = None) -> None:
         """Put other budgets, another match or charge in the place of the study's own."""
-        given = {"budgets": tuple(budgets) or None, "match": match, "teacher_charge": teacher_charge}
-        changes = {name: value for name, value in given.items() if value is not None}
-        self.study = self.study.model_copy(update={"plan": self.study.plan.model_copy(update=changes)})
+        self.study = self.study.asked(budgets=budgets, match=match, teacher_charge=teacher_charge)
 
     def plan(self, *, profile: CostProfile | None = None) -> Plan:
         """Match the budgets; the corpus counts towards passes once it has been built."""

@@ -3,7 +3,7 @@
 from budgetlab.planner.checks import checked, other_machine
 from budgetlab.planner.match import plan
 from budgetlab.planner.power import power
-from budgetlab.planner.prices import MATCHES, effective_tokens, price_per_step
+from budgetlab.planner.prices import effective_tokens, price_per_step
 from budgetlab.planner.progress import Standing, standing
 from budgetlab.planner.scenarios import (
     all_in,
@@ -23,6 +23,7 @@ from budgetlab.planner.words import (
     run_description,
     training_arguments,
 )
+from budgetlab.units import MATCHES
 
 __all__ = [
     "MATCHES",

@@ -45,7 +45,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 @given(amount=st.floats(1e7, 1e13), match=st.sampled_from(["required_flops", "executed_flops", "device_seconds"]))
 def test_never_over_budget_and_within_one_step(study: Study, amount: float, match: str) -> None:
-    made = plan(study, profile_of(study), budgets=(amount,), match=match)
+    made = plan(study, profile_of(study), budgets=(f"{amount!r} {match}",), match=match)
     for schedule in made.schedules:
         price = price_per_step(made.costs[schedule.arm], MATCHES[match])
         assert schedule.steps * price <= amount * (1 + 1e-12)
@@ -494,7 +494,7 @@ def test_a_teacher_whose_answers_are_kept_is_paid_once_for_each_sample(
     asked = kept(study, unique)
     amount = amount * 1e-9 if unit == "device_seconds" else amount
     try:
-        made = plan(asked, profile_of(asked), budgets=(amount,), match=unit, teacher_charge=charge)
+        made = plan(asked, profile_of(asked), budgets=(f"{amount!r} {unit}",), match=unit, teacher_charge=charge)
     except CallerError as error:
         assert "too small for one step of any arm" in str(error) or "whole steps leave" in str(error)
         return
