@@ -185,8 +185,9 @@ def _expand_protocol(tables: dict[str, Any]) -> Any:
     """Fill in what `evaluate.preset` stands for, below what is written out."""
     written = tables.get("evaluate")
     preset = written.get("preset") if isinstance(written, dict) else None
-    known = isinstance(written, dict) and isinstance(preset, str) and preset in PROTOCOLS
-    return _merge(PROTOCOLS[preset], written) if known else written
+    if not isinstance(written, dict) or not isinstance(preset, str) or preset not in PROTOCOLS:
+        return written
+    return _merge(PROTOCOLS[preset], written)
 
 
 def _expand_models(models: Any) -> tuple[Any, dict[str, list[str]]]:
