@@ -1,6 +1,6 @@
 """Budgets become matched token schedules, and the answer to "what if": pure arithmetic, without torch."""
 
-from budgetlab.planner.checks import checked, other_machine
+from budgetlab.planner.checks import checked, other_machine, rereads
 from budgetlab.planner.match import plan
 from budgetlab.planner.power import power
 from budgetlab.planner.prices import effective_tokens, price_per_step
@@ -43,6 +43,7 @@ __all__ = [
     "plan",
     "power",
     "price_per_step",
+    "rereads",
     "run_description",
     "sensitivity",
     "standing",

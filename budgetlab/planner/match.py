@@ -143,6 +143,7 @@ def _planned(
         audit=audit(study),
         trials=tuple(_trials(study, costs, bills, amounts, charge, unique)),
         device_name=profile.environment.device_name if profile.arms_have_seconds else None,
+        device=profile.environment.device if profile.arms_have_seconds else None,
         warnings=warnings(study, profile),
     )
 
