@@ -32,7 +32,8 @@ def read_tables(path: Path) -> dict[str, Any]:
     """
     tables = _read(path, seen=())
     models, grids = _expand_models(tables.get("models"))
-    models = {name: _with_given_shape(name, model) for name, model in models.items()} if models else models
+    if isinstance(models, dict):
+        models = {name: _with_given_shape(name, model) for name, model in models.items()}
     found = {"models": models, "arms": _expand_arms(tables, grids), "evaluate": _expand_protocol(tables)}
     return {**tables, **found}
 
