@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 from budgetlab.errors import CallerError, unknown_name
 from budgetlab.laws import get_law
 from budgetlab.strategies import Strategy, build_strategy
-from budgetlab.study_tables import PRESETS, find_study, given_config, read_tables
+from budgetlab.study_tables import PRESETS, find_study, given_config, read_tables, vocabulary_size
 from budgetlab.units import parse_budget, parse_charge
 from budgetlab.values import (
     Arm,
@@ -241,8 +241,8 @@ def _with_vocabulary(study: Study, roots: list[Path]) -> dict[str, ModelSpec]:
     if not isinstance(tokenizer, str):
         size: int | None = tokenizer.train
     else:
-        files = [root / tokenizer for root in roots if (root / tokenizer).is_file()]
-        size = len(files[0].read_text(encoding="utf-8").splitlines()) if files else None
+        sizes = (vocabulary_size(root / tokenizer) for root in roots)
+        size = next((found for found in sizes if found is not None), None)
     return {
         name: spec if spec.vocab_size is not None else spec.model_copy(update={"vocab_size": size})
         for name, spec in study.models.items()

@@ -14,7 +14,7 @@ from budgetlab.errors import CallerError
 from budgetlab.values.scoring import PROTOCOLS
 from budgetlab.values.specs import CONFIG_FIELDS
 
-__all__ = ["PRESETS", "find_study", "given_config", "is_file", "read_tables"]
+__all__ = ["PRESETS", "find_study", "given_config", "is_file", "read_tables", "vocabulary_size"]
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -158,6 +158,23 @@ def given_config(weights: str) -> dict[str, Any] | None:
     if not isinstance(config, dict):
         raise CallerError(f"weights = {weights!r}", "config.json is no JSON object", "give a folder of a model")
     return config
+
+
+def vocabulary_size(path: Path) -> int | None:
+    """Return how many entries a vocab.txt, a tokenizer.json or a folder with one has; None where there is none."""
+    file = next((file for file in (path, path / "tokenizer.json", path / "vocab.txt") if is_file(file)), None)
+    if file is None:
+        return None
+    try:
+        text = file.read_text(encoding="utf-8")
+        if file.suffix != ".json":
+            return len(text.splitlines())
+        tokenizer = json.loads(text)
+        added = (token["id"] + 1 for token in tokenizer.get("added_tokens", ()))
+        return max(len(tokenizer["model"]["vocab"]), *added, 1)
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        wrong = f"no vocabulary can be read from it ({type(error).__name__}: {error})"
+        raise CallerError(f"corpus.tokenizer = {str(file)!r}", wrong, "give a vocab.txt or a tokenizer.json") from None
 
 
 def _with_given_shape(name: str, model: Any) -> Any:

@@ -190,3 +190,16 @@ def test_an_error_in_a_users_strategy_is_said_with_its_line(
     assert run_command(["profile", str(path), "--count-only", "--results", str(tmp_path / "results")]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert re.search(message, error) and "report it" not in error
+
+
+def test_a_teacher_of_another_vocabulary_is_refused_before_anything_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    path = given(tmp_path)
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{number}" for number in range(195))]
+    (tmp_path / "given" / "vocab.txt").write_text("\n".join(pieces))
+    assert run_command(["run", str(path), "--results", str(tmp_path / "results")]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "of the corpus, and absent there" in error and "set corpus.tokenizer" in error
+    path.write_text(path.read_text().replace("tokenizer = { train = 200 }", 'tokenizer = "given"'))
+    assert load_study(path).models["student"].vocab_size == 200

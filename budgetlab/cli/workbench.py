@@ -95,7 +95,7 @@ class Workbench:
             for piece, number in corpus.tokenizer().get_vocab().items() if theirs is not None else ():
                 if theirs.get(piece) != number:
                     asked = f"models.{name}.weights = {spec.weights!r}"
-                    wrong = f"its word piece {theirs.get(piece)} is not {piece!r}, as the corpus has it"
+                    wrong = f"word piece {piece!r} is number {number} of the corpus, and {theirs.get(piece, 'absent')} there"
                     raise CallerError(asked, wrong, f'set corpus.tokenizer = "{spec.weights}"')
 
     def profile(

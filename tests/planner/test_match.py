@@ -564,6 +564,11 @@ def test_a_plan_in_words_and_for_other_trainers(study: Study) -> None:
     arguments = training_arguments(made, "minilm")
     top = max((s for s in made.schedules if s.arm == "minilm"), key=lambda s: s.rung)
     assert (arguments["max_steps"], arguments["warmup_steps"]) == (top.steps, top.warmup_steps)
+    assert arguments["use_cpu"] is True  # as the study says
+    left_open = made.model_copy(update={"execution": made.execution.model_copy(update={"device": "auto"})})
+    assert training_arguments(left_open, "minilm")["use_cpu"] is True  # where it was timed
+    unknown = left_open.model_copy(update={"device": None})
+    assert "use_cpu" not in training_arguments(unknown, "minilm")
     kinds = arguments["lr_scheduler_kwargs"]
     assert kinds["num_stable_steps"] + kinds["num_decay_steps"] + arguments["warmup_steps"] == top.steps
     with pytest.raises(CallerError, match="rungs 0 to 1"):
