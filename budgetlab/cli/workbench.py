@@ -92,10 +92,12 @@ class Workbench:
                     "leave it out, or make it at least as large",
                 )
             theirs = vocabulary_of(Path(spec.weights)) if spec.weights is not None else None
-            for piece, number in corpus.tokenizer().get_vocab().items() if theirs is not None else ():
+            if theirs is None:
+                continue
+            for piece, number in corpus.tokenizer().get_vocab().items():
                 if theirs.get(piece) != number:
-                    asked = f"models.{name}.weights = {spec.weights!r}"
-                    wrong = f"word piece {piece!r} is number {number} of the corpus, and {theirs.get(piece, 'absent')} there"
+                    asked, own = f"models.{name}.weights = {spec.weights!r}", theirs.get(piece, "absent")
+                    wrong = f"word piece {piece!r} is number {number} of the corpus, and {own} there"
                     raise CallerError(asked, wrong, f'set corpus.tokenizer = "{spec.weights}"')
 
     def profile(
