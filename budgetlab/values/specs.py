@@ -71,7 +71,8 @@ class ModelSpec(Value):
     config: dict[str, Any] = {}
     """Further fields of the transformers configuration."""
     weights: str | None = None
-    """Given weights: a folder, or an id on the hub, whose config.json says the shape, family and vocabulary."""
+    """Given weights: a folder, whose config.json says what the table does not of shape, family and vocabulary, or an id
+    on the hub."""
     pretrained_for: str | None = None
     """What making the given weights cost, such as "137B tokens" or "4e20 flops", where a teacher's pretraining is
     charged."""
@@ -149,7 +150,8 @@ class CorpusSpec(Value):
     """One for each entry of `train`: their shares of the train text. Of the parts that have more than theirs, documents
     are left out, drawn by a hash of their text; none is read twice for it."""
     tokenizer: TokenizerSpec | str = TokenizerSpec(train=8192)
-    """Trained on the text, or given: the path of a vocab.txt, or an id on the hub."""
+    """Trained on the text, or given: the path of a vocab.txt, a tokenizer.json or a folder with one, or an id on the
+    hub."""
     unique_tokens: Count | None = None
     """The text that the arms may read, and repeat; a teacher that is pretrained here reads all of it."""
     masking: Literal["dynamic", "static"] = "dynamic"
