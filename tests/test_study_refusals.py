@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from planner.prices import profile_of
 from small import write_small_study
 
 from budgetlab.cli import run_command
@@ -203,3 +204,24 @@ def test_a_teacher_of_another_vocabulary_is_refused_before_anything_is_trained(
     assert "of the corpus, and absent there" in error and "set corpus.tokenizer" in error
     path.write_text(path.read_text().replace("tokenizer = { train = 200 }", 'tokenizer = "given"'))
     assert load_study(path).models["student"].vocab_size == 200
+
+
+@pytest.mark.parametrize("option", ["--budget", "--match", "--teacher-charge", "--profile", "--throughput", "--export"])
+@pytest.mark.parametrize(
+    "value", ["", "x", "1e300 Zflops", "nan", "tokens:", "amortised:0", LONG, "a\nb", "\x00", "\ud800"]
+)
+def test_an_option_of_plan_that_makes_no_sense_is_one_line(
+    folder: Path, option: str, value: str, capsys: pytest.CaptureFixture
+) -> None:
+    recorded = [] if option == "--profile" else ["--profile", str(folder / "prices.json")]
+    arguments = ["plan", str(folder / "small.toml"), "--results", str(folder / "results"), *recorded, option, value]
+    assert run_command(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("budgetlab: ") and error.count("\n") == 1 and "unexpected" not in error
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("options")
+    (folder / "prices.json").write_text(profile_of(load_study(write_small_study(folder))).model_dump_json())
+    return folder
