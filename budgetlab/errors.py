@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
 
-__all__ = ["BudgetlabError", "CallerError", "Terminated", "unknown_name"]
+__all__ = ["BudgetlabError", "CallerError", "Terminated", "place_in_own_code", "unknown_name"]
+
+
+_LONGEST = 600
+"""Characters of each part of a message."""
 
 
 class BudgetlabError(Exception):
@@ -25,10 +30,19 @@ class BudgetlabError(Exception):
 
     def __init__(self, asked: str, wrong: str, remedy: str) -> None:
         self.asked, self.wrong, self.remedy = asked, wrong, remedy
-        super().__init__(" ".join(f"{asked}: {wrong}; {remedy}".split()))
+        line = ": ".join(_shortened(part) for part in (asked, wrong)) + f"; {remedy}"
+        # What a terminal would not print, it would obey.
+        shown = (char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
+        super().__init__("".join(shown))
 
     def __reduce__(self) -> tuple[type[BudgetlabError], tuple[str, str, str]]:
         return type(self), (self.asked, self.wrong, self.remedy)
+
+
+def _shortened(text: str) -> str:
+    """One line, of a value of any length."""
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 20]} ... {line[-15:]}"
 
 
 class CallerError(BudgetlabError, ValueError):
@@ -44,6 +58,16 @@ def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") ->
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     listing = ", ".join(names) if names else "none"
     return CallerError(f"{where or kind} {name!r}", f"no {kind} of that name", f"{hint}known: {listing}")
+
+
+def place_in_own_code(error: BaseException) -> str | None:
+    """Return the file and line of a user's own strategy, law or tracker at which an error arose; None elsewhere."""
+    frames = [(frame.f_globals.get("__name__", ""), frame.f_code.co_filename, line)
+              for frame, line in traceback.walk_tb(error.__traceback__)]  # fmt: skip
+    own = [f"{file}, line {line}" for module, file, line in frames if str(module).startswith("user_")]
+    if isinstance(error, SyntaxError):
+        own.append(f"{error.filename}, line {error.lineno}")
+    return own[-1] if own else None
 
 
 class LostRank(BudgetlabError):

@@ -63,7 +63,7 @@ def read_value(kind: type[V], path: Path) -> V:
         raise CallerError(
             f"{kind.__name__} from {path}", "no such file", "make it first, or correct the path"
         ) from None
-    except (ValidationError, UnicodeDecodeError, IsADirectoryError) as error:
+    except (ValidationError, UnicodeDecodeError, OSError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         raise CallerError(
             f"{kind.__name__} from {path}", f"not one ({reason})", "delete the file or correct it"

@@ -1,11 +1,9 @@
-"""study.toml -> Study: presets, expansion of arms, and the audit of what differs between them."""
+"""study.toml -> Study: every table checked before anything is built, and the audit of what differs between arms."""
 
 from __future__ import annotations
 
-import itertools
 import os
-import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,10 @@ import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
 from budgetlab.errors import CallerError, unknown_name
+from budgetlab.laws import get_law
 from budgetlab.strategies import Strategy, build_strategy
+from budgetlab.study_tables import PRESETS, find_study, given_config, read_tables, vocabulary_size
+from budgetlab.units import parse_budget, parse_charge
 from budgetlab.values import (
     Arm,
     CorpusSpec,
@@ -27,26 +28,26 @@ from budgetlab.values import (
     Value,
     content_hash,
 )
-from budgetlab.values.scoring import PROTOCOLS
+from budgetlab.values.base import Name, Seed
 from budgetlab.values.specs import TAPPED_FAMILIES
 
 __all__ = ["PRESETS", "Study", "audit", "compare_recipes", "dump_study", "find_data", "load_study", "profile_key"]
 
-PRESETS = Path(__file__).parent / "presets"
+_MOST_RUNS = 100_000
 
 
 class Study(Value):
     """One study file, resolved: every table, every default, every arm with its own full recipe."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: Name
     """Of its folder under the results."""
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1, max_length=1000)
     """Run seeds, of initialisation, order of the data, masks and dropout; a run of every arm and budget for each."""
     corpus: CorpusSpec = CorpusSpec()
     recipe: Recipe = Recipe()
     execution: ExecutionSpec = ExecutionSpec()
-    models: dict[str, ModelSpec]
-    arms: dict[str, Arm] = Field(min_length=1)
+    models: dict[Name, ModelSpec]
+    arms: dict[Name, Arm] = Field(min_length=1)
     tuning: TuningSpec | None = None
     plan: PlanSpec
     evaluate: EvaluateSpec = EvaluateSpec()
@@ -56,9 +57,35 @@ class Study(Value):
 
     @model_validator(mode="after")
     def _seeds_are_distinct(self) -> Study:
-        if len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
-            raise ValueError(f"seeds {list(self.seeds)} must be distinct and not negative")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds {list(self.seeds)} must be distinct")
+        if (runs := len(self.seeds) * len(self.arms) * len(self.plan.budgets)) > _MOST_RUNS:
+            raise ValueError(f"{runs:,} runs of {len(self.arms)} arms, more than {_MOST_RUNS:,}")
         return self
+
+    def asked(
+        self,
+        *,
+        budgets: Sequence[str | float] | None = None,
+        match: str | None = None,
+        teacher_charge: str | None = None,
+    ) -> Study:
+        """Return the study with other budgets, another match or charge in the place of its own.
+
+        Raises
+        ------
+        CallerError
+            When one of them cannot be read, or they do not go together.
+        """
+        given = {"budgets": tuple(budgets or ()) or None, "match": match, "teacher_charge": teacher_charge}
+        changes = {name: value for name, value in given.items() if value is not None}
+        plan = self.plan.model_copy(update=changes)
+        parse_charge(plan.teacher_charge)
+        for budget in plan.budgets:
+            parse_budget(budget, plan.match)
+        if plan.match.startswith("tokens:") and (arm := plan.match.removeprefix("tokens:")) not in self.arms:
+            raise unknown_name("arm", arm, self.arms, f"match = {plan.match!r}, arm")
+        return self.model_copy(update={"plan": plan})
 
     def teacher_names(self) -> tuple[str, ...]:
         """Models that serve as teachers, in order of first use."""
@@ -85,22 +112,15 @@ def load_study(path: str | Path, *, data_root: str | Path | None = None) -> Stud
     CallerError
         For a missing or broken file, an unknown or mistyped key, an unknown model or strategy, arms that cannot work.
     """
-    path = _find_study(Path(path), Path.cwd())
-    tables = _read(path, seen=())
+    path = find_study(Path(path), Path.cwd())
+    study = _validated(read_tables(path), path)
     roots = [Path(root) for root in (data_root, os.environ.get("BUDGETLAB_DATA_ROOT")) if root]
-    models, grids = _expand_models(tables.get("models"))
-    found = {"models": models, "arms": _expand_arms(tables, grids), "evaluate": _expand_protocol(tables)}
-    study = _validated({**tables, **found}, path)
-    study = study.model_copy(
-        update={"data_roots": (*roots, path.parent.resolve()), "models": _with_vocabulary(study, roots)}
-    )
+    roots.append(path.parent)
+    study = study.model_copy(update={"data_roots": tuple(roots), "models": _with_vocabulary(study, roots)})
     for arm in study.arms.values():
         _check_arm(study, arm)
-    for text, pair in zip(study.fit.primary, study.fit.primary_pairs, strict=True):
-        for name in pair:
-            if name not in study.arms:
-                raise unknown_name("arm", name, study.arms, f"fit.primary = {text!r}")
-    return study
+    _check_fit(study)
+    return study.asked()
 
 
 def dump_study(study: Study) -> str:
@@ -181,107 +201,6 @@ def _settings(arm: Arm) -> str:
     return f"({', '.join(pairs)})" if pairs else ""
 
 
-def _find_study(path: Path, beside: Path) -> Path:
-    candidates = [beside / path, path]
-    if path.parts[:1] == ("presets",):
-        candidates.append(PRESETS / Path(*path.parts[1:]))
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    presets = ", ".join(sorted(f"presets/{preset.name}" for preset in PRESETS.glob("*.toml")))
-    raise CallerError(f"study {str(path)!r}", "no such file", f"give the path of a study file; presets: {presets}")
-
-
-def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    if path in seen:
-        raise CallerError(f"study {path}", "it extends itself", "break the circle of extends")
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise CallerError(f"study {path}", f"not valid TOML ({error})", "correct the file") from None
-    parent = tables.pop("extends", None)
-    if parent is None:
-        return tables
-    return _merge(_read(_find_study(Path(str(parent)), path.parent), (*seen, path)), tables)
-
-
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
-
-
-def _expand_protocol(tables: dict[str, Any]) -> Any:
-    """Fill in what `evaluate.preset` stands for, below what is written out."""
-    written = tables.get("evaluate")
-    preset = written.get("preset") if isinstance(written, dict) else None
-    return _merge(PROTOCOLS[preset], written) if written and preset in PROTOCOLS else written
-
-
-def _expand_models(models: Any) -> tuple[Any, dict[str, list[str]]]:
-    """One model for each of several teacher budgets (`pretrain.tokens` a list), and which names stand for which."""
-    if not isinstance(models, dict):
-        return models, {}
-    expanded: dict[str, Any] = {}
-    grids: dict[str, list[str]] = {}
-    for name, model in models.items():
-        pretrain = model.get("pretrain") if isinstance(model, dict) else None
-        amounts = pretrain.get("tokens") if isinstance(pretrain, dict) else None
-        if pretrain is None or not isinstance(amounts, list):
-            expanded[name] = model
-            continue
-        if not amounts:
-            raise CallerError(f"models.{name}.pretrain.tokens = []", "an empty list", "give one amount, or several")
-        grids[name] = [f"{name}-{amount}" for amount in amounts]
-        for full_name, amount in zip(grids[name], amounts, strict=True):
-            expanded[full_name] = {**model, "pretrain": {**pretrain, "tokens": amount}}
-    return expanded, grids
-
-
-def _expand_arms(tables: dict[str, Any], grids: dict[str, list[str]]) -> Any:
-    """Fill in the shared recipe, and make an arm of every student and teacher asked for, such as `ARM@STUDENT+TEACHER`.
-
-    A name has a part only for what was a list.
-    """
-    arms = tables.get("arms")
-    if not isinstance(arms, dict):
-        return arms
-    shared = tables.get("recipe", {})
-    expanded: dict[str, Any] = {}
-    for name, arm in arms.items():
-        if not isinstance(arm, dict):
-            raise CallerError(f"arms.{name} = {arm!r}", "not a table", f"write [arms.{name}] with strategy and student")
-        strategy = arm.get("strategy")
-        over = arm.get("recipe", {})
-        filled = {
-            **arm,
-            "strategy": {"name": strategy} if isinstance(strategy, str) else strategy,
-            "recipe": _merge(shared, over) if isinstance(over, dict) and isinstance(shared, dict) else over,
-        }
-        for role in ("student", "teacher"):
-            if arm.get(role) == []:
-                raise CallerError(f"arms.{name}.{role} = []", "an empty list", "name one model, or several")
-        choices = {role: _choices(arm.get(role), grids) for role in ("student", "teacher")}
-        for student, teacher in itertools.product(*choices.values()):
-            picked = {"student": student, "teacher": teacher}
-            marks = {"student": "@", "teacher": "+"}
-            several = [role for role, found in choices.items() if len(found) > 1 or _listed(arm, role)]
-            full_name = name + "".join(f"{marks[role]}{picked[role]}" for role in several)
-            expanded[full_name] = {**filled, **picked, "name": full_name}
-    return {name: {key: value for key, value in arm.items() if value is not None} for name, arm in expanded.items()}
-
-
-def _listed(arm: dict[str, Any], role: str) -> bool:
-    return isinstance(arm.get(role), list)
-
-
-def _choices(asked: Any, grids: dict[str, list[str]]) -> list[Any]:
-    names = asked if isinstance(asked, list) else [asked]
-    return [choice for name in names for choice in (grids.get(name, [name]) if isinstance(name, str) else [name])]
-
-
 def _validated(tables: dict[str, Any], path: Path) -> Study:
     try:
         return Study.model_validate({key: value for key, value in tables.items() if value is not None})
@@ -322,12 +241,45 @@ def _with_vocabulary(study: Study, roots: list[Path]) -> dict[str, ModelSpec]:
     if not isinstance(tokenizer, str):
         size: int | None = tokenizer.train
     else:
-        files = [root / tokenizer for root in roots if (root / tokenizer).is_file()]
-        size = len(files[0].read_text(encoding="utf-8").splitlines()) if files else None
+        sizes = (vocabulary_size(root / tokenizer) for root in roots)
+        size = next((found for found in sizes if found is not None), None)
     return {
         name: spec if spec.vocab_size is not None else spec.model_copy(update={"vocab_size": size})
         for name, spec in study.models.items()
     }
+
+
+def _check_fit(study: Study) -> None:
+    """Refuse before anything is trained what could not be fitted after it."""
+    spec, law = study.fit, get_law(study.fit.law)
+    if law.inputs != ("x",):
+        wrong = f"its inputs are {', '.join(law.inputs)}, and an arm's curve is over compute alone"
+        raise CallerError(f"fit.law = {spec.law!r}", wrong, "choose power or bnsl, or fit a table with --table")
+    if spec.y not in study.evaluate.outcomes():
+        raise unknown_name("outcome", spec.y, study.evaluate.outcomes(), "fit.y")
+    for text, pair in zip(spec.primary, spec.primary_pairs, strict=True):
+        for name in pair:
+            if name not in study.arms:
+                raise unknown_name("arm", name, study.arms, f"fit.primary = {text!r}")
+    for key, names in (("pinned", spec.pinned), ("shared", spec.shared)):
+        for name in names:
+            if name not in law.params:
+                raise unknown_name(f"parameter of {spec.law}", name, law.params, f"fit.{key}")
+
+
+def _check_positions(study: Study, arm: Arm) -> None:
+    for role, name in (("student", arm.student), ("teacher", arm.teacher)):
+        if name is None:
+            continue
+        spec = study.models[name]
+        config = spec.config | ((given_config(spec.weights) or {}) if spec.weights is not None else {})
+        longest = config.get("max_position_embeddings")
+        # RoBERTa counts from past its padding token.
+        reserved = 2 if spec.family == "roberta" else 0
+        if isinstance(longest, int) and longest - reserved < arm.recipe.seq_len:
+            wrong = f"{role} {name} has positions for {longest - reserved} tokens"
+            asked = f"arms.{arm.name}.recipe.seq_len = {arm.recipe.seq_len}"
+            raise CallerError(asked, wrong, "shorten the sequences, or choose another model")
 
 
 def _check_arm(study: Study, arm: Arm) -> None:
@@ -338,6 +290,7 @@ def _check_arm(study: Study, arm: Arm) -> None:
             raise unknown_name("model", name, study.models, f"{where}.{role}")
     if strategy.uses_teacher and arm.teacher is None:
         raise CallerError(f"{where}.strategy = {arm.strategy.name!r}", "it needs a teacher", 'add teacher = "MODEL"')
+    _check_positions(study, arm)
     student, teacher = study.models[arm.student], study.teacher_of(arm)
     starts_from_teacher = arm.recipe.initialisation != "random"
     if starts_from_teacher:

@@ -13,10 +13,13 @@ from budgetlab.errors import CallerError, unknown_name
 
 __all__ = [
     "BUDGET_UNITS",
+    "MATCHES",
     "format_amount",
     "format_quantity",
     "format_seconds",
     "parse_amount",
+    "parse_budget",
+    "parse_charge",
     "parse_count",
 ]
 
@@ -47,6 +50,19 @@ BUDGET_UNITS = (
 )
 """Units that a budget can have; "4 h" is wall time on all devices, "8 gpu-hours" is device time."""
 
+MATCHES = {
+    "required_flops": "required_flops",
+    "executed_flops": "executed_flops",
+    "device_seconds": "device_seconds",
+    "joules": "joules",
+    "usd": "usd",
+    "equal_tokens": "tokens",
+}
+"""What can be matched -> the unit of its budgets; `tokens:ARM` is the required FLOPs of that arm's tokens."""
+
+_LARGEST, _LARGEST_COUNT = 1e33, 10**18
+"""A billion times what has been computed for one model; whole numbers that every file format keeps exactly."""
+
 _NUMBER = re.compile(r"\s*([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(.*?)\s*$")
 
 
@@ -75,6 +91,8 @@ def parse_count(text: str | int | float, asked: str = "count") -> int:
     if suffix not in _PREFIX:
         raise unknown_name("count prefix", suffix, [p for p in _PREFIX if p], f"{asked} = {text!r}, prefix")
     count = value * _PREFIX[suffix]
+    if count > _LARGEST_COUNT:
+        raise CallerError(f"{asked} = {text!r}", f"more than {_LARGEST_COUNT:.0e}", "give a smaller number")
     if abs(count - round(count)) > 1e-6 * count:
         raise CallerError(f"{asked} = {text!r}", "not a whole number", "give a whole one")
     return round(count)
@@ -105,6 +123,72 @@ def parse_amount(
     CallerError
         When the number or the unit cannot be read.
     """
+    value, unit = _amount(text, default_unit, asked)
+    if value > _LARGEST:
+        raise CallerError(f"{asked} = {text!r}", f"more than {_LARGEST:.0e} {unit}".rstrip(), "give a smaller amount")
+    return value, unit
+
+
+def parse_budget(text: str | int | float, match: str, *, devices: int = 1, asked: str = "plan.budgets") -> float:
+    """Read a budget in the unit of what is matched.
+
+    Parameters
+    ----------
+    text
+        As `parse_amount` reads it. A bare number is FLOPs where FLOPs are matched; elsewhere it wants its unit.
+    match
+        Of `MATCHES`, or ``tokens:ARM``.
+    devices
+        On which wall time is spent.
+    asked
+        How the error names the request.
+
+    Returns
+    -------
+    float
+        In the unit of the match; of ``tokens:ARM``, tokens.
+
+    Raises
+    ------
+    CallerError
+        When the match is unknown, or the amount cannot be read, lacks its unit, or is of another one.
+    """
+    if match not in MATCHES and not match.startswith("tokens:"):
+        raise unknown_name("match", match, [*MATCHES, "tokens:ARM"], "plan.match")
+    wanted = MATCHES.get(match, "tokens")
+    amount, unit = parse_amount(text, "", asked)
+    if not unit and not wanted.endswith("_flops"):
+        named = f"{text:g}" if isinstance(text, float) else text
+        wrong = f"a bare number, and match = {match!r} is in {wanted}"
+        raise CallerError(f"{asked} = {text!r}", wrong, f'write its unit, such as "{named} {_EXAMPLES[wanted]}"')
+    if unit == "wall_seconds":
+        amount, unit = amount * devices, "device_seconds"
+    if unit not in ("", wanted):
+        wrong = f"it is in {unit}, the match {match!r} in {wanted}"
+        raise CallerError(f"{asked} = {text!r}", wrong, "change one of them")
+    return amount
+
+
+def parse_charge(charge: str) -> int:
+    """Read what of a teacher is charged: the number of students that share its pretraining, 1 unless "amortised:K".
+
+    Raises
+    ------
+    CallerError
+        For anything but none, inference, pretraining and amortised:K.
+    """
+    if charge in ("none", "inference", "pretraining"):
+        return 1
+    found = re.fullmatch(r"amortised:([1-9][0-9]{0,8})", charge)
+    if found is None:
+        raise unknown_name("charge", charge, ["none", "inference", "pretraining", "amortised:K"], "plan.teacher_charge")
+    return int(found.group(1))
+
+
+_EXAMPLES = {"device_seconds": "gpu-hours", "joules": "J", "usd": "usd", "tokens": "tokens"}
+
+
+def _amount(text: str | int | float, default_unit: str, asked: str) -> tuple[float, str]:
     value, suffix = _split(text, asked)
     if not suffix:
         return value, default_unit
@@ -157,6 +241,8 @@ def format_quantity(value: float | None, unit: str = "", digits: int = 3) -> str
 def _significant(number: float, digits: int) -> str:
     if number == 0:
         return "0"
+    if abs(number) < 1e-3:
+        return f"{number:.{digits}g}"
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(number))))
     return f"{number:.{decimals}f}"
 

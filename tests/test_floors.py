@@ -14,7 +14,7 @@ FLOORS = [
     ({"values"}, set()),
     ({"machine"}, set()),
     (
-        {"strategies", "laws", "frames", "modelcard", "resampling"},
+        {"strategies", "laws", "study_tables", "frames", "modelcard", "resampling"},
         {"crew", "hardware", "models", "corpus", "batches", "checkpoint", "ranks"},
     ),
     ({"studies", "store", "intake"}, set()),

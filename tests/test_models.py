@@ -105,6 +105,15 @@ def test_saved_weights_load_and_must_fit(tmp_path) -> None:
         build_network(spec.model_copy(update={"weights": str(tmp_path / "nowhere")}))
 
 
+@pytest.mark.parametrize(
+    "config", [{"hidden_act": "no such"}, {"layer_norm_eps": "small"}, {"hidden_act": 3}, {"num_labels": [1]}]
+)
+def test_a_configuration_of_wrong_types_is_one_line(config: dict) -> None:
+    with pytest.raises(CallerError, match="no bert can be built of it") as caught:
+        build_network(SPEC.model_copy(update={"config": config}))
+    assert "\n" not in str(caught.value)
+
+
 def test_an_unknown_family() -> None:
     with pytest.raises(ValueError, match="no family 'bart'; known: bert, roberta, electra, megatron-bert, modernbert"):
         ModelSpec(**{**SPEC.model_dump(), "family": "bart"})

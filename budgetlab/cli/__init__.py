@@ -18,7 +18,7 @@ from typer.exceptions import TyperException
 from budgetlab.cli.app import RESULTS, DataRoot, Debug, Json, Results, StudyArg, app, bench_of, print_json
 from budgetlab.cli.pricing import plan, profile
 from budgetlab.cli.tables import fit_table, numbers, pairs
-from budgetlab.errors import BudgetlabError, CallerError, LostRank, Terminated
+from budgetlab.errors import BudgetlabError, CallerError, LostRank, Terminated, place_in_own_code
 
 if TYPE_CHECKING:
     from budgetlab.cli.workbench import Workbench
@@ -54,6 +54,8 @@ def run_command(arguments: list[str]) -> int:
         return _fail(arguments, f"{error}; nothing that was finished is lost", 1)
     except Exception as error:
         line = " ".join(f"{type(error).__name__}: {error}".split())
+        if (place := place_in_own_code(error)) is not None:
+            return _fail(arguments, f"{place}: {line}; correct your file", 2)
         return _fail(arguments, f"unexpected failure: {line}; run again with --debug and report it", 1)
 
 

@@ -139,10 +139,10 @@ def plan(
     from budgetlab.values import CostProfile
 
     bench = bench_of(study, results, data_root)
+    bench.ask(budgets=budget or (), match=match, teacher_charge=teacher_charge)  # refused before anything is timed
     prices = bench.profile() if recorded is None else read_value(CostProfile, recorded)
     if throughput is not None:
         prices = timed_elsewhere(prices, throughput, bench.study.execution)
-    bench.ask(budgets=budget or (), match=match, teacher_charge=teacher_charge)
     made = bench.plan(profile=prices)
     if export is not None:
         from budgetlab.planner import run_description, training_arguments

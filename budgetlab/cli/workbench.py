@@ -73,11 +73,17 @@ class Workbench:
                     self.study.corpus, roots=self.study.data_roots, cache=self.store.cache, progress=stage
                 )
                 tokens = f"{len(self._corpus.train):,} train, {len(self._corpus.heldout):,} held-out tokens"
-                stage.note = f"{tokens}, vocabulary {self._corpus.vocab_size:,}"
+                unknown = " and ".join(f"{share:.2%}" for share in self._corpus.unknown_fraction.values())
+                stage.note = f"{tokens}, {unknown} of them [UNK], vocabulary {self._corpus.vocab_size:,}"
+            tokenizer = self.study.corpus.tokenizer
+            for line in self._corpus.warnings(None if isinstance(tokenizer, str) else tokenizer.train):
+                self.screen.say(f"warning   {line}")
             self._check_vocabulary(self._corpus)
         return self._corpus
 
     def _check_vocabulary(self, corpus: Corpus) -> None:
+        from budgetlab.corpus import vocabulary_of
+
         for name, spec in self.study.models.items():
             if spec.vocab_size is not None and spec.vocab_size < corpus.vocab_size:
                 raise CallerError(
@@ -85,6 +91,14 @@ class Workbench:
                     f"the tokenizer has {corpus.vocab_size} entries",
                     "leave it out, or make it at least as large",
                 )
+            theirs = vocabulary_of(Path(spec.weights)) if spec.weights is not None else None
+            if theirs is None:
+                continue
+            for piece, number in corpus.tokenizer().get_vocab().items():
+                if theirs.get(piece) != number:
+                    asked, own = f"models.{name}.weights = {spec.weights!r}", theirs.get(piece, "absent")
+                    wrong = f"word piece {piece!r} is number {number} of the corpus, and {own} there"
+                    raise CallerError(asked, wrong, f'set corpus.tokenizer = "{spec.weights}"')
 
     def profile(
         self,
@@ -140,18 +154,16 @@ class Workbench:
 
     def ask(self, *, budgets: Sequence[str] = (), match: str | None = None, teacher_charge: str | None = None) -> None:
         """Put other budgets, another match or charge in the place of the study's own."""
-        given = {"budgets": tuple(budgets) or None, "match": match, "teacher_charge": teacher_charge}
-        changes = {name: value for name, value in given.items() if value is not None}
-        self.study = self.study.model_copy(update={"plan": self.study.plan.model_copy(update=changes)})
+        self.study = self.study.asked(budgets=budgets, match=match, teacher_charge=teacher_charge)
 
     def plan(self, *, profile: CostProfile | None = None) -> Plan:
         """Match the budgets; the corpus counts towards passes once it has been built."""
-        from budgetlab.planner import other_machine, plan
+        from budgetlab.planner import other_machine, plan, rereads
 
         prices = profile or self.profile()
         made = plan(self.study, prices, corpus_tokens=self._known_pass_tokens())
-        if (elsewhere := other_machine(prices)) is not None:
-            made = made.model_copy(update={"warnings": (*made.warnings, elsewhere)})
+        further = [line for line in (other_machine(prices), rereads(made)) if line is not None]
+        made = made.model_copy(update={"warnings": (*made.warnings, *further)})
         if self._corpus is not None:
             made = made.model_copy(update={"corpus_hash": self._corpus.content_hash})
         self._say_if_the_text_changed(made)

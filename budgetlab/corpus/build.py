@@ -13,9 +13,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from budgetlab.corpus.folder import Corpus, DamagedCorpus, open_corpus, seal, unigram_entropy_nats
+from budgetlab.corpus.folder import Corpus, DamagedCorpus, open_corpus, seal, token_counts, unigram_entropy_nats
 from budgetlab.corpus.sources import Source, make_source
-from budgetlab.corpus.tokenizing import SPECIAL_ROLES, TokenizerOrigin, encode
+from budgetlab.corpus.tokenizing import LONGEST_WORD, SPECIAL_ROLES, TokenizerOrigin, encode
 from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.machine import held
 from budgetlab.values import CorpusSpec, SpecialIds, content_hash
@@ -25,11 +25,12 @@ if TYPE_CHECKING:
 
 __all__ = ["build_corpus"]
 
-_REVISION = 2  # raise it when the same input becomes other tokens
+_REVISION = 3  # raise it when the same input becomes other tokens
 _BUCKETS = 64  # files on disk while shuffling, twice
 _PIECE_BYTES = 2**26  # of text held in memory at once
 _BATCH = 1024  # documents encoded at once
 _SPLITS = ("train", "heldout")
+MOST_UNKNOWN = 0.1  # of a split's tokens
 _WHOLE = "corpus"
 
 
@@ -64,7 +65,8 @@ def build_corpus(
     Raises
     ------
     CallerError
-        When files are missing, empty, not text, or in both splits; or the tokenizer does not exist or does not fit.
+        When files are missing, empty, not text, or in both splits; or the tokenizer does not exist or does not fit; or
+        more than a tenth of a split is [UNK].
     BudgetlabError
         When the disk is full or cannot be written.
     """
@@ -125,11 +127,17 @@ def _build(source: Source, origin: TokenizerOrigin, key: str, working: Path, say
     description = {"found": progress.state["found"]}
     for split in _SPLITS:
         description[split] = _tokenise(shuffled, split, tokenizer, special.sep, folder, dtype, progress, say)
-    train, heldout = (folder / f"{split}.bin" for split in _SPLITS)
-    entropy = unigram_entropy_nats(train, heldout, dtype, vocab_size, special)
+    counts = {split: token_counts(folder / f"{split}.bin", dtype, vocab_size) for split in _SPLITS}
+    unknown = {split: float(found[special.unk] / found.sum()) for split, found in counts.items()}
+    for split, share in unknown.items():
+        if share > MOST_UNKNOWN:
+            wrong = f"{share:.1%} of its tokens are {names['unk']}: the tokenizer cannot spell the text"
+            do = "train one on text of this kind (tokenizer = { train = SIZE }, with a larger SIZE), or change the text"
+            raise CallerError(f"corpus.{split}", wrong, do)
+    entropy = unigram_entropy_nats(counts["train"], counts["heldout"], special)
     tokenizer.save(str(folder / "tokenizer.json"))
     seal(folder, key=key, dtype=dtype.str, names=names, vocab_size=vocab_size, special=special, entropy=entropy,
-         description=description)  # fmt: skip
+         unknown=unknown, description=description)  # fmt: skip
 
 
 class _Progress:
@@ -180,7 +188,7 @@ def _tokenise(
                     file.write(ids.data)
                     counts["tokens"] += ids.size
                 counts["documents"] += len(texts)
-                counts["text_bytes"] += sum(map(len, texts))
+                counts["text_bytes"] += sum(len(text.encode()) for text in texts)
                 counts["copies_dropped"] += copies
             file.flush()
             os.fsync(file.fileno())
@@ -209,7 +217,7 @@ class _Shuffled:
                 for split in _SPLITS
             }
             for split, part, text in documents:
-                line = " ".join(text.split()).encode()
+                line = _line(text)
                 if line:
                     tag = b"%d\t" % part if self._weights and split == "train" else b""
                     files[split][_digest(line)[0] % _BUCKETS].write(tag + line + b"\n")
@@ -249,15 +257,23 @@ class _Shuffled:
                 if not weighted or int.from_bytes(digest[8:]) < kept[int(part)] * 2.0**64:
                     yield digest, line
 
-    def sample(self, limit_bytes: int) -> Iterator[str]:
-        """Yield train documents from the start of the order, up to a number of bytes."""
+    def sample(self, limit: int) -> Iterator[str]:
+        """Yield train documents from the start of the order, up to a number of characters."""
         for number in range(_BUCKETS):
             for texts, _ in self.pieces("train", number):
                 for text in texts:
-                    if limit_bytes <= 0:
+                    if limit <= 0:
                         return
-                    limit_bytes -= len(text)
+                    limit -= len(text)
                     yield text
+
+
+def _line(text: str) -> bytes:
+    """One line; what no tokenizer takes for a word is cut, since a tokenizer is trained in the square of its length."""
+    words = text.split()
+    if max(map(len, words), default=0) > LONGEST_WORD:
+        words = [word[i : i + LONGEST_WORD] for word in words for i in range(0, len(word), LONGEST_WORD)]
+    return " ".join(words).encode()
 
 
 _PLACES = 1024

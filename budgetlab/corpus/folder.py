@@ -15,9 +15,10 @@ from budgetlab.corpus.tokenizing import SPECIAL_ROLES, load_fast_tokenizer
 from budgetlab.errors import BudgetlabError
 from budgetlab.values import SpecialIds
 
-__all__ = ["Corpus", "DamagedCorpus", "open_corpus", "seal", "unigram_entropy_nats"]
+__all__ = ["Corpus", "DamagedCorpus", "open_corpus", "seal", "token_counts", "unigram_entropy_nats"]
 
 FORMAT = "budgetlab corpus 1"
+_MUCH_UNKNOWN = 0.01
 _MANIFEST, _TOKENIZER = "manifest.json", "tokenizer.json"
 
 
@@ -47,6 +48,26 @@ class Corpus:
     description: dict[str, Any]
     """Source, versions or files; by split, documents, bytes of text and tokens; what was removed as repeated."""
     special_names: dict[str, str]
+    unknown_fraction: dict[str, float]
+    """Of the tokens of each split, how many are [UNK]."""
+
+    def warnings(self, asked_vocab_size: int | None = None) -> tuple[str, ...]:
+        """Say what of the text is [UNK], where that is more than one in a hundred, and of a vocabulary that is small.
+
+        Parameters
+        ----------
+        asked_vocab_size
+            Entries that a vocabulary trained here was to have.
+        """
+        said = [
+            f"corpus: {share:.1%} of the {split} tokens are {self.special_names['unk']}: no loss and no arm sees them"
+            for split, share in self.unknown_fraction.items()
+            if share > _MUCH_UNKNOWN
+        ]
+        if asked_vocab_size is not None and self.vocab_size < asked_vocab_size / 2:
+            few = f"the vocabulary has {self.vocab_size:,} entries, {asked_vocab_size:,} were asked for"
+            said.append(f"corpus: {few}: the text has no more word pieces")
+        return tuple(said)
 
     def tokenizer(self) -> Any:
         """Return the tokenizer as a transformers `PreTrainedTokenizerFast`."""
@@ -57,7 +78,7 @@ class Corpus:
         return open_corpus, (self.folder,)
 
 
-def unigram_entropy_nats(train: Path, heldout: Path, dtype: np.dtype, vocab_size: int, special: SpecialIds) -> float:
+def unigram_entropy_nats(train: np.ndarray, heldout: np.ndarray, special: SpecialIds) -> float:
     r"""Return what held-out text costs a model that knows word frequencies only, in nats per token.
 
     With :math:`c_t` the count of word piece *t* in `train`, *N* the sum of these counts and *V* the number of
@@ -67,25 +88,21 @@ def unigram_entropy_nats(train: Path, heldout: Path, dtype: np.dtype, vocab_size
     Parameters
     ----------
     train, heldout
-        Files of word-piece ids.
-    dtype
-        Of the ids.
-    vocab_size
-        Ids are below it.
+        How often each word piece occurs, of shape (vocab_size,).
     special
         Ids left out of both sides.
     """
-    counts, wanted = (_counts(path, dtype, vocab_size) for path in (train, heldout))
-    ordinary = np.ones(vocab_size, dtype=bool)
+    ordinary = np.ones(len(train), dtype=bool)
     ordinary[list(special.all())] = False
-    counts, wanted = counts[ordinary], wanted[ordinary]
+    counts, wanted = train[ordinary], heldout[ordinary]
     if not wanted.sum():
         return float("nan")
     log_probability = np.log((counts + 1) / (counts.sum() + counts.size))
     return float(-(wanted @ log_probability) / wanted.sum())
 
 
-def _counts(path: Path, dtype: np.dtype, vocab_size: int) -> np.ndarray:
+def token_counts(path: Path, dtype: np.dtype, vocab_size: int) -> np.ndarray:
+    """Count each word piece of a file of ids, in bounded memory; shape (vocab_size,)."""
     total = np.zeros(vocab_size, dtype=np.int64)
     with open(path, "rb") as file:  # read, not mapped: what was mapped would stay resident
         while (ids := np.fromfile(file, dtype, 1 << 22)).size:
@@ -94,7 +111,7 @@ def _counts(path: Path, dtype: np.dtype, vocab_size: int) -> np.ndarray:
 
 
 def seal(folder: Path, *, key: str, dtype: str, names: dict[str, str], vocab_size: int, special: SpecialIds,
-         entropy: float, description: dict[str, Any]) -> None:  # fmt: skip
+         entropy: float, unknown: dict[str, float], description: dict[str, Any]) -> None:  # fmt: skip
     """Write the manifest of a folder whose other files are complete, and force all of them to disk."""
     files = {}
     for path in sorted(folder.iterdir()):
@@ -105,7 +122,7 @@ def seal(folder: Path, *, key: str, dtype: str, names: dict[str, str], vocab_siz
     manifest = {
         "format": FORMAT, "key": key, "content_hash": digest[:16], "dtype": dtype, "vocab_size": vocab_size,
         "special_ids": {role: getattr(special, role) for role in SPECIAL_ROLES}, "special_names": names,
-        "unigram_entropy_nats": entropy, "files": files, "description": description,
+        "unigram_entropy_nats": entropy, "unknown_fraction": unknown, "files": files, "description": description,
     }  # fmt: skip
     with open(folder / _MANIFEST, "w", encoding="utf-8") as file:
         json.dump(manifest, file, indent=1)
@@ -151,6 +168,7 @@ def open_corpus(folder: Path) -> Corpus:
             unigram_entropy_nats=manifest["unigram_entropy_nats"],
             description=manifest["description"],
             special_names=manifest["special_names"],
+            unknown_fraction=manifest.get("unknown_fraction", {}),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         do = "delete the folder; it is built again when it is needed"

@@ -21,10 +21,21 @@ from budgetlab.values.specs import TokenizerSpec
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["SPECIAL_ROLES", "TokenizerOrigin", "encode", "load_fast_tokenizer", "train_wordpiece"]
+__all__ = [
+    "LONGEST_WORD",
+    "SPECIAL_ROLES",
+    "TokenizerOrigin",
+    "encode",
+    "load_fast_tokenizer",
+    "train_wordpiece",
+    "vocabulary_of",
+]
 
 SPECIAL_ROLES = ("pad", "unk", "cls", "sep", "mask")
 _BERT_NAMES = {role: f"[{role.upper()}]" for role in SPECIAL_ROLES}
+_ROBERTA_NAMES = {"pad": "<pad>", "unk": "<unk>", "cls": "<s>", "sep": "</s>", "mask": "<mask>"}
+_COVERAGE = 0.9995  # of the characters of the text, by the alphabet, by words of a usual length, without vowel signs
+_USUAL_WORD, LONGEST_WORD = 100, 1000  # characters; in scripts without spaces a phrase is a word
 
 
 @dataclass(frozen=True)
@@ -35,12 +46,22 @@ class TokenizerOrigin:
 
     @classmethod
     def of(cls, spec: CorpusSpec, roots: Sequence[Path]) -> TokenizerOrigin:
-        """Read `spec.tokenizer`; a string that ends in .txt or .json, or starts like a path, is a path."""
+        """Read `spec.tokenizer`; a string that ends in .txt or .json, or starts like a path, is a path.
+
+        Of a folder it is the tokenizer.json in it, or the vocab.txt.
+        """
         choice = spec.tokenizer
         if isinstance(choice, TokenizerSpec):
             return cls(choice)
         looks_like_path = choice.endswith((".txt", ".json")) or choice.startswith((".", "/", "~"))
         places = roots or [Path.cwd()]
+        for place in places:
+            if (folder := Path(place) / Path(choice).expanduser()).is_dir():
+                inside = [folder / name for name in ("tokenizer.json", "vocab.txt") if (folder / name).is_file()]
+                if not inside:
+                    wrong = f"{folder} has no tokenizer.json and no vocab.txt"
+                    raise CallerError(f"corpus.tokenizer = {choice!r}", wrong, "give a folder that has one")
+                return cls(inside[0])
         if looks_like_path or any((Path(place) / choice).exists() for place in places):
             (path,) = find_files([choice], roots, "corpus.tokenizer")[:1]
             return cls(path)
@@ -53,7 +74,7 @@ class TokenizerOrigin:
 
     @property
     def sample_bytes(self) -> int:
-        """Text that training reads at most: more of it changes rare word pieces only."""
+        """Text that training reads at most, in characters: more of it changes rare word pieces only."""
         return max(16 << 20, 2048 * self.choice.train) if isinstance(self.choice, TokenizerSpec) else 0
 
     def fingerprint(self) -> dict[str, Any]:
@@ -75,10 +96,11 @@ class TokenizerOrigin:
             When the vocabulary cannot be read or lacks a special token.
         """
         if isinstance(self.choice, TokenizerSpec):
-            vocabulary = train_wordpiece(list(sample), self.choice.train)
-            return _wordpiece(vocabulary, lowercase=True), _BERT_NAMES
+            texts = list(sample)
+            vocabulary, normalizer = train_wordpiece(texts, self.choice.train), _normalizer(texts)
+            return _wordpiece(vocabulary, normalizer, _longest_word(texts, normalizer)), _BERT_NAMES
         if isinstance(self.choice, Path):
-            return _from_file(self.choice), _BERT_NAMES
+            return _from_json(self.choice) if self.choice.suffix == ".json" else (_from_file(self.choice), _BERT_NAMES)
         return _from_hub(self.choice)
 
 
@@ -97,14 +119,13 @@ def train_wordpiece(texts: Sequence[str], size: int) -> list[str]:
     vocabulary : list of str
         Word pieces by id.
     """
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-    normalizer = normalizers.BertNormalizer(lowercase=True)
+    normalizer = _normalizer(texts)
     words: Counter[str] = Counter()
     for start in range(0, len(texts), 1024):
         words.update(normalizer.normalize_str("\n".join(texts[start : start + 1024])).split())
-    # A character takes two entries, at a word's start and inside it; both must fit even into a tiny vocabulary.
-    initial, inner = _alphabet(words, limit=min(max(128, size // 32), 1000, (size - len(SPECIAL_ROLES)) // 2))
+    initial, inner = _alphabet(words, size)
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -122,8 +143,47 @@ def train_wordpiece(texts: Sequence[str], size: int) -> list[str]:
     return sorted(vocabulary, key=vocabulary.__getitem__)[:size]
 
 
-def _alphabet(words: Counter[str], limit: int) -> tuple[list[str], list[str]]:
-    """Return the `limit` most frequent characters, and those of them that occur inside a word; both sorted."""
+def _normalizer(texts: Sequence[str]) -> Any:
+    """Lower case without accents; vowel signs stay, of scripts whose words are spelt with them."""
+    from tokenizers import Regex, normalizers
+
+    counts: Counter[str] = Counter()
+    for text in texts:
+        if not text.isascii():
+            counts.update(unicodedata.normalize("NFD", text))
+    signs = sum(n for char, n in counts.items() if not _is_accent(char) and unicodedata.category(char) == "Mn")
+    if signs <= (1 - _COVERAGE) * sum(map(len, texts)):
+        return normalizers.BertNormalizer(lowercase=True)
+    # Without accents, BertNormalizer leaves out all nonspacing marks: Hindi's vowels, the dots of Japanese kana.
+    accents = normalizers.Replace(Regex(f"[{_ACCENTS[0]}-{_ACCENTS[1]}]"), "")
+    bare = normalizers.BertNormalizer(lowercase=True, strip_accents=False)
+    return normalizers.Sequence([bare, normalizers.NFD(), accents, normalizers.NFC()])
+
+
+_ACCENTS = ("\u0300", "\u036f")
+"""Combining marks of Latin, Greek and Cyrillic."""
+
+
+def _is_accent(char: str) -> bool:
+    return _ACCENTS[0] <= char <= _ACCENTS[1]
+
+
+def _longest_word(texts: Sequence[str], normalizer: Any) -> int:
+    """Characters of the longest word that is spelt, not [UNK]: as in BERT, unless the text's own are longer."""
+    from tokenizers import pre_tokenizers
+
+    split = pre_tokenizers.BertPreTokenizer().pre_tokenize_str
+    long = (word for text in texts if len(text) > _USUAL_WORD for word in text.split() if len(word) > _USUAL_WORD)
+    parts = (len(part) for word in long for part, _ in split(normalizer.normalize_str(word)))
+    unspelt = sum(length for length in parts if length > _USUAL_WORD)
+    return _USUAL_WORD if unspelt <= (1 - _COVERAGE) * sum(map(len, texts)) else LONGEST_WORD
+
+
+def _alphabet(words: Counter[str], size: int) -> tuple[list[str], list[str]]:
+    """Return the most frequent characters, and those of them that occur inside a word; both sorted.
+
+    They cover the text, in half the vocabulary at most; a few hundred there are in any case.
+    """
     counts: Counter[str] = Counter()
     inner: set[str] = set()
     for word, count in words.items():
@@ -135,16 +195,27 @@ def _alphabet(words: Counter[str], limit: int) -> tuple[list[str], list[str]]:
             if inside and not alone:
                 inner.add(char)
             inside = not alone
-    chosen = sorted(sorted(counts), key=lambda char: -counts[char])[:limit]
+    # A character takes two entries, at a word's start and inside it; both must fit even into a tiny vocabulary.
+    limit = min(max(128, size // 32), 1000, (size - len(SPECIAL_ROLES)) // 2)
+    order = sorted(sorted(counts), key=lambda char: -counts[char])
+    covered = sum(counts[char] for char in order[:limit])
+    entries = limit + len(inner.intersection(order[:limit]))
+    for char in order[limit:]:
+        entries += 1 + (char in inner)
+        if covered >= _COVERAGE * counts.total() or entries > size // 2:
+            break
+        covered += counts[char]
+        limit += 1
+    chosen = order[:limit]
     return sorted(chosen), sorted(inner.intersection(chosen))
 
 
-def _wordpiece(vocabulary: Sequence[str], *, lowercase: bool) -> Tokenizer:
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+def _wordpiece(vocabulary: Sequence[str], normalizer: Any, longest_word: int = _USUAL_WORD) -> Tokenizer:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
     ids = {piece: index for index, piece in enumerate(vocabulary)}
-    tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=longest_word))
+    tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -157,6 +228,8 @@ def _wordpiece(vocabulary: Sequence[str], *, lowercase: bool) -> Tokenizer:
 
 
 def _from_file(path: Path) -> Tokenizer:
+    from tokenizers import normalizers
+
     asked = f"corpus.tokenizer = {str(path)!r}"
     do = "give a vocab.txt with one word piece in each line, or { train = 8192 }"
     try:
@@ -171,7 +244,25 @@ def _from_file(path: Path) -> Tokenizer:
         raise CallerError(asked, f"the vocabulary has {twice[0]!r} twice", do)
     specials = set(_BERT_NAMES.values())
     cased = any(piece != piece.lower() for piece in vocabulary if piece not in specials)
-    return _wordpiece(vocabulary, lowercase=not cased)
+    return _wordpiece(vocabulary, normalizers.BertNormalizer(lowercase=not cased))
+
+
+def _from_json(path: Path) -> tuple[Tokenizer, dict[str, str]]:
+    from tokenizers import Tokenizer
+
+    asked = f"corpus.tokenizer = {str(path)!r}"
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise CallerError(asked, f"not a tokenizer.json ({error})", "give one that tokenizers can load") from error
+    vocabulary = tokenizer.get_vocab()
+    for names in (_BERT_NAMES, _ROBERTA_NAMES):
+        if vocabulary.keys() >= set(names.values()):
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+            return tokenizer, names
+    wrong = f"it lacks one of {', '.join(_BERT_NAMES.values())}"
+    raise CallerError(asked, wrong, "use the tokenizer of a masked language model")
 
 
 def _from_hub(name: str) -> tuple[Tokenizer, dict[str, str]]:
@@ -180,7 +271,7 @@ def _from_hub(name: str) -> tuple[Tokenizer, dict[str, str]]:
 
     asked = f"corpus.tokenizer = {name!r}"
     try:
-        loaded: Any = AutoTokenizer.from_pretrained(name)
+        loaded: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         wrong = "neither a vocabulary file here nor a tokenizer that can be loaded from the hub"
         do = "check the path or the name and the connection, or use { train = 8192 }"
@@ -190,7 +281,23 @@ def _from_hub(name: str) -> tuple[Tokenizer, dict[str, str]]:
     if missing or not getattr(loaded, "is_fast", False):
         wrong = f"has no {', '.join(missing)} token" if missing else "is not a fast tokenizer"
         raise CallerError(asked, wrong, "use the tokenizer of a masked language model")
-    return Tokenizer.from_str(loaded.backend_tokenizer.to_str()), {r: str(t) for r, t in names.items()}
+    tokenizer = Tokenizer.from_str(loaded.backend_tokenizer.to_str())
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer, {r: str(t) for r, t in names.items()}
+
+
+def vocabulary_of(folder: Path) -> dict[str, int] | None:
+    """Return the word pieces of a folder's tokenizer and their ids; None where it has no file that says them."""
+    from tokenizers import Tokenizer
+
+    try:
+        if (folder / "tokenizer.json").is_file():
+            return Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
+        lines = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    except Exception:  # the library raises nothing narrower; the network's own vocabulary is compared in any case
+        return None
+    return {piece: number for number, piece in enumerate(lines)}
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str], separator: int, dtype: Any) -> np.ndarray:

@@ -8,24 +8,16 @@ import numpy as np
 import pandas as pd
 
 from budgetlab.errors import CallerError, unknown_name
-from budgetlab.values.scoring import CORRELATIONS, subset_words
+from budgetlab.values.scoring import AGGREGATE, COMPUTE_COLUMNS, CORRELATIONS, LOSSES, subset_words
 
 __all__ = ["AGGREGATE", "COMPUTE_COLUMNS", "LOSSES", "OUTCOMES", "average_words", "averaged_tasks", "outcome_names",
            "run_values", "subset_of"]  # fmt: skip
 
-AGGREGATE = "score"
-"""The unweighted mean over the study's tasks that were scored at every budget, of runs that have all of these."""
-LOSSES = ("readout_loss", "adapted_loss", "mlm_loss")
-"""Outcomes in nats per target token, lower is better; every other outcome is a score, where 0.01 is a point."""
 OUTCOMES = {
     "readout_loss": "the read-out loss", "adapted_loss": "the adapted loss", "mlm_loss": "the own MLM loss",
     AGGREGATE: "the mean score",
 }  # fmt: skip
 """How outcomes that are no tasks are called in sentences."""
-COMPUTE_COLUMNS = (
-    "required_flops", "executed_flops", "device_seconds", "tokens", "target_tokens", "budget_amount",
-)  # fmt: skip
-"""Columns that a curve can be drawn over."""
 _CORRELATIONS = {*CORRELATIONS, "matthews"}
 _NEEDED = ("arm", "budget_amount", "budget_unit", "run_seed", "task", "value")
 _RUN = ["arm", "budget_unit", "budget_amount", "run_seed"]

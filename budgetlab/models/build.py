@@ -8,7 +8,6 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
@@ -140,15 +139,28 @@ def _build(
         "pad_token_id": 0,
         **dict(family.defaults),
     }
-    config = CONFIG_MAPPING[spec.family](**{**fields, **spec.config, **dropouts})
+    try:
+        config = CONFIG_MAPPING[spec.family](**{**fields, **spec.config, **dropouts})
+    except Exception as error:  # what transformers' checks of types and values raise differs by release
+        raise _of_config(spec, error) from None
     with torch.random.fork_rng(devices=_cuda(device)), torch.device(device):
         torch.manual_seed(seed)
         # Under a fake-tensor mode, as on meta, there are no values.
         shapes_only = type(torch.empty(0)) is not Tensor or str(device) == "meta"
         with no_init_weights() if shapes_only else nullcontext():
-            model = auto.from_config(config, attn_implementation=attention)
+            try:
+                model = auto.from_config(config, attn_implementation=attention, trust_remote_code=False)
+            except Exception as error:
+                if not spec.config or isinstance(error, BudgetlabError):
+                    raise
+                raise _of_config(spec, error) from None
     model.tie_weights()  # which comes with initialisation otherwise
     return model
+
+
+def _of_config(spec: ModelSpec, error: Exception) -> CallerError:
+    reason = f"{type(error).__name__}: {error}"
+    return CallerError(f"config = {spec.config}", f"no {spec.family} can be built of it ({reason})", "correct it")
 
 
 def _cuda(device: str | torch.device) -> list[int]:
@@ -160,9 +172,12 @@ def _load_pretrained(auto: Any, spec: ModelSpec, attention: str, dropouts: dict[
     asked = f"weights = {spec.weights!r}"
     try:
         model, info = auto.from_pretrained(
-            spec.weights, attn_implementation=attention, output_loading_info=True, dtype=torch.float32, **dropouts
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            spec.weights, attn_implementation=attention, output_loading_info=True, dtype=torch.float32,
+            trust_remote_code=False, **dropouts,
+        )  # fmt: skip
+    except BudgetlabError:
+        raise
+    except Exception as error:  # a folder of a stranger's: pickles that are none, other types, other shapes
         reason = " ".join(str(error).split())[:160]
         raise CallerError(
             asked, f"cannot be loaded ({reason})", "give a folder or a hub id that can be reached"

@@ -14,7 +14,7 @@ from budgetlab.models.network import Network
 __all__ = ["export_model"]
 
 
-def export_model(network: Network, tokenizer: Any, card: str, folder: Path) -> None:
+def export_model(network: Network, tokenizer: Any, card: str, folder: Path, *, seq_len: int) -> None:
     """Write config, weights (safetensors), tokenizer and model card, in one step: all of the folder or nothing.
 
     Parameters
@@ -27,6 +27,8 @@ def export_model(network: Network, tokenizer: Any, card: str, folder: Path) -> N
         Of README.md.
     folder
         Replaced if it is there.
+    seq_len
+        Positions that it was trained on, beyond which its tokenizer cuts.
     """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -34,6 +36,7 @@ def export_model(network: Network, tokenizer: Any, card: str, folder: Path) -> N
         model: Any = network.model
         logging.disable_progress_bar()  # of one file
         model.save_pretrained(partial)
+        tokenizer.model_max_length = seq_len
         tokenizer.save_pretrained(partial)
         (partial / "README.md").write_text(card, encoding="utf-8")
         for path in (*partial.iterdir(), partial):

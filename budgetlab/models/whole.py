@@ -36,7 +36,7 @@ class WholeModel:
         # Experts as batched products, whose shapes no token decides: the grouped one takes half precision only.
         self.config._experts_implementation = "batched_mm"
         with no_init_weights():
-            model = auto.from_config(self.config, attn_implementation="eager")
+            model = auto.from_config(self.config, attn_implementation="eager", trust_remote_code=False)
         trunk: Any = getattr(model, model.base_model_prefix, None)
         if getattr(trunk, "pooler", None) is not None:
             trunk.pooler = nn.Identity()  # no logit comes from it
@@ -74,7 +74,7 @@ def _read_config(asked: str) -> Any:
     try:
         fields = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
         if path.is_dir():
-            return AutoConfig.from_pretrained(path)
+            return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, TypeError) as error:
         raise CallerError(f"--model {asked}", f"no configuration ({_line(error)})", "give one that loads") from None
     if fields is not None:
@@ -84,7 +84,7 @@ def _read_config(asked: str) -> Any:
     if asked in CONFIG_MAPPING:
         return _of_type(asked, asked, {})
     try:
-        return AutoConfig.from_pretrained(asked)
+        return AutoConfig.from_pretrained(asked, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = f"no such folder, file, architecture or hub id that can be reached ({_line(error)})"
         raise CallerError(f"--model {asked}", reason, "give a folder, a config.json, or a name such as gpt2") from None

@@ -1,9 +1,9 @@
 """Budgets become matched token schedules, and the answer to "what if": pure arithmetic, without torch."""
 
-from budgetlab.planner.checks import checked, other_machine
+from budgetlab.planner.checks import checked, other_machine, rereads
 from budgetlab.planner.match import plan
 from budgetlab.planner.power import power
-from budgetlab.planner.prices import MATCHES, effective_tokens, price_per_step
+from budgetlab.planner.prices import effective_tokens, price_per_step
 from budgetlab.planner.progress import Standing, standing
 from budgetlab.planner.scenarios import (
     all_in,
@@ -23,6 +23,7 @@ from budgetlab.planner.words import (
     run_description,
     training_arguments,
 )
+from budgetlab.units import MATCHES
 
 __all__ = [
     "MATCHES",
@@ -42,6 +43,7 @@ __all__ = [
     "plan",
     "power",
     "price_per_step",
+    "rereads",
     "run_description",
     "sensitivity",
     "standing",

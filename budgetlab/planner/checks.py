@@ -19,7 +19,7 @@ from budgetlab.studies import Study, profile_key
 from budgetlab.units import format_amount, format_quantity
 from budgetlab.values import ArmCost, CostProfile, Plan, Schedule
 
-__all__ = ["checked", "other_machine", "warnings"]
+__all__ = ["checked", "other_machine", "rereads", "warnings"]
 
 _STATE_BYTES_PER_PARAMETER = 16
 """Weights, gradients and the two moments of AdamW, in float32; activations come on top."""
@@ -60,6 +60,18 @@ def other_machine(profile: CostProfile) -> str | None:
     if here is None or here == where.device_name:
         return None
     return f"the profile was timed on {where.device_name}, this machine has {here}: its seconds will be others"
+
+
+def rereads(plan: Plan) -> str | None:
+    """Say that the smallest budget already reads the text more than once, where nobody asked for less text."""
+    first = [s for s in plan.schedules if s.rung == 0 and s.passes is not None and s.unique_tokens is not None]
+    most = max(first, key=lambda schedule: schedule.passes or 0.0, default=None)
+    if plan.corpus.unique_tokens is not None or most is None or (most.passes or 0.0) <= 1:
+        return None
+    text = f"the text has {format_quantity(most.unique_tokens, 'tokens')}"
+    return (
+        f"{text}, and {most.arm} reads it {most.passes:.1f} times at the smallest budget already: more text is better"
+    )
 
 
 def checked(plan: Plan) -> Plan:

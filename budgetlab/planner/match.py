@@ -6,11 +6,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from budgetlab.errors import CallerError, unknown_name
+from budgetlab.errors import CallerError
 from budgetlab.planner.checks import warnings
 from budgetlab.planner.compiling import compiled_prices, decide_compiling, decide_packing
 from budgetlab.planner.prices import (
-    MATCHES,
     Tariff,
     charge_share,
     device_seconds,
@@ -24,7 +23,7 @@ from budgetlab.planner.prices import (
     tokens_interval,
 )
 from budgetlab.studies import Study, audit
-from budgetlab.units import format_amount, parse_amount
+from budgetlab.units import MATCHES, format_amount, parse_amount, parse_budget
 from budgetlab.values import (
     ArmCost,
     Budget,
@@ -76,8 +75,8 @@ def plan(
         For an unknown match or charge, a price that was not measured, a budget of the wrong unit, or budgets that are
         too small for every arm.
     """
-    match = match or study.plan.match
-    charge = teacher_charge or study.plan.teacher_charge
+    study = study.asked(budgets=budgets, match=match, teacher_charge=teacher_charge)
+    budgets, match, charge = study.plan.budgets, study.plan.match, study.plan.teacher_charge
     made = _planned(study, profile, corpus_tokens, budgets, match, charge)
     compiled, why = decide_compiling(study, made, profile)
     if compiled:
@@ -91,7 +90,7 @@ def _planned(
     study: Study,
     profile: CostProfile,
     corpus_tokens: int | None,
-    budgets: tuple[str | float, ...] | None,
+    budgets: tuple[str | float, ...],
     match: str,
     charge: str,
 ) -> Plan:
@@ -99,7 +98,7 @@ def _planned(
     for arm in study.arms:
         if arm not in costs:
             raise CallerError(f"plan of {study.name}", f"the profile has no arm {arm!r}", "profile this study again")
-    amounts = _budgets(study, budgets or study.plan.budgets, match, charge, costs)
+    amounts = _budgets(study, budgets, match, charge, costs)
     unit = amounts[0].unit
     if study.plan.ladder == "branched" and any(
         not a.recipe.cools_down and a.recipe.schedule != "inverse_sqrt" for a in study.arms.values()
@@ -144,6 +143,7 @@ def _planned(
         audit=audit(study),
         trials=tuple(_trials(study, costs, bills, amounts, charge, unique)),
         device_name=profile.environment.device_name if profile.arms_have_seconds else None,
+        device=profile.environment.device if profile.arms_have_seconds else None,
         warnings=warnings(study, profile),
     )
 
@@ -151,32 +151,14 @@ def _planned(
 def _budgets(
     study: Study, asked: tuple[str | float, ...], match: str, charge: str, costs: dict[str, ArmCost]
 ) -> list[Budget]:
+    amounts = [parse_budget(text, match, devices=study.execution.devices) for text in asked]
+    unit = MATCHES.get(match, "required_flops")
     if match.startswith("tokens:"):
-        arm = match.removeprefix("tokens:")
-        if arm not in study.arms:
-            raise unknown_name("arm", arm, study.arms, f"match = {match!r}, arm")
-        wanted, price = "tokens", price_per_step(costs[arm], "required_flops", charge=charge) / costs[arm].batch_tokens
-    elif match in MATCHES:
-        wanted, price = MATCHES[match], 1.0
-    else:
-        raise unknown_name("match", match, [*MATCHES, "tokens:ARM"], "plan.match")
-    budgets = []
-    for text in asked:
-        amount, unit = parse_amount(text, wanted, f"{study.name}: plan.budgets")
-        if unit == "wall_seconds":
-            amount, unit = amount * study.execution.devices, "device_seconds"
-        if unit != wanted:
-            raise CallerError(
-                f"budget {text!r} with match = {match!r}",
-                f"it is in {unit}, the match in {wanted}",
-                "change one of them",
-            )
+        first = costs[match.removeprefix("tokens:")]
+        price = price_per_step(first, "required_flops", charge=charge) / first.batch_tokens
         # One part in 1e9 keeps an arm's own tokens from being rounded down to one step less.
-        budgets.append(
-            Budget(amount=amount * price * (1 + 1e-9), unit="required_flops")
-            if match.startswith("tokens:")
-            else Budget(amount=amount, unit=unit)
-        )
+        amounts = [amount * price * (1 + 1e-9) for amount in amounts]
+    budgets = [Budget(amount=amount, unit=unit) for amount in amounts]
     return sorted(budgets, key=lambda budget: budget.amount)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +11,11 @@ import numpy as np
 
 from budgetlab.errors import CallerError, unknown_name
 from budgetlab.strategies import build_strategy
-from budgetlab.units import parse_amount
+from budgetlab.units import MATCHES, parse_amount, parse_charge
 from budgetlab.values import Arm, ArmCost, Budget, ExecutionSpec, ModelSpec
 from budgetlab.values.base import Interval
 
 __all__ = [
-    "MATCHES",
     "Tariff",
     "charge_share",
     "device_seconds",
@@ -34,16 +32,6 @@ __all__ = [
     "tokens_interval",
     "whole_steps",
 ]
-
-MATCHES = {
-    "required_flops": "required_flops",
-    "executed_flops": "executed_flops",
-    "device_seconds": "device_seconds",
-    "joules": "joules",
-    "usd": "usd",
-    "equal_tokens": "tokens",
-}
-"""What can be matched -> the unit of its budgets; `tokens:ARM` is the required FLOPs of that arm's tokens."""
 
 
 def price_per_step(
@@ -200,12 +188,7 @@ def charge_share(charge: str) -> float:
     """Share of the teacher's pretraining that one schedule is billed: 0, 1, or 1/K of "amortised:K"."""
     if charge in ("none", "inference"):
         return 0.0
-    if charge == "pretraining":
-        return 1.0
-    found = re.fullmatch(r"amortised:([1-9]\d*)", charge)
-    if found is None:
-        raise unknown_name("charge", charge, ["none", "inference", "pretraining", "amortised:K"], "plan.teacher_charge")
-    return 1.0 / int(found.group(1))
+    return 1.0 if charge == "pretraining" else 1.0 / parse_charge(charge)
 
 
 def teacher_bill(

@@ -9,9 +9,10 @@ import pandas as pd
 
 from budgetlab.errors import CallerError
 from budgetlab.planner.match import plan
-from budgetlab.planner.prices import MATCHES, effective_tokens, loss_factor, step_price, whole_steps
+from budgetlab.planner.prices import effective_tokens, loss_factor, step_price, whole_steps
 from budgetlab.strategies import build_strategy
 from budgetlab.studies import Study
+from budgetlab.units import MATCHES
 from budgetlab.values import Arm, ArmCost, CostProfile, ExecutionSpec, StrategySpec
 
 __all__ = ["all_in", "cached_teacher", "definition_notes", "sensitivity", "what_if", "with_throughput"]

@@ -237,6 +237,11 @@ def training_arguments(plan: Plan, arm: str, rung: int = -1) -> dict[str, Any]:
         "adam_epsilon": recipe.eps,
         "max_grad_norm": recipe.clip_norm,
         "bf16": recipe.dtype == "bfloat16",
+        **(
+            {"use_cpu": True}
+            if "cpu" in (plan.execution.device, plan.execution.device == "auto" and plan.device)
+            else {}
+        ),
         **kinds[recipe.schedule],
     }
 

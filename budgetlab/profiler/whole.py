@@ -19,6 +19,11 @@ from budgetlab.values import ModelCost
 __all__ = ["count_model"]
 
 
+_LARGEST = {"layers": 1000, "vocab": 2**24, "inner": 2**20} | dict.fromkeys(
+    ("width", "heads", "key_value_heads", "head_width", "embedding"), 2**17
+)
+
+
 def count_model(model: WholeModel, *, seq_len: int = 128, mask_fraction: float = 0.15) -> ModelCost:
     """Count the FLOPs a position of one model, forward and backward, with logits at every position.
 
@@ -42,6 +47,10 @@ def count_model(model: WholeModel, *, seq_len: int = 128, mask_fraction: float =
         When counts disagree, or an operator that may be heavy was counted by nobody.
     """
     sizes = describe_model(model.config)
+    large = [name for name, size in sizes.items() if size > _LARGEST[name]]
+    if large:
+        wrong = f"its {', '.join(f'{name} ({sizes[name]:,})' for name in large)} is more than can be built"
+        raise CallerError(f"--model {model.name}", wrong, "correct its sizes")
     small = [name for name, size in sizes.items() if size < 1]
     if small:
         raise CallerError(f"--model {model.name}", f"its {', '.join(small)} is below 1", "correct its sizes")

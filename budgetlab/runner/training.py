@@ -347,7 +347,8 @@ class Training:
             record = self._updated("complete")
             if unit.kind != "trunk":
                 folder = self.store.model_folder(unit.run_id)
-                export_model(self.step.student, self.corpus.tokenizer(), model_card(self.plan, record), folder)
+                card, tokenizer = model_card(self.plan, record), self.corpus.tokenizer()
+                export_model(self.step.student, tokenizer, card, folder, seq_len=unit.recipe.seq_len)
             self._tidy(newest=0)
         return self._written(record.model_copy(update={"overhead_seconds": dict(self.ledger.overheads)}))
 

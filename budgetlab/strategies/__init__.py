@@ -16,7 +16,7 @@ from types import ModuleType
 
 from pydantic import ValidationError
 
-from budgetlab.errors import CallerError, unknown_name
+from budgetlab.errors import BudgetlabError, CallerError, place_in_own_code, unknown_name
 from budgetlab.strategies.base import Strategy
 from budgetlab.values import StrategySpec
 
@@ -44,7 +44,8 @@ def build_strategy(spec: StrategySpec, arm: str = "") -> Strategy:
     Raises
     ------
     CallerError
-        When there is no such strategy, or a setting is unknown or of the wrong type.
+        When there is no such strategy, its file cannot be imported, or a setting is unknown or of the wrong type. A
+        file that never returns cannot be told from a slow one.
     """
     where = f"arms.{arm}.strategy" if arm else "strategy"
     if spec.name.endswith(".py"):
@@ -76,12 +77,20 @@ def build_strategy(spec: StrategySpec, arm: str = "") -> Strategy:
 
 
 def _load_file(path: Path, where: str) -> ModuleType:
-    if not path.is_file():
-        raise CallerError(f"{where} = {str(path)!r}", "no such file", "give the path of a strategy file")
-    name = f"user_strategy_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise CallerError(f"{where} = {str(path)!r}", "not a Python file", "give the path of a strategy file")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    asked, do, name = f"{where} = {str(path)!r}", "give the path of a strategy file", f"user_strategy_{path.stem}"
+    try:
+        if not path.is_file():
+            raise CallerError(asked, "no such file", do)
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None and spec.loader is not None  # its name ends in .py
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except OSError as error:
+        raise CallerError(asked, error.strerror or str(error), do) from None
+    except BudgetlabError:
+        raise
+    except (Exception, SystemExit) as error:
+        place = place_in_own_code(error) or path.name
+        wrong = f"cannot be imported ({place}: {type(error).__name__}: {error})"
+        raise CallerError(asked, wrong, "correct the file") from error
     return module

@@ -6,12 +6,12 @@ import hashlib
 import json
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from budgetlab.errors import CallerError
 from budgetlab.units import parse_count
 
-__all__ = ["Count", "CountOrZero", "Interval", "Value", "content_hash"]
+__all__ = ["Count", "CountOrZero", "Interval", "Name", "Seed", "Value", "content_hash"]
 
 
 def _count(raw: object) -> int:
@@ -25,6 +25,12 @@ Count = Annotated[int, BeforeValidator(_count)]
 
 CountOrZero = Annotated[int, BeforeValidator(lambda raw: 0 if raw == 0 else _count(raw))]
 """The same, or 0."""
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.@+~-]*$", max_length=100)]
+"""Of a study, model, arm or task: it becomes part of file names, of figures and of LaTeX."""
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+"""Of random numbers, as torch and numpy take them."""
 
 Interval = tuple[float, float]
 """[low, high] at the value's `interval_level`."""

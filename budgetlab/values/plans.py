@@ -117,6 +117,8 @@ class Plan(Value):
     """Whether the trials were run and the arms have the rates that they chose."""
     device_name: str | None = None
     """Where the steps were timed; None where they were not."""
+    device: str | None = None
+    """Of what kind: cpu, cuda; None where steps were not timed."""
     corpus_hash: str | None = None
     """Of the tokens; None where the corpus had not been read."""
     compiled: bool = False

@@ -5,20 +5,34 @@ from __future__ import annotations
 import itertools
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
-from budgetlab.values.base import Count, CountOrZero, Value, content_hash
+from budgetlab.errors import unknown_name
+from budgetlab.values.base import Count, CountOrZero, Name, Seed, Value, content_hash
 
-__all__ = ["CORRELATIONS", "GLUE", "GLUE_ROWS", "PROTOCOLS", "EvaluateSpec", "FinetuneRecipe", "Metric", "TaskSpec",
-           "subset_words"]  # fmt: skip
+__all__ = ["AGGREGATE", "COMPUTE_COLUMNS", "CORRELATIONS", "GLUE", "GLUE_ROWS", "LOSSES", "PROBES", "PROTOCOLS",
+           "EvaluateSpec", "FinetuneRecipe", "Metric", "TaskSpec", "subset_words"]  # fmt: skip
 
 INFORMATIVE_POINTS = 5.0
 """Of a task, by default: a teacher is so many points above random weights where it tells anything."""
+Epochs = Annotated[int, Field(ge=1, le=10_000)]
+BatchSize = Annotated[int, Field(ge=1, le=2**20)]
 Metric = Literal["accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman", "pearson_spearman"]
 CORRELATIONS = ("pearson", "spearman", "pearson_spearman")
 """Metrics of regression tasks; the others are of classes."""
 
-Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+AGGREGATE = "score"
+"""The unweighted mean over the study's tasks that were scored at every budget, of runs that have all of these."""
+LOSSES = ("readout_loss", "adapted_loss", "mlm_loss")
+"""Outcomes in nats per target token, lower is better; every other outcome is a score, where 0.01 is a point."""
+COMPUTE_COLUMNS = (
+    "required_flops", "executed_flops", "device_seconds", "tokens", "target_tokens", "budget_amount",
+)  # fmt: skip
+"""Columns that a curve can be drawn over."""
+PROBES = ("replaced", "belongs")
+"""Tasks that are made of held-out text."""
+
+Seeds = Annotated[tuple[Seed, ...], Field(min_length=1, max_length=1000)]
 
 
 class TaskSpec(Value):
@@ -38,7 +52,7 @@ class TaskSpec(Value):
     """Classes, numbered from 0; None counts those of the training set."""
     label_range: tuple[float, float] | None = None
     """Of scores; None takes any."""
-    further: dict[str, str] = {}
+    further: dict[Name, str] = {}
     """Other validation splits, scored from the same fine-tuning under these names."""
 
 
@@ -106,7 +120,7 @@ class TaskSettings(Value):
     """What one task has of its own; all arms share it."""
 
     seeds: Seeds | None = None
-    epochs: PositiveInt | None = None
+    epochs: Epochs | None = None
     max_train_examples: Count | None = None
     folder: str | None = None
     """Where this task is read from; "hub" is nyu-mll/glue."""
@@ -121,15 +135,15 @@ class EvaluateSpec(Value):
     """GLUE and own tasks, or the two probes that are made of held-out text."""
     folder: str | None = None
     """Of TASK/SPLIT files; None, or "hub", reads nyu-mll/glue from the hub."""
-    tasks: tuple[str, ...] = ()
+    tasks: Annotated[tuple[Name, ...], Field(max_length=1000)] = ()
     """What is fine-tuned; none leaves the losses alone."""
     seeds: Seeds = (0,)
     """Of fine-tuning, nested in the run seeds."""
-    epochs: PositiveInt = 3
+    epochs: Epochs = 3
     """Passes over a task's training set."""
-    learning_rate: PositiveFloat | Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = 1e-4
+    learning_rate: PositiveFloat | Annotated[tuple[PositiveFloat, ...], Field(min_length=1, max_length=30)] = 1e-4
     """At its peak; a list makes a grid."""
-    batch_size: PositiveInt | Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = 32
+    batch_size: BatchSize | Annotated[tuple[BatchSize, ...], Field(min_length=1, max_length=30)] = 32
     """Lists make a grid."""
     selection: Literal["cross_fit", "maximum"] = "cross_fit"
     """Of a point of the grid, by its mean over seeds. cross_fit: each half of the validation set is scored by the point
@@ -154,7 +168,7 @@ class EvaluateSpec(Value):
     """That the whole network is trained on for the adapted loss, outside the budget; 0 leaves it out."""
     informative_points: float = Field(default=INFORMATIVE_POINTS, ge=0)
     """A task counts in means and headlines where a teacher is so many points above random weights."""
-    own: dict[str, TaskSpec] = {}
+    own: dict[Name, TaskSpec] = {}
     """Tasks of your own, in the format of GLUE."""
 
     @model_validator(mode="after")
@@ -162,9 +176,12 @@ class EvaluateSpec(Value):
         unknown = set(self.largest_budget_only) - {*self.tasks, "adapted_loss"}
         if unknown:
             raise ValueError(f"largest_budget_only names {sorted(unknown)}, which are not among the tasks")
+        offered = [*(PROBES if self.source == "probes" else GLUE), *self.own]
+        for task in self.tasks:
+            if task not in offered:
+                raise unknown_name("task", task, offered, "evaluate.tasks")
         further = [name for task in (*GLUE.values(), *self.own.values()) for name in task.further]
-        reserved = ("readout_loss", "adapted_loss", "mlm_loss", "score", "replaced", "belongs", "mnli_mismatched")
-        taken = {*GLUE, *reserved} & set(self.own)
+        taken = {*GLUE, *LOSSES, AGGREGATE, *PROBES, "mnli_mismatched"} & set(self.own)
         if taken:
             raise ValueError(f"own tasks may not be called {', '.join(sorted(taken))}")
         known = {*self.tasks, *further, *GLUE}
@@ -176,6 +193,12 @@ class EvaluateSpec(Value):
             if len(set(seeds)) != len(seeds):
                 raise ValueError(f"seeds {list(seeds)} must be distinct")
         return self
+
+    def outcomes(self) -> tuple[str, ...]:
+        """Return what runs are scored by: losses, tasks with their further splits, and their mean."""
+        known = {**GLUE, **self.own}
+        further = [name for task in self.tasks if task in known for name in known[task].further]
+        return (*LOSSES, *([AGGREGATE] if self.tasks else []), *self.tasks, *further)
 
     def recipes(self, task: str) -> tuple[FinetuneRecipe, ...]:
         """Return the points of the grid for a task: one where nothing is a list."""

@@ -6,8 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, field_validator, model_validator
 
-from budgetlab.units import parse_amount
-from budgetlab.values.base import Count, CountOrZero, Value
+from budgetlab.errors import unknown_name
+from budgetlab.units import parse_amount, parse_charge
+from budgetlab.values.base import Count, CountOrZero, Seed, Value
+from budgetlab.values.scoring import COMPUTE_COLUMNS
 
 __all__ = [
     "Arm",
@@ -32,12 +34,23 @@ WHOLE_FAMILIES = ("megatron-bert", "modernbert")
 """Cut after whole blocks only: strategies that read hidden states and logits work."""
 
 
+CONFIG_FIELDS = {
+    "model_type": "family",
+    "num_hidden_layers": "num_layers",
+    "hidden_size": "hidden_size",
+    "num_attention_heads": "num_heads",
+    "intermediate_size": "intermediate_size",
+    "vocab_size": "vocab_size",
+}
+"""What transformers' configurations call the fields of a `ModelSpec`."""
+
+
 class Pretrain(Value):
     """How a teacher is made: masked language modelling on `tokens` tokens of the study's corpus (0: random weights)."""
 
     tokens: CountOrZero
     """Positions that it reads; a list in the study file makes a teacher of each."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
 
 
 class ModelSpec(Value):
@@ -45,20 +58,21 @@ class ModelSpec(Value):
 
     family: str = "bert"
     """What transformers calls the model type."""
-    num_layers: int = Field(gt=0)
+    num_layers: int = Field(gt=0, le=1000)
     """Blocks."""
-    hidden_size: int = Field(gt=0)
+    hidden_size: int = Field(gt=0, le=2**17)
     """Width, a multiple of `num_heads`."""
-    num_heads: int = Field(gt=0)
+    num_heads: int = Field(gt=0, le=2**10)
     """Attention heads of a block."""
-    intermediate_size: int = Field(gt=0)
+    intermediate_size: int = Field(gt=0, le=2**20)
     """Width of the feed-forward layer."""
-    vocab_size: int | None = Field(default=None, gt=0)
+    vocab_size: int | None = Field(default=None, gt=0, le=2**24)
     """None until the tokenizer is known."""
     config: dict[str, Any] = {}
     """Further fields of the transformers configuration."""
     weights: str | None = None
-    """Given weights: a folder, or an id on the hub."""
+    """Given weights: a folder, whose config.json says what the table does not of shape, family and vocabulary, or an id
+    on the hub."""
     pretrained_for: str | None = None
     """What making the given weights cost, such as "137B tokens" or "4e20 flops", where a teacher's pretraining is
     charged."""
@@ -69,6 +83,10 @@ class ModelSpec(Value):
     def _whole_heads_and_one_origin(self) -> ModelSpec:
         if self.family not in TAPPED_FAMILIES + WHOLE_FAMILIES:
             raise ValueError(f"no family {self.family!r}; known: {', '.join(TAPPED_FAMILIES + WHOLE_FAMILIES)}")
+        for key, field in CONFIG_FIELDS.items():
+            if key in self.config and self.config[key] != getattr(self, field):
+                wrong = f"config.{key} = {self.config[key]!r} contradicts {field} = {getattr(self, field)!r}"
+                raise ValueError(f"{wrong}; say it once, as {field}")
         if self.hidden_size % self.num_heads:
             raise ValueError(f"num_heads {self.num_heads} does not divide hidden_size {self.hidden_size}")
         if self.weights is not None and self.pretrain is not None:
@@ -132,7 +150,8 @@ class CorpusSpec(Value):
     """One for each entry of `train`: their shares of the train text. Of the parts that have more than theirs, documents
     are left out, drawn by a hash of their text; none is read twice for it."""
     tokenizer: TokenizerSpec | str = TokenizerSpec(train=8192)
-    """Trained on the text, or given: the path of a vocab.txt, or an id on the hub."""
+    """Trained on the text, or given: the path of a vocab.txt, a tokenizer.json or a folder with one, or an id on the
+    hub."""
     unique_tokens: Count | None = None
     """The text that the arms may read, and repeat; a teacher that is pretrained here reads all of it."""
     masking: Literal["dynamic", "static"] = "dynamic"
@@ -173,7 +192,7 @@ class Recipe(Value):
     """Of the steps, of wsd and wsd_sqrt."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Of AdamW."""
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.98)
     """Of AdamW."""
     eps: float = Field(default=1e-6, gt=0)
     """Of AdamW."""
@@ -198,6 +217,8 @@ class Recipe(Value):
             raise ValueError("warmup_fraction and cooldown_fraction together are more than the whole run")
         if self.batch_tokens % self.seq_len:
             raise ValueError(f"batch_tokens {self.batch_tokens} is no multiple of seq_len {self.seq_len}")
+        if self.batch_tokens > 2**30:
+            raise ValueError(f"batch_tokens {self.batch_tokens} is more than {2**30}")
         return self
 
     @property
@@ -221,27 +242,27 @@ class ExecutionSpec(Value):
 
     device: str = "auto"
     """cpu, cuda, ...; auto: a GPU where there is one."""
-    devices: int = Field(default=1, ge=1)
+    devices: int = Field(default=1, ge=1, le=1_000_000)
     """Processes that train one run together, under torchrun."""
-    threads: int = Field(default=2, ge=1)
+    threads: int = Field(default=2, ge=1, le=4096)
     """Of each worker."""
-    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
+    workers: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = 1
     """Processes that train and evaluate small units side by side; "auto": as many as the profile finds to be faster
     together. Prices are those of a worker that has the device to itself."""
-    micro_batch_sequences: int | Literal["auto"] = "auto"
+    micro_batch_sequences: Annotated[int, Field(ge=1, le=2**30)] | Literal["auto"] = "auto"
     """Sequences that go through the networks at once; auto: as many as fit."""
     compile: Literal["auto", "never", "always"] = "auto"
     """`torch.compile` of the networks; "auto": on a GPU, where the profile and the plan say that it pays."""
-    keep_checkpoints: int = Field(default=2, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1, le=1_000_000)
     """Of a training in progress, the newest so many beside those that rungs branch off from; the older ones are there
     in case a newer one cannot be read."""
     trackers: tuple[str, ...] = ()
     """"tensorboard", or the path of a file with a class `Tracker` (`runner.trackers`)."""
-    scaling_efficiency: float = Field(default=1.0, gt=0, le=1)
+    scaling_efficiency: float = Field(default=1.0, ge=1e-6, le=1)
     """Of several devices, for planning; what it was is in each run's record."""
     device_memory_bytes: Count | None = None
     """Of one device: a plan says what will not fit."""
-    usd_per_device_hour: float | None = Field(default=None, gt=0)
+    usd_per_device_hour: float | None = Field(default=None, ge=1e-6, le=1e9)
     """For budgets in money."""
 
     @property
@@ -277,7 +298,7 @@ class Arm(Value):
 class TuningSpec(Value):
     """The same learning-rate trials for every arm, at the smallest budget."""
 
-    learning_rate: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1)
+    learning_rate: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1, max_length=100)
     """Peak rates to try; the best by read-out loss is taken."""
     charge: bool = False
     """Whether trials are paid out of the budgets."""
@@ -289,8 +310,9 @@ class PlanSpec(Value):
     match: str = "required_flops"
     """required_flops, executed_flops, device_seconds, joules, usd, equal_tokens, or tokens:ARM, which is the required
     FLOPs of that arm's tokens."""
-    budgets: tuple[str | float, ...] = Field(min_length=1)
-    """Amounts such as "1e16", "4 h" (wall time on `devices`), "8 gpu-hours", "4.6B tokens"."""
+    budgets: tuple[str | float, ...] = Field(min_length=1, max_length=100)
+    """Amounts such as "1e16 flops", "4 h" (wall time on `devices`), "8 gpu-hours", "4.6B tokens"; a bare number is
+    FLOPs, where FLOPs are matched."""
     ladder: Literal["branched", "separate"] = "branched"
     """branched: the budgets of an arm are one run, from which each branches off into a cooldown of its own; separate: a
     run for each."""
@@ -298,6 +320,12 @@ class PlanSpec(Value):
     """What of the teacher an arm pays for: none, inference, pretraining (and inference), amortised:K."""
     tolerance_fraction: float = Field(default=0.01, gt=0, lt=1)
     """A plan that would leave more of a budget unspent is refused."""
+
+    @field_validator("teacher_charge")
+    @classmethod
+    def _charge_is_known(cls, charge: str) -> str:
+        parse_charge(charge)
+        return charge
 
 
 class FitSpec(Value):
@@ -316,7 +344,7 @@ class FitSpec(Value):
     """What a misfit costs."""
     delta: float = Field(default=1e-3, gt=0)
     """Of the Huber loss, in log residuals."""
-    resamples: int = Field(default=1000, ge=0)
+    resamples: int = Field(default=1000, ge=0, le=1_000_000)
     """Of the intervals of curves; 0 for none."""
     margin: float = Field(default=0.5, gt=0)
     """Equivalence margin, in points (1 point = 0.01 of a score)."""
@@ -324,7 +352,7 @@ class FitSpec(Value):
     """Equivalence margin where y is a loss, in nats per target token."""
     interval_level: float = Field(default=0.95, gt=0, lt=1)
     """Nominal coverage of all intervals; tests are at one minus this."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Of the resampling."""
     pinned: dict[str, float] = {}
     """Parameters of the law held at a value, such as a floor known from elsewhere."""
@@ -354,3 +382,10 @@ class FitSpec(Value):
         if not law.isidentifier():
             raise ValueError(f"law {law!r} is not the name of a law")
         return law
+
+    @field_validator("x")
+    @classmethod
+    def _x_is_compute(cls, x: str) -> str:
+        if x not in COMPUTE_COLUMNS:
+            raise unknown_name("column of compute", x, COMPUTE_COLUMNS)
+        return x

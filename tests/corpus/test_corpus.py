@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from budgetlab.corpus import build, build_corpus, open_corpus
+from budgetlab.corpus import Corpus, build, build_corpus, open_corpus
 from budgetlab.corpus.docs import HELDOUT, PACKAGES, DocsSource, docstrings, drop_repeated_lines
 from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.values import CorpusSpec
@@ -240,3 +240,102 @@ def test_a_second_builder_waits_for_the_first(tmp_path: Path) -> None:
 
         built = build_corpus(spec, roots=[tmp_path], cache=cache, progress=say)
     assert said[0] == "waiting for another process that builds it" and built.content_hash == whole.content_hash
+
+
+def built(folder: Path, texts: list[str], kept: list[str], **fields: object) -> Corpus:
+    for name, lines in (("train.txt", texts), ("heldout.txt", kept)):
+        (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    asked = {"source": "text", "train": ("train.txt",), "heldout": ("heldout.txt",), "tokenizer": {"train": 8192}}
+    return build_corpus(CorpusSpec(**asked | fields), roots=[folder], cache=folder / "cache")  # type: ignore[arg-type]
+
+
+def chinese(count: int, seed: int) -> list[str]:
+    """Lines of 3,000 characters, as frequent as Zipf has them."""
+    draw = np.random.default_rng(seed)
+    shares = 1 / np.arange(1, 3001)
+    return ["".join(map(chr, 0x4E00 + draw.choice(3000, size=60, p=shares / shares.sum()))) for _ in range(count)]
+
+
+def test_a_script_of_many_characters_is_spelt(tmp_path: Path) -> None:
+    corpus = built(tmp_path, chinese(1500, 0), chinese(100, 1))
+    assert max(corpus.unknown_fraction.values()) < 0.01 and corpus.vocab_size > 2000
+    ids = np.asarray(corpus.heldout)
+    assert corpus.unknown_fraction["heldout"] == pytest.approx((ids == corpus.special.unk).mean())
+    assert corpus.description["heldout"]["text_bytes"] == 3 * 60 * 100  # bytes, not characters
+    (line,) = corpus.warnings(8192)
+    assert f"{corpus.vocab_size:,} entries, 8,192 were asked for" in line
+
+
+def test_text_that_the_tokenizer_cannot_spell_is_said_and_then_refused(tmp_path: Path) -> None:
+    plain = [" ".join(np.random.default_rng(n).choice(WORDS, size=10)) for n in range(300)]
+    some = built(
+        tmp_path, plain, [*plain[:1], *(f"{line} 漢" for line in plain[100:150]), *("a dog" for _ in range(9))]
+    )
+    assert 0.01 < some.unknown_fraction["heldout"] < 0.1 and some.unknown_fraction["train"] == 0
+    (line,) = some.warnings()
+    assert "heldout tokens are [UNK]" in line
+    with pytest.raises(CallerError, match=r"corpus.heldout: 9\d\.\d% of its tokens are \[UNK\]"):
+        built(tmp_path, plain, ["漢" * 80])
+
+
+@pytest.mark.parametrize("word", ["हिन्दी", "がぎぐげご", "กี่ปี่"])
+def test_vowel_signs_are_kept_and_accents_are_not(tmp_path: Path, word: str) -> None:
+    draw = np.random.default_rng(0)
+    lines = [" ".join(draw.choice([word, "Élan", "naïve", "rock", "Ünder"], size=8)) for _ in range(200)]
+    corpus = built(tmp_path, lines, [f"{line} {word}" for line in lines[:20]], tokenizer={"train": 150})
+    tokenizer = corpus.tokenizer()
+    assert tokenizer.decode(tokenizer.encode(f"{word} Élan", add_special_tokens=False)) == f"{word} elan"
+
+
+def test_english_keeps_the_tokenizer_that_it_had(tmp_path: Path) -> None:
+    """A foreign word here and there changes neither the alphabet nor what is left out of it."""
+    lines = [" ".join(np.random.default_rng(n).choice(WORDS, size=12)) for n in range(3000)]
+    corpus = built(tmp_path, [*lines, "हिन्दी"], [*lines[:10], "seven foxes"], tokenizer={"train": 150})
+    kept = json.loads((corpus.folder / "tokenizer.json").read_text())
+    assert kept["normalizer"] == {
+        "type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": None,
+        "lowercase": True,
+    }  # fmt: skip
+    assert kept["model"]["max_input_chars_per_word"] == 100
+
+
+def test_a_word_of_a_megabyte_is_cut(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    blob = "".join(draw.choice(list("abcdefgh"), size=1 << 20))
+    lines = [" ".join(draw.choice(WORDS, size=12)) for _ in range(300)]
+    corpus = built(tmp_path, [*lines, blob], [*lines[:1], "seven wizards mix"], tokenizer={"train": 150})
+    assert corpus.description["train"]["documents"] >= 300 and corpus.unknown_fraction["train"] < 0.1
+
+
+def test_half_a_character_in_json_is_replaced(tmp_path: Path) -> None:
+    lines = [f"the {word} jumps over {other}" for word in WORDS for other in WORDS]
+    (tmp_path / "train.jsonl").write_text("\n".join(f'{{"text": "{line} \\ud83d \\ud83d\\ude00"}}' for line in lines))
+    corpus = built(tmp_path, [], [*lines[:1], "a lazy dog"], train=("train.jsonl",), tokenizer={"train": 150})
+    assert corpus.description["train"]["documents"] == len(lines)
+
+
+@pytest.mark.parametrize("give", ["folder", "tokenizer.json"])
+def test_a_tokenizer_is_given_as_a_folder_or_its_file(tmp_path: Path, give: str) -> None:
+    first = build_corpus(write_text(tmp_path), roots=[tmp_path], cache=tmp_path / "cache")
+    (tmp_path / "given").mkdir()
+    tokenizer = json.loads((first.folder / "tokenizer.json").read_text())
+    tokenizer["truncation"] = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+    (tmp_path / "given" / "tokenizer.json").write_text(json.dumps(tokenizer))
+    spec = write_text(tmp_path).model_copy(
+        update={"tokenizer": "given" if give == "folder" else "given/tokenizer.json"}
+    )
+    again = build_corpus(spec, roots=[tmp_path], cache=tmp_path / "cache")
+    assert np.asarray(again.train).tobytes() == np.asarray(first.train).tobytes()
+    (tmp_path / "given" / "tokenizer.json").write_text("{}")
+    with pytest.raises(CallerError, match=r"not a tokenizer\.json"):
+        build_corpus(spec, roots=[tmp_path], cache=tmp_path / "cache")
+    (tmp_path / "given" / "tokenizer.json").unlink()
+    with pytest.raises(CallerError, match=r"no tokenizer\.json|no such file"):
+        build_corpus(spec, roots=[tmp_path], cache=tmp_path / "cache")
+
+
+def test_phrases_of_a_script_without_spaces_are_spelt(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    phrases = ["".join(map(chr, draw.integers(0x0E01, 0x0E2E, size=300))) for _ in range(120)]
+    corpus = built(tmp_path, phrases, [phrase[::-1] for phrase in phrases[:9]], tokenizer={"train": 400})
+    assert corpus.unknown_fraction == {"train": 0.0, "heldout": 0.0}

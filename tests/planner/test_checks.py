@@ -6,7 +6,7 @@ from small import ENVIRONMENT, write_small_study
 
 from budgetlab.errors import CallerError
 from budgetlab.machine import processor_name
-from budgetlab.planner import checked, other_machine, plan
+from budgetlab.planner import checked, other_machine, plan, rereads
 from budgetlab.studies import Study, load_study, profile_key
 
 
@@ -18,6 +18,15 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 def _edited(made, **changes):
     first = made.schedules[0].model_copy(update=changes)
     return made.model_copy(update={"schedules": (first, *made.schedules[1:])})
+
+
+def test_a_corpus_below_one_pass_is_said(study: Study) -> None:
+    tokens = min(s.tokens for s in plan(study, profile_of(study)).schedules)
+    enough, little = (plan(study, profile_of(study), corpus_tokens=n) for n in (10**9, tokens // 4))
+    assert rereads(enough) is None
+    assert "times at the smallest budget already" in (rereads(little) or "")
+    limited = study.corpus.model_copy(update={"unique_tokens": tokens // 4})  # on purpose
+    assert rereads(plan(study.model_copy(update={"corpus": limited}), profile_of(study))) is None
 
 
 def test_a_plan_as_made_passes_unchanged(study: Study) -> None:

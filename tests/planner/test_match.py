@@ -45,7 +45,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 @given(amount=st.floats(1e7, 1e13), match=st.sampled_from(["required_flops", "executed_flops", "device_seconds"]))
 def test_never_over_budget_and_within_one_step(study: Study, amount: float, match: str) -> None:
-    made = plan(study, profile_of(study), budgets=(amount,), match=match)
+    made = plan(study, profile_of(study), budgets=(f"{amount!r} {match}",), match=match)
     for schedule in made.schedules:
         price = price_per_step(made.costs[schedule.arm], MATCHES[match])
         assert schedule.steps * price <= amount * (1 + 1e-12)
@@ -494,7 +494,7 @@ def test_a_teacher_whose_answers_are_kept_is_paid_once_for_each_sample(
     asked = kept(study, unique)
     amount = amount * 1e-9 if unit == "device_seconds" else amount
     try:
-        made = plan(asked, profile_of(asked), budgets=(amount,), match=unit, teacher_charge=charge)
+        made = plan(asked, profile_of(asked), budgets=(f"{amount!r} {unit}",), match=unit, teacher_charge=charge)
     except CallerError as error:
         assert "too small for one step of any arm" in str(error) or "whole steps leave" in str(error)
         return
@@ -564,6 +564,11 @@ def test_a_plan_in_words_and_for_other_trainers(study: Study) -> None:
     arguments = training_arguments(made, "minilm")
     top = max((s for s in made.schedules if s.arm == "minilm"), key=lambda s: s.rung)
     assert (arguments["max_steps"], arguments["warmup_steps"]) == (top.steps, top.warmup_steps)
+    assert arguments["use_cpu"] is True  # as the study says
+    left_open = made.model_copy(update={"execution": made.execution.model_copy(update={"device": "auto"})})
+    assert training_arguments(left_open, "minilm")["use_cpu"] is True  # where it was timed
+    unknown = left_open.model_copy(update={"device": None})
+    assert "use_cpu" not in training_arguments(unknown, "minilm")
     kinds = arguments["lr_scheduler_kwargs"]
     assert kinds["num_stable_steps"] + kinds["num_decay_steps"] + arguments["warmup_steps"] == top.steps
     with pytest.raises(CallerError, match="rungs 0 to 1"):

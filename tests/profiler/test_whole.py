@@ -74,6 +74,7 @@ def test_experts_are_counted_where_they_are_used(tmp_path: Path) -> None:
         ({"model_type": 3}, "its model_type is 3"),
         ({"model_type": ["bert"]}, "not a name"),
         ({"model_type": "bert", "num_hidden_layers": -3}, "its layers is below 1"),
+        ({"model_type": "bert", "num_hidden_layers": 10**6}, "its layers (1,000,000) is more than can be built"),
     ],
 )
 def test_a_configuration_that_makes_no_sense_is_one_line(

@@ -98,8 +98,11 @@ def replanned(study: Study, profile: CostProfile, settings: dict[str, Any]):
         name: arm.model_copy(update={"strategy": _cached(arm.strategy, settings["cached"])})
         for name, arm in study.arms.items()
     }
+    budget, unit = settings["budget"], MATCHES.get(settings["match"], "tokens")
+    bare = budget.strip().replace(".", "").replace("e", "").replace("+", "").replace("-", "").isdigit()
     return plan(
-        study.model_copy(update=update), profile, budgets=(settings["budget"],), match=settings["match"],
+        study.model_copy(update=update), profile, match=settings["match"],
+        budgets=(f"{budget} {unit}" if bare else budget,),  # the page names the unit beside its field
         teacher_charge=settings["charge"],
     ).schedules  # fmt: skip
 

@@ -107,6 +107,7 @@ ids = tokenizer("the red [MASK] stands near the tree.", return_tensors="pt")
 label = pipeline("text-classification", model=sys.argv[1])("the red house stands")[0]["label"]
 words = pipeline("fill-mask", model=sys.argv[1])("the red [MASK] stands near the tree.")
 print(json.dumps({"logits": model(**ids).logits[0, 3, :8].tolist(), "ids": ids["input_ids"][0].tolist(),
+                  "longest": tokenizer.model_max_length,
                   "wrong": [str(v) for v in info.values() if v], "label": label, "words": len(words)}))
 """
 
@@ -127,6 +128,7 @@ def test_a_checkpoint_is_a_plain_transformers_folder(made: Plan, finished, corpu
     load_parameters(network, load_checkpoint(store.checkpoints(record.run_id) / f"step_{record.steps:08d}")[0])
     logits = network.eval().model(torch.tensor([found["ids"]])).logits[0, 3, :8]
     torch.testing.assert_close(torch.tensor(found["logits"]), logits.detach(), rtol=1e-5, atol=1e-5)
+    assert found["longest"] == made.arms["no_kd"].recipe.seq_len == 16
     assert found["wrong"] == [] and found["label"].startswith("LABEL_") and found["words"] == 5
     kinds = {r.kind for r in records if store.model_folder(r.run_id).is_dir()}
     assert kinds == {"rung", "teacher"}
@@ -155,7 +157,7 @@ def test_the_model_card_says_what_it_is(made: Plan, finished) -> None:
 def test_every_family_is_its_own_teacher_again(family: str, corpus: Corpus, tmp_path: Path, study: Study) -> None:
     spec = study.models["student"].model_copy(update={"family": family})
     network = build_network(spec, seed=3).eval()
-    export_model(network, corpus.tokenizer(), "# card\n", tmp_path / "model")
+    export_model(network, corpus.tokenizer(), "# card\n", tmp_path / "model", seq_len=16)
     again = build_network(spec.model_copy(update={"weights": str(tmp_path / "model")})).eval()
     ids = torch.arange(5, 29).reshape(2, 12)
     torch.testing.assert_close(again.model(input_ids=ids).logits, network.model(input_ids=ids).logits, rtol=0, atol=0)
@@ -167,7 +169,9 @@ def with_weights(made: Plan, weights: str) -> Plan:
     return made.model_copy(update={"models": {**made.models, "teacher": spec}, "teachers": teachers})
 
 
-@pytest.mark.parametrize("change", ["whole", "missing", "unexpected", "other shape", "other head"])
+@pytest.mark.parametrize(
+    "change", ["whole", "missing", "unexpected", "other shape", "other head", "no pickle", "auto_map"]
+)
 def test_a_given_teacher_must_fit_before_anything_is_trained(
     change: str, made: Plan, finished, corpus: Corpus, tmp_path: Path
 ) -> None:
@@ -187,15 +191,24 @@ def test_a_given_teacher_must_fit_before_anything_is_trained(
     elif change == "other head":  # as in published BERT checkpoints
         weights["cls.seq_relationship.weight"] = torch.ones(2, 64)
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    if change == "no pickle":
+        (folder / "model.safetensors").unlink()
+        (folder / "pytorch_model.bin").write_bytes(b"no pickle either")
+    elif change == "auto_map":  # a stranger's code is neither run nor asked about
+        config = json.loads((folder / "config.json").read_text())
+        mapped = {"AutoConfig": "theirs.C", "AutoModelForMaskedLM": "theirs.M"}
+        (folder / "config.json").write_text(json.dumps(config | {"auto_map": mapped}))
+        (folder / "theirs.py").write_text("raise SystemExit('run')")
     asked = only(with_weights(made, str(folder)), "no_kd", "minilm")
     own = Store(tmp_path / "results", "small")
-    if change in ("whole", "other head"):
+    if change in ("whole", "other head", "auto_map"):
         assert {record.status for record in run(asked, corpus, own)} == {"complete"}
         return
     says = {
         "missing": "weights are missing",
         "unexpected": "masked language model lacks",
         "other shape": "loaded|shape",
+        "no pickle": "cannot be loaded",
     }
     with pytest.raises(CallerError, match=says[change]):
         run(asked, corpus, own)
