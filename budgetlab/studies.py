@@ -126,12 +126,15 @@ _PRICELESS = {"usd_per_device_hour", "scaling_efficiency", "devices", "workers",
 
 def profile_key(study: Study) -> str:
     """Hash of what decides the prices of a study: a profile with the same key may stand for it."""
+    # Of an arm and a teacher of one name, earlier profiles have one price.
+    alike = [name for name in study.teacher_names() if name in study.arms]
     return content_hash(
         [study.models[name].untrained().model_dump(mode="json") for name in sorted(study.models)],
         [name for name in sorted(study.teacher_names()) if study.models[name].pretraining_tokens is not None],
         [arm.model_dump(mode="json") for arm in study.arms.values()],
         study.recipe,
         study.execution.model_dump(mode="json", exclude=_PRICELESS),
+        *alike,
     )
 
 

@@ -106,7 +106,10 @@ def _run(
     if ranks.first:
         check_teachers(todo, plan)
         check_room(todo, plan.execution.keep_checkpoints, plan.execution.side_by_side, store, say)
-        if todo and (plan.compiled or any(cost.compiled is not None for cost in plan.costs.values())):
+        if todo and (
+            plan.compiled
+            or any(cost.compiled is not None for cost in (*plan.costs.values(), *plan.teacher_costs.values()))
+        ):
             say(f"torch.compile is {'used' if plan.compiled else 'not used'}: {plan.compile_reason}")
         if todo and plan.packing_reason:
             say(f"{plan.execution.side_by_side} at a time on the device: {plan.packing_reason}")

@@ -126,7 +126,7 @@ def plan_units(plan: Plan, corpus: Corpus) -> list[Unit]:
 
 
 def _teacher(plan: Plan, teacher: TeacherPlan, corpus_key: str) -> Unit:
-    cost = plan.costs[teacher.model]
+    cost = plan.teacher_costs[teacher.model]
     return Unit(
         kind="teacher",
         arm=teacher.model,

@@ -36,11 +36,12 @@ def plan_sheet(plan: Plan) -> Sheet:
             teacher.model, "given" if given else "pretrained", "n/a" if given else format_quantity(teacher.tokens),
             "n/a" if given else str(teacher.steps), "n/a", "n/a", "yes",
         ))  # fmt: skip
-    arms = [schedule.arm for schedule in plan.schedules] + [teacher.model for teacher in plan.teachers]
     on = [schedule.feasible for schedule in plan.schedules] + [t.weights is None for t in plan.teachers]
     planned: list[Schedule | TeacherPlan] = [*plan.schedules, *plan.teachers]
     reference = plan.costs.get(reference_arm(plan.arms) or "")
-    prices = [plan.costs[a].train_required_flops_per_token if a in plan.costs else None for a in arms]
+    costs = [plan.costs.get(s.arm) for s in plan.schedules]
+    costs += [plan.teacher_costs.get(t.model) for t in plan.teachers]
+    prices = [None if cost is None else cost.train_required_flops_per_token for cost in costs]
     base = reference.train_required_flops_per_token if reference else None
     flop_unit, flops = scaled([p.required_flops if ok else None for p, ok in zip(planned, on, strict=True)], "FLOP")
     price_unit, price_cells = scaled(prices, "FLOP")
