@@ -20,7 +20,7 @@ from budgetlab.errors import BudgetlabError, CallerError, Terminated
 from budgetlab.hardware import environment, is_out_of_memory, prepare
 from budgetlab.models import Network, build_network, load_parameters
 from budgetlab.ranks import Ranks
-from budgetlab.runner.beforehand import check_checkpoints, check_devices, check_room, check_teachers
+from budgetlab.runner.beforehand import check_checkpoints, check_devices, check_given_weights, check_room
 from budgetlab.runner.meter import Meter, Moved, Progress
 from budgetlab.runner.trackers import Tracker
 from budgetlab.runner.training import Training, step_name
@@ -92,7 +92,7 @@ def _run(
     progress: Callable[[Progress], None],
     say: Callable[[str], None],
 ) -> list[RunRecord]:
-    units = plan_units(plan, corpus)
+    units = plan_units(plan, corpus, store)
     check_checkpoints(units, store)
     if ranks.first:
         store.write_index(runs=[unit.run_id for unit in units])
@@ -104,7 +104,7 @@ def _run(
         asked = f"run on {ranks.world} processes"
         raise CallerError(asked, "they do not see the same files", "put --results and the data on a shared disk")
     if ranks.first:
-        check_teachers(todo, plan)
+        check_given_weights(todo, plan)
         check_room(todo, plan.execution.keep_checkpoints, plan.execution.side_by_side, store, say)
         if todo and (
             plan.compiled
