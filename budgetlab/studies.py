@@ -162,9 +162,7 @@ def compare_recipes(arms: Mapping[str, Arm], models: Mapping[str, ModelSpec]) ->
         start = f"{name} starts from weights = {models[name].weights!r}: this is continued pretraining"
         notes.append(f"{start}; what came before ({before}) is in no budget, and random weights are another start.")
     taught = [arm.name for arm in arms.values() if models[arm.student].pretrain is not None]
-    notes += [
-        f"{name}: its student starts from random weights; that model's pretraining is a teacher's." for name in taught
-    ]
+    notes += [f"{name}: its student starts at random; that model's pretraining is a teacher's." for name in taught]
     if len(lines) == len(arms):
         lines.append(
             "All arms share the student, the recipe, the order of samples and the masks; they differ in strategy alone."

@@ -121,6 +121,14 @@ class Workbench:
             self.keep_profile(found)
         return found
 
+    def prices(self) -> CostProfile:
+        """Return the profile that there is, else FLOPs alone: for what needs no seconds of this machine."""
+        recorded = self.recorded_profile
+        beside = None if recorded is None else read_value(CostProfile, recorded)
+        if beside is not None and beside.study_key != profile_key(self.study):
+            beside = None
+        return self.known_profile() or beside or self.profile(count_only=True, keep=False)
+
     def keep_profile(self, found: CostProfile) -> None:
         """Write a profile, unless the results folder has one of the same study that says more."""
         self.store.write_study(dump_study(self.study))
@@ -144,8 +152,8 @@ class Workbench:
         changes = {name: value for name, value in given.items() if value is not None}
         self.study = self.study.model_copy(update={"plan": self.study.plan.model_copy(update=changes)})
 
-    def plan(self, *, profile: CostProfile | None = None) -> Plan:
-        """Match the budgets; the corpus counts towards passes once it has been built."""
+    def plan(self, *, profile: CostProfile | None = None, keep: bool = True) -> Plan:
+        """Match the budgets, and `keep` the plan; the corpus counts towards passes once it has been built."""
         from budgetlab.planner import other_machine, plan
 
         prices = profile or self.profile()
@@ -154,8 +162,10 @@ class Workbench:
             made = made.model_copy(update={"warnings": (*made.warnings, elsewhere)})
         if self._corpus is not None:
             made = made.model_copy(update={"corpus_hash": self._corpus.content_hash})
-        self._say_if_the_text_changed(made)
         made = self._with_known_rates(made)
+        if not keep:
+            return made
+        self._say_if_the_text_changed(made)
         self.store.write_study(dump_study(self.study))
         self.store.write_plan(made)
         return made

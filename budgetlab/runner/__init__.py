@@ -135,7 +135,7 @@ def _run(
             if not stop.terminated:
                 raise
             remedy = "give the same command again; nothing is lost"
-            raise Terminated("SIGTERM", "stopped after saving", remedy) from None
+            raise Terminated("stopped after saving", remedy) from None
     return store.records()
 
 
