@@ -58,6 +58,7 @@ class Workbench:
 
     def __init__(self, study: Study, store: Store, screen: Screen, recorded_profile: Path | None = None) -> None:
         self.study, self.store, self.screen = study, store, screen
+        store.say = screen.say
         self.recorded_profile = recorded_profile
         self._corpus: Corpus | None = None
         self.left_out: dict[str, int] = {}

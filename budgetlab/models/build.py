@@ -255,7 +255,7 @@ def load_parameters(network: Network, state: dict[str, Tensor]) -> None:
     own = dict(network.named_parameters())
     if saved.keys() != own.keys() or any(saved[name].shape != own[name].shape for name in own):
         raise BudgetlabError(
-            "a checkpoint's student", "it has other tensors than the network", "delete it and run again"
+            "a checkpoint's student", "it has other tensors than the network", "delete its run's folder and run again"
         )
     for name, parameter in own.items():
         parameter.data.copy_(saved[name])

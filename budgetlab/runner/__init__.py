@@ -80,8 +80,11 @@ def run(
     if plan.corpus_hash not in (None, corpus.content_hash):
         asked = f"run of a plan for corpus {plan.corpus_hash}"
         raise CallerError(asked, f"the text is now corpus {corpus.content_hash}", "plan again, or restore the text")
-    with store.held("run") if ranks.first else nullcontext():
-        return _run(plan, corpus, store, ranks, progress or (lambda where: None), say or (lambda line: None))
+    say = say or (lambda line: None)
+    with store.held("run") if ranks.first else nullcontext(True) as locked:
+        if not locked:
+            say(f"warning: files in {store.folder} cannot be locked: see that nothing else runs there")
+        return _run(plan, corpus, store, ranks, progress or (lambda where: None), say)
 
 
 def _run(
