@@ -89,9 +89,9 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError, SafetensorError):
         pass
     if state is None:
-        raise BudgetlabError(
-            f"checkpoint {path}", "a file is missing, torn or altered", "delete the folder and run again"
-        )
+        # The folder of its run: a finished run whose checkpoints alone are deleted stays finished.
+        remedy = f"delete {path.parent.parent} and run again, which trains it anew"
+        raise BudgetlabError(f"checkpoint {path}", "a file is missing, torn or altered", remedy)
     return tensors, state
 
 

@@ -74,10 +74,15 @@ class LostRank(BudgetlabError):
     """Another of the processes that train together is gone; it has said why, or was killed."""
 
 
-class Terminated(BudgetlabError):
+class Terminated(BaseException):
     """The system asked the process to end (SIGTERM): what it was at is saved, and it wants to be started again.
+
+    It comes at any moment, like `KeyboardInterrupt`, and like that it is no failure of what it interrupts.
 
     Its exit status, 75, is the one that mail programs call a temporary failure; a queue can be told to requeue on it.
     """
 
     exit_status = 75
+
+    def __init__(self, wrong: str, remedy: str) -> None:
+        super().__init__(f"SIGTERM: {wrong}; {remedy}")

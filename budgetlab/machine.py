@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 from collections.abc import Callable, Iterator
@@ -38,9 +39,14 @@ def has_nvidia_driver() -> bool | None:
     return Path("/proc/driver/nvidia").exists() if platform.system() == "Linux" else None
 
 
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+
+
 @contextmanager
-def held(path: Path, wait: Callable[[], None] | None = None) -> Iterator[None]:
+def held(path: Path, wait: Callable[[], None] | None = None) -> Iterator[bool]:
     """Hold a file against other processes; the system lets go of it when this one ends, however it ends.
+
+    Yields whether it is held: neither every system nor every file system has locks.
 
     Parameters
     ----------
@@ -55,7 +61,7 @@ def held(path: Path, wait: Callable[[], None] | None = None) -> Iterator[None]:
         When another process holds it; the message says which.
     """
     if fcntl is None:  # a system without such locks
-        yield
+        yield False
         return
     with path.open("a+", encoding="utf-8") as file:
         try:
@@ -66,9 +72,12 @@ def held(path: Path, wait: Callable[[], None] | None = None) -> Iterator[None]:
                 raise BlockingIOError(file.read().strip() or "another process") from None
             wait()
             fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            pass  # a file system without locks: go on without
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            yield False
+            return
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}")
         file.flush()
-        yield
+        yield True

@@ -22,8 +22,8 @@ def model_card(plan: Plan, record: RunRecord, scores: Iterable[Score] = ()) -> s
     scores
         Of this run, as far as there are any.
     """
-    arm = plan.arms.get(record.arm)
-    recipe, cost = (plan.recipe if arm is None else arm.recipe), plan.costs[record.arm]
+    arm = None if record.kind == "teacher" else plan.arms[record.arm]
+    recipe, cost = (plan.recipe, plan.teacher_costs[record.arm]) if arm is None else (arm.recipe, plan.costs[arm.name])
     strategy = "masked language modelling (no_kd)" if arm is None else arm.strategy.name
     settings = "" if arm is None else ", ".join(f"{k} = {v!r}" for k, v in sorted(arm.strategy.settings.items()))
     teacher = "none" if arm is None or arm.teacher is None else f"`{arm.teacher}`"

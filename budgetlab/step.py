@@ -382,7 +382,7 @@ def build_step(
             "use one tokenizer for both",
         )
     network = build_network(
-        student.untrained(),
+        student,
         seed=seed,
         seq_len=recipe.seq_len,
         dropout=recipe.dropout,

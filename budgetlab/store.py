@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pandas as pd
 from pydantic import ValidationError
@@ -24,6 +26,9 @@ from budgetlab.values import CostProfile, CurveFit, Plan, Point, RunRecord, Scor
 __all__ = ["Store", "fits_frame", "read_profile", "read_value", "scores_frame", "write_fits", "write_whole"]
 
 V = TypeVar("V", bound=Value)
+T = TypeVar("T")
+_LEFT_SECONDS = 3600.0
+"""A file half written for longer is nobody's."""
 
 
 def write_whole(path: Path, content: str | bytes) -> Path:
@@ -70,6 +75,17 @@ def read_value(kind: type[V], path: Path) -> V:
         ) from None
 
 
+def _read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """A JSON object, empty where there is no file."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise CallerError(f"{path}", f"not JSON ({error})", remedy) from None
+    if not isinstance(found, dict):
+        raise CallerError(f"{path}", "not a JSON object", remedy)
+    return found
+
+
 def read_profile(path: str | Path) -> CostProfile:
     """Read a profile from its file, such as one that was recorded beside a study.
 
@@ -105,10 +121,27 @@ class Store:
         self.part = part
         self.cache = Path(results) / "cache"
         """Corpora, shared by the studies of one results folder."""
+        self.say: Callable[[str], None] | None = None
+        """Told of damaged records, scores and rates, which are then passed over; without it they are an error."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without whom it tells: in another process there is no screen."""
+        return {**self.__dict__, "say": None}
+
+    def _spared(self, read: Callable[[], T]) -> T | None:
+        try:
+            return read()
+        except CallerError as error:
+            if self.say is None:
+                raise
+            self.say(f"damaged   {error}")
+            return None
 
     @contextmanager
-    def held(self, verb: str) -> Iterator[None]:
+    def held(self, verb: str) -> Iterator[bool]:
         """Hold the folder against other processes; the system lets go of it when this one ends, however it ends.
+
+        Yields whether it is held (see `machine.held`). What killed writers left an hour ago or more is deleted.
 
         Raises
         ------
@@ -118,11 +151,14 @@ class Store:
         self.folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             try:
-                stack.enter_context(held(self.folder / ".held"))
+                locked = stack.enter_context(held(self.folder / ".held"))
             except BlockingIOError as holder:
                 asked = f"{verb} in {self.folder}"
                 raise CallerError(asked, f"{holder} runs there", "wait for it, or choose another --results") from None
-            yield
+            for path in self.folder.rglob(".*.partial"):
+                if path.is_file() and time.time() - path.stat().st_mtime > _LEFT_SECONDS:
+                    path.unlink(missing_ok=True)
+            yield locked
 
     def run_folder(self, run_id: str) -> Path:
         """Where one run keeps its record, points, scores and checkpoints."""
@@ -161,8 +197,8 @@ class Store:
     def read_rates(self, key: str) -> dict[str, float] | None:
         """Return the losses of these trials; None where they were not run, or others were."""
         path = self.folder / "rates.json"
-        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        return found["readout_loss"] if found.get("key") == key else None
+        found = self._spared(lambda: _read_json(path, "delete the file; the trials are not run again")) or {}
+        return found.get("readout_loss") if found.get("key") == key else None
 
     def read_profile(self) -> CostProfile | None:
         """Return the profile, or None where there is none."""
@@ -191,15 +227,19 @@ class Store:
 
         Earlier plans may have left others; they are kept, and count again when a plan asks for them.
         """
-        write_whole(self.folder / f"{self.part}.json", json.dumps({**self._index(), **what}, indent=1))
+        try:
+            before = self._index()
+        except CallerError:  # damaged: what is not said now, its verb says again
+            before = {}
+        write_whole(self.folder / f"{self.part}.json", json.dumps({**before, **what}, indent=1))
 
     def _index(self) -> dict[str, list[str]]:
-        path = self.folder / f"{self.part}.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        remedy = "give budgetlab run and then evaluate again: they write it anew, and do nothing twice"
+        return _read_json(self.folder / f"{self.part}.json", remedy)
 
     def records(self) -> list[RunRecord]:
         """Return the records of the plan's runs that have begun, with their points."""
-        found = (self.read_record(run_id) for run_id in self._index().get("runs", []))
+        found = (self._spared(partial(self.read_record, run_id)) for run_id in self._index().get("runs", []))
         return [record for record in found if record is not None]
 
     def write_points(self, run_id: str, points: Sequence[Point]) -> None:
@@ -219,9 +259,13 @@ class Store:
         path = self.run_folder(run_id) / "points.jsonl"
         if not path.exists():
             return ()
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_bytes().split(b"\n")
         whole = lines[:-1]  # what follows the last newline was cut off by a crash
-        return tuple(Point.model_validate_json(line) for line in whole if line)
+        try:
+            return tuple(Point.model_validate_json(line) for line in whole if line)
+        except ValidationError as error:
+            asked, wrong = f"points in {path}", f"a line is no point ({error.errors()[0]['msg']})"
+            raise CallerError(asked, wrong, f"delete {path.parent} and run again, which trains it anew") from None
 
     def score_path(self, run_id: str, key: str) -> Path:
         """Where one score is kept."""
@@ -259,7 +303,13 @@ class Store:
         """Return the scores of the plan's runs, and its yardsticks."""
         names = self._index().get("scores", [])
         paths = [self.score_path(*name.rsplit("/", 1)) for name in names]
-        return [read_value(Score, path) for path in paths if path.exists()]
+        found = (self._spared(partial(read_value, Score, path)) for path in paths if path.exists())
+        return [score for score in found if score is not None]
+
+    def read_score(self, run_id: str, key: str) -> Score | None:
+        """Return one score, or None."""
+        path = self.score_path(run_id, key)
+        return self._spared(lambda: read_value(Score, path)) if path.exists() else None
 
     def write_fits(self, fits: Sequence[CurveFit], verdicts: Sequence[Verdict]) -> None:
         """Write fits.json, fits.csv and verdict.json."""

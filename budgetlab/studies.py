@@ -156,6 +156,7 @@ def profile_key(study: Study) -> str:
         [arm.model_dump(mode="json") for arm in study.arms.values()],
         study.recipe,
         study.execution.model_dump(mode="json", exclude=_PRICELESS),
+        *(name for name in study.teacher_names() if name in study.arms),  # of which earlier profiles have one price
     )
 
 
@@ -179,12 +180,20 @@ def compare_recipes(arms: Mapping[str, Arm], models: Mapping[str, ModelSpec]) ->
             lines.append(f"{arm.name}: {role} {mine}: {shown or 'equal to that of ' + other.name}")
         for field, mine, theirs in _differences(arm.recipe, first.recipe):
             lines.append(f"{arm.name}: recipe.{field} {mine}, {first.name} has {theirs}")
+    notes = []
+    for name in dict.fromkeys(arm.student for arm in arms.values() if models[arm.student].weights is not None):
+        before = models[name].pretrained_for or "an unknown amount"
+        start = f"{name} starts from weights = {models[name].weights!r}: this is continued pretraining"
+        notes.append(f"{start}; what came before ({before}) is in no budget, and random weights are another start.")
+    taught = [arm.name for arm in arms.values() if models[arm.student].pretrain is not None]
+    notes += [f"{name}: its student starts at random; that model's pretraining is a teacher's." for name in taught]
     if len(lines) == len(arms):
         lines.append(
             "All arms share the student, the recipe, the order of samples and the masks; they differ in strategy alone."
         )
     else:
         lines.append("All arms share run seeds, order of samples, masks and the fine-tuning recipe.")
+    lines += notes
     for teacher in dict.fromkeys(arm.teacher for arm in arms.values() if arm.teacher is not None):
         lines.append(f"Of {teacher} there is one, with one seed: what is found holds for it.")
     return tuple(lines)
@@ -292,6 +301,9 @@ def _check_arm(study: Study, arm: Arm) -> None:
         raise CallerError(f"{where}.strategy = {arm.strategy.name!r}", "it needs a teacher", 'add teacher = "MODEL"')
     _check_positions(study, arm)
     student, teacher = study.models[arm.student], study.teacher_of(arm)
+    if student.pretrain is not None and arm.student not in study.teacher_names():
+        wrong = f"[models.{arm.student}] has pretrain, which is a teacher's; a student's training is the arm's"
+        raise CallerError(f"{where}.student = {arm.student!r}", wrong, "give the student a model without it")
     starts_from_teacher = arm.recipe.initialisation != "random"
     if starts_from_teacher:
         _check_initialisation(where, arm, student, teacher)
@@ -334,6 +346,8 @@ def _check_initialisation(where: str, arm: Arm, student: ModelSpec, teacher: Mod
     assert arm.recipe.initialisation != "random"
     layers = arm.recipe.initialisation.teacher_layers
     asked = f"{where}.recipe.initialisation.teacher_layers = {list(layers)}"
+    if student.weights is not None:
+        raise CallerError(asked, f"its student starts from weights = {student.weights!r}", "remove one of them")
     if teacher is None:
         raise CallerError(asked, "the arm has no teacher", 'add teacher = "MODEL"')
     if len(layers) != student.num_layers or max(layers) >= teacher.num_layers:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -283,3 +284,44 @@ def test_a_task_that_cannot_be_read_is_left_out_and_the_others_are_scored(
     for word in ("colour accuracy", "read-out loss", "teacher", "random weights", "majority class", "1x2"):
         assert word in out
     assert "Traceback" not in error
+
+
+def test_what_is_asked_on_the_command_line_is_kept_only_when_told_to(
+    finished: dict, study: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    results = shutil.copytree(folder / "results", tmp_path / "results", ignore=shutil.ignore_patterns("checkpoints"))
+    kept = {path: path.read_bytes() for path in (results / "small").glob("*.*")}
+    where, other = ["--results", str(results)], ["--budget", "1e9", "--budget", "2e9", "--teacher-charge", "none"]
+    assert run_command(["plan", str(study), *where, *other]) == 0
+    assert {path: path.read_bytes() for path in (results / "small").glob("*.*")} == kept
+    capsys.readouterr()
+    assert run_command(["status", str(study), *where]) == 0
+    assert "2/2" in capsys.readouterr().out
+    assert run_command(["plan", str(study), *where, *other, "--save"]) == 0
+    capsys.readouterr()
+    assert run_command(["status", str(study), *where]) == 0
+    said = capsys.readouterr().out
+    assert "2/2" not in said and "0/2" in said  # what was run answers other budgets
+
+
+def test_a_plan_on_given_throughput_and_a_report_time_nothing(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("this machine was timed")
+
+    monkeypatch.setattr("budgetlab.profiler._choose_and_time", never)
+    rates = tmp_path / "rates.csv"
+    rates.write_text("arm,tokens_per_second\n" + "".join(f"{arm},1000\n" for arm in ARMS))
+    text = study.read_text().replace('device = "cpu"', 'device = "cuda"')
+    other = study.with_name("elsewhere.toml")
+    other.write_text(text)
+    where = ["--results", str(tmp_path / "results")]
+    given = ["--throughput", str(rates), "--match", "device_seconds", "--budget", "10 s"]
+    assert run_command(["plan", str(other), *where, *given, "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert {s["tokens"] for s in made["schedules"]} == {128 * int(1000 * 10 / 128)}
+    assert run_command(["report", str(study), *where]) == 0
+
+
+ARMS = ("no_kd", "vanilla_kd", "minilm", "tinybert")

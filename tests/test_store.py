@@ -1,5 +1,10 @@
 """Values to files and back; readers survive a crash of the writer."""
 
+import errno
+import os
+import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -75,12 +80,83 @@ def test_a_missing_file(tmp_path: Path) -> None:
         read_value(Plan, tmp_path / "plan.json")
 
 
-def test_a_file_system_without_locks_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_locks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fcntl = pytest.importorskip("fcntl")
 
-    def none(*_: object) -> None:
-        raise OSError(38, "Function not implemented")
+    def fails(number: int) -> Callable[..., None]:
+        def flock(*_: object) -> None:
+            raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(fcntl, "flock", none)
-    with Store(tmp_path, "small").held("run"):
-        assert (tmp_path / "small").is_dir()
+        return flock
+
+    with Store(tmp_path, "small").held("run") as locked:
+        assert locked
+    monkeypatch.setattr(fcntl, "flock", fails(errno.ENOSYS))
+    with Store(tmp_path, "small").held("run") as locked:
+        assert not locked
+    monkeypatch.setattr(fcntl, "flock", fails(errno.EIO))
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)), Store(tmp_path, "small").held("run"):
+        pass
+
+
+def test_what_killed_writers_left_is_deleted_once_it_is_old(tmp_path: Path) -> None:
+    store = Store(tmp_path, "small")
+    old, new = (store.folder / f"runs/a/scores/.{name}.json.1.partial" for name in ("old", "new"))
+    old.parent.mkdir(parents=True)
+    for path in (old, new):
+        path.write_text("{")
+    os.utime(old, (0, 0))
+    with store.held("run"):
+        assert not old.exists() and new.exists()
+
+
+def filled(folder: Path) -> Store:
+    """Two runs with points, a score each, and the rates of trials."""
+    store = Store(folder, "small")
+    for run_id in ("one", "two"):
+        store.write_record(
+            RunRecord(run_id=run_id, key="k", kind="rung", arm="a", student="m", run_seed=0, environment=ENVIRONMENT)
+        )
+        store.append_point(run_id, point(1))
+        store.write_score("k", score(run_id=run_id))
+    store.write_index(runs=["one", "two"], scores=["one/k", "two/k"])
+    store.write_rates("key", {"no_kd~0.1": 1.0})
+    return store
+
+
+@pytest.mark.parametrize("bad", [b"\xff", b"\0", b"{"])
+@pytest.mark.parametrize("name", ["points.jsonl", "record.json", "scores/k.json"])
+def test_a_bad_byte_names_its_file_and_spares_the_others(name: str, bad: bytes, tmp_path: Path) -> None:
+    store = filled(tmp_path)
+    path = store.run_folder("one") / name
+    path.write_bytes(bad + path.read_bytes())
+    read = store.scores if "score" in name else store.records
+    with pytest.raises(CallerError, match=re.escape(str(path))) as caught:
+        read()
+    assert "\n" not in str(caught.value)
+    told: list[str] = []
+    store.say = told.append
+    assert [found.run_id for found in read()] == ["two"]
+    assert len(told) == 1 and str(path) in told[0]
+    if name == "points.jsonl":  # the remedy, to the letter
+        assert f"delete {path.parent} and run again" in told[0]
+        shutil.rmtree(path.parent)
+    else:
+        assert "delete the file" in told[0]
+        path.unlink()
+    assert [found.run_id for found in read()] == ["two"] and len(told) == 1
+
+
+def test_a_bad_byte_in_the_index_or_the_rates_is_named_and_mended_by_the_verbs(tmp_path: Path) -> None:
+    store = filled(tmp_path)
+    for name in ("index.json", "rates.json"):
+        (store.folder / name).write_bytes(b"\xff" + (store.folder / name).read_bytes())
+    with pytest.raises(CallerError, match=r"index\.json: not JSON .*; give budgetlab run and then evaluate again"):
+        store.records()
+    with pytest.raises(CallerError, match=r"rates\.json: not JSON .*; delete the file"):
+        store.read_rates("key")
+    store.write_index(runs=["one", "two"])
+    store.write_index(scores=["one/k"])
+    assert len(store.records()) == 2 and len(store.scores()) == 1
+    store.say = [].append
+    assert store.read_rates("key") is None

@@ -1,8 +1,13 @@
 """What takes minutes; `make stress` runs it, `make test` does not."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from small import write_small_study
 
 from budgetlab.cli.screen import Screen
 from budgetlab.cli.workbench import Workbench
@@ -33,3 +38,19 @@ def test_every_strategy_lowers_its_readout_loss_on_real_text_at_the_demos_size(t
     print({"random weights": random, **losses})
     assert set(losses) >= set(strategy_names())
     assert {name for name, loss in losses.items() if loss >= random - 0.1} == set()
+
+
+def test_sixty_kills_spread_over_run_and_evaluate_change_nothing(tmp_path: Path) -> None:
+    write_small_study(tmp_path)
+    script = Path(__file__).with_name("kills_everywhere.py")
+    environment = {**os.environ, "BUDGETLAB_DATA_ROOT": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path), "60"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    print({name: found[name] for name in ("kills", "inside", "wrong")})
+    assert found["wrong"] == [] and sum(found["kills"].values()) == 60 and sum(found["inside"].values()) >= 20
+    for what in ("hashes", "scores"):
+        whole, *killed = found[what]
+        assert whole and None not in whole.values() and killed == [whole, whole]

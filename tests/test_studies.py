@@ -159,6 +159,17 @@ def test_lists_of_students_and_teachers_become_a_grid(tmp_path: Path) -> None:
         load_study(path)
 
 
+def test_what_a_student_starts_from_is_said_and_its_pretraining_is_refused(tmp_path: Path) -> None:
+    path = write_small_study(tmp_path)
+    student, text = "[models.student]\n", path.read_text()
+    path.write_text(text.replace(student, f'{student}weights = "given"\npretrained_for = "3e9 tokens"\n'))
+    line = next(line for line in audit(load_study(path)) if "continued pretraining" in line)
+    assert "student starts from weights = 'given'" in line and "3e9 tokens" in line
+    path.write_text(text.replace(student, f"{student}pretrain = {{ tokens = 4096 }}\n"))
+    with pytest.raises(CallerError, match=r"no_kd.*pretrain, which is a teacher's"):
+        load_study(path)
+
+
 def test_what_given_weights_cost_can_be_stated(tmp_path: Path) -> None:
     path = write_small_study(tmp_path)
     for stated, tokens in (('"137B tokens"', 137_000_000_000), ('"4e20 flops"', None)):

@@ -46,7 +46,7 @@ def run_command(arguments: list[str]) -> int:
     except LostRank as error:
         # Of many processes that all lost the same one, the first says so.
         return _fail(arguments, str(error), error.exit_status) if os.environ.get("RANK", "0") == "0" else 1
-    except BudgetlabError as error:
+    except (BudgetlabError, Terminated) as error:
         return _fail(arguments, str(error), error.exit_status)
     except (KeyboardInterrupt, typer.Abort):
         return _fail(arguments, STOPPED, INTERRUPTED)
@@ -64,7 +64,7 @@ def _leave_on_sigterm() -> Iterator[None]:
     """Have SIGTERM end any verb as it ends a run: with the status that asks to be started again."""
 
     def leave(number: int, frame: object) -> None:
-        raise Terminated("SIGTERM", "stopped", "give the same command again; what was finished is kept")
+        raise Terminated("stopped", "give the same command again; what was finished is kept")
 
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -123,7 +123,7 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Score every finished run: read-out loss, own loss, fine-tuned tasks, and the yardsticks."""
-    bench, made = _planned(study, results, data_root)
+    bench, made = _planned(study, results, data_root, to_run=False)
     scores = bench.evaluate(made, bench.records())
     if as_json:
         print_json([score.model_dump(mode="json") for score in scores])
@@ -236,10 +236,10 @@ def report(
     debug: Debug = False,
 ) -> None:
     """Draw the figures, tables and page of what is known so far; trains nothing."""
-    bench, made = _planned(study, results, data_root)
+    bench, made = _planned(study, results, data_root, to_run=False)
     scores = bench.table(bench.store.scores())
     fits, verdicts = bench.fit(scores, made) if len(scores) else ((), ())
-    _show_report(bench.report(made, bench.profile(), bench.records(), scores, fits, verdicts), as_json)
+    _show_report(bench.report(made, bench.prices(), bench.records(), scores, fits, verdicts), as_json)
 
 
 @app.command()
@@ -302,13 +302,15 @@ def doctor(as_json: Json = False, debug: Debug = False) -> None:
     print("\n".join(f"{name:<{width}}  {'n/a' if value is None else value}" for name, value in found.items()))
 
 
-def _planned(study: str, results: Path, data_root: Path | None, ranks: Ranks | None = None) -> tuple[Workbench, Any]:
+def _planned(
+    study: str, results: Path, data_root: Path | None, ranks: Ranks | None = None, *, to_run: bool = True
+) -> tuple[Workbench, Any]:
     """Open a study and its plan, making the plan where there is none; or a plan.json and the study beside it."""
     if not study.endswith(".json"):
         bench = _opened(study, results, data_root, ranks)
         if bench.study.corpus.source == "docs" or bench.store.read_plan() is None:
             bench.corpus()
-        return bench, bench.plan(profile=bench.profile(to_run=True))
+        return bench, bench.plan(profile=bench.profile(to_run=True) if to_run else bench.prices())
     from budgetlab.planner import checked
     from budgetlab.store import read_value
     from budgetlab.values import Plan

@@ -115,6 +115,9 @@ def plan(
         Path | None,
         typer.Option("--throughput", help="CSV of arm, tokens_per_second measured elsewhere.", metavar="FILE"),
     ] = None,
+    save: Annotated[
+        bool, typer.Option("--save", help="Keep the plan for run, although options above change the study's.")
+    ] = False,
     sensitivity: Annotated[bool, typer.Option("--sensitivity", help="Tokens under every meaning of compute.")] = False,
     paper: Annotated[bool, typer.Option("--paper", help="Methods paragraph and LaTeX table.")] = False,
     figure: Annotated[bool, typer.Option("--figure", help="Draw the sensitivity into the results folder.")] = False,
@@ -140,10 +143,16 @@ def plan(
 
     bench = bench_of(study, results, data_root)
     bench.ask(budgets=budget or (), match=match, teacher_charge=teacher_charge)  # refused before anything is timed
-    prices = bench.profile() if recorded is None else read_value(CostProfile, recorded)
+    if recorded is not None:
+        prices = read_value(CostProfile, recorded)
+    else:
+        prices = bench.profile() if throughput is None else bench.prices()
     if throughput is not None:
         prices = timed_elsewhere(prices, throughput, bench.study.execution)
-    made = bench.plan(profile=prices)
+    other = any([budget, match, teacher_charge])
+    made = bench.plan(profile=prices, keep=save or not other)
+    if other and not save:
+        bench.screen.say("plan      with other budgets, match or charge than the study's is not kept (--save)")
     if export is not None:
         from budgetlab.planner import run_description, training_arguments
 

@@ -58,6 +58,7 @@ class Workbench:
 
     def __init__(self, study: Study, store: Store, screen: Screen, recorded_profile: Path | None = None) -> None:
         self.study, self.store, self.screen = study, store, screen
+        store.say = screen.say
         self.recorded_profile = recorded_profile
         self._corpus: Corpus | None = None
         self.left_out: dict[str, int] = {}
@@ -135,6 +136,14 @@ class Workbench:
             self.keep_profile(found)
         return found
 
+    def prices(self) -> CostProfile:
+        """Return the profile that there is, else FLOPs alone: for what needs no seconds of this machine."""
+        recorded = self.recorded_profile
+        beside = None if recorded is None else read_value(CostProfile, recorded)
+        if beside is not None and beside.study_key != profile_key(self.study):
+            beside = None
+        return self.known_profile() or beside or self.profile(count_only=True, keep=False)
+
     def keep_profile(self, found: CostProfile) -> None:
         """Write a profile, unless the results folder has one of the same study that says more."""
         self.store.write_study(dump_study(self.study))
@@ -156,8 +165,8 @@ class Workbench:
         """Put other budgets, another match or charge in the place of the study's own."""
         self.study = self.study.asked(budgets=budgets, match=match, teacher_charge=teacher_charge)
 
-    def plan(self, *, profile: CostProfile | None = None) -> Plan:
-        """Match the budgets; the corpus counts towards passes once it has been built."""
+    def plan(self, *, profile: CostProfile | None = None, keep: bool = True) -> Plan:
+        """Match the budgets, and `keep` the plan; the corpus counts towards passes once it has been built."""
         from budgetlab.planner import other_machine, plan, rereads
 
         prices = profile or self.profile()
@@ -166,8 +175,10 @@ class Workbench:
         made = made.model_copy(update={"warnings": (*made.warnings, *further)})
         if self._corpus is not None:
             made = made.model_copy(update={"corpus_hash": self._corpus.content_hash})
-        self._say_if_the_text_changed(made)
         made = self._with_known_rates(made)
+        if not keep:
+            return made
+        self._say_if_the_text_changed(made)
         self.store.write_study(dump_study(self.study))
         self.store.write_plan(made)
         return made

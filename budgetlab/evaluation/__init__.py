@@ -112,9 +112,8 @@ def evaluate(
     named += [(choice.subject, key) for choice in choices for key in choice.keys.values()]
     metrics = {split: task.metric for task in tasks for split in task.validation}
     for subject, key in named:
-        path = store.score_path(subject.run_id, key)
-        if path.exists():  # its budget may have another number in this plan, its task another primary metric
-            score = read_value(Score, path)
+        score = store.read_score(subject.run_id, key)
+        if score is not None:  # its budget may have another number in this plan, its task another primary metric
             about = {**subject.about(), "key": key, **_as_defined(score, metrics, spec)}
             if score.model_copy(update=about) != score:
                 store.write_score(key, score.model_copy(update=about))

@@ -57,9 +57,8 @@ class Bench:
 
     def _load(self, subject: Subject) -> Network:
         spec = self.plan.models[subject.model]
-        given = subject.subject == "teacher" and subject.record is None
         network = build_network(
-            spec if given else spec.untrained(),
+            spec.untrained() if subject.subject == "random" else spec,
             seed=subject.run_seed,
             seq_len=self.recipe.seq_len,
             attention=self.recipe.attention if self.recipe.attention != "auto" else "sdpa",

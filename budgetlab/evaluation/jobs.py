@@ -10,6 +10,7 @@ from budgetlab.corpus import Corpus
 from budgetlab.errors import CallerError
 from budgetlab.evaluation.readout import ADAPTED_VERSION, READOUT_VERSION, adaptation
 from budgetlab.evaluation.tasks import Task
+from budgetlab.models import given_key
 from budgetlab.store import Store
 from budgetlab.strategies import build_strategy
 from budgetlab.values import EvaluateSpec, FinetuneRecipe, Plan, Recipe, RunRecord, content_hash
@@ -113,9 +114,13 @@ def list_subjects(plan: Plan, records: Sequence[RunRecord]) -> list[Subject]:
     if not any(subject.subject == "run" for subject in found):
         raise CallerError(f"evaluate {plan.study}", "it has no finished run", "run it first")
     hashes = {plan.arms[r.arm].teacher: r.teacher_hash for r in records if r.kind == "rung" and r.teacher_hash}
+    taught = {r.teacher_key for r in records}
     for teacher in plan.teachers:
         if teacher.weights is not None:
-            key = content_hash("weights", plan.models[teacher.model].identity())
+            # Runs of an earlier version are keyed by the path alone; its scores go on with theirs.
+            spec = plan.models[teacher.model]
+            by_path = content_hash("weights", spec.identity())
+            key = by_path if by_path in taught else given_key(spec)
             run_id = f"{teacher.model}-weights-{key[:8]}"
             weights = hashes.get(teacher.model, key)
             found.append(Subject(run_id, key, weights, "teacher", teacher.model, teacher.model, None, 0, True))

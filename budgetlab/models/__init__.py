@@ -4,6 +4,7 @@ from budgetlab.models.build import (
     build_classifier,
     build_network,
     count_parameters,
+    given_key,
     load_parameters,
     start_from_teacher,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "count_parameters",
     "describe_model",
     "export_model",
+    "given_key",
     "load_parameters",
     "read_model",
     "start_from_teacher",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,15 +15,24 @@ from torch.nn import functional
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 from transformers.initialization import no_init_weights
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.utils import cached_file
 
 from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.models.network import FAMILIES, Network
-from budgetlab.values import ModelSpec
+from budgetlab.values import ModelSpec, content_hash
 
 _OTHER_HEADS = ("pooler.", "seq_relationship.", "sop_classifier.", "discriminator_predictions.", "position_ids")
 """Parts of published checkpoints that masked language modelling has no use for."""
+_WEIGHT_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*")
 
-__all__ = ["build_classifier", "build_network", "count_parameters", "load_parameters", "start_from_teacher"]
+__all__ = [
+    "build_classifier",
+    "build_network",
+    "count_parameters",
+    "given_key",
+    "load_parameters",
+    "start_from_teacher",
+]
 
 
 def build_network(
@@ -198,6 +209,27 @@ def _load_pretrained(auto: Any, spec: ModelSpec, attention: str, dropouts: dict[
     return model
 
 
+def given_key(spec: ModelSpec) -> str:
+    """Hash a network whose weights are given: its shape, and the files (of the hub, their revision).
+
+    Raises
+    ------
+    CallerError
+        When they cannot be read.
+    """
+    weights = spec.weights or ""
+    asked, remedy = f"weights = {weights!r}", "give a folder or a hub id that can be reached"
+    try:
+        if not Path(weights).is_dir():
+            config = cached_file(weights, "config.json")
+            return content_hash("weights", spec.untrained(), Path(str(config)).parent.name)
+        found = {path for pattern in _WEIGHT_FILES for path in Path(weights).glob(pattern)}
+        hashes = [(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in sorted(found)]
+    except (OSError, ValueError) as error:
+        raise CallerError(asked, f"cannot be loaded ({' '.join(str(error).split())[:160]})", remedy) from None
+    return content_hash("weights", spec.untrained(), hashes)
+
+
 def start_from_teacher(student: Network, teacher: Network, layers: Sequence[int]) -> None:
     """Copy the teacher's embeddings, head and chosen blocks into the student (Sanh et al. 2019, arXiv 1910.01108).
 
@@ -238,7 +270,7 @@ def load_parameters(network: Network, state: dict[str, Tensor]) -> None:
     own = dict(network.named_parameters())
     if saved.keys() != own.keys() or any(saved[name].shape != own[name].shape for name in own):
         raise BudgetlabError(
-            "a checkpoint's student", "it has other tensors than the network", "delete it and run again"
+            "a checkpoint's student", "it has other tensors than the network", "delete its run's folder and run again"
         )
     for name, parameter in own.items():
         parameter.data.copy_(saved[name])

@@ -46,7 +46,7 @@ def decide_compiling(study: Study, made: Plan, profile: CostProfile) -> tuple[bo
 
 def _trainings(made: Plan) -> list[tuple[ArmCost, int, int]]:
     """Price, steps and number of trainings of each arm and teacher."""
-    found = [(made.costs[t.model], t.steps, 1) for t in made.teachers if t.steps]
+    found = [(made.teacher_costs[t.model], t.steps, 1) for t in made.teachers if t.steps]
     for arm in made.arms:
         own = [s for s in made.schedules if s.arm == arm and s.feasible]
         if not own:

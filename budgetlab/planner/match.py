@@ -94,10 +94,14 @@ def _planned(
     match: str,
     charge: str,
 ) -> Plan:
-    costs = {cost.arm: cost for cost in (*profile.arms, *profile.teachers)}
+    costs, of_teachers = ({cost.arm: cost for cost in found} for found in (profile.arms, profile.teachers))
     for arm in study.arms:
         if arm not in costs:
             raise CallerError(f"plan of {study.name}", f"the profile has no arm {arm!r}", "profile this study again")
+    for name in study.teacher_names():
+        if study.models[name].pretrain is not None and name not in of_teachers:
+            asked, wrong = f"plan of {study.name}", f"the profile has no price of pretraining the teacher {name!r}"
+            raise CallerError(asked, wrong, "profile this study again")
     amounts = _budgets(study, budgets, match, charge, costs)
     unit = amounts[0].unit
     if study.plan.ladder == "branched" and any(
@@ -108,7 +112,7 @@ def _planned(
     if corpus_tokens is not None and unique is not None and unique > corpus_tokens:
         asked = f"corpus.unique_tokens = {unique:,}"
         raise CallerError(asked, f"the corpus has {corpus_tokens:,}", "lower it, leave it out, or add text")
-    bills = {arm: _bill(study, arm, costs[arm], costs, amounts, charge, unique) for arm in study.arms}
+    bills = {arm: _bill(study, arm, costs[arm], of_teachers, amounts, charge, unique) for arm in study.arms}
     schedules = [
         _schedule(study, arm, costs[arm], bills[arm], budget, rung, charge, unique)
         for rung, budget in enumerate(amounts)
@@ -136,8 +140,9 @@ def _planned(
             for name, arm in study.arms.items()
         },
         costs=costs,
+        teacher_costs=of_teachers,
         schedules=tuple(schedules),
-        teachers=tuple(_teacher_plan(study, name, costs) for name in study.teacher_names()),
+        teachers=tuple(_teacher_plan(study, name, of_teachers) for name in study.teacher_names()),
         corpus=study.corpus,
         execution=_that_fits(study.execution, profile),
         audit=audit(study),
@@ -184,13 +189,13 @@ def _bill(
     study: Study,
     arm: str,
     cost: ArmCost,
-    costs: dict[str, ArmCost],
+    of_teachers: dict[str, ArmCost],
     amounts: list[Budget],
     charge: str,
     unique: int | None,
 ) -> _Bill:
     unit, recipe, execution = amounts[0].unit, study.arms[arm].recipe, study.execution
-    teacher = teacher_bill(execution, study.models, study.arms[arm].teacher, costs, unit, charge)
+    teacher = teacher_bill(execution, study.models, study.arms[arm].teacher, of_teachers, unit, charge)
     price = tariff(execution, cost, unit, charge, taught_steps(study.arms[arm], unique))
     fewest = _fewest_steps(recipe)
     # Charged trials are as long as the run that is left beside them at the smallest budget.
@@ -308,8 +313,8 @@ def _trials(
             yield Trial(arm=arm, learning_rate=rate, schedule=named)
 
 
-def _teacher_plan(study: Study, name: str, costs: dict[str, ArmCost]) -> TeacherPlan:
-    spec, recipe, cost = study.models[name], study.recipe, costs.get(name)
+def _teacher_plan(study: Study, name: str, of_teachers: dict[str, ArmCost]) -> TeacherPlan:
+    spec, recipe, cost = study.models[name], study.recipe, of_teachers.get(name)
     steps = math.ceil((spec.pretraining_tokens or 0) / recipe.batch_tokens)
     flops = 0.0 if cost is None else cost.train_required_flops_per_token * steps * recipe.batch_tokens
     if spec.pretrain is None:

@@ -114,7 +114,7 @@ def _teachers(plan: Plan, records: list[RunRecord]) -> list[_Work]:
         if teacher.weights is not None or not teacher.steps:
             continue
         record = next((r for r in records if r.kind == "teacher" and r.student == teacher.model), None)
-        cost = plan.costs[teacher.model]
+        cost = plan.teacher_costs[teacher.model]
         prices = tariffs(plan.execution, cost)
         found.append(_Work(0, teacher.steps, *prices, record, teacher.model))
     return found

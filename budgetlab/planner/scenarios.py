@@ -308,8 +308,10 @@ def with_throughput(
             else None, "steps_timed": 0,
         })  # fmt: skip
 
+    names = {cost.arm for cost in profile.arms}
     return profile.model_copy(update={
         "arms": tuple(timed(cost) for cost in profile.arms),
-        "teachers": tuple(timed(cost) for cost in profile.teachers),
+        # A row whose name an arm and a teacher share is the arm's.
+        "teachers": tuple(cost if cost.arm in names else timed(cost) for cost in profile.teachers),
         "conventions": {**profile.conventions, "seconds": f"measured elsewhere: {source}"},
     })  # fmt: skip

@@ -15,7 +15,7 @@ __all__ = ["choose_rates", "trial_plan", "trials_key", "tuning_note"]
 
 def trial_plan(plan: Plan) -> Plan:
     """Return the trials of a plan as a plan that `run` can execute: an arm `ARM~RATE` each, one seed, no ladder."""
-    arms, costs = {}, dict(plan.costs)
+    arms, costs = {}, {}
     for trial in plan.trials:
         arm, name = plan.arms[trial.arm], trial.schedule.arm
         recipe = arm.recipe.model_copy(update={"learning_rate": trial.learning_rate})

@@ -86,7 +86,11 @@ def profile(
         When the device is not there, or a step does not fit into its memory.
     """
     say = progress or (lambda text: None)
-    device = prepare(study.execution)
+    # FLOPs can be counted where the study's device is not.
+    execution = study.execution
+    if count_only and execution.device.startswith("cuda") and not torch.cuda.is_available():
+        execution = execution.model_copy(update={"device": "cpu"})
+    device = prepare(execution)
     jobs = jobs_of(study)
     asked = study.execution.micro_batch_sequences
     micro = None if asked == "auto" else asked
@@ -141,7 +145,7 @@ def profile(
     if study.execution.workers == "auto" and study.execution.devices == 1 and not count_only:
         dearest = max(jobs, key=lambda job: costs[job[0]].seconds_per_step or 0.0)
         packing = measure_packing(dearest, study.execution, micro, say)
-    where = environment(study.execution)
+    where = environment(execution)
     peak = find_peak(where.device_name) if where.device == "cuda" else None
     of_maker = None if peak is None else peak.flops_per_second(jobs[0][4].dtype)
     arms, teachers = arms_and_teachers(study, list(costs.values()))

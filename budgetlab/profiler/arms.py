@@ -34,9 +34,14 @@ CONVENTIONS = {
     "memory": "the arm alone: networks, optimizer state, two steps",
 }
 
+_PRETRAINING = " (pretraining)"
+
 
 def jobs_of(study: Study) -> list[Job]:
-    """List what is priced: the arms, then the pretraining of each teacher."""
+    """List what is priced: the arms, then the pretraining of each teacher, `MODEL (pretraining)`.
+
+    A teacher may be named like an arm.
+    """
     jobs: list[Job] = [
         (arm.name, arm.strategy, study.models[arm.student], study.teacher_of(arm), arm.recipe)
         for arm in study.arms.values()
@@ -44,14 +49,15 @@ def jobs_of(study: Study) -> list[Job]:
     recipe = study.recipe.model_copy(update={"initialisation": "random"})
     for name in study.teacher_names():
         if study.models[name].pretraining_tokens is not None:
-            jobs.append((name, StrategySpec(name="no_kd"), study.models[name], None, recipe))
+            jobs.append((f"{name}{_PRETRAINING}", StrategySpec(name="no_kd"), study.models[name], None, recipe))
     return jobs
 
 
 def arms_and_teachers(study: Study, costs: Sequence[ArmCost]) -> tuple[tuple[ArmCost, ...], tuple[ArmCost, ...]]:
     """Part what was priced: the arms, and the pretraining of teachers."""
     arms = tuple(cost for cost in costs if cost.arm in study.arms)
-    return arms, tuple(cost for cost in costs if cost.arm not in study.arms)
+    teachers = (cost for cost in costs if cost.arm not in study.arms)
+    return arms, tuple(cost.model_copy(update={"arm": cost.arm.removesuffix(_PRETRAINING)}) for cost in teachers)
 
 
 def settled(job: Job, dtype: str, attention: str) -> Job:

@@ -87,7 +87,7 @@ def build_job(
     """Build the step of an arm, or of pretraining a teacher; `trained` and `compiled` as in `TrainingStep`."""
     name, strategy, student, teacher, recipe = job
     # Random weights cost what given ones do.
-    teacher = None if teacher is None else teacher.untrained()
+    student, teacher = student.untrained(), None if teacher is None else teacher.untrained()
     built = build_strategy(strategy, name)
     return build_step(name, built, student, teacher, recipe, seed=0, device=device, trained=trained, compiled=compiled)
 

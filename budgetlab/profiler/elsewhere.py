@@ -90,8 +90,8 @@ def reshaped(study: Study, found: CostProfile, sequences: int, seq_len: int) -> 
     CallerError
         When the profile has no time models, or the networks not so many positions.
     """
-    known = {cost.arm: cost for cost in (*found.arms, *found.teachers)}
-    without = [name for name, cost in known.items() if cost.time_model is None]
+    known = [*found.arms, *found.teachers]  # in the order of `jobs_of`
+    without = [cost.arm for cost in known if cost.time_model is None]
     if without and found.calibration is not None:
         raise CallerError(
             f"a prediction for {sequences} x {seq_len}",
@@ -103,8 +103,7 @@ def reshaped(study: Study, found: CostProfile, sequences: int, seq_len: int) -> 
             f"a prediction for {sequences} x {seq_len}", "the profile has no time models", "profile without --quick"
         )
     costs = []
-    for name, strategy, student, teacher, recipe in jobs_of(study):
-        before = known[name]
+    for before, (name, strategy, student, teacher, recipe) in zip(known, jobs_of(study), strict=True):
         longest = positions(student, teacher, seq_len)
         if seq_len > longest:
             raise CallerError(

@@ -20,7 +20,7 @@ from budgetlab.errors import BudgetlabError, CallerError, Terminated
 from budgetlab.hardware import environment, is_out_of_memory, prepare
 from budgetlab.models import Network, build_network, load_parameters
 from budgetlab.ranks import Ranks
-from budgetlab.runner.beforehand import check_checkpoints, check_devices, check_room, check_teachers
+from budgetlab.runner.beforehand import check_checkpoints, check_devices, check_given_weights, check_room
 from budgetlab.runner.meter import Meter, Moved, Progress
 from budgetlab.runner.trackers import Tracker
 from budgetlab.runner.training import Training, step_name
@@ -80,8 +80,11 @@ def run(
     if plan.corpus_hash not in (None, corpus.content_hash):
         asked = f"run of a plan for corpus {plan.corpus_hash}"
         raise CallerError(asked, f"the text is now corpus {corpus.content_hash}", "plan again, or restore the text")
-    with store.held("run") if ranks.first else nullcontext():
-        return _run(plan, corpus, store, ranks, progress or (lambda where: None), say or (lambda line: None))
+    say = say or (lambda line: None)
+    with store.held("run") if ranks.first else nullcontext(True) as locked:
+        if not locked:
+            say(f"warning: files in {store.folder} cannot be locked: see that nothing else runs there")
+        return _run(plan, corpus, store, ranks, progress or (lambda where: None), say)
 
 
 def _run(
@@ -92,7 +95,7 @@ def _run(
     progress: Callable[[Progress], None],
     say: Callable[[str], None],
 ) -> list[RunRecord]:
-    units = plan_units(plan, corpus)
+    units = plan_units(plan, corpus, store)
     check_checkpoints(units, store)
     if ranks.first:
         store.write_index(runs=[unit.run_id for unit in units])
@@ -104,9 +107,12 @@ def _run(
         asked = f"run on {ranks.world} processes"
         raise CallerError(asked, "they do not see the same files", "put --results and the data on a shared disk")
     if ranks.first:
-        check_teachers(todo, plan)
+        check_given_weights(todo, plan)
         check_room(todo, plan.execution.keep_checkpoints, plan.execution.side_by_side, store, say)
-        if todo and (plan.compiled or any(cost.compiled is not None for cost in plan.costs.values())):
+        if todo and (
+            plan.compiled
+            or any(cost.compiled is not None for cost in (*plan.costs.values(), *plan.teacher_costs.values()))
+        ):
             say(f"torch.compile is {'used' if plan.compiled else 'not used'}: {plan.compile_reason}")
         if todo and plan.packing_reason:
             say(f"{plan.execution.side_by_side} at a time on the device: {plan.packing_reason}")
@@ -132,7 +138,7 @@ def _run(
             if not stop.terminated:
                 raise
             remedy = "give the same command again; nothing is lost"
-            raise Terminated("SIGTERM", "stopped after saving", remedy) from None
+            raise Terminated("stopped after saving", remedy) from None
     return store.records()
 
 

@@ -16,7 +16,7 @@ from budgetlab.store import Store
 from budgetlab.units import format_quantity
 from budgetlab.values import Plan
 
-__all__ = ["check_checkpoints", "check_devices", "check_room", "check_teachers"]
+__all__ = ["check_checkpoints", "check_devices", "check_given_weights", "check_room"]
 
 
 def check_devices(plan: Plan, ranks: Ranks) -> None:
@@ -48,9 +48,10 @@ def check_checkpoints(units: list[Unit], store: Store) -> None:
                 raise CallerError(f"checkpoint {path}", "it is of another run", "delete its folder, and run again")
 
 
-def check_teachers(todo: list[Unit], plan: Plan) -> None:
-    """Load teachers whose weights are given once, before anything is trained: they may not fit."""
+def check_given_weights(todo: list[Unit], plan: Plan) -> None:
+    """Load given weights once, before anything is trained: they may not fit."""
     lengths = {unit.teacher: unit.recipe.seq_len for unit in todo if unit.teacher is not None}
+    lengths |= {unit.model: unit.recipe.seq_len for unit in todo if unit.student_key is not None}
     for name, seq_len in lengths.items():
         if plan.models[name].weights is not None:
             build_network(plan.models[name], seq_len=seq_len)

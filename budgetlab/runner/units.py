@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+from budgetlab.checkpoint import tensors_hash
 from budgetlab.corpus import Corpus
+from budgetlab.models import build_network, given_key
 from budgetlab.planner.prices import Tariff, tariffs, taught_steps
 from budgetlab.runner.teacher_cache import bytes_per_target
+from budgetlab.store import Store
 from budgetlab.strategies import build_strategy
 from budgetlab.values import (
     ArmCost,
@@ -53,6 +56,8 @@ class Unit:
     teacher: str | None = None
     teacher_key: str | None = None
     teacher_seed: int | None = None
+    student_key: str | None = None
+    """Of the weights that the student starts from; None where they are random."""
     taught_steps: float = math.inf
     """After so many steps a teacher whose answers are kept has read all of the text."""
 
@@ -63,7 +68,10 @@ class Unit:
         training = self.recipe.model_dump(mode="json", exclude={"execute"})
         what = (self.strategy, build_strategy(self.strategy).source_hash())
         where = (self.seed, self.corpus_key, self.teacher_key)
-        return content_hash(self.kind, *what, self.spec, training, *where, self.warmup_steps, ending)
+        start = () if self.student_key is None else (self.student_key,)
+        return content_hash(
+            self.kind, *what, self.spec.untrained(), training, *where, self.warmup_steps, ending, *start
+        )
 
     @property
     def run_id(self) -> str:
@@ -114,19 +122,51 @@ def bytes_needed(units: list[Unit], newest: int, workers: int) -> int:
     return sum(kept) + sum(training) + sum(answers.values())
 
 
-def plan_units(plan: Plan, corpus: Corpus) -> list[Unit]:
-    """List the units of a plan in the order in which they can run: each after what it needs."""
+def plan_units(plan: Plan, corpus: Corpus, store: Store | None = None) -> list[Unit]:
+    """List the units of a plan in the order in which they can run: each after what it needs.
+
+    Parameters
+    ----------
+    plan, corpus
+        What is to be done.
+    store
+        Where runs may lie that an earlier version keyed by the path of a given teacher; they count while its weights
+        are those that taught them.
+
+    Raises
+    ------
+    CallerError
+        When given weights cannot be read.
+    """
     corpus_key = content_hash(corpus.content_hash, plan.corpus.masking, plan.corpus.unique_tokens)
     whole = content_hash(corpus.content_hash, plan.corpus.masking, None)
     teachers = [_teacher(plan, teacher, whole) for teacher in plan.teachers if teacher.weights is None]
-    keys = {teacher.model: content_hash("weights", plan.models[teacher.model].identity()) for teacher in plan.teachers}
-    keys |= {unit.model: unit.key for unit in teachers}
-    arms = [unit for seed in plan.seeds for arm in plan.arms for unit in _arm(plan, arm, seed, keys, corpus_key)]
-    return [*teachers, *arms]
+    trained = {unit.model: unit.key for unit in teachers}
+    given = [teacher.model for teacher in plan.teachers if teacher.weights is not None]
+
+    def arms(keys: dict[str, str]) -> list[Unit]:
+        return [u for seed in plan.seeds for arm in plan.arms for u in _arm(plan, arm, seed, keys, corpus_key)]
+
+    keys = {name: given_key(plan.models[name]) for name in given}
+    if store is not None and given:
+        by_path = {name: content_hash("weights", plan.models[name].identity()) for name in given}
+        before = arms(by_path | trained)
+        keys |= {name: key for name, key in by_path.items() if _taught(name, plan, before, store)}
+    return [*teachers, *arms(keys | trained)]
+
+
+def _taught(name: str, plan: Plan, units: list[Unit], store: Store) -> bool:
+    """Whether there are runs among these, and the weights that are now given taught all of them."""
+    records = [(unit, store.read_record(unit.run_id)) for unit in units if unit.teacher == name]
+    found = {record.teacher_hash for _, record in records if record is not None and record.teacher_hash is not None}
+    if not found:
+        return False
+    network = build_network(plan.models[name], seq_len=records[0][0].recipe.seq_len)
+    return found == {tensors_hash(dict(network.named_parameters()))}
 
 
 def _teacher(plan: Plan, teacher: TeacherPlan, corpus_key: str) -> Unit:
-    cost = plan.costs[teacher.model]
+    cost = plan.teacher_costs[teacher.model]
     return Unit(
         kind="teacher",
         arm=teacher.model,
@@ -151,11 +191,13 @@ def _arm(plan: Plan, name: str, seed: int, teacher_keys: dict[str, str], corpus_
     schedules = [schedule for schedule in plan.schedules if schedule.arm == name and schedule.feasible]
     if not schedules:
         return []
+    student = plan.models[arm.student]
     shared: dict[str, Any] = {
         "arm": name,
         "strategy": arm.strategy,
         "model": arm.student,
-        "spec": plan.models[arm.student].untrained(),
+        "spec": student.untrained() if student.weights is None else student.identity(),
+        "student_key": None if student.weights is None else given_key(student),
         "recipe": arm.recipe,
         "cost": plan.costs[name],
         "seed": seed,

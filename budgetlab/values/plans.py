@@ -6,9 +6,9 @@ carry loss. None means unknown and prints n/a.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from budgetlab.values.base import Interval, Value
 from budgetlab.values.costs import ArmCost
@@ -105,7 +105,9 @@ class Plan(Value):
     models: dict[str, ModelSpec]
     arms: dict[str, Arm]
     costs: dict[str, ArmCost]
-    """By arm, and by model for each teacher to pretrain."""
+    """Of a step of each arm."""
+    teacher_costs: dict[str, ArmCost] = {}
+    """Of a step of pretraining each teacher, by model."""
     schedules: tuple[Schedule, ...]
     teachers: tuple[TeacherPlan, ...]
     corpus: CorpusSpec
@@ -128,3 +130,20 @@ class Plan(Value):
     """Why there are so many workers, where `execution.workers` left that open."""
     warnings: tuple[str, ...] = ()
     """What a reader of the plan should know before running it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _prices_apart(cls, fields: Any) -> Any:
+        """Part the prices of arms and of teachers, which earlier plans kept in one table."""
+        arms, costs = (fields.get(name) for name in ("arms", "costs")) if isinstance(fields, dict) else (None, None)
+        if not isinstance(arms, dict) or not isinstance(costs, dict) or "teacher_costs" in fields:
+            return fields
+        of_teachers = {name: cost for name, cost in costs.items() if name not in arms}
+        return {**fields, "costs": {name: costs[name] for name in costs if name in arms}, "teacher_costs": of_teachers}
+
+    @model_validator(mode="after")
+    def _teachers_have_prices(self) -> Plan:
+        for teacher in self.teachers:
+            if teacher.steps and teacher.model in self.arms and teacher.model not in self.teacher_costs:
+                raise ValueError(f"an arm and the teacher {teacher.model!r} share one price; plan again")
+        return self

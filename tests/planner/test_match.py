@@ -29,10 +29,11 @@ from budgetlab.planner import (
     what_if,
     with_throughput,
 )
+from budgetlab.profiler import profile
 from budgetlab.store import read_value
 from budgetlab.studies import Study, audit, load_study
 from budgetlab.units import format_amount
-from budgetlab.values import CostProfile, StrategySpec
+from budgetlab.values import CostProfile, Plan, StrategySpec
 from budgetlab.values.specs import Pretrain, TeacherLayers
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -586,3 +587,28 @@ def test_the_presets_can_be_planned_at_their_tolerance(preset: str) -> None:
     known = study.model_copy(update={"models": models})
     made = plan(known, profile(known, count_only=True))
     assert all(schedule.feasible for schedule in made.schedules)
+
+
+def test_an_arm_named_like_a_teacher_keeps_its_own_price(tmp_path: Path) -> None:
+    extra = '[arms.teacher]\nstrategy = "no_kd"\nstudent = "student"\n'
+    study = load_study(write_small_study(tmp_path, extra))
+    counted = profile(study, count_only=True)
+    prices = {cost.arm: cost.train_required_flops_per_token for cost in counted.arms}
+    assert list(prices) == list(study.arms) and prices["teacher"] == prices["no_kd"]
+    assert [cost.arm for cost in counted.teachers] == ["teacher"]
+    assert counted.teachers[0].train_required_flops_per_token > 2 * prices["no_kd"]
+    made = plan(study, counted, teacher_charge="amortised:100")
+    tokens = {(schedule.arm, schedule.rung): schedule.tokens for schedule in made.schedules}
+    assert [tokens["teacher", rung] for rung in (0, 1)] == [tokens["no_kd", rung] for rung in (0, 1)]
+    priced = made.teacher_costs["teacher"].train_required_flops_per_token
+    assert made.teachers[0].required_flops == priced * made.teachers[0].tokens
+    assert Plan.model_validate_json(made.model_dump_json()) == made
+
+
+def test_a_plan_that_keeps_all_prices_in_one_table_is_read(study: Study) -> None:
+    made = plan(study, profile_of(study))
+    fields = made.model_dump(mode="json")
+    fields["costs"] |= fields.pop("teacher_costs")
+    assert Plan.model_validate(fields) == made
+    with pytest.raises(ValueError, match="plan again"):
+        Plan.model_validate({**fields, "arms": {**fields["arms"], "teacher": fields["arms"]["no_kd"]}})

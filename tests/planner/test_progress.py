@@ -103,7 +103,7 @@ def test_nothing_waits_for_a_trunk_or_a_teacher_that_failed(made: Plan) -> None:
         for arm in made.arms
         for seed in made.seeds
     ]
-    teacher = record(made, "teacher", "teacher", 1, "failed", seconds=made.costs["teacher"].seconds_per_step)
+    teacher = record(made, "teacher", "teacher", 1, "failed", seconds=made.teacher_costs["teacher"].seconds_per_step)
     found = standing(made, [*trunks, teacher])
     assert found.seconds_left == 0.0 and found.done_fraction < 0.1
     alone = standing(made, [teacher])
@@ -117,10 +117,11 @@ def test_what_a_smaller_plan_completed_is_not_all_of_a_larger_one(made: Plan) ->
 
 
 def test_without_all_seconds_shares_are_of_flops(made: Plan) -> None:
-    counted = {**made.costs, "teacher": made.costs["teacher"].model_copy(update={"seconds_per_step": None})}
+    counted = {"teacher": made.teacher_costs["teacher"].model_copy(update={"seconds_per_step": None})}
     teacher = made.teachers[0]
     found = standing(
-        made.model_copy(update={"costs": counted}), [record(made, "teacher", "teacher", teacher.steps, "complete")]
+        made.model_copy(update={"teacher_costs": counted}),
+        [record(made, "teacher", "teacher", teacher.steps, "complete")],
     )
     assert found.seconds_left is None
     assert found.done_fraction == pytest.approx(teacher.required_flops / found.planned_required_flops)

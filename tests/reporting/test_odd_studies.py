@@ -27,8 +27,7 @@ def study(scores, *, arms=values.ARMS, compared=None):
         schedules = [s.model_copy(update={"arm": arm}) for arm in arms for s in plan.schedules if s.arm == twin[arm]]
         plan = plan.model_copy(update={
             "arms": {arm: plan.arms[twin[arm]].model_copy(update={"name": arm}) for arm in arms},
-            "costs": {"teacher": plan.costs["teacher"]}
-                     | {arm: plan.costs[twin[arm]].model_copy(update={"arm": arm}) for arm in arms},
+            "costs": {arm: plan.costs[twin[arm]].model_copy(update={"arm": arm}) for arm in arms},
             "schedules": tuple(schedules),
         })  # fmt: skip
         profile = profile.model_copy(update={"arms": tuple(plan.costs[arm] for arm in arms)})
@@ -152,7 +151,7 @@ def test_students_of_several_sizes_have_a_frontier_and_isoflop_curves(tmp_path):
     """Losses of a made law, in which the best size grows with the budget."""
     widths = {"small": 1e5, "middle": 4e5, "large": 1.6e6, "huge": 6.4e6}
     scores, plan, profile = scores_frame(values.scores()), values.plan(), values.profile()
-    parts, costs, arms = [], {"teacher": plan.costs["teacher"]}, {}
+    parts, costs, arms = [], {}, {}
     for width, params in widths.items():
         arm = f"no_kd@{width}"
         own = scores[(scores["arm"] == "no_kd") & (scores["subject"] == "run") & (scores["task"] == "readout_loss")]

@@ -21,7 +21,7 @@ from budgetlab.models import build_network, export_model, load_parameters
 from budgetlab.runner import run
 from budgetlab.store import Store
 from budgetlab.studies import Study, load_study
-from budgetlab.values import Plan, Score
+from budgetlab.values import Plan, Score, content_hash
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +213,65 @@ def test_a_given_teacher_must_fit_before_anything_is_trained(
     with pytest.raises(CallerError, match=says[change]):
         run(asked, corpus, own)
     assert not own.records()
+
+
+def given_folder(finished, folder: Path, shift: float = 0.0) -> Path:
+    """The trained teacher as given weights, every one of them moved."""
+    from safetensors.torch import load_file, save_file
+
+    store, records = finished
+    teacher = next(r for r in records if r.kind == "teacher")
+    shutil.copytree(store.model_folder(teacher.run_id), folder, dirs_exist_ok=True)
+    weights = {name: value + shift for name, value in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def test_other_weights_in_the_same_folder_are_another_teacher(
+    made: Plan, finished, corpus: Corpus, tmp_path: Path
+) -> None:
+    folder = given_folder(finished, tmp_path / "teacher")
+    asked, own = only(with_weights(made, str(folder)), "no_kd", "minilm"), Store(tmp_path / "results", "small")
+    before = run(asked, corpus, own)
+    given_folder(finished, folder, 0.01)
+    after = run(asked, corpus, own)
+    of_arm = {arm: [{r.run_id for r in found if r.arm == arm} for found in (before, after)] for arm in asked.arms}
+    assert of_arm["no_kd"][0] == of_arm["no_kd"][1]
+    assert of_arm["minilm"][0].isdisjoint(of_arm["minilm"][1])
+    hashes = [{r.teacher_hash for r in found if r.arm == "minilm"} for found in (before, after)]
+    assert [len(found) for found in hashes] == [1, 1] and hashes[0] != hashes[1]
+
+
+def test_runs_keyed_by_the_path_of_their_teacher_count_while_it_is_the_same(
+    made: Plan, finished, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from budgetlab.runner import units
+
+    folder = given_folder(finished, tmp_path / "teacher")
+    asked, own = only(with_weights(made, str(folder)), "minilm"), Store(tmp_path / "results", "small")
+    with monkeypatch.context() as earlier:
+        earlier.setattr(units, "given_key", lambda spec: content_hash("weights", spec.identity()))
+        before = run(asked, corpus, own)
+    assert run(asked, corpus, own) == before
+    given_folder(finished, folder, 0.01)
+    assert {r.run_id for r in run(asked, corpus, own)}.isdisjoint(r.run_id for r in before)
+
+
+def test_a_student_with_given_weights_starts_from_them(made: Plan, finished, corpus: Corpus, tmp_path: Path) -> None:
+    folder = given_folder(finished, tmp_path / "teacher")
+    spec = made.models["teacher"].model_copy(update={"weights": str(folder), "pretrain": None})
+    asked = only(made, "no_kd").model_copy(update={"models": {**made.models, "student": spec}, "seeds": (0,)})
+    start = only(made, "no_kd").model_copy(
+        update={"models": {**made.models, "student": spec.untrained()}, "seeds": (0,)}
+    )
+    losses = {}
+    for name, plan in (("given", asked), ("random", start)):
+        first = run(plan, corpus, Store(tmp_path / name, "small"))[0]
+        losses[name] = first.points[0].losses["loss"]
+    assert losses["given"] < losses["random"] - 0.5
+    again = {r.key for r in run(asked, corpus, Store(tmp_path / "given", "small")) if r.kind == "rung"}
+    given_folder(finished, folder, 0.01)
+    assert again.isdisjoint(r.key for r in run(asked, corpus, Store(tmp_path / "given", "small")))
 
 
 TRACKER = """

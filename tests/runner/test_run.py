@@ -97,6 +97,22 @@ def test_checkpoints_may_be_deleted_once_all_is_done(made: Plan, corpus: Corpus,
     assert run(made, corpus, copy) == records
 
 
+def test_a_damaged_checkpoint_is_made_anew_by_its_remedy(made: Plan, corpus: Corpus, tmp_path: Path, finished) -> None:
+    store, records = finished
+    copy = Store(tmp_path, "small")
+    shutil.copytree(store.folder, copy.folder)
+    rung = next(record for record in records if record.arm == "no_kd" and record.kind == "rung")
+    path = copy.checkpoints(rung.run_id) / f"step_{rung.steps:08d}"
+    damaged = bytearray((path / "tensors.safetensors").read_bytes())
+    damaged[-1] ^= 1
+    (path / "tensors.safetensors").write_bytes(damaged)
+    with pytest.raises(BudgetlabError, match=r"torn or altered; delete .* and run again") as caught:
+        load_checkpoint(path)
+    shutil.rmtree(caught.value.remedy.split()[1])
+    assert hashes(run(made, corpus, copy)) == hashes(records)
+    load_checkpoint(path)
+
+
 class Stop(Exception):
     pass
 

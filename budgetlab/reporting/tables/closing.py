@@ -21,6 +21,7 @@ from budgetlab.reporting.frames import (
     subsets,
     summarise,
 )
+from budgetlab.reporting.tables.plans import answers
 from budgetlab.reporting.tables.scores import subset_note
 from budgetlab.reporting.tables.sheets import Column, Sheet, fixed, percent, scaled
 from budgetlab.units import format_amount, format_quantity
@@ -155,10 +156,7 @@ def _arm_row(schedule: Schedule, complete: Sequence[RunRecord], cells: pd.DataFr
     runs = [
         record
         for record in complete
-        if record.kind == "rung"
-        and record.arm == schedule.arm
-        and record.schedule is not None
-        and record.schedule.rung == schedule.rung
+        if record.kind == "rung" and record.arm == schedule.arm and answers(record, schedule)
     ]
     own = cells[(cells["subject"] == "run") & (cells["arm"] == schedule.arm) & (cells["rung"] == schedule.rung)]
     planned = schedule.feasible

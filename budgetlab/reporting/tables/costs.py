@@ -266,11 +266,11 @@ def time_model_sheet(profile: CostProfile) -> Sheet | None:
 
 def comparison_sheet(profiles: Sequence[CostProfile]) -> Sheet:
     """Return several machines side by side: tokens a second and the ratio to the first arm of each."""
-    arms = list(dict.fromkeys(cost.arm for found in profiles for cost in (*found.arms, *found.teachers)))
-    columns, cells = [Column("arm", left=True)], [arms]
+    named = [_named(found) for found in profiles]
+    arms = list(dict.fromkeys(name for found in named for name in found))
+    columns, cells = [Column("arm", left=True)], [[name for name, _ in arms]]
     notes = []
-    for number, found in enumerate(profiles, start=1):
-        by_arm = {cost.arm: cost for cost in (*found.arms, *found.teachers)}
+    for number, (found, by_arm) in enumerate(zip(profiles, named, strict=True), start=1):
         first = found.arms[0]
         mark = f"[{number}]"
         columns += [Column(f"{mark} FLOPs\nratio", mark), Column(f"{mark} time\nratio", mark),
@@ -291,6 +291,11 @@ def comparison_sheet(profiles: Sequence[CostProfile]) -> Sheet:
             continue
         notes.append(f"{mark} {found.study}: {where.device_name}, {where.threads} threads, {shapes}; seconds {how}")
     return Sheet("Machines side by side", tuple(columns), tuple(zip(*cells, strict=True)), tuple(notes))
+
+
+def _named(profile: CostProfile) -> dict[tuple[str, bool], ArmCost]:
+    """Prices by name, and whether of a teacher's pretraining: an arm may be named like one."""
+    return {(c.arm, cs is profile.teachers): c for cs in (profile.arms, profile.teachers) for c in cs}
 
 
 def _time_ratio(cost: ArmCost, first: ArmCost) -> float | None:

@@ -10,7 +10,7 @@ from budgetlab.reporting.tables.sheets import Column, Sheet, fixed, percent, sca
 from budgetlab.units import format_amount, format_quantity, format_seconds
 from budgetlab.values import Budget, Plan, RunRecord, Schedule, TeacherPlan
 
-__all__ = ["plan_sheet", "status_sheet"]
+__all__ = ["answers", "plan_sheet", "status_sheet"]
 
 _PLANNED = "what is planned"
 _PRICE = "what it costs, and whether it fits"
@@ -36,11 +36,12 @@ def plan_sheet(plan: Plan) -> Sheet:
             teacher.model, "given" if given else "pretrained", "n/a" if given else format_quantity(teacher.tokens),
             "n/a" if given else str(teacher.steps), "n/a", "n/a", "yes",
         ))  # fmt: skip
-    arms = [schedule.arm for schedule in plan.schedules] + [teacher.model for teacher in plan.teachers]
     on = [schedule.feasible for schedule in plan.schedules] + [t.weights is None for t in plan.teachers]
     planned: list[Schedule | TeacherPlan] = [*plan.schedules, *plan.teachers]
     reference = plan.costs.get(reference_arm(plan.arms) or "")
-    prices = [plan.costs[a].train_required_flops_per_token if a in plan.costs else None for a in arms]
+    costs = [plan.costs.get(s.arm) for s in plan.schedules]
+    costs += [plan.teacher_costs.get(t.model) for t in plan.teachers]
+    prices = [None if cost is None else cost.train_required_flops_per_token for cost in costs]
     base = reference.train_required_flops_per_token if reference else None
     flop_unit, flops = scaled([p.required_flops if ok else None for p, ok in zip(planned, on, strict=True)], "FLOP")
     price_unit, price_cells = scaled(prices, "FLOP")
@@ -110,12 +111,12 @@ def status_sheet(plan: Plan, records: Iterable[RunRecord]) -> Sheet:
         cells: list[str] = []
         counts: dict[str, int] = dict.fromkeys(_STATES, 0)
         for rung in rungs:
-            feasible = any(s.arm == arm and s.rung == rung and s.feasible for s in plan.schedules)
-            here = {r.run_seed: r.status for r in own if r.schedule is not None and r.schedule.rung == rung}
-            found = [here.get(seed, "missing") for seed in plan.seeds] if feasible else []
+            asked = next((s for s in plan.schedules if s.arm == arm and s.rung == rung and s.feasible), None)
+            here = {r.run_seed: r.status for r in own if asked is not None and answers(r, asked)}
+            found = [here.get(seed, "missing") for seed in plan.seeds] if asked is not None else []
             for status in found:
                 counts[status] += 1
-            cells.append(f"{found.count('complete')}/{len(found)}" if feasible else "infeasible")
+            cells.append(f"{found.count('complete')}/{len(found)}" if asked is not None else "infeasible")
         rows.append((arm, *cells, *(str(count) for count in counts.values())))
     arms = len(rows)
     for teacher in plan.teachers:
@@ -137,6 +138,12 @@ def status_sheet(plan: Plan, records: Iterable[RunRecord]) -> Sheet:
         notes=tuple(notes),
         rules=(arms,) if len(rows) > arms else (),
     )
+
+
+def answers(record: RunRecord, asked: Schedule) -> bool:
+    """Return whether a run is of this budget: the number of a budget is another one in another plan."""
+    done = record.schedule
+    return done is not None and (done.budget, done.steps) == (asked.budget, asked.steps)
 
 
 def _overhead_lines(records: Iterable[RunRecord]) -> list[str]:

@@ -90,13 +90,13 @@ def _price(plan: Plan, arm: str, unit: str, charge: str) -> float | dict[str, st
 def _bill(plan: Plan, teacher: str, unit: str) -> dict[str, Any]:
     """Return what a share of the pretraining is taken of, in the factors that the planner multiplies."""
     try:
-        whole = teacher_bill(plan.execution, plan.models, teacher, plan.costs, unit, "pretraining")
+        whole = teacher_bill(plan.execution, plan.models, teacher, plan.teacher_costs, unit, "pretraining")
     except CallerError as error:
         return {"error": str(error)}
     tokens = plan.models[teacher].pretraining_tokens
-    if tokens is None or teacher not in plan.costs or unit == "tokens":
+    if tokens is None or teacher not in plan.teacher_costs or unit == "tokens":
         return {"amount": whole}
-    cost = plan.costs[teacher]
+    cost = plan.teacher_costs[teacher]
     return {
         "steps": math.ceil(tokens / cost.batch_tokens),
         "price": step_price(plan.execution, cost, unit, "inference"),
