@@ -109,8 +109,13 @@ class Workbench:
         known_enough = known is not None and (not to_run or (known.timed and (known.packing is not None or not packs)))
         if known is not None and known_enough and known.study_key == key:
             return known
+        from budgetlab.hardware import emulated_bfloat16, pick_device
         from budgetlab.profiler import profile
 
+        if not count_only:
+            dtypes = {self.study.recipe.dtype, *(arm.recipe.dtype for arm in self.study.arms.values())}
+            if (emulated := emulated_bfloat16(dtypes, pick_device(execution))) is not None:
+                self.screen.say(f"warning   {emulated}")
         with self.screen.stage("profile") as stage:
             found = profile(
                 self.study, count_only=count_only, depth=depth, peak_flops_per_second=peak, progress=stage
