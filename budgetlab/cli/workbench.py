@@ -178,9 +178,9 @@ class Workbench:
 
     def tune(self, plan: Plan) -> Plan:
         """Run the trials of [tuning] that were not run yet, and give every arm its best rate."""
-        if not plan.trials or plan.tuned:
+        if not plan.trials or plan.tried:
             return plan
-        from budgetlab.planner import choose_rates, trial_plan, trials_key
+        from budgetlab.planner import choose_rates, trial_losses, trial_plan, trials_key
 
         trials, corpus = trial_plan(plan), self.corpus()
         from budgetlab.evaluation import evaluate
@@ -192,7 +192,7 @@ class Workbench:
             records = run(trials, corpus, store, progress=self._show_run(stage), say=self._say_of_run)
             spec = self.study.evaluate.model_copy(update={"tasks": (), "largest_budget_only": ()})
             scores = evaluate(trials, records, spec, corpus, store, [])
-            losses = {s.arm: s.value for s in scores if s.task == "readout_loss" and s.subject == "run"}
+            losses = trial_losses(plan, scores)
             chosen = choose_rates(plan, losses)
             stage.note = ", ".join(f"{name} {arm.recipe.learning_rate:g}" for name, arm in chosen.arms.items())
         self.store.write_rates(trials_key(plan, self.study.evaluate.readout_tokens), losses)
