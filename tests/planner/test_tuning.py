@@ -153,8 +153,8 @@ def test_the_mean_over_seeds_decides_and_a_missing_seed_is_a_diverged_trial(tmp_
     made = plan(study, profile_of(study))
 
     def score(trial: str, seed: int, value: float, task: str = "readout_loss") -> Score:
-        return Score(key=f"{trial}{seed}", run_id=trial, subject="run", arm=trial, rung=0, run_seed=seed, task=task,
-                     metric="nats", value=value, recipe_hash="none", higher_is_better=False, num_examples=1)  # fmt: skip
+        return Score(run_id=trial, arm=trial, run_seed=seed, task=task, metric="nats",
+                     value=value, recipe_hash="none", higher_is_better=False, num_examples=1)  # fmt: skip
 
     given = [score("no_kd~0.001", 3, 5.0), score("no_kd~0.001", 5, 6.0), score("no_kd~0.002", 3, 1.0),
              score("no_kd~0.001", 3, 9.0, task="mlm_loss")]  # fmt: skip
