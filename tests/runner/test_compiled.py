@@ -1,5 +1,6 @@
 """Compiled steps: the same training, resumed to the bit, compiling metered apart."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -99,7 +100,7 @@ TINY = ModelSpec(num_layers=1, hidden_size=8, num_heads=2, intermediate_size=8, 
 
 
 @pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.fx.GraphModule]]:
     """What was traced, and is run as it was traced."""
     found: list[torch.fx.GraphModule] = []
 
@@ -113,8 +114,8 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
         return compile_it(model, backend=backend, dynamic=dynamic)
 
     monkeypatch.setattr(torch, "compile", traced)
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
-    return found
+    with torch._dynamo.config.patch(recompile_limit=2):
+        yield found
 
 
 def test_every_arm_is_compiled_however_many_there_are(graphs: list[torch.fx.GraphModule]) -> None:
