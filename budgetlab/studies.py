@@ -159,7 +159,6 @@ def compare_recipes(
     warmups
         Tokens of the warm-up by arm, where they are planned.
     """
-    warmups = warmups or {}
     lines = [f"{arm.name}: strategy {arm.strategy.name} {_settings(arm)}".rstrip() for arm in arms.values()]
     first = next(iter(arms.values()))
     taught = next((arm for arm in arms.values() if arm.teacher is not None), first)
@@ -173,6 +172,11 @@ def compare_recipes(
             lines.append(f"{arm.name}: {role} {mine}: {shown or 'equal to that of ' + other.name}")
         for field, mine, theirs in _differences(arm.recipe, first.recipe):
             lines.append(f"{arm.name}: recipe.{field} {mine}, {first.name} has {theirs}")
+    if warmups is None and any(arm.recipe.warmup_fraction for arm in arms.values()):
+        lines.append(
+            "Warm-up is a share of each arm's own steps (recipe.warmup_fraction), so its tokens differ with them."
+        )
+    warmups = warmups or {}
     for name, tokens in warmups.items():
         if tokens != (theirs := next(iter(warmups.values()))):
             lines.append(f"{name}: warm-up of {tokens:,} tokens, {next(iter(warmups))} has {theirs:,}")

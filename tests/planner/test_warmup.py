@@ -12,7 +12,7 @@ from budgetlab.errors import CallerError
 from budgetlab.planner import choose_rates, plan
 from budgetlab.planner.warmup import cooldown_steps, fewest_steps, warmup_steps, warmup_tokens
 from budgetlab.store import Store
-from budgetlab.studies import PRESETS, Study, load_study, profile_key
+from budgetlab.studies import PRESETS, Study, audit, load_study, profile_key
 from budgetlab.values import Plan, Recipe
 
 ROOT = Path(__file__).parent.parent.parent
@@ -46,6 +46,9 @@ def test_a_fraction_is_each_arms_own_and_the_audit_says_what_differs(tmp_path: P
     made = plan(study, profile_of(study))
     own = warmup_tokens(made.schedules, made.arms)
     assert len(set(own.values())) == 4
+    before = audit(study)
+    assert any("Warm-up is a share of each arm's own steps" in line for line in before)
+    assert not any("strategy alone" in line for line in before)
     said = f"vanilla_kd: warm-up of {own['vanilla_kd']:,} tokens, no_kd has {own['no_kd']:,}"
     assert said in made.audit and not any("strategy alone" in line for line in made.audit)
 
