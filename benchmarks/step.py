@@ -35,6 +35,7 @@ import transformers
 from transformers import AutoModelForMaskedLM, Trainer, TrainerCallback, TrainingArguments
 
 from budgetlab.batches import MaskedBatch
+from budgetlab.hardware import has_bfloat16
 from budgetlab.models import build_network
 from budgetlab.profiler import count_flops
 from budgetlab.step import TrainingStep, build_step
@@ -185,7 +186,10 @@ def against_trainer(sizes: str, sequences: int, device: torch.device, rounds: in
     lean = required(step, masked)
     head = 3 * (2 * width**2 + 2 * width * VOCAB)
     flops_ratio = (lean + head * (1 - masked / LENGTH)) / lean
-    choices = list(product(["float32", "bfloat16"], ["sdpa", "eager"]))
+    emulated = has_bfloat16(device) is False
+    if emulated:
+        print("  bfloat16 is left out: this device has no instructions for it")
+    choices = list(product(["float32"] if emulated else ["float32", "bfloat16"], ["sdpa", "eager"]))
     ours = {
         f"{dtype} {kind}": OurStep(built("no_kd", sizes, recipe(sequences, dtype, kind), device), samples)
         for dtype, kind in choices
@@ -197,7 +201,7 @@ def against_trainer(sizes: str, sequences: int, device: torch.device, rounds: in
         "ours": ours["float32 sdpa"],
         "ours, probed": ours[best],
     }
-    if device.type == "cuda":
+    if device.type == "cuda" and not emulated:
         sides["trainer bf16"] = TrainerStep(spec(layers, width, heads), samples, device, bf16=True)
         sides["ours bf16"] = ours["bfloat16 sdpa"]
     found = alternate(sides, rounds, seconds)
@@ -208,7 +212,7 @@ def against_trainer(sizes: str, sequences: int, device: torch.device, rounds: in
     print(f"  (a) over Trainer, float32 both: {line}; required FLOPs {flops_ratio:.2f} x; goal {goal:.2f}: "
           f"{'met' if middle >= goal else 'MISSED'}")  # fmt: skip
     print(f"  (a) over Trainer's defaults, ours {best}: {ratio(found['trainer'], found['ours, probed'])[1]}")
-    if device.type == "cuda":
+    if "ours bf16" in sides:
         print(f"  (a) over Trainer, bfloat16 both: {ratio(found['trainer bf16'], found['ours bf16'])[1]}")
     dtype, kind = best.split()
     return dtype, kind

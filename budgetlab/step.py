@@ -126,7 +126,7 @@ class TrainingStep:
         length = self.recipe.seq_len
         ids = torch.zeros((1, length), dtype=torch.long, device=self.device)
         one = torch.ones(1, dtype=torch.long, device=self.device)
-        return self._tried(Batch(input_ids=ids, target_positions=one, target_ids=one))
+        return self._tried(Batch(input_ids=ids, target_positions=one, target_ids=one), alone=self.replica is None)
 
     def warm_up(self, batch: MaskedBatch, micro_batch_sequences: int | None) -> None:
         """Run forward and backward once on the first micro-batch, which compiles networks; nothing is changed.
@@ -144,11 +144,11 @@ class TrainingStep:
             reason = " ".join(str(error).split())[:160]
             raise CallerError(f"torch.compile of {self.arm}", reason, "set execution.compile = never") from error
 
-    def _tried(self, batch: Batch) -> set[str]:
+    def _tried(self, batch: Batch, *, alone: bool = False) -> set[str]:
         """Run forward and backward, and forget all of it but the names of the tensors that got a gradient."""
         named = self._learned()
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            self.forward_backward(batch)
+            self.backward(self._terms(batch, lambda phase: None, alone=alone))
         reached = {name for name, parameter in named.items() if parameter.grad is not None}
         for parameter in named.values():
             parameter.grad = None

@@ -150,23 +150,40 @@ _PRICELESS = {"usd_per_device_hour", "scaling_efficiency", "devices", "workers",
 
 def profile_key(study: Study) -> str:
     """Hash of what decides the prices of a study: a profile with the same key may stand for it."""
+    arms = [{**arm.model_dump(mode="json"), "recipe": _priced(arm.recipe)} for arm in study.arms.values()]
     return content_hash(
         [study.models[name].untrained().model_dump(mode="json") for name in sorted(study.models)],
         [name for name in sorted(study.teacher_names()) if study.models[name].pretraining_tokens is not None],
-        [arm.model_dump(mode="json") for arm in study.arms.values()],
-        study.recipe,
+        arms,
+        _priced(study.recipe),
         study.execution.model_dump(mode="json", exclude=_PRICELESS),
         *(name for name in study.teacher_names() if name in study.arms),  # of which earlier profiles have one price
     )
 
 
 def audit(study: Study) -> tuple[str, ...]:
-    """Say what differs between the arms, one line each, the strategy first; then what holds for all of them."""
+    """Say what differs between the arms of a study, as `compare_recipes` does."""
     return compare_recipes(study.arms, study.models)
 
 
-def compare_recipes(arms: Mapping[str, Arm], models: Mapping[str, ModelSpec]) -> tuple[str, ...]:
-    """Say the same of arms whose recipes may have changed since the study was read."""
+def _priced(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as profiles have always hashed it: how long the rate rises costs nothing."""
+    fraction = 0.06 if recipe.warmup_fraction is None else recipe.warmup_fraction
+    return {**recipe.model_dump(mode="json", exclude={"warmup_tokens"}), "warmup_fraction": fraction}
+
+
+def compare_recipes(
+    arms: Mapping[str, Arm], models: Mapping[str, ModelSpec], warmups: Mapping[str, int] | None = None
+) -> tuple[str, ...]:
+    """Say what differs between the arms, one line each, the strategy first; then what holds for all of them.
+
+    Parameters
+    ----------
+    arms, models
+        As in the study, or as they are planned.
+    warmups
+        Tokens of the warm-up by arm, where they are planned.
+    """
     lines = [f"{arm.name}: strategy {arm.strategy.name} {_settings(arm)}".rstrip() for arm in arms.values()]
     first = next(iter(arms.values()))
     taught = next((arm for arm in arms.values() if arm.teacher is not None), first)
@@ -187,6 +204,14 @@ def compare_recipes(arms: Mapping[str, Arm], models: Mapping[str, ModelSpec]) ->
         notes.append(f"{start}; what came before ({before}) is in no budget, and random weights are another start.")
     taught = [arm.name for arm in arms.values() if models[arm.student].pretrain is not None]
     notes += [f"{name}: its student starts at random; that model's pretraining is a teacher's." for name in taught]
+    if warmups is None and any(arm.recipe.warmup_fraction for arm in arms.values()):
+        lines.append(
+            "Warm-up is a share of each arm's own steps (recipe.warmup_fraction), so its tokens differ with them."
+        )
+    warmups = warmups or {}
+    for name, tokens in warmups.items():
+        if tokens != (theirs := next(iter(warmups.values()))):
+            lines.append(f"{name}: warm-up of {tokens:,} tokens, {next(iter(warmups))} has {theirs:,}")
     if len(lines) == len(arms):
         lines.append(
             "All arms share the student, the recipe, the order of samples and the masks; they differ in strategy alone."
@@ -194,6 +219,8 @@ def compare_recipes(arms: Mapping[str, Arm], models: Mapping[str, ModelSpec]) ->
     else:
         lines.append("All arms share run seeds, order of samples, masks and the fine-tuning recipe.")
     lines += notes
+    if len(set(warmups.values())) == 1:
+        lines.append(f"Every arm warms up for {next(iter(warmups.values())):,} tokens.")
     for teacher in dict.fromkeys(arm.teacher for arm in arms.values() if arm.teacher is not None):
         lines.append(f"Of {teacher} there is one, with one seed: what is found holds for it.")
     return tuple(lines)

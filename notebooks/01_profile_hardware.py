@@ -88,15 +88,21 @@ rates.pivot_table(index="arm", columns="phase", values="rate", sort=False)
 # ## Your machine
 #
 # **From here on the numbers are live**: they differ from machine to machine, and other programs disturb them. Two arms
-# of the same study, in the recorded precision, are counted, timed in paired rounds, and timed at a few other shapes;
-# then the device is calibrated.
+# of the same study are counted, timed in paired rounds, and timed at a few other shapes; then the device is calibrated.
+# Precision and attention are the fastest that this device has, which need not be the recorded ones: where a processor
+# has no instructions for bfloat16, it is emulated and not tried.
 
 # %%
-study, plan = budgetlab.load_study(store.folder / "study.toml"), store.read_plan()
-arms = {name: plan.arms[name] for name in ("no_kd", "minilm")}
-two_arms = study.model_copy(update={"arms": arms, "recipe": plan.recipe})
-here = budgetlab.profile(two_arms, depth="full")
+study = budgetlab.load_study(store.folder / "study.toml")
+arms = {name: study.arms[name] for name in ("no_kd", "minilm")}
+here = budgetlab.profile(study.model_copy(update={"arms": arms}), depth="full")
 pd.Series(here.environment.model_dump(), dtype=object).to_frame("measured on")
+
+# %%
+pd.DataFrame(
+    {"recorded": (cost.dtype, cost.attention), "here": (here.arms[0].dtype, here.arms[0].attention)}
+    for cost in recorded.arms[:1]
+)
 
 # %%
 print(*(here.timing.warnings or ["nothing speaks against these seconds"]), sep="\n")

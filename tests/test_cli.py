@@ -161,7 +161,7 @@ def test_tuning_is_run_once_and_decides(tmp_path: Path, capsys: pytest.CaptureFi
     first = json.loads(capsys.readouterr().out)
     plan = json.loads((tmp_path / "results" / "small" / "plan.json").read_text())
     for arm in ("no_kd", "minilm"):
-        losses = {t["learning_rate"]: t["readout_loss"] for t in plan["trials"] if t["arm"] == arm}
+        losses = {t["learning_rate"]: t["loss"] for t in plan["trials"] if t["arm"] == arm}
         assert len(losses) == 2 and all(loss > 0 for loss in losses.values())
         assert plan["arms"][arm]["recipe"]["learning_rate"] == min(losses, key=losses.get)
     assert not any("~" in record["arm"] for record in first)

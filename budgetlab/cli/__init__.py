@@ -337,7 +337,7 @@ def _planned_together(study: str, results: Path, data_root: Path | None, ranks: 
         return _opened(study, results, data_root, ranks), Plan.model_validate_json(shared)
     try:
         bench, made = _planned(study, results, data_root, ranks)
-        if ranks.world > 1 and made.trials and not made.tuned:
+        if ranks.world > 1 and made.trials and not made.tried:
             asked = f"the trials of [tuning] on {ranks.world} processes"
             raise CallerError(asked, "one process runs them", "plan and tune with budgetlab study on one device first")
         bench.corpus()

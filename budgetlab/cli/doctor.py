@@ -13,9 +13,7 @@ __all__ = ["examine"]
 
 def examine() -> dict[str, Any]:
     """Return a flat description of the machine; unknown is None."""
-    import torch
-
-    from budgetlab.hardware import environment, pick_device
+    from budgetlab.hardware import environment, has_bfloat16, pick_device
     from budgetlab.values import ExecutionSpec
 
     execution = ExecutionSpec()
@@ -31,18 +29,9 @@ def examine() -> dict[str, Any]:
         "device_name": found.device_name,
         "cores": cores,
         "load": None if load is None else round(load, 2),
-        "bfloat16_hardware": _bfloat16(torch, device.type),
+        "bfloat16_hardware": has_bfloat16(device),
         "free_disk_gb": round(shutil.disk_usage(".").free / 1e9, 1),
         "data_root": os.environ.get("BUDGETLAB_DATA_ROOT"),
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
         "advice": "other programs are running: timings will be noisy" if load and load > 0.5 * cores else "none",
     }
-
-
-def _bfloat16(torch: Any, device: str) -> bool | None:
-    if device == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    try:
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    except AttributeError:
-        return None

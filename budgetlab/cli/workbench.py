@@ -124,8 +124,13 @@ class Workbench:
         known_enough = known is not None and (not to_run or (known.timed and (known.packing is not None or not packs)))
         if known is not None and known_enough and known.study_key == key:
             return known
+        from budgetlab.hardware import emulated_bfloat16, pick_device
         from budgetlab.profiler import profile
 
+        if not count_only:
+            dtypes = {self.study.recipe.dtype, *(arm.recipe.dtype for arm in self.study.arms.values())}
+            if (emulated := emulated_bfloat16(dtypes, pick_device(execution))) is not None:
+                self.screen.say(f"warning   {emulated}")
         with self.screen.stage("profile") as stage:
             found = profile(
                 self.study, count_only=count_only, depth=depth, peak_flops_per_second=peak, progress=stage
@@ -196,9 +201,9 @@ class Workbench:
 
     def tune(self, plan: Plan) -> Plan:
         """Run the trials of [tuning] that were not run yet, and give every arm its best rate."""
-        if not plan.trials or plan.tuned:
+        if not plan.trials or plan.tried:
             return plan
-        from budgetlab.planner import choose_rates, trial_plan, trials_key
+        from budgetlab.planner import choose_rates, trial_losses, trial_plan, trials_key
 
         trials, corpus = trial_plan(plan), self.corpus()
         from budgetlab.evaluation import evaluate
@@ -210,7 +215,7 @@ class Workbench:
             records = run(trials, corpus, store, progress=self._show_run(stage), say=self._say_of_run)
             spec = self.study.evaluate.model_copy(update={"tasks": (), "largest_budget_only": ()})
             scores = evaluate(trials, records, spec, corpus, store, [])
-            losses = {s.arm: s.value for s in scores if s.task == "readout_loss" and s.subject == "run"}
+            losses = trial_losses(plan, scores)
             chosen = choose_rates(plan, losses)
             stage.note = ", ".join(f"{name} {arm.recipe.learning_rate:g}" for name, arm in chosen.arms.items())
         self.store.write_rates(trials_key(plan, self.study.evaluate.readout_tokens), losses)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from budgetlab.decisions.evidence import Alternative, Shift, alternatives, lead
 from budgetlab.decisions.question import Question, amount_words, answer_words, outcome_words, tested_row, untested_row
 from budgetlab.fitting.contrast import unit_of
+from budgetlab.planner import grid_ends
 from budgetlab.resampling import holm
 from budgetlab.units import format_amount
 from budgetlab.values import Assumption, Plan, Trial
@@ -21,7 +22,7 @@ def learning_rate_row(question: Question) -> Assumption:
     if found is not None:
         return found
     plan = question.own.plan
-    if plan.tuned and any(trial.readout_loss is not None for trial in plan.trials):
+    if plan.tried:
         return _trials_row(name, question, plan)
     missing = "trials of learning rates for every arm ([tuning] learning_rate = [...]), at least three"
     return untested_row(name, "every arm tuned alike, and the contrasts at the other rates", missing)
@@ -31,16 +32,13 @@ def _trials_row(name: str, question: Question, plan: Plan) -> Assumption:
     """The contrasts at every rate that both arms tried, beside those at each arm's best."""
     by_arm: dict[str, dict[float, float]] = {}
     for trial in plan.trials:
-        if trial.readout_loss is not None:
-            by_arm.setdefault(trial.arm, {})[trial.learning_rate] = trial.readout_loss
-    at_edge, reversed_at, said = [], [], []
-    for arm, losses in by_arm.items():
-        best = min(losses, key=lambda rate: losses[rate])
-        if len(losses) > 1 and best in (min(losses), max(losses)):
-            at_edge.append(arm)
+        if trial.loss is not None:
+            by_arm.setdefault(trial.arm, {})[trial.learning_rate] = trial.loss
+    outcomes = {trial.arm: trial.outcome for trial in plan.trials}
+    at_edge, reversed_at, said = list(grid_ends(plan.trials)), [], []
     for verdict in question.primary:
         a, b = verdict.contrast
-        if a not in by_arm or b not in by_arm:
+        if a not in by_arm or b not in by_arm or outcomes[a] != outcomes[b]:  # two losses have no difference
             continue
         best = min(by_arm[b].values()) - min(by_arm[a].values())
         common = sorted(set(by_arm[a]) & set(by_arm[b]))
@@ -48,11 +46,11 @@ def _trials_row(name: str, question: Question, plan: Plan) -> Assumption:
         said.append(f"{a} - {b} {best:+.3f} nats at each arm's best rate, " + _range_words(leads))
         reversed_at += [f"{a} - {b} at {rate:g}" for rate, value in leads.items() if (value > 0) != (best > 0)]
     if not said:
-        return untested_row(name, "the trials of [tuning]", "trials of both arms of a contrast")
+        return untested_row(name, "the trials of [tuning]", "trials of both arms of a contrast, on one outcome")
     edge = f"; at the end of the range: {', '.join(at_edge)}" if at_edge else ""
     return tested_row(
         name,
-        f"the trials of [tuning] at the smallest budget, one run each: {_rates(plan.trials)}",
+        f"the trials of [tuning]: {_rates(plan.trials)}",
         bool(at_edge or reversed_at),
         "; ".join(said) + edge,
         effect=f"the sign turns: {', '.join(reversed_at)}" if reversed_at else "the sign is the same at every rate",

@@ -19,6 +19,7 @@ from budgetlab.hardware.memory import (
     release_memory,
 )
 from budgetlab.hardware.peaks import PEAKS, Peak, find_peak
+from budgetlab.hardware.precision import emulated_bfloat16, has_bfloat16
 from budgetlab.machine import memory_bytes, processor_name
 from budgetlab.values import Environment, ExecutionSpec
 
@@ -30,9 +31,11 @@ __all__ = [
     "PhaseClock",
     "PhaseMeter",
     "StepTime",
+    "emulated_bfloat16",
     "environment",
     "find_energy_counter",
     "find_peak",
+    "has_bfloat16",
     "is_out_of_memory",
     "largest_that_fits",
     "peak_memory",

@@ -8,6 +8,7 @@ and raw scores out of the attention itself (never through `output_attentions`, w
 from __future__ import annotations
 
 import functools
+import types
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface
 
+from budgetlab.errors import BudgetlabError
 from budgetlab.values import ModelSpec, Needs, Signals
 
 __all__ = ["FAMILIES", "Network"]
@@ -85,6 +87,31 @@ class Network(nn.Module):
         for part in FAMILIES[self.spec.family].head:
             hidden = getattr(self.model, part)(hidden)
         return hidden
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile this network apart from all others; arguments as for `torch.compile`.
+
+        torch keeps at most eight graphs of one code object, over all networks that share it, and runs what comes after
+        uncompiled without a word. So each gets a code object of its own, and reaching the limit is an error.
+
+        Raises
+        ------
+        BudgetlabError
+            In a later call that torch would not compile.
+        """
+        shared = type(self).forward
+        own = types.FunctionType(shared.__code__.replace(), shared.__globals__, "forward", shared.__defaults__)
+        compiled = torch.compile(types.MethodType(own, self), *args, **kwargs)
+
+        def call(*inputs: object, **named: object) -> Any:
+            try:
+                with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+                    return compiled(*inputs, **named)
+            except torch._dynamo.exc.FailOnRecompileLimitHit:
+                wrong = f"it asks for more than {torch._dynamo.config.recompile_limit} graphs, and would run uncompiled"
+                raise BudgetlabError("a compiled network", wrong, "set execution.compile = never") from None
+
+        self._compiled_call_impl = call
 
     def forward(
         self,

@@ -13,7 +13,7 @@ from budgetlab.planner.scenarios import (
     what_if,
     with_throughput,
 )
-from budgetlab.planner.tuning import choose_rates, trial_plan, trials_key, tuning_note
+from budgetlab.planner.tuning import choose_rates, grid_ends, trial_losses, trial_plan, trials_key, tuning_note
 from budgetlab.planner.words import (
     compute_statement,
     ladder_costs,
@@ -35,6 +35,7 @@ __all__ = [
     "compute_statement",
     "definition_notes",
     "effective_tokens",
+    "grid_ends",
     "ladder_costs",
     "ladder_note",
     "latex_table",
@@ -48,6 +49,7 @@ __all__ = [
     "sensitivity",
     "standing",
     "training_arguments",
+    "trial_losses",
     "trial_plan",
     "trials_key",
     "tuning_note",

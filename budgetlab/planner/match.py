@@ -22,9 +22,12 @@ from budgetlab.planner.prices import (
     teacher_bill,
     tokens_interval,
 )
-from budgetlab.studies import Study, audit
+from budgetlab.planner.warmup import cooldown_steps, fewest_steps, shared_warmups, warmup_steps, warmup_tokens
+from budgetlab.strategies import build_strategy
+from budgetlab.studies import Study, compare_recipes
 from budgetlab.units import MATCHES, format_amount, parse_amount, parse_budget
 from budgetlab.values import (
+    Arm,
     ArmCost,
     Budget,
     CostProfile,
@@ -37,8 +40,6 @@ from budgetlab.values import (
 )
 
 __all__ = ["plan"]
-
-_MOST_FEWEST = 10_000
 
 
 def plan(
@@ -113,8 +114,9 @@ def _planned(
         asked = f"corpus.unique_tokens = {unique:,}"
         raise CallerError(asked, f"the corpus has {corpus_tokens:,}", "lower it, leave it out, or add text")
     bills = {arm: _bill(study, arm, costs[arm], of_teachers, amounts, charge, unique) for arm in study.arms}
+    warmups = shared_warmups(study.arms, {arm: bill.first_steps for arm, bill in bills.items()})
     schedules = [
-        _schedule(study, arm, costs[arm], bills[arm], budget, rung, charge, unique)
+        _schedule(study, arm, costs[arm], bills[arm], warmups[arm], budget, rung, charge, unique)
         for rung, budget in enumerate(amounts)
         for arm in study.arms
     ]
@@ -145,8 +147,9 @@ def _planned(
         teachers=tuple(_teacher_plan(study, name, of_teachers) for name in study.teacher_names()),
         corpus=study.corpus,
         execution=_that_fits(study.execution, profile),
-        audit=audit(study),
+        audit=compare_recipes(study.arms, study.models, warmup_tokens(schedules, study.arms)),
         trials=tuple(_trials(study, costs, bills, amounts, charge, unique)),
+        tuning_share=None if study.tuning is None else study.tuning.budget_share,
         device_name=profile.environment.device_name if profile.arms_have_seconds else None,
         device=profile.environment.device if profile.arms_have_seconds else None,
         warnings=warnings(study, profile),
@@ -197,10 +200,13 @@ def _bill(
     unit, recipe, execution = amounts[0].unit, study.arms[arm].recipe, study.execution
     teacher = teacher_bill(execution, study.models, study.arms[arm].teacher, of_teachers, unit, charge)
     price = tariff(execution, cost, unit, charge, taught_steps(study.arms[arm], unique))
-    fewest = _fewest_steps(recipe)
-    # Charged trials are as long as the run that is left beside them at the smallest budget.
-    charged = len(study.tuning.learning_rate) if study.tuning is not None and study.tuning.charge else 0
-    lengths = (price.times(charged + 1).steps(budget.amount, teacher) for budget in amounts)
+    fewest = fewest_steps(recipe)
+    charged = 0 if study.tuning is None else study.tuning.charged_trials
+    share = None if study.tuning is None else study.tuning.budget_share
+    if share is None:  # charged trials are as long as the run that is left beside them at the smallest budget
+        lengths = [price.times(charged + 1).steps(budget.amount, teacher) for budget in amounts]
+    else:
+        lengths = [price.steps(teacher + share * (amounts[-1].amount - teacher), teacher)]
     trial_steps = next((steps for steps in lengths if steps >= fewest), 0)
     tuning = charged * price.cost(trial_steps)
     firsts = (price.steps(budget.amount, teacher + tuning) for budget in amounts)
@@ -209,27 +215,23 @@ def _bill(
     return _Bill(teacher, tuning, price, fewest, trial_steps, first)
 
 
-def _fewest_steps(recipe: Recipe) -> int:
-    """Fewest steps that hold a warm-up and a cooldown."""
-    counts = range(2, _MOST_FEWEST)
-    return next((n for n in counts if _warmup(recipe, n) + _cooldown(recipe, n) <= n), _MOST_FEWEST)
-
-
-def _warmup(recipe: Recipe, steps: int) -> int:
-    return math.ceil(recipe.warmup_fraction * steps)
-
-
-def _cooldown(recipe: Recipe, steps: int) -> int:
-    return max(1, round(recipe.cooldown_fraction * steps)) if recipe.cools_down and steps else 0
-
-
 def _schedule(
-    study: Study, arm: str, cost: ArmCost, bill: _Bill, budget: Budget, rung: int, charge: str, unique: int | None
+    study: Study,
+    arm: str,
+    cost: ArmCost,
+    bill: _Bill,
+    shared_warmup: int | None,
+    budget: Budget,
+    rung: int,
+    charge: str,
+    unique: int | None,
 ) -> Schedule:
     recipe, execution = study.arms[arm].recipe, study.execution
     steps = bill.price.steps(budget.amount, bill.whole)
-    warmup = _warmup(recipe, bill.first_steps if study.plan.ladder == "branched" else steps)
-    cooldown = _cooldown(recipe, steps)
+    warmup = shared_warmup
+    if warmup is None:
+        warmup = warmup_steps(recipe, bill.first_steps if study.plan.ladder == "branched" else steps)
+    cooldown = cooldown_steps(recipe, steps)
     feasible = bill.first_steps > 0 and bill.fewest_steps <= steps and warmup + cooldown <= steps
     reason = None if feasible else _why_infeasible(study, arm, bill, budget, steps, charge)
     if not feasible:
@@ -265,10 +267,15 @@ def _schedule(
 
 
 def _why_infeasible(study: Study, arm: str, bill: _Bill, budget: Budget, steps: int, charge: str) -> str:
-    charged = len(study.tuning.learning_rate) if study.tuning is not None and study.tuning.charge else 0
-    # Trials at the smallest feasible budget would be as long as its run.
+    charged = 0 if study.tuning is None else study.tuning.charged_trials
+    share = None if study.tuning is None else study.tuning.budget_share
     own = bill.price.cost(bill.fewest_steps)
-    enough = bill.teacher + (charged + 1) * own
+    if share is None:  # trials at the smallest feasible budget would be as long as its run
+        enough = bill.teacher + (charged + 1) * own
+    elif bill.trial_steps:
+        enough = bill.whole + own
+    else:
+        enough = bill.teacher + own / share
     reason = f"{arm} can take {steps} of at least {bill.fewest_steps} steps; the smallest feasible budget is "
     reason += format_amount(enough, budget.unit)
     if charged:
@@ -297,20 +304,28 @@ def _trials(
     charge: str,
     unique: int | None,
 ) -> Iterator[Trial]:
-    """Yield the same learning rates for every arm, each a whole run at the arm's smallest feasible budget."""
+    """Yield the same learning rates for every arm, each a whole run at its smallest feasible budget, or at a share."""
     if study.tuning is None:
         return
     bare = study.model_copy(update={"plan": study.plan.model_copy(update={"ladder": "separate"})})
+    warmups = shared_warmups(study.arms, {arm: bill.trial_steps for arm, bill in bills.items()})
     for arm, bill in bills.items():
         if not bill.trial_steps:
             continue
         alone = _Bill(0.0, 0.0, bill.price, bill.fewest_steps, 0, bill.trial_steps)
         # Half a step more, so that rounding does not take one away.
         spent = Budget(amount=bill.price.cost(bill.trial_steps + 0.5), unit=amounts[0].unit)
-        schedule = _schedule(bare, arm, costs[arm], alone, spent, 0, charge, unique)
+        schedule = _schedule(bare, arm, costs[arm], alone, warmups[arm], spent, 0, charge, unique)
         for rate in study.tuning.learning_rate:
             named = schedule.model_copy(update={"arm": f"{arm}~{rate:g}", "unspent_fraction": 0.0})
-            yield Trial(arm=arm, learning_rate=rate, schedule=named)
+            yield Trial(
+                arm=arm, learning_rate=rate, schedule=named, seeds=study.tuning.seeds, outcome=_outcome(study.arms[arm])
+            )
+
+
+def _outcome(arm: Arm) -> str:
+    """What decides between trials: without a head of its own, how well the whole network adapts to a new one."""
+    return "readout_loss" if build_strategy(arm.strategy, arm.name).trains_head else "adapted_loss"
 
 
 def _teacher_plan(study: Study, name: str, of_teachers: dict[str, ArmCost]) -> TeacherPlan:
@@ -322,12 +337,13 @@ def _teacher_plan(study: Study, name: str, of_teachers: dict[str, ArmCost]) -> T
             amount, unit = parse_amount(spec.pretrained_for, "tokens")
             flops = amount if unit == "required_flops" else 0.0
         return TeacherPlan(model=name, weights=spec.weights, required_flops=flops)
+    cooldown = min(steps, max(1, round(recipe.cooldown_fraction * steps)))
     return TeacherPlan(
         model=name,
         tokens=steps * recipe.batch_tokens,
         steps=steps,
-        warmup_steps=math.ceil(recipe.warmup_fraction * steps),
-        cooldown_steps=min(steps, max(1, round(recipe.cooldown_fraction * steps))),
+        warmup_steps=min(warmup_steps(recipe, steps), steps - cooldown),
+        cooldown_steps=cooldown,
         seed=spec.pretrain.seed,
         required_flops=flops,
         device_seconds=None if cost is None else device_seconds(study.execution, cost, steps),

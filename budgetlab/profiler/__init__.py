@@ -8,6 +8,7 @@ really run, their recomputation of attention scores in the backward pass include
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -15,7 +16,7 @@ from typing import Literal
 import torch
 
 from budgetlab.errors import CallerError
-from budgetlab.hardware import StepTime, environment, find_peak, prepare, release_memory
+from budgetlab.hardware import StepTime, emulated_bfloat16, environment, find_peak, prepare, release_memory
 from budgetlab.profiler.arms import CONVENTIONS, arms_and_teachers, choices_of, count_arm, jobs_of, settled
 from budgetlab.profiler.clock import (
     QUICK,
@@ -42,6 +43,8 @@ from budgetlab.values import ArmCost, CompiledCost, CostProfile, Ratio
 __all__ = ["agree", "count_flops", "predict_for", "profile", "reshaped", "second_opinion", "with_times"]
 
 _CHANGE = 0.1
+_HOPELESS = 2.0
+"""So many times the fastest choice so far: a precision or attention is dropped after one step of each arm."""
 
 Depth = Literal["quick", "timed", "full"]
 
@@ -97,7 +100,7 @@ def profile(
     effort = Effort(steps, 0.0) if steps else QUICK if depth == "quick" else Effort()
     rounds, timing, calibration, largest = None, None, None, {}
     if count_only:
-        jobs = [settled(job, *choices_of(study)[0]) for job in jobs]
+        jobs = [settled(job, *choices_of(study, device)[0]) for job in jobs]
     else:
         jobs, rounds = _choose_and_time(study, jobs, device, effort, micro, say, may_fail=asked == "auto")
         if rounds is None:
@@ -131,6 +134,9 @@ def profile(
         joules, source = measure_energy(jobs, device, micro)
         costs = {n: c.model_copy(update={"joules_per_token": joules.get(n), "joules_source": source if n in joules
                                          else None}) for n, c in costs.items()}  # fmt: skip
+    emulated = emulated_bfloat16({job[4].dtype for job in jobs}, device)
+    if timing is not None and emulated is not None:
+        timing = timing.model_copy(update={"warnings": (*timing.warnings, emulated)})
     if not count_only and depth == "full":
         for job in jobs:
             say(f"fitting the time model of {job[0]}")
@@ -190,7 +196,7 @@ def _choose_and_time(
 
 def _search_micro_batches(study: Study, jobs: list[Job], device: torch.device) -> dict[str, int]:
     """The most sequences at once of each arm, in what takes the most memory of the precisions that may be chosen."""
-    dtype, attention = choices_of(study)[0][0], choices_of(study)[-1][1]
+    dtype, attention = choices_of(study, device)[0][0], choices_of(study, device)[-1][1]
     largest = {job[0]: largest_micro_batch(settled(job, dtype, attention), device) for job in jobs}
     none = [name for name, fits in largest.items() if fits == 0]
     if none:
@@ -209,13 +215,14 @@ def _resolve(
 
     Returns the first steps of the choice too, where there was one to make.
     """
-    choices = choices_of(study)
+    choices = choices_of(study, device)
     if len(choices) == 1:
         return choices[0], None
     say("probing precision and attention")
     seconds, first = {}, {}
     for choice in choices:
-        rounds = time_steps([settled(job, *choice) for job in jobs], device, Effort(3, 0.0), lambda text: None, micro)
+        effort = Effort(3, 0.0, give_up_seconds=_HOPELESS * min(seconds.values(), default=math.inf))
+        rounds = time_steps([settled(job, *choice) for job in jobs], device, effort, lambda text: None, micro)
         seconds[choice] = sum(min(step.seconds for step in steps) for steps in rounds.steps.values())
         first[choice] = rounds.first
     best = min(seconds, key=lambda choice: seconds[choice])

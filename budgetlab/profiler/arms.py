@@ -8,6 +8,7 @@ from itertools import product
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from budgetlab.hardware import has_bfloat16
 from budgetlab.models import count_parameters
 from budgetlab.profiler.clock import Job, build_job
 from budgetlab.profiler.count import agree, count_flops, count_head
@@ -70,9 +71,10 @@ def settled(job: Job, dtype: str, attention: str) -> Job:
     return (*job[:4], Recipe.model_validate({**own.model_dump(), **chosen}))
 
 
-def choices_of(study: Study) -> list[tuple[str, str]]:
-    """List the precisions and attentions that a study leaves open, or its one choice."""
-    dtypes = ["float32", "bfloat16"] if study.recipe.dtype == "auto" else [study.recipe.dtype]
+def choices_of(study: Study, device: torch.device) -> list[tuple[str, str]]:
+    """List the precisions and attentions that a study leaves open on a device, or its one choice."""
+    open_to_it = ["float32"] if has_bfloat16(device) is False else ["float32", "bfloat16"]
+    dtypes = open_to_it if study.recipe.dtype == "auto" else [study.recipe.dtype]
     attentions = ["sdpa", "eager"] if study.recipe.attention == "auto" else [study.recipe.attention]
     return list(product(dtypes, attentions))
 

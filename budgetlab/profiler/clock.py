@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 import statistics
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -61,11 +62,15 @@ class OutOfMemory(CallerError):
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure: at least so many rounds, and so many seconds of every arm, but not more than `most`."""
+    """How long to measure: at least so many rounds, and so many seconds of every arm, but not more than `most`.
+
+    Where the first counted steps of all arms together take more than `give_up_seconds`, they are the only ones.
+    """
 
     rounds: int = 10
     seconds: float = 1.0
     most_rounds: int = 200
+    give_up_seconds: float = math.inf
 
 
 QUICK: Effort = Effort(rounds=6, seconds=0.0)
@@ -170,6 +175,8 @@ def _rounds(
                 found.first[name] = timed
         if done % 5 == 0:
             say(f"timing steps, round {done}, at least {effort.rounds}")
+        if done == 1 and sum(steps[0].seconds for steps in found.steps.values()) > effort.give_up_seconds:
+            break
         done += 1
     after = waited_seconds()
     if before is not None and after is not None:

@@ -17,7 +17,7 @@ from budgetlab.checkpoint import is_whole, load_checkpoint
 from budgetlab.corpus import Corpus
 from budgetlab.crew import work
 from budgetlab.errors import BudgetlabError, CallerError, Terminated
-from budgetlab.hardware import environment, is_out_of_memory, prepare
+from budgetlab.hardware import emulated_bfloat16, environment, is_out_of_memory, pick_device, prepare
 from budgetlab.models import Network, build_network, load_parameters
 from budgetlab.ranks import Ranks
 from budgetlab.runner.beforehand import check_checkpoints, check_devices, check_given_weights, check_room
@@ -114,6 +114,9 @@ def _run(
             or any(cost.compiled is not None for cost in (*plan.costs.values(), *plan.teacher_costs.values()))
         ):
             say(f"torch.compile is {'used' if plan.compiled else 'not used'}: {plan.compile_reason}")
+        dtypes = {unit.recipe.dtype for unit in todo}
+        if (emulated := emulated_bfloat16(dtypes, pick_device(plan.execution))) is not None:
+            say(f"warning: {emulated}")
         if todo and plan.packing_reason:
             say(f"{plan.execution.side_by_side} at a time on the device: {plan.packing_reason}")
     numbers = {unit.run_id: number for number, unit in enumerate(todo)}

@@ -65,7 +65,7 @@ class Unit:
     def key(self) -> str:
         """Hash of what decides the outcome, and of nothing else."""
         ending = None if self.kind == "trunk" else (self.last_step, self.cooldown_steps)
-        training = self.recipe.model_dump(mode="json", exclude={"execute"})
+        training = self.recipe.model_dump(mode="json", exclude={"execute", "warmup_tokens"})
         what = (self.strategy, build_strategy(self.strategy).source_hash())
         where = (self.seed, self.corpus_key, self.teacher_key)
         start = () if self.student_key is None else (self.student_key,)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AliasChoices, Field, model_validator
 
 from budgetlab.values.base import Interval, Value
 from budgetlab.values.costs import ArmCost
@@ -81,14 +81,18 @@ class TeacherPlan(Value):
 
 
 class Trial(Value):
-    """One learning rate of one arm, tried at the smallest budget with the first run seed."""
+    """One learning rate of one arm, tried with one or several run seeds."""
 
     arm: str
     learning_rate: float
     schedule: Schedule
     """Of the trial, named `ARM~RATE`."""
-    readout_loss: float | None = None
-    """None until it was run."""
+    seeds: tuple[int, ...] = ()
+    """Run seeds; empty for the first of the study."""
+    outcome: str = "readout_loss"
+    """The score that decides; adapted_loss where the arm trains no head."""
+    loss: float | None = Field(default=None, validation_alias=AliasChoices("loss", "readout_loss"))
+    """Mean over the seeds; None until it was run, or where one of them diverged."""
 
 
 class Plan(Value):
@@ -115,8 +119,10 @@ class Plan(Value):
     audit: tuple[str, ...]
     trials: tuple[Trial, ...] = ()
     """Of [tuning]."""
+    tuning_share: float | None = None
+    """Of what the largest budget leaves an arm, for each trial; None: the arm's smallest budget."""
     tuned: bool = False
-    """Whether the trials were run and the arms have the rates that they chose."""
+    """Whether the trials were run, and the rate of every arm is better than one below and one above it."""
     device_name: str | None = None
     """Where the steps were timed; None where they were not."""
     device: str | None = None
@@ -147,3 +153,8 @@ class Plan(Value):
             if teacher.steps and teacher.model in self.arms and teacher.model not in self.teacher_costs:
                 raise ValueError(f"an arm and the teacher {teacher.model!r} share one price; plan again")
         return self
+
+    @property
+    def tried(self) -> bool:
+        """Whether the trials of [tuning] were run; the arms then have the rates that they chose."""
+        return any(trial.loss is not None for trial in self.trials)

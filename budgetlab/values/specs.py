@@ -186,8 +186,11 @@ class Recipe(Value):
     """At its peak."""
     schedule: Literal["linear", "cosine", "wsd", "wsd_sqrt", "inverse_sqrt"] = "wsd"
     """wsd: warm-up, constant, linear cooldown; wsd_sqrt: cooldown by 1 - sqrt of its share."""
-    warmup_fraction: float = Field(default=0.06, ge=0, lt=1)
-    """Of the steps, with a rate that rises from 0."""
+    warmup_tokens: CountOrZero | None = None
+    """With a rate that rises from 0, the same in every arm and at every budget; omitted, 0.06 of the fewest tokens that
+    an arm reads at its smallest budget."""
+    warmup_fraction: float | None = Field(default=None, ge=0, lt=1)
+    """Instead of `warmup_tokens`: of each arm's own steps, so that arms warm up for different numbers of tokens."""
     cooldown_fraction: float = Field(default=0.2, ge=0, lt=1)
     """Of the steps, of wsd and wsd_sqrt."""
     weight_decay: float = Field(default=0.01, ge=0)
@@ -213,7 +216,9 @@ class Recipe(Value):
 
     @model_validator(mode="after")
     def _whole_sequences(self) -> Recipe:
-        if self.cools_down and self.warmup_fraction + self.cooldown_fraction > 1:
+        if self.warmup_tokens is not None and self.warmup_fraction is not None:
+            raise ValueError("both warmup_tokens and warmup_fraction are set; give one of them")
+        if self.cools_down and (self.warmup_fraction or 0.0) + self.cooldown_fraction > 1:
             raise ValueError("warmup_fraction and cooldown_fraction together are more than the whole run")
         if self.batch_tokens % self.seq_len:
             raise ValueError(f"batch_tokens {self.batch_tokens} is no multiple of seq_len {self.seq_len}")
@@ -296,12 +301,36 @@ class Arm(Value):
 
 
 class TuningSpec(Value):
-    """The same learning-rate trials for every arm, at the smallest budget."""
+    """The same learning-rate trials for every arm, at the smallest budget or at a share of the largest."""
 
     learning_rate: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1, max_length=100)
-    """Peak rates to try; the best by read-out loss is taken."""
+    """Peak rates to try; the best by read-out loss is taken, by adapted loss where an arm trains no head. An arm is
+    tuned where its best lies between two others."""
+    budget_share: float | None = Field(default=None, gt=0, le=1)
+    """Of what the largest budget leaves an arm, for each trial; omitted, a trial is the run at the smallest budget."""
+    seeds: tuple[NonNegativeInt, ...] = Field(default=(), max_length=100)
+    """Run seeds of each trial, whose mean loss decides; omitted, the study's first."""
     charge: bool = False
     """Whether trials are paid out of the budgets."""
+
+    @model_validator(mode="after")
+    def _seeds_are_distinct_and_trials_payable(self) -> TuningSpec:
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds {list(self.seeds)} must be distinct")
+        if self.charged_trials * (self.budget_share or 0.0) >= 1:
+            shown = f"{self.charged_trials} charged trials of {self.budget_share:g} of the largest budget"
+            raise ValueError(f"{shown} leave nothing of it")
+        return self
+
+    @property
+    def trials(self) -> int:
+        """Trainings of each arm: every rate with every seed."""
+        return len(self.learning_rate) * max(1, len(self.seeds))
+
+    @property
+    def charged_trials(self) -> int:
+        """Of these, the ones that are paid out of the budgets."""
+        return self.trials if self.charge else 0
 
 
 class PlanSpec(Value):

@@ -137,7 +137,7 @@ def test_trials_of_learning_rates() -> None:
 
     def tried(losses):
         trials = tuple(
-            Trial(arm=arm, learning_rate=rate, schedule=made.schedules[0], readout_loss=loss)
+            Trial(arm=arm, learning_rate=rate, schedule=made.schedules[0], loss=loss)
             for arm, by_rate in losses.items()
             for rate, loss in by_rate.items()
         )

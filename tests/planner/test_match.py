@@ -155,7 +155,11 @@ def test_conversions_come_back_within_a_step(study: Study, amount: float) -> Non
 @pytest.mark.parametrize("ladder", ["branched", "separate"])
 def test_a_larger_budget_is_feasible_where_the_smallest_is_not(study: Study, ladder: str) -> None:
     """The teacher's pretraining alone exceeds the smallest budget: the arm begins at the next one."""
-    laddered = study.model_copy(update={"plan": study.plan.model_copy(update={"ladder": ladder})})
+    own = {  # their own warm-up: a shared one would follow no_kd's smallest budget
+        name: arm.model_copy(update={"recipe": arm.recipe.model_copy(update={"warmup_fraction": 0.06})})
+        for name, arm in study.arms.items()
+    }
+    laddered = study.model_copy(update={"arms": own, "plan": study.plan.model_copy(update={"ladder": ladder})})
     both = plan(laddered, profile_of(study), budgets=("2.2e6", "1e9"), teacher_charge="pretraining")
     alone = plan(laddered, profile_of(study), budgets=("1e9",), teacher_charge="pretraining")
     found = {(s.arm, s.rung): s for s in both.schedules}

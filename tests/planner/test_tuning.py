@@ -5,8 +5,18 @@ from prices import profile_of
 from small import write_small_study
 
 from budgetlab.errors import CallerError
-from budgetlab.planner import choose_rates, methods_paragraph, plan, trial_plan, trials_key, tuning_note
+from budgetlab.planner import (
+    choose_rates,
+    methods_paragraph,
+    plan,
+    trial_losses,
+    trial_plan,
+    trials_key,
+    tuning_note,
+)
 from budgetlab.studies import Study, load_study
+from budgetlab.units import format_amount
+from budgetlab.values import Plan, Score, TuningSpec
 
 TUNING = "\n[tuning]\nlearning_rate = [5e-4, 1e-3, 2e-3]\n"
 
@@ -75,13 +85,94 @@ def test_the_lowest_loss_decides_and_the_audit_says_so(tmp_path) -> None:
         "no_kd": 1e-3, "vanilla_kd": 1e-3, "minilm": 1e-3, "tinybert": 5e-4,
     }  # fmt: skip
     said = [line for line in chosen.audit if "the best of" in line]
-    assert len(said) == 4 and "at the end of the range" in said[3] and "at the end" not in said[0]
-    assert "strategy alone" not in "\n".join(chosen.audit) and chosen.tuned
+    assert len(said) == 4 and "at the end" not in said[0]
+    assert said[3].endswith("at the end of the range, not tuned: extend the grid below 0.0005")
+    assert "strategy alone" not in "\n".join(chosen.audit) and chosen.tried and not chosen.tuned
     assert "5e-4" not in methods_paragraph(chosen) and "0.0005 (tinybert)" in methods_paragraph(chosen)
     nan = choose_rates(made, {**losses, "no_kd~0.0005": float("nan")})
     assert nan.arms["no_kd"].recipe.learning_rate == 1e-3
     with pytest.raises(CallerError, match="every trial failed"):
         choose_rates(made, {name: loss for name, loss in losses.items() if not name.startswith("minilm")})
+
+
+def test_tuned_is_only_what_lies_between_two_others(tmp_path) -> None:
+    study = tuned(tmp_path)
+    made = plan(study, profile_of(study))
+    assert not made.tried and not made.tuned
+
+    def chosen(best: float, diverged: tuple[float, ...] = ()) -> Plan:
+        losses = {
+            t.schedule.arm: abs(t.learning_rate - (best if t.arm == "minilm" else 1e-3))
+            for t in made.trials
+            if t.arm != "minilm" or t.learning_rate not in diverged
+        }
+        return choose_rates(made, losses)
+
+    assert chosen(1e-3).tuned and not any("extend" in line for line in chosen(1e-3).audit)
+    for best, words in ((5e-4, "below 0.0005"), (2e-3, "above 0.002")):
+        edge = chosen(best)
+        assert edge.tried and not edge.tuned and edge.arms["minilm"].recipe.learning_rate == best
+        (line,) = (line for line in edge.audit if "extend the grid" in line)
+        assert line.startswith("minilm: ") and line.endswith(words)
+    assert chosen(1e-3, diverged=(2e-3,)).tuned  # a rate that diverged was tried, and is worse
+    single = study.model_copy(update={"tuning": TuningSpec(learning_rate=(1e-3,))})
+    one = plan(single, profile_of(single))
+    assert not choose_rates(one, {t.schedule.arm: 5.0 for t in one.trials}).tuned
+
+
+@pytest.mark.parametrize("teacher_charge", ["inference", "pretraining"])
+def test_trials_take_a_share_of_the_largest_budget_with_several_seeds(tmp_path, teacher_charge: str) -> None:
+    study = tuned(tmp_path, "budget_share = 0.1\nseeds = [3, 5]\n")
+    made = plan(study, profile_of(study), budgets=("3e9", "3e10"), teacher_charge=teacher_charge)
+    assert {t.seeds for t in made.trials} == {(3, 5)} and trial_plan(made).seeds == (3, 5)
+    top = {s.arm: s for s in made.schedules if s.rung == 1}
+    for trial in made.trials:
+        left = top[trial.arm].budget.amount - top[trial.arm].teacher_charge
+        assert trial.schedule.required_flops == pytest.approx(0.1 * left, rel=0.01)
+        assert trial.schedule.warmup_steps == made.trials[0].schedule.warmup_steps
+    flops = 2 * sum(trial.schedule.required_flops for trial in made.trials)
+    note = tuning_note(made) or ""
+    assert "at 0.1 of the largest budget with seeds 3, 5" in note and format_amount(flops, "required_flops") in note
+
+
+def test_all_seeds_of_charged_trials_are_paid_for(tmp_path) -> None:
+    study = tuned(tmp_path, "charge = true\nbudget_share = 0.05\nseeds = [3, 5]\n")
+    study = study.model_copy(update={"plan": study.plan.model_copy(update={"tolerance_fraction": 0.9})})
+    made = plan(study, profile_of(study), budgets=("1e9", "1e10"))
+    for schedule in made.schedules:
+        spent = 2 * sum(t.schedule.required_flops for t in made.trials if t.arm == schedule.arm)
+        assert schedule.tuning_charge == pytest.approx(spent)
+        if schedule.rung == 0:
+            assert not schedule.feasible and "with 6 trials of learning rates" in (schedule.reason or "")
+        else:
+            assert schedule.feasible and spent + schedule.required_flops <= 1e10 * (1 + 1e-12)
+
+
+def test_the_mean_over_seeds_decides_and_a_missing_seed_is_a_diverged_trial(tmp_path) -> None:
+    study = tuned(tmp_path, "seeds = [3, 5]\n")
+    made = plan(study, profile_of(study))
+
+    def score(trial: str, seed: int, value: float, task: str = "readout_loss") -> Score:
+        return Score(run_id=trial, arm=trial, run_seed=seed, task=task, metric="nats",
+                     value=value, recipe_hash="none", higher_is_better=False, num_examples=1)  # fmt: skip
+
+    given = [score("no_kd~0.001", 3, 5.0), score("no_kd~0.001", 5, 6.0), score("no_kd~0.002", 3, 1.0),
+             score("no_kd~0.001", 3, 9.0, task="mlm_loss")]  # fmt: skip
+    assert trial_losses(made, given) == {"no_kd~0.001": 5.5}
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("seeds = [0, 0]\n", "must be distinct"),
+        ("charge = true\nbudget_share = 0.4\n", "3 charged trials of 0.4 of the largest budget leave nothing"),
+        ("budget_share = 0\n", "greater than 0"),
+        ("seeds = [-1]\n", "greater than or equal to 0"),
+    ],
+)
+def test_what_cannot_be_tried_is_one_line(tmp_path, lines: str, words: str) -> None:
+    with pytest.raises(CallerError, match=words):
+        tuned(tmp_path, lines)
 
 
 def test_trials_of_another_study_decide_nothing(tmp_path) -> None:

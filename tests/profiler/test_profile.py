@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from small import write_small_study
 
 from budgetlab.crew import cpu_count
@@ -224,7 +225,6 @@ def test_an_arms_own_precision_stays(tmp_path: Path) -> None:
 
 
 def test_counting_leaves_nothing_behind_after_an_error(tmp_path: Path) -> None:
-    import torch
     from torch.utils._python_dispatch import _get_current_dispatch_mode
 
     before = torch.nn.functional.linear
@@ -237,7 +237,7 @@ def test_counting_leaves_nothing_behind_after_an_error(tmp_path: Path) -> None:
 
 def test_steps_of_several_processes_are_timed_side_by_side(tmp_path: Path) -> None:
     study = load_study(write_small_study(tmp_path))
-    job = settled(jobs_of(study)[0], *choices_of(study)[0])
+    job = settled(jobs_of(study)[0], *choices_of(study, torch.device("cpu"))[0])
     said: list[str] = []
     found = measure_packing(job, study.execution, None, said.append, seconds=0.5)
     assert [packing.processes for packing in found[:1]] == [2] * (cpu_count() >= 2)

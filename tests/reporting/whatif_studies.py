@@ -54,11 +54,16 @@ def _several_devices(study: Study) -> tuple[Study, CostProfile]:
 
 
 def _counted_only(study: Study) -> tuple[Study, CostProfile]:
-    """No step was timed; the teacher was given, and what it cost is stated in FLOPs."""
+    """No step was timed; the teacher was given, its cost is stated in FLOPs; a warm-up in tokens, trials at a share."""
     given = study.models["teacher"].model_copy(
         update={"pretrain": None, "weights": "teacher", "pretrained_for": "2.1e9 flops"}
     )
-    known = study.model_copy(update={"models": study.models | {"teacher": given}})
+    recipe = study.recipe.model_copy(update={"warmup_tokens": 4000})
+    arms = {name: arm.model_copy(update={"recipe": recipe}) for name, arm in study.arms.items()}
+    tuning = TuningSpec(learning_rate=(1e-3, 2e-3), seeds=(0, 1), budget_share=0.1, charge=True)
+    update = {"models": study.models | {"teacher": given}, "recipe": recipe, "arms": arms, "tuning": tuning,
+              "plan": study.plan.model_copy(update={"tolerance_fraction": 0.5})}  # fmt: skip
+    known = study.model_copy(update=update)
     return known, _profile(study, seconds=None, teacher_priced=False)
 
 

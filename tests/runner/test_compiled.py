@@ -1,39 +1,42 @@
 """Compiled steps: the same training, resumed to the bit, compiling metered apart."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from budgetlab.corpus import Corpus
-from budgetlab.errors import CallerError
+from budgetlab.errors import BudgetlabError, CallerError
+from budgetlab.models import Network, build_network
 from budgetlab.profiler import profile
-from budgetlab.profiler.clock import QUICK, time_compiled
+from budgetlab.profiler.clock import QUICK, random_batch, time_compiled
 from budgetlab.runner import run
 from budgetlab.runner.feed import Feed
 from budgetlab.runner.training import Training
+from budgetlab.step import build_step
 from budgetlab.store import Store
+from budgetlab.strategies import build_strategy
 from budgetlab.studies import Study
-from budgetlab.values import Plan
+from budgetlab.values import ModelSpec, Needs, Plan, Recipe, StrategySpec
 
 
 @pytest.fixture(autouse=True)
-def traced_only(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
+def traced_only(monkeypatch: pytest.MonkeyPatch) -> list[Network]:
     """Trace for real, and leave out the minutes in which a C++ compiler makes kernels."""
-    compile_it, seen = nn.Module.compile, []
+    compile_it, seen = Network.compile, []
 
-    def traced(self: nn.Module, **how: object) -> None:
+    def traced(self: Network, **how: object) -> None:
         seen.append(self)
         compile_it(self, backend="aot_eager", fullgraph=True, **how)
 
-    monkeypatch.setattr(nn.Module, "compile", traced)
+    monkeypatch.setattr(Network, "compile", traced)
     yield seen
     torch._dynamo.reset()
 
 
 def test_a_compiled_run_is_the_same_training_resumed_to_the_bit(
-    made: Plan, corpus: Corpus, tmp_path: Path, finished, traced_only: list[nn.Module], monkeypatch: pytest.MonkeyPatch
+    made: Plan, corpus: Corpus, tmp_path: Path, finished, traced_only: list[Network], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arms = {name: made.arms[name] for name in ("no_kd", "tinybert")}
     compiled = made.model_copy(update={"arms": arms, "seeds": (0,), "compiled": True})
@@ -78,16 +81,65 @@ def test_compiling_is_measured_only_where_asked(study: Study) -> None:
 
 
 def test_what_cannot_be_compiled_is_one_line(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: nn.Module, **how: object) -> None:
+    def broken(self: Network, **how: object) -> None:
         def fail(*_: object, **__: object) -> None:
             raise RuntimeError("no C++ compiler\nwas found")
 
         self._compiled_call_impl = fail
 
-    monkeypatch.setattr(nn.Module, "compile", broken)
+    monkeypatch.setattr(Network, "compile", broken)
     arm = study.arms["no_kd"]
     job = ("no_kd", arm.strategy, study.models["student"], None, study.recipe)
     with pytest.raises(
         CallerError, match=r"torch.compile of no_kd: no C\+\+ compiler was found; set execution.compile"
     ):
         time_compiled(job, torch.device("cpu"), QUICK, None)
+
+
+TINY = ModelSpec(num_layers=1, hidden_size=8, num_heads=2, intermediate_size=8, vocab_size=50)
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.fx.GraphModule]]:
+    """What was traced, and is run as it was traced."""
+    found: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> object:
+        found.append(graph)
+        return graph.forward
+
+    compile_it = torch.compile
+
+    def traced(model: object, *, dynamic: bool | None = None, **_: object) -> object:
+        return compile_it(model, backend=backend, dynamic=dynamic)
+
+    monkeypatch.setattr(torch, "compile", traced)
+    with torch._dynamo.config.patch(recompile_limit=2):
+        yield found
+
+
+def test_every_arm_is_compiled_however_many_there_are(graphs: list[torch.fx.GraphModule]) -> None:
+    recipe = Recipe(seq_len=8, batch_tokens=32, dtype="float32", attention="sdpa")
+    teacher = build_network(TINY, seed=0, seq_len=8, attention="sdpa", device="cpu")
+    batch, arms = random_batch(TINY, recipe), torch._dynamo.config.recompile_limit + 2
+    for number in range(arms):
+        strategy = build_strategy(StrategySpec(name="vanilla_kd"), "kd")
+        step = build_step("kd", strategy, TINY, teacher, recipe, seed=number, device="cpu", compiled=True)
+        step.warm_up(batch, None)
+        step.run(batch, 1e-4)
+        assert len(graphs) == 2 * (number + 1)  # student and teacher; what finds the gradients is not compiled
+
+
+def test_a_network_that_torch_would_run_uncompiled_is_an_error(graphs: list[torch.fx.GraphModule]) -> None:
+    network = build_network(TINY, seed=0, seq_len=8, attention="sdpa", device="cpu")
+    network.compile(dynamic=False)
+    limit = torch._dynamo.config.recompile_limit
+
+    def call(sequences: int) -> None:
+        network(torch.zeros((sequences, 8), dtype=torch.long), Needs(logits="masked"), torch.tensor([1]))
+
+    for sequences in range(1, limit + 1):
+        call(sequences)
+    assert len(graphs) == limit
+    with pytest.raises(BudgetlabError, match=f"more than {limit} graphs, and would run uncompiled"):
+        call(limit + 1)

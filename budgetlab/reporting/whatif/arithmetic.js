@@ -77,14 +77,20 @@ function taughtSteps(arm, unique, cached) {
   return Number(unique / BigInt(arm.seq_len)) / arm.batch_sequences;
 }
 
-const warmupSteps = (arm, steps) => Math.ceil(arm.warmup_fraction * steps);
+/** Steps of a warm-up: of the tokens that were asked for, or a share of so many steps. */
+const warmupSteps = (data, arm, steps) => arm.warmup_tokens !== null
+  ? Math.ceil(arm.warmup_tokens / arm.batch_tokens)
+  : Math.ceil((arm.warmup_fraction ?? data.warmup_share) * steps);
 const cooldownSteps = (arm, steps) =>
   arm.cools_down && steps ? Math.max(1, roundHalfEven(arm.cooldown_fraction * steps)) : 0;
 
 /** Fewest steps that hold a warm-up and a cooldown. */
-function fewestSteps(arm) {
-  for (let n = 2; n < MOST_FEWEST; n++) if (warmupSteps(arm, n) + cooldownSteps(arm, n) <= n) return n;
-  return MOST_FEWEST;
+function fewestSteps(data, arm) {
+  const stays = 1 - (arm.cools_down ? arm.cooldown_fraction : 0);
+  const least = arm.warmup_tokens === null ? 2 : Math.max(2, Math.floor((warmupSteps(data, arm, 0) - 0.5) / stays));
+  for (let n = least; n < least + MOST_FEWEST; n++)
+    if (warmupSteps(data, arm, n) + cooldownSteps(arm, n) <= n) return n;
+  return least + MOST_FEWEST;
 }
 
 /** What repeated text is worth in fresh text (arXiv 2305.16264, equation 5). */
@@ -131,16 +137,19 @@ function scheduleOf(data, arm, { amount, unit }, settings) {
   } catch (error) {
     return { arm: arm.name, cached, error: error.message };
   }
-  const fewest = fewestSteps(arm), trials = data.charged_trials;
-  const length = price.times(trials + 1).steps(amount, teacher), trialSteps = length >= fewest ? length : 0;
+  const fewest = fewestSteps(data, arm), trials = data.charged_trials, share = trials ? data.trial_share : null;
+  const length = share === null ? price.times(trials + 1).steps(amount, teacher)
+    : price.steps(teacher + share * (amount - teacher), teacher);
+  const trialSteps = length >= fewest ? length : 0;
   const tuning = trials * price.cost(trialSteps), bill = teacher + tuning;
   const affordable = price.steps(amount, bill);
-  let warmup = warmupSteps(arm, affordable), cooldown = cooldownSteps(arm, affordable);
+  let warmup = warmupSteps(data, arm, affordable), cooldown = cooldownSteps(arm, affordable);
   const feasible = affordable >= fewest && (trials === 0 || trialSteps > 0) && warmup + cooldown <= affordable;
   if (!feasible) warmup = cooldown = 0;
   const steps = feasible ? affordable : 0, tokens = BigInt(steps) * BigInt(arm.batch_tokens);
   const unspent = feasible ? 1 - (bill + price.cost(steps)) / amount : 1;
-  const enough = teacher + (trials + 1) * price.cost(fewest);
+  const own = price.cost(fewest);
+  const enough = share === null ? teacher + (trials + 1) * own : trialSteps ? bill + own : teacher + own / share;
   return {
     arm: arm.name, cached, error: null, feasible, steps, tokens, warmup, cooldown,
     reason: feasible ? null
@@ -212,5 +221,12 @@ function uniqueForPasses(data, settings, passes) {
  */
 function replan(data, settings) {
   const budget = budgetOf(data, settings);
-  return { ...budget, arms: data.arms.map((arm) => scheduleOf(data, arm, budget, settings)) };
+  const arms = data.arms.map((arm) => scheduleOf(data, arm, budget, settings));
+  // Where the study does not say how long, a share of the fewest tokens of all arms.
+  const fewest = Math.min(...arms.filter((one) => one.feasible).map((one) => Number(one.tokens)));
+  data.arms.forEach((arm, index) => {
+    if (arm.warmup_tokens !== null || arm.warmup_fraction !== null || !arms[index].feasible) return;
+    arms[index].warmup = Math.ceil(data.warmup_share * fewest / arm.batch_tokens);
+  });
+  return { ...budget, arms };
 }

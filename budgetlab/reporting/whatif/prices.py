@@ -6,8 +6,9 @@ import math
 from typing import Any
 
 from budgetlab.errors import CallerError
-from budgetlab.planner import MATCHES
+from budgetlab.planner import MATCHES, trial_plan
 from budgetlab.planner.prices import device_seconds, step_price, teacher_bill
+from budgetlab.planner.warmup import WARMUP_FRACTION
 from budgetlab.strategies import build_strategy
 from budgetlab.values import Arm, ModelSpec, Plan, StrategySpec
 
@@ -33,7 +34,8 @@ def price_data(plan: Plan) -> dict[str, Any]:
         study's devices, in the unit of each currency; `bills` are a teacher's whole pretraining.
     """
     top = max(plan.schedules, key=lambda schedule: schedule.rung)
-    rates = {trial.learning_rate for trial in plan.trials}
+    trials = trial_plan(plan)
+    each = max((sum(trial.arm == arm for trial in plan.trials) for arm in plan.arms), default=0) * len(trials.seeds)
     return {
         "study": plan.study,
         "match": plan.match,
@@ -42,7 +44,9 @@ def price_data(plan: Plan) -> dict[str, Any]:
         "matches": dict(MATCHES),
         "tolerance_fraction": plan.tolerance_fraction,
         "devices": plan.execution.devices,
-        "charged_trials": len(rates) if any(schedule.tuning_charge for schedule in plan.schedules) else 0,
+        "charged_trials": each if any(schedule.tuning_charge for schedule in plan.schedules) else 0,
+        "trial_share": plan.tuning_share,
+        "warmup_share": WARMUP_FRACTION,
         # A script's numbers count to 2^53; digits have no such end.
         "unique_tokens": None if top.unique_tokens is None else str(top.unique_tokens),
         "arms": [_arm(plan, arm) for arm in plan.arms.values()],
@@ -59,6 +63,7 @@ def _arm(plan: Plan, arm: Arm) -> dict[str, Any]:
         "batch_tokens": cost.batch_tokens,
         "batch_sequences": recipe.batch_sequences,
         "seq_len": recipe.seq_len,
+        "warmup_tokens": recipe.warmup_tokens,
         "warmup_fraction": recipe.warmup_fraction,
         "cooldown_fraction": recipe.cooldown_fraction,
         "cools_down": recipe.cools_down,
