@@ -41,7 +41,7 @@ class Study(Value):
 
     name: Name
     """Of its folder under the results."""
-    seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1, max_length=1000)
+    seeds: tuple[Seed, ...] = Field(default=(0, 1, 2), min_length=1, max_length=1000)
     """Run seeds, of initialisation, order of the data, masks and dropout; a run of every arm and budget for each."""
     corpus: CorpusSpec = CorpusSpec()
     recipe: Recipe = Recipe()

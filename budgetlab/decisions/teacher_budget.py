@@ -18,9 +18,9 @@ import pandas as pd
 
 from budgetlab.decisions.evidence import Evidence
 from budgetlab.errors import CallerError
-from budgetlab.fitting.compare import reference_arm
 from budgetlab.fitting.contrast import unit_of
 from budgetlab.fitting.crossing import Curves, make_curves
+from budgetlab.fitting.reference import reference_arm
 from budgetlab.fitting.scores import run_values
 from budgetlab.laws import get_law
 from budgetlab.laws.base import Array

@@ -11,6 +11,7 @@ import pandas as pd
 from budgetlab.errors import CallerError, unknown_name
 from budgetlab.fitting.contrast import Contrast, Panel, contrast, make_panel, runs_to_resolve, unit_of
 from budgetlab.fitting.crossing import Curves, make_curves
+from budgetlab.fitting.reference import reference_arm, reference_family
 from budgetlab.fitting.scores import LOSSES, OUTCOMES, outcome_names, run_values
 from budgetlab.resampling import holm, holm_levels
 from budgetlab.units import format_amount
@@ -199,45 +200,6 @@ def compare_arms(
         *_answers(main, spec.interval_level, primary=True, curves=drawn, notes=notes, tuned=tuned),
         *_answers(others, spec.interval_level, primary=False, curves=drawn, tuned=tuned),
     )
-
-
-def reference_arm(
-    arm: str, arms: list[str], asked: str | None = None, students: Mapping[str, str] | None = None
-) -> str | None:
-    """Return what an arm is compared with: the reference of the same student, or the only reference.
-
-    Examples
-    --------
-    >>> reference_arm("minilm@small", ["minilm@small", "no_kd@large", "no_kd@small"])
-    'no_kd@small'
-    """
-    word = asked or "no_kd"
-    family = reference_family(arms, asked)
-    if asked is not None and not family:
-        raise unknown_name("arm", asked, arms, f"reference = {asked!r}")
-    if word in arms:
-        return word
-    known = students or {}
-    own = known.get(arm, _student_part(arm))
-    same = [name for name in family if known.get(name, _student_part(name)) == own]
-    taught = [name for name in same if name.partition("+")[2] == arm.partition("+")[2]]
-    if same:
-        return (taught or same)[0]
-    if arm in family:
-        return None
-    # Without a reference arm the first one serves: a comparison needs something to compare with.
-    return family[0] if family else arms[0]
-
-
-def _student_part(arm: str) -> str:
-    """Student in the name of an arm such as `minilm@small+teacher`."""
-    return arm.partition("@")[2].partition("+")[0]
-
-
-def reference_family(arms: list[str], asked: str | None = None) -> list[str]:
-    """Return the arms that are the reference, one per student."""
-    word = (asked or "no_kd").partition("@")[0].partition("+")[0]
-    return [name for name in arms if name.partition("@")[0].partition("+")[0] == word]
 
 
 def _ask(outcome: _Outcome, a: str, b: str, budget: float | None) -> _Question:

@@ -28,6 +28,8 @@ _STATE_BYTES_PER_PARAMETER = 16
 def warnings(study: Study, profile: CostProfile) -> tuple[str, ...]:
     """Say what may be wrong with planning a study on a profile: made for another study, more memory than there is."""
     found = []
+    if len(study.seeds) == 1:
+        found.append("one run seed resolves no difference: give three or more in seeds")
     if profile.study_key and profile.study_key != profile_key(study):
         made_for = f"the profile was made for other models, recipe or execution (study {profile.study!r})"
         found.append(f"{made_for}: its prices may be wrong")

@@ -9,6 +9,7 @@ import pandas as pd
 
 from budgetlab.decisions.evidence import runs_by_size
 from budgetlab.fitting import isoflop
+from budgetlab.fitting.reference import base_arm
 from budgetlab.fitting.scores import run_values
 from budgetlab.reporting.figures import (
     FigureFiles,
@@ -37,7 +38,6 @@ from budgetlab.reporting.figures import (
 )
 from budgetlab.reporting.figures.points import AXES, Axis
 from budgetlab.reporting.frames import mid_decay, per_run, summarise
-from budgetlab.reporting.tables import reference_arm
 from budgetlab.values import CostProfile, CurveFit, Plan, RunRecord, Verdict
 
 __all__ = ["answer_figures", "cost_figures", "score_figures", "size_figures"]
@@ -123,7 +123,7 @@ def cost_figures(
     timed = sorted({cost.steps_timed for cost in profile.arms})
     steps = f"{timed[0]}" if len(timed) == 1 else f"{timed[0]} to {timed[-1]}"
     told = (
-        f"Cost of a training token by phase; ratios to {reference_arm(list(plan.arms))}; black: interval of the "
+        f"Cost of a training token by phase; ratios to {base_arm(list(plan.arms))}; black: interval of the "
         f"measured step time ({steps} steps timed); at the right, by how much the ratio in FLOPs is off the one in "
         f"time; {where}."
     )

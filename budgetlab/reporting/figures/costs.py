@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from budgetlab.fitting.reference import base_arm
 from budgetlab.reporting.figures.style import COLUMN_INCHES, grid, prefix_for
-from budgetlab.reporting.tables.costs import PHASES, reference_arm
+from budgetlab.reporting.tables.costs import PHASES
 from budgetlab.values import ArmCost, CostProfile
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def costs_table(profile: CostProfile) -> pd.DataFrame:
     `value` and `start` are FLOPs or seconds per token. The whole step is not the sum of its phases where it was
     timed as one piece; its row has the interval and the ratio to the reference arm. Unknown is missing.
     """
-    reference = reference_arm(cost.arm for cost in profile.arms)
+    reference = base_arm(cost.arm for cost in profile.arms)
     base = next((cost for cost in profile.arms if cost.arm == reference), None)
     rows: list[dict[str, object]] = []
     for quantity in _PANELS:

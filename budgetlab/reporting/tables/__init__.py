@@ -9,7 +9,6 @@ from budgetlab.reporting.tables.costs import (
     phase_sheet,
     profile_sheet,
     ratio_sheet,
-    reference_arm,
     time_model_sheet,
 )
 from budgetlab.reporting.tables.maps import map_sheet, next_sheet
@@ -40,7 +39,6 @@ __all__ = [
     "print_sheets",
     "profile_sheet",
     "ratio_sheet",
-    "reference_arm",
     "score_sheet",
     "stack",
     "status_sheet",

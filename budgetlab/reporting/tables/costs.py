@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
+from budgetlab.fitting.reference import base_arm
 from budgetlab.reporting.tables.sheets import Column, Sheet, fixed, percent, scaled
 from budgetlab.units import format_quantity, format_seconds
 from budgetlab.values import ArmCost, CostProfile, ModelCost, Ratio
@@ -16,7 +17,6 @@ __all__ = [
     "phase_sheet",
     "profile_sheet",
     "ratio_sheet",
-    "reference_arm",
     "time_model_sheet",
 ]
 
@@ -40,16 +40,10 @@ def _how(profile: CostProfile) -> str:
 _SCALES = {"E": 1e18, "P": 1e15, "T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3, "F": 1.0}
 
 
-def reference_arm(arms: Iterable[str]) -> str | None:
-    """Return the arm that ratios refer to: plain pretraining where there is one, else the first."""
-    names = list(arms)
-    return next((name for name in names if name.split("@")[0] == "no_kd"), names[0] if names else None)
-
-
 def profile_sheet(profile: CostProfile) -> Sheet:
     """Return the prices: FLOPs a token by phase as counted, time and memory as measured."""
     costs = [*profile.arms, *profile.teachers]
-    reference = reference_arm(cost.arm for cost in profile.arms)
+    reference = base_arm(cost.arm for cost in profile.arms)
     base = next((c.train_required_flops_per_token for c in profile.arms if c.arm == reference), None)
     phases = [phase for phase in PHASES if any(_phase_flops(cost, phase) for cost in costs)]
     phases += sorted({name for cost in costs for name in cost.phases} - set(PHASES))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from budgetlab.fitting.reference import base_arm
 from budgetlab.planner import Standing, compute_statement, ladder_note, standing, tuning_note
-from budgetlab.reporting.tables.costs import reference_arm
 from budgetlab.reporting.tables.sheets import Column, Sheet, fixed, percent, scaled
 from budgetlab.units import format_amount, format_quantity, format_seconds
 from budgetlab.values import Budget, Plan, RunRecord, Schedule, TeacherPlan
@@ -38,7 +38,7 @@ def plan_sheet(plan: Plan) -> Sheet:
         ))  # fmt: skip
     on = [schedule.feasible for schedule in plan.schedules] + [t.weights is None for t in plan.teachers]
     planned: list[Schedule | TeacherPlan] = [*plan.schedules, *plan.teachers]
-    reference = plan.costs.get(reference_arm(plan.arms) or "")
+    reference = plan.costs.get(base_arm(plan.arms) or "")
     costs = [plan.costs.get(s.arm) for s in plan.schedules]
     costs += [plan.teacher_costs.get(t.model) for t in plan.teachers]
     prices = [None if cost is None else cost.train_required_flops_per_token for cost in costs]
