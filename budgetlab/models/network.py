@@ -99,7 +99,7 @@ class Network(nn.Module):
         BudgetlabError
             In a later call that torch would not compile.
         """
-        from torch._dynamo.exc import FailOnRecompileLimitHit  # takes seconds to import
+        from torch._dynamo.exc import FailOnRecompileLimitHit  # only compiling needs it
 
         shared = type(self).forward
         own = types.FunctionType(shared.__code__.replace(), shared.__globals__, "forward", shared.__defaults__)
