@@ -99,6 +99,8 @@ class Network(nn.Module):
         BudgetlabError
             In a later call that torch would not compile.
         """
+        from torch._dynamo.exc import FailOnRecompileLimitHit  # only compiling needs it
+
         shared = type(self).forward
         own = types.FunctionType(shared.__code__.replace(), shared.__globals__, "forward", shared.__defaults__)
         compiled = torch.compile(types.MethodType(own, self), *args, **kwargs)
@@ -107,7 +109,7 @@ class Network(nn.Module):
             try:
                 with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
                     return compiled(*inputs, **named)
-            except torch._dynamo.exc.FailOnRecompileLimitHit:
+            except FailOnRecompileLimitHit:
                 wrong = f"it asks for more than {torch._dynamo.config.recompile_limit} graphs, and would run uncompiled"
                 raise BudgetlabError("a compiled network", wrong, "set execution.compile = never") from None
 
