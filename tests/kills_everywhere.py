@@ -9,45 +9,32 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 
-import torch
-
 from budgetlab.checkpoint import load_checkpoint
-from budgetlab.corpus import build_corpus
-from budgetlab.evaluation import evaluate, load_task
 from budgetlab.planner import plan
 from budgetlab.profiler import profile
-from budgetlab.runner import run, training
 from budgetlab.store import Store
-from budgetlab.studies import load_study
+from budgetlab.studies import dump_study, load_study
 
 folder, kills = Path(sys.argv[1]), int(sys.argv[2])
-torch.set_num_threads(1)
 study = load_study(folder / "small.toml")
-corpus = build_corpus(study.corpus, roots=study.data_roots, cache=folder / "cache")
 arms = {name: study.arms[name] for name in ("no_kd", "minilm")}
 study = study.model_copy(update={"arms": arms, "seeds": (0,)})
 made = plan(study, profile(study, count_only=True), budgets=(2e9, 6e9))
-tasks = [load_task(name, study.evaluate, roots=study.data_roots) for name in study.evaluate.tasks]
-training.CHECKPOINT_EVERY_SECONDS, training.CHECKPOINT_SHARE = 0.0, float("inf")
 draw = random.Random(1)
 
 
-def begun(verb: str, store: Store, workers: int) -> int:
+def begun(verb: str, store: Store, workers: int) -> subprocess.Popen[bytes]:
     """Do a verb in a process group of its own."""
-    child = os.fork()
-    if child:
-        return child
-    os.setsid()
     here = made.model_copy(update={"execution": made.execution.model_copy(update={"workers": workers})})
-    if verb == "run":
-        run(here, corpus, store)
-    else:
-        evaluate(here, store.records(), study.evaluate, corpus, store, tasks)
-    os._exit(0)
+    store.write_plan(here)
+    store.write_study(dump_study(study))
+    command = [sys.executable, "-m", "budgetlab", verb, str(store.folder / "plan.json")]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 
 
 def partial(store: Store) -> set[str]:
@@ -71,7 +58,7 @@ def gone(group: int) -> bool:
 
 
 def finish(verb: str, store: Store, workers: int) -> None:
-    _, status = os.waitpid(begun(verb, store, workers), 0)
+    status = begun(verb, store, workers).wait()
     assert status == 0, f"{verb} on {workers} workers ended with {status}"
 
 
@@ -86,18 +73,19 @@ for workers in (1, 2):
         while trial < kills // 4:
             left, before = partial(store), scored(store)
             child, ended = begun(verb, store, workers), False
-            aimed, until = trial % 3 != 0, time.monotonic() + draw.uniform(0.2, 2.0)
+            aimed, until = trial % 3 != 0, time.monotonic() + draw.uniform(8.0, 16.0)
             while not ended and (not partial(store) - left if aimed else time.monotonic() < until):
-                ended = os.waitpid(child, os.WNOHANG)[0] != 0
+                ended = child.poll() is not None
             if ended:  # by itself: all of it is done; there must be something left to kill
+                assert child.returncode == 0, f"{verb} on {workers} workers ended with {child.returncode}"
                 shutil.rmtree(store.folder) if verb == "run" else [
                     shutil.rmtree(path) for path in store.folder.glob("runs/*/scores")
                 ]
                 continue
-            (os.kill if trial % 2 else os.killpg)(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+            (os.kill if trial % 2 else os.killpg)(child.pid, signal.SIGKILL)
+            child.wait()
             trial, done[verb] = trial + 1, done[verb] + 1
-            wrong += [] if gone(child) else [f"{verb} on {workers}, kill {trial}: a process outlived it"]
+            wrong += [] if gone(child.pid) else [f"{verb} on {workers}, kill {trial}: a process outlived it"]
             inside[verb] += bool(partial(store) - left)
             for path in store.folder.glob("runs/*/checkpoints/step_*"):
                 load_checkpoint(path)  # raises where one is torn

@@ -55,7 +55,7 @@ def alive(group: int) -> bool:
     ("number", "workers"), [(signal.SIGTERM, 1), (signal.SIGTERM, 2), (signal.SIGINT, 1), (signal.SIGKILL, 2)]
 )
 def test_a_stopped_evaluation_keeps_what_is_finished(
-    number: int, workers: int, ready: tuple[Path, Study], tmp_path: Path
+    number: signal.Signals, workers: int, ready: tuple[Path, Study], tmp_path: Path
 ) -> None:
     folder, _ = ready
     results = shutil.copytree(folder / "results", tmp_path / "results")
