@@ -20,7 +20,7 @@ def fit_table(path: Path, out: Path | None, form: str = "auto", **settings: Any)
     from budgetlab.intake import read_table
 
     table = read_table(path, form)
-    if settings["law"] == "isoflop" and "flops" in (settings["columns"] or {}):
+    if settings["law"] == "isoflop" and "flops" in {*table.columns, *(settings["columns"] or {})}:
         return _fit_budgets(table, path.name, out, settings)
     settings["definitions"] = {**table.attrs.get("definitions", {}), **(settings.get("definitions") or {})}
     found = fit(table, **settings)
@@ -45,7 +45,7 @@ def _fit_budgets(table: Any, name: str, out: Path | None, settings: dict[str, An
         from budgetlab.reporting.figures import draw_isoflop, isoflop_table, render
         from budgetlab.store import write_whole
 
-        write_whole(out / "optima.csv", found.optima.to_csv(index=False))
+        write_whole(out / "optima.csv", found.table().to_csv(index=False))
         caption = f"isoFLOP parabolas of {name}, minima, and the line through those inside the sizes tried"
         render("isoflop", draw_isoflop, isoflop_table(found, table, settings["columns"]), out, caption)
     return found, found.as_json()
