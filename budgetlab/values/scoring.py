@@ -3,18 +3,60 @@
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from budgetlab.errors import CallerError
 from budgetlab.values.base import Count, Value, content_hash
 
 __all__ = ["CORRELATIONS", "GLUE", "GLUE_ROWS", "PROTOCOLS", "EvaluateSpec", "FinetuneRecipe", "Metric", "TaskSpec",
-           "subset_words"]  # fmt: skip
+           "higher_is_better", "subset_words"]  # fmt: skip
 
 Metric = Literal["accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman", "pearson_spearman"]
 CORRELATIONS = ("pearson", "spearman", "pearson_spearman")
 """Metrics of regression tasks; the others are of classes."""
+
+_LOSS = re.compile(
+    r"(.*[_/. -])?(loss|nll|perplexity|ppl|bpb|bits_per_(byte|token|char|character|word)|cross_entropy|error|error_rate)"
+    r"([_/. -](train|eval|val|validation|test|heldout))?"
+)
+_SCORE = re.compile(
+    r"(.*[_/. -])?(acc|accuracy|acc_norm|f1|macro_f1|matthews|mcc|pearson|spearman|pearson_spearman|exact_match|score|bleu|auc)"
+)
+
+
+def higher_is_better(outcome: str, asked: str | None = None) -> bool | None:
+    """Tell which way an outcome goes: known losses fall, known metrics and the tasks of GLUE rise.
+
+    Parameters
+    ----------
+    outcome
+        A task, a metric or a column, such as ``eval/loss``.
+    asked
+        Who cannot go on without an answer, for the error's head; by default nobody.
+
+    Returns
+    -------
+    bool or None
+        None where the name does not say.
+
+    Raises
+    ------
+    CallerError
+        When `asked` is given and the name does not say.
+    """
+    name = outcome.strip().lower()
+    if _LOSS.fullmatch(name):
+        return False
+    if _SCORE.fullmatch(name) or name in GLUE or name in {row for task in GLUE.values() for row in task.further}:
+        return True
+    if asked is not None:
+        wrong = f"whether more of {outcome} is better is not known"
+        raise CallerError(asked, wrong, "say higher_is_better, on the command line --higher-is-better or --lower-is-better")
+    return None
+
 
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 
