@@ -26,7 +26,9 @@ def compare_groups(fits: Mapping[str, CurveFit], higher_is_better: bool) -> list
         row: dict[str, Any] = {"a": a, "b": b, "at": None, "difference": None, "interval": None, "better": None}
         common = _common(one, other)
         if common is None:
-            compared.append({**row, "sentence": f"{a} and {b}: not compared, no input at which both have a usable curve"})
+            compared.append(
+                {**row, "sentence": f"{a} and {b}: not compared, no input at which both have a usable curve"}
+            )
             continue
         (name, x), ends = common, None
         here = [float(predict(found, {name: x})["prediction"].iloc[0]) for found in (one, other)]
@@ -43,7 +45,9 @@ def compare_groups(fits: Mapping[str, CurveFit], higher_is_better: bool) -> list
         better = None
         if ends is not None and not ends[0] <= 0 <= ends[1]:
             better = a if (difference > 0) == higher_is_better else b
-        around = "no interval" if ends is None else f"{100 * one.interval_level:g} % interval {ends[0]:.4g} to {ends[1]:.4g}"
+        around = (
+            "no interval" if ends is None else f"{100 * one.interval_level:g} % interval {ends[0]:.4g} to {ends[1]:.4g}"
+        )
         word = "not resolved" if better is None else f"{better} is better"
         sentence = f"At {name} = {x:.4g}, predicted {a} - {b} = {difference:.4g} ({around}): {word}."
         compared.append(

@@ -87,12 +87,12 @@ def _answered(found: Any, plain: dict[str, Any], asked: TableQuestion) -> tuple[
     """Add what --at and --optimum ask for."""
     if not (asked.at or asked.optimum):
         return found, plain
-    from budgetlab.fitting import optimum, predict
+    from budgetlab.fitting import frontier, predict
 
     lines, added = [], {}
     for key, given, rows in (
         ("at", asked.at, lambda: predict(found, {name: [value] for name, value in asked.at.items()})),
-        ("optimum", asked.optimum, lambda: optimum(found, list(asked.optimum))),
+        ("optimum", asked.optimum, lambda: frontier(found, list(asked.optimum))),
     ):
         if not given:
             continue
@@ -125,7 +125,7 @@ def _check_asked(found: Any, asked: TableQuestion, key: str) -> None:
             raise CallerError(f"fit --at, law {found.law}", f"no {', '.join(missing)}", f"add --at {missing[0]}=VALUE")
 
 
-def _plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
+def _plain_row(row: Mapping[Any, Any]) -> dict[str, Any]:
     return {
         name: bool(value) if name == "extrapolated" else float(value) if math.isfinite(value) else None
         for name, value in row.items()
@@ -142,7 +142,9 @@ def _amount(row: Mapping[str, Any], name: str) -> str:
 def _last_rows(table: Any, run: str | None, outcome: str, name: str) -> Any:
     """Keep the last row of each run that has an outcome, by step where there is one."""
     if run is None:
-        raise CallerError(f"fit --table {name} --last", f"no column of runs ({', '.join(_RUN)})", "name it: --clusters COLUMN")
+        raise CallerError(
+            f"fit --table {name} --last", f"no column of runs ({', '.join(_RUN)})", "name it: --clusters COLUMN"
+        )
     known = table[table[outcome].notna()] if outcome in table.columns else table
     known = known.sort_values("step", kind="stable") if "step" in known.columns else known
     kept = known.groupby(run, sort=False).tail(1).sort_index().reset_index(drop=True)
@@ -167,7 +169,7 @@ def _rises(law: Any, outcome: str, asked: TableQuestion, name: str) -> bool:
     """Say whether the outcome is one that laws of losses fit as its distance from 1."""
     from budgetlab.values.scoring import higher_is_better
 
-    if law.outcome != "y":
+    if law.outcome != "y" or "x" in getattr(law, "rising", ()):
         return bool(asked.higher_is_better)
     if asked.higher_is_better is not None:
         return asked.higher_is_better

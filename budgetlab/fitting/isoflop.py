@@ -91,7 +91,11 @@ class IsoFlop:
                 f" [{row['num_params_low']:.4g}, {row['num_params_high']:.4g}]"
             )  # fmt: skip
             where = (
-                "" if row["used"] else " (not used)" if row["interior"] else f" (minimum outside the {self._tried} tried: not used)"
+                ""
+                if row["used"]
+                else " (not used)"
+                if row["interior"]
+                else f" (minimum outside the {self._tried} tried: not used)"
             )
             lines.append(
                 f"{row['flops']:.4g} FLOP, {row['num_points']} runs: {best} = {row['num_params']:.4g}{ends}, loss "
@@ -104,8 +108,8 @@ class IsoFlop:
         lines.append(f"{best} = {self.num_params.coefficient:.4g} C^{self.num_params.exponent:.3f}{around}")
         if self.num_params.draws_left_out:
             lines.append(
-                f"note: up to {100 * self.num_params.draws_left_out:.2g} % of a budget's resamples have no minimum inside "
-                f"the {self._tried} tried, and enter no interval of the exponent"
+                f"note: up to {100 * self.num_params.draws_left_out:.2g} % of a budget's resamples have no minimum "
+                f"inside the {self._tried} tried, and enter no interval of the exponent"
             )
         return "\n".join(lines)
 
@@ -155,7 +159,9 @@ def isoflop(
     D* from `frontier` of a fitted surface, and this as a check.
     """
     given = dict(columns or {})
-    sized = given.get("num_params", "tokens" if "tokens" in given or "num_params" not in table.columns else "num_params")
+    sized = given.get(
+        "num_params", "tokens" if "tokens" in given or "num_params" not in table.columns else "num_params"
+    )
     size = "tokens" if "token" in sized.lower() else "num_params"
     if size == "tokens" and "num_params" not in given:
         given["num_params"] = given.pop("tokens", "tokens" if "tokens" in table.columns else "num_params")

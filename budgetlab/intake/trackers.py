@@ -39,8 +39,8 @@ def read_tracker_csv(
     Returns
     -------
     DataFrame
-        TensorBoard: `step`, `wall_time_at` (seconds since 1970), the value and `run`, the file's name. A chart: `run`, `step` and a column a
-        metric, ranges of smoothed points left out. A table: its columns, renamed.
+        TensorBoard: `step`, `wall_time_at` (seconds since 1970), the value and `run`, the file's name. A chart:
+        `run`, `step` and a column a metric, ranges of smoothed points left out. A table: its columns, renamed.
 
     Raises
     ------

@@ -19,11 +19,13 @@ CORRELATIONS = ("pearson", "spearman", "pearson_spearman")
 """Metrics of regression tasks; the others are of classes."""
 
 _LOSS = re.compile(
-    r"(.*[_/. -])?(loss|nll|perplexity|ppl|bpb|bits_per_(byte|token|char|character|word)|cross_entropy|error|error_rate)"
+    r"(.*[_/. -])?(loss|nll|perplexity|ppl|bpb|bits_per_(byte|token|char|character|word)|"
+    r"cross_entropy|error|error_rate)"
     r"([_/. -](train|eval|val|validation|test|heldout))?"
 )
 _SCORE = re.compile(
-    r"(.*[_/. -])?(acc|accuracy|acc_norm|f1|macro_f1|matthews|mcc|pearson|spearman|pearson_spearman|exact_match|score|bleu|auc)"
+    r"(.*[_/. -])?(acc|accuracy|acc_norm|f1|macro_f1|matthews|mcc|pearson|spearman|pearson_spearman|"
+    r"exact_match|score|bleu|auc)"
 )
 
 
@@ -54,7 +56,9 @@ def higher_is_better(outcome: str, asked: str | None = None) -> bool | None:
         return True
     if asked is not None:
         wrong = f"whether more of {outcome} is better is not known"
-        raise CallerError(asked, wrong, "say higher_is_better, on the command line --higher-is-better or --lower-is-better")
+        raise CallerError(
+            asked, wrong, "say higher_is_better, on the command line --higher-is-better or --lower-is-better"
+        )
     return None
 
 

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from budgetlab.cli import app
-from budgetlab.fitting import isoflop
+from budgetlab.fitting import fit, frontier, isoflop, predict
 
 
 def budgets(sizes=5, noise=0.0, x="num_params"):
@@ -52,3 +52,35 @@ def test_a_column_of_flops_needs_no_map(tmp_path):
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
     assert len(json.loads(done.stdout)["optima"]) == 3
+
+
+def test_optimal_tokens_grow_as_a_power_of_compute():
+    compute = np.geomspace(1e17, 1e21, 9)
+    noise = np.exp(0.01 * np.random.default_rng(0).normal(size=9))
+    table = pd.DataFrame({"C": compute, "D": 3.5 * compute**0.47 * noise})
+    found = fit(table, law="growth", columns={"x": "C", "y": "D"}, resamples=100)
+    low, high = found.intervals["a"]
+    assert found.status == "converged" and low < 0.47 < high and high - low < 0.02
+    ahead = predict(found, {"x": [1e23]})
+    assert ahead["extrapolated"].all() and ahead["prediction"].iloc[0] == pytest.approx(3.5 * 1e23**0.47, rel=0.1)
+
+
+def test_the_published_optima_of_porian_as_a_growing_law(data_root):
+    optima = pd.read_csv(data_root / "scaling" / "porian" / "optimal_pairs.csv")
+    published = pd.read_csv(data_root / "scaling" / "porian" / "published_fits.csv").set_index("config")["basic.n_exponent"]
+    for config, rows in list(optima.groupby("config"))[:3]:
+        found = fit(rows, law="growth", columns={"x": "flops", "y": "n"}, objective="squared_log", resamples=0)
+        assert found.params["a"] == pytest.approx(published[config], abs=2e-3)
+
+
+def test_tied_exponents_are_gadres_form():
+    size, ratio = np.meshgrid(np.geomspace(1e7, 1e9, 5), np.geomspace(5, 300, 5))
+    n, m = size.ravel(), ratio.ravel()
+    compute, eta = 6 * n * n * m, 0.121
+    table = pd.DataFrame({"num_params": n, "tokens": n * m})
+    table["loss"] = 1.8 + (150 * m**eta + 200 * m**-eta) * compute**-eta
+    found = fit(table, law="tied", resamples=0)
+    assert found.params["alpha"] == pytest.approx(2 * eta, rel=1e-6)
+    assert found.params["A"] * 6**eta == pytest.approx(150, rel=1e-4)  # a M^eta C^-eta is the term of parameters
+    best = frontier(found, [1e18, 1e22])
+    assert best["tokens_per_param"].iloc[0] == pytest.approx(best["tokens_per_param"].iloc[1], rel=1e-3)

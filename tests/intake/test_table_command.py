@@ -25,7 +25,9 @@ def runs(path, arms=("a", "b"), seeds=3, **columns):
             lift = np.exp(0.002 * rng.normal())
             for x in np.geomspace(1e3, 1e6, 8):
                 loss = (2 + 3 * (x / 1e3) ** -0.4) * (1 + 0.05 * k) * lift
-                rows.append({"run": f"{arm}-s{seed}", "arm": arm, "tokens": x, "loss": loss * np.exp(0.001 * rng.normal())})
+                rows.append(
+                    {"run": f"{arm}-s{seed}", "arm": arm, "tokens": x, "loss": loss * np.exp(0.001 * rng.normal())}
+                )
     pd.DataFrame(rows).rename(columns=columns).to_csv(path, index=False)
     return path
 
@@ -69,7 +71,9 @@ def test_last_keeps_the_end_of_each_run(tmp_path):
     assert found["num_points"] == 6 and found["params"]["a"] == pytest.approx(0.3, rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ["loss", "eval_loss", "eval/loss", "perplexity", "bpb", "bits_per_byte", "lm_loss", "nll"])
+@pytest.mark.parametrize(
+    "name", ["loss", "eval_loss", "eval/loss", "perplexity", "bpb", "bits_per_byte", "lm_loss", "nll"]
+)
 def test_losses_are_known(name):
     assert higher_is_better(name) is False
     scores = as_scores(pd.DataFrame({"loss": [2.0]}), arm="a", run_seed=0, budget_amount=1.0, task=name)
