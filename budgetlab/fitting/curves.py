@@ -11,11 +11,12 @@ import pandas as pd
 from budgetlab.errors import CallerError, unknown_name
 from budgetlab.fitting.diagnostics import sensitivity_rows, validation_rows
 from budgetlab.fitting.intervals import choose_interval, draw, lack_of_fit, within_cell_noise
+from budgetlab.fitting.judge import contradicted
 from budgetlab.fitting.objectives import OBJECTIVES, Objective
 from budgetlab.fitting.prepare import Prepared, prepare
 from budgetlab.fitting.solve import Solution, solve
 from budgetlab.fitting.status import FitStatus, describe
-from budgetlab.fitting.table import Points, read_points
+from budgetlab.fitting.table import Points, one_ratio, read_points
 from budgetlab.laws import AnyLaw, get_law
 from budgetlab.laws.base import Array
 from budgetlab.resampling import PooledVariance, percentile_interval
@@ -207,6 +208,8 @@ def report_fit(
     points, law, objective = prepared.points, prepared.law, solution.objective
     params = solution.design.to_params(solution.theta, group)
     drawn = solution.design.to_params(draws, group) if len(draws) > 1 else {}
+    if one_ratio(points):  # no budget can be split by such a table
+        law = replace(law, derived={})
     derived = {name: float(value) for name, value in law.derive(params).items() if np.isfinite(value)}
     everything = dict(drawn) | (law.derive(drawn) if drawn else {})
     # A resample at the edge (both exponents zero) leaves a derived quantity undefined.
@@ -215,6 +218,8 @@ def report_fit(
     }
     intervals = {name: percentile_interval(values, level) for name, values in everything.items() if len(values) > 1}
     status, detail = solution.status, solution.detail
+    if status is FitStatus.CONVERGED and drawn and (open_ends := contradicted(law, points, params, drawn, level)):
+        status, detail = FitStatus.WEAKLY_IDENTIFIED, open_ends
     if prepared.reason:
         detail = "; ".join(filter(None, (prepared.reason, detail)))
         status = FitStatus.REDUCED if status not in (FitStatus.NOT_CONVERGED, FitStatus.SEVERAL_BASINS) else status
