@@ -204,9 +204,9 @@ def _fit_budgets(table: Any, name: str, out: Path | None, settings: dict[str, An
     found = isoflop(table, **{key: settings[key] for key in ("columns", "resamples", "seed")})
     if out is not None:
         from budgetlab.reporting.figures import draw_isoflop, isoflop_table, render
-        from budgetlab.store import write_whole
+        from budgetlab.store import write_csv
 
-        write_whole(out / "optima.csv", found.table().to_csv(index=False))
+        write_csv(out / "optima.csv", found.table())
         caption = f"isoFLOP parabolas of {name}, minima, and the line through those inside the sizes tried"
         render("isoflop", draw_isoflop, isoflop_table(found, table, settings["columns"]), out, caption)
     return found, found.as_json()

@@ -108,7 +108,10 @@ def read_points(
             ("infinite", np.isinf(numbers)),
             ("zero", numbers == 0),
             ("negative", numbers < 0),
-            ("beyond 1e+-150", np.isfinite(numbers) & (numbers > 0) & (np.abs(np.log10(np.abs(numbers) + _TINIEST)) > 150)),
+            (
+                "beyond 1e+-150",
+                np.isfinite(numbers) & (numbers > 0) & (np.abs(np.log10(np.abs(numbers) + _TINIEST)) > 150),
+            ),
         )
         if rows.any()
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 from pathlib import Path
@@ -69,7 +70,8 @@ def read_csv(path: Path, what: str) -> pd.DataFrame:
             raise
         reason = " ".join(str(error).split())
         raise CallerError(f"{what} {path}", f"not a CSV table ({reason})", "give a CSV file with a header") from None
-    if not isinstance(table.index, pd.RangeIndex):  # pandas takes the first cells of longer rows for labels
+    cells = csv.reader(io.StringIO(read_text(path, what)))
+    if len(next(cells)) < len(next(cells, [])):  # pandas takes the first cells of longer rows for labels
         raise CallerError(f"{what} {path}", "rows have more cells than the header", "correct the header or the rows")
     only = str(table.columns[0])
     for mark, word in ((";", ";"), ("\t", "tabs")):

@@ -67,9 +67,12 @@ def test_optimal_tokens_grow_as_a_power_of_compute():
 
 def test_the_published_optima_of_porian_as_a_growing_law(data_root):
     optima = pd.read_csv(data_root / "scaling" / "porian" / "optimal_pairs.csv")
-    published = pd.read_csv(data_root / "scaling" / "porian" / "published_fits.csv").set_index("config")["basic.n_exponent"]
+    published = pd.read_csv(data_root / "scaling" / "porian" / "published_fits.csv").set_index("config")[
+        "basic.n_exponent"
+    ]
     for config, rows in list(optima.groupby("config"))[:3]:
-        found = fit(rows, law="growth", columns={"x": "flops", "y": "n"}, objective="squared_log", resamples=0)
+        found = fit(rows, law="growth", columns={"x": "flops", "y": "n"}, objective="squared_log", resamples=0,
+                    exclude_invalid=True)  # fmt: skip
         assert found.params["a"] == pytest.approx(published[config], abs=2e-3)
 
 

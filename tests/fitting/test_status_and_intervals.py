@@ -11,7 +11,9 @@ from budgetlab.intake import read_table
 
 def curve(points=6, noise=0.02, seed=0, decades=1.0):
     x = np.geomspace(1.0, 10**decades, points)
-    return pd.DataFrame({"x": x, "y": (1.5 + 2 * x**-0.3) * np.exp(noise * np.random.default_rng(seed).normal(size=points))})
+    return pd.DataFrame(
+        {"x": x, "y": (1.5 + 2 * x**-0.3) * np.exp(noise * np.random.default_rng(seed).normal(size=points))}
+    )
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -29,7 +31,9 @@ def test_no_exponent_of_a_split_where_no_budget_can_be_split():
     n = np.geomspace(1e7, 1e9, 12)
     loss = 1.7 + 400 / n**0.34 + 2000 / (20 * n) ** 0.28
     found = fit(pd.DataFrame({"num_params": n, "tokens": 20 * n, "loss": loss}), law="chinchilla", resamples=0)
-    assert "no budget can be split" in str(found) and "exponent" not in str(found).split("no budget")[0].split("note")[0]
+    assert (
+        "no budget can be split" in str(found) and "exponent" not in str(found).split("no budget")[0].split("note")[0]
+    )
     assert not found.derived
 
 
