@@ -58,7 +58,7 @@ def write_whole(path: Path, content: str | bytes) -> Path:
     return path
 
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = ("=", "+", "-", "@")
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> Path:
@@ -71,7 +71,10 @@ def write_csv(path: Path, table: pd.DataFrame) -> Path:
 
 
 def _no_formula(cell: object) -> object:
-    if not isinstance(cell, str) or not cell.startswith(_FORMULA):
+    if not isinstance(cell, str):
+        return cell
+    cell = cell.replace("\r\n", "\n").replace("\r", "\n")  # a lone CR is not quoted, and would end the row
+    if not cell.lstrip().startswith(_FORMULA):
         return cell
     try:
         float(cell)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from budgetlab.store import write_csv
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
+FORMULA = ("=", "+", "-", "@")
 
 
 def is_number(cell):
@@ -25,7 +25,8 @@ def test_no_text_begins_a_formula(tmp_path_factory, cell):
     with path.open(newline="", encoding="utf-8") as file:
         head, first, second = csv.reader(file)
     if not is_number(cell):
-        assert not first[0].startswith(FORMULA) and first[0].removeprefix("'") == cell.removeprefix("'")
+        plain = cell.replace("\r", "\n")
+        assert not first[0].lstrip().startswith(FORMULA) and first[0] in (plain, f"'{plain}")
     assert not head[1].startswith(FORMULA)
     assert [float(first[1]), float(second[1])] == [1, -2.5]  # numbers stay numbers
 

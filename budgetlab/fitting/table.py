@@ -14,7 +14,6 @@ from budgetlab.laws.base import Array
 
 __all__ = ["Points", "one_ratio", "read_points"]
 
-_TINIEST = 5e-324
 _UNIT_GAP = 1e5
 """Two neighbouring values this far apart look like one column in two units (tokens and billions of tokens)."""
 
@@ -108,10 +107,7 @@ def read_points(
             ("infinite", np.isinf(numbers)),
             ("zero", numbers == 0),
             ("negative", numbers < 0),
-            (
-                "beyond 1e+-150",
-                np.isfinite(numbers) & (numbers > 0) & (np.abs(np.log10(np.abs(numbers) + _TINIEST)) > 150),
-            ),
+            ("beyond 1e+-150", (numbers > 0) & (numbers < 1e-150) | (numbers > 1e150) & np.isfinite(numbers)),
         )
         if rows.any()
     }

@@ -24,7 +24,7 @@ def test_a_floor_that_the_interval_leaves_open_is_weakly_identified(seed):
         low, high = found.intervals["E"]
         assert high - low <= 0.5 * (table["y"].mean() - found.params["E"])
         low, high = found.intervals["a"]
-        assert 0 < low and high <= 3 * low
+        assert low > 0 and high <= 3 * low
 
 
 def test_no_exponent_of_a_split_where_no_budget_can_be_split():
