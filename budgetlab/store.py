@@ -66,7 +66,7 @@ def write_csv(path: Path, table: pd.DataFrame) -> Path:
     plain = table.rename(columns=_no_formula)
     for k, kind in enumerate(plain.dtypes):
         if not (pd.api.types.is_numeric_dtype(kind) or pd.api.types.is_bool_dtype(kind)):
-            plain.isetitem(k, plain.iloc[:, k].map(_no_formula))
+            plain.isetitem(k, plain.iloc[:, k].map(_no_formula).array)
     return write_whole(path, plain.to_csv(index=False))
 
 

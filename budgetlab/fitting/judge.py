@@ -137,7 +137,7 @@ def contradicted(
     """
     found = []
     floor = law.floor
-    if floor in drawn:
+    if floor is not None and floor in drawn:
         low, high = percentile_interval(drawn[floor], level)
         above = float(np.average(points.outcome, weights=points.weights)) - float(params[floor])
         if high - low > _FLOOR_SHARE * above:
