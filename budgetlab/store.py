@@ -23,7 +23,16 @@ from budgetlab.frames import fits_frame, phases_frame, plan_frame, scores_frame
 from budgetlab.machine import held
 from budgetlab.values import CostProfile, CurveFit, Plan, Point, RunRecord, Score, Value, Verdict
 
-__all__ = ["Store", "fits_frame", "read_profile", "read_value", "scores_frame", "write_fits", "write_whole"]
+__all__ = [
+    "Store",
+    "fits_frame",
+    "read_profile",
+    "read_value",
+    "scores_frame",
+    "write_csv",
+    "write_fits",
+    "write_whole",
+]
 
 V = TypeVar("V", bound=Value)
 T = TypeVar("T")
@@ -52,6 +61,31 @@ def write_whole(path: Path, content: str | bytes) -> Path:
             beside.unlink(missing_ok=True)
         raise BudgetlabError(f"writing {path}", str(error), "free some room and give the same command again") from error
     return path
+
+
+_FORMULA = ("=", "+", "-", "@")
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> Path:
+    """Write a CSV file, whole, in which no cell of text is a formula to a spreadsheet: such a one begins with '."""
+    plain = table.rename(columns=_no_formula)
+    for k, kind in enumerate(plain.dtypes):
+        if not (pd.api.types.is_numeric_dtype(kind) or pd.api.types.is_bool_dtype(kind)):
+            plain.isetitem(k, plain.iloc[:, k].map(_no_formula).array)
+    return write_whole(path, plain.to_csv(index=False))
+
+
+def _no_formula(cell: object) -> object:
+    if not isinstance(cell, str):
+        return cell
+    cell = cell.replace("\r\n", "\n").replace("\r", "\n")  # a lone CR is not quoted, and would end the row
+    if not cell.lstrip().startswith(_FORMULA):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
 
 
 def read_value(kind: type[V], path: Path) -> V:
@@ -100,7 +134,7 @@ def read_profile(path: str | Path) -> CostProfile:
 def write_fits(folder: Path, fits: Sequence[CurveFit]) -> None:
     """Write fits.json and fits.csv."""
     write_whole(folder / "fits.json", json.dumps([fit.model_dump(mode="json") for fit in fits], indent=1))
-    write_whole(folder / "fits.csv", fits_frame(fits).to_csv(index=False))
+    write_csv(folder / "fits.csv", fits_frame(fits))
 
 
 class Store:
@@ -182,12 +216,12 @@ class Store:
 
     def write_profile(self, profile: CostProfile) -> Path:
         """Write profile.json and profile.csv (a row an arm and phase)."""
-        write_whole(self.folder / "profile.csv", phases_frame(profile).to_csv(index=False))
+        write_csv(self.folder / "profile.csv", phases_frame(profile))
         return write_whole(self.folder / "profile.json", profile.model_dump_json(indent=1))
 
     def write_plan(self, plan: Plan) -> Path:
         """Write plan.json and plan.csv (a row an arm and budget)."""
-        write_whole(self.folder / "plan.csv", plan_frame(plan).to_csv(index=False))
+        write_csv(self.folder / "plan.csv", plan_frame(plan))
         return write_whole(self.folder / "plan.json", plan.model_dump_json(indent=1))
 
     def write_rates(self, key: str, losses: Mapping[str, float]) -> Path:

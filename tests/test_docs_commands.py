@@ -256,9 +256,12 @@ def test_links_lead_somewhere(page: str) -> None:
 
 
 def test_options_in_the_text_exist() -> None:
-    known = {option for verb in COMMANDS.values() for parameter in verb.params for option in parameter.opts} | {
-        "--help"
-    }
+    known = {
+        option
+        for verb in COMMANDS.values()
+        for parameter in verb.params
+        for option in (*parameter.opts, *parameter.secondary_opts)
+    } | {"--help"}
     for page in PAGES:
         text = FENCE.sub("", (ROOT / page).read_text(encoding="utf-8"))
         named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", " ".join(re.findall(r"`(--[^`]+)`", text))))

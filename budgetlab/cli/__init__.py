@@ -17,7 +17,7 @@ from typer.exceptions import TyperException
 
 from budgetlab.cli.app import RESULTS, DataRoot, Debug, Json, Results, StudyArg, app, bench_of, print_json
 from budgetlab.cli.pricing import plan, profile
-from budgetlab.cli.tables import fit_table, numbers, pairs
+from budgetlab.cli.tables import TableQuestion, fit_table, numbers, pairs
 from budgetlab.errors import BudgetlabError, CallerError, LostRank, Terminated, place_in_own_code
 
 if TYPE_CHECKING:
@@ -167,6 +167,20 @@ def fit(
     exclude_invalid: Annotated[
         bool, typer.Option("--exclude-invalid", help="Leave out, and count, rows that no power law can have.")
     ] = False,
+    by: Annotated[
+        str | None, typer.Option("--by", help="Column of groups: a curve each, compared.", metavar="COLUMN")
+    ] = None,
+    last: Annotated[bool, typer.Option("--last", help="Keep the last row of each run.")] = False,
+    higher: Annotated[
+        bool | None,
+        typer.Option("--higher-is-better/--lower-is-better", help="Which way an outcome goes whose name does not say."),
+    ] = None,
+    at: Annotated[
+        list[str] | None, typer.Option("--at", help="NAME=VALUE: predict there, repeated.", metavar="NAME=VALUE")
+    ] = None,
+    best: Annotated[
+        list[float] | None, typer.Option("--optimum", help="Split this compute, repeated.", metavar="FLOPS")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Also write fits.json, fits.csv and the figure.", metavar="DIR")
     ] = None,
@@ -196,6 +210,7 @@ def fit(
             definitions=pairs("--define", define),
             exclude_invalid=exclude_invalid,
             diagnostics=True,
+            asked=TableQuestion(by, last, higher, numbers("--at", at), tuple(best or ())),
         )
         if as_json:
             print_json(plain)

@@ -8,14 +8,15 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from budgetlab.errors import CallerError
+from budgetlab.errors import CallerError, unknown_name
 from budgetlab.fitting.diagnostics import sensitivity_rows, validation_rows
 from budgetlab.fitting.intervals import choose_interval, draw, lack_of_fit, within_cell_noise
+from budgetlab.fitting.judge import contradicted
 from budgetlab.fitting.objectives import OBJECTIVES, Objective
 from budgetlab.fitting.prepare import Prepared, prepare
 from budgetlab.fitting.solve import Solution, solve
 from budgetlab.fitting.status import FitStatus, describe
-from budgetlab.fitting.table import Points, read_points
+from budgetlab.fitting.table import Points, one_ratio, read_points
 from budgetlab.laws import AnyLaw, get_law
 from budgetlab.laws.base import Array
 from budgetlab.resampling import PooledVariance, percentile_interval
@@ -45,6 +46,7 @@ def fit(
     seed: int = 0,
     arm: str | None = None,
     exclude_invalid: bool = False,
+    higher_is_better: bool = False,
     starts: int = 8,
     definitions: dict[str, str] | None = None,
     diagnostics: bool = False,
@@ -81,6 +83,8 @@ def fit(
         Whose fit this is, for the record.
     exclude_invalid
         Leave rows out that no power law can have (counted in the record), instead of refusing the table.
+    higher_is_better
+        Fit the outcome's distance from 1, as the laws of losses fall; it is then a fraction.
     starts
         How many independent starts.
     definitions
@@ -108,11 +112,15 @@ def fit(
     """
     _check_numbers(interval_level, resamples, starts)
     goal = Objective(objective, delta, asymmetry)
+    record: dict[str, object] = {"arm": arm, "weights": weights, "clusters": clusters, "definitions": definitions or {}}
+    if higher_is_better:
+        column = (columns or {}).get(get_law(law).outcome, get_law(law).outcome)
+        table = table.assign(**{column: _distance_from_one(table, column, f"law {law}, {len(table)} rows")})
+        record["outcome_transform"] = "1 - y"
     points = read_points(
         table, get_law(law), columns, weights=weights, clusters=clusters, exclude_invalid=exclude_invalid
     )
     prepared = prepare(points, pinned or {})
-    record: dict[str, object] = {"arm": arm, "weights": weights, "clusters": clusters, "definitions": definitions or {}}
     if diagnostics and not prepared.refusal:
         record["validation"] = validation_rows(points, goal, pinned or {})
         record["sensitivity"] = sensitivity_rows(points, pinned or {})
@@ -120,6 +128,16 @@ def fit(
         prepared, goal, resamples=resamples, interval=interval, interval_level=interval_level, seed=seed,
         starts=starts, record=record,
     )  # fmt: skip
+
+
+def _distance_from_one(table: pd.DataFrame, column: str, asked: str) -> pd.Series:
+    """What a score lacks of 1."""
+    if column not in table.columns:
+        raise unknown_name("column", column, map(str, table.columns), asked)
+    values = pd.to_numeric(table[column], errors="coerce")
+    if (largest := float(values.max())) > 1:
+        raise CallerError(f"{asked}, {column}", f"a score of {largest:g}", "give fractions of 1, not points")
+    return 1.0 - values
 
 
 def _check_numbers(level: float, resamples: int, starts: int) -> None:
@@ -162,7 +180,7 @@ def fit_points(
         found = draw(solution, points, method, resamples, np.random.default_rng(seed), noise)
         draws, failed = found.theta, found.failed
     else:
-        method, note = "none", None
+        method, note = "none", note if method == "none" else None
     notes = [note] if note else []
     if misfit is not None and misfit < _MISFIT:
         notes.append(f"{misses}: the intervals hold for the law, not for the truth")
@@ -190,6 +208,8 @@ def report_fit(
     points, law, objective = prepared.points, prepared.law, solution.objective
     params = solution.design.to_params(solution.theta, group)
     drawn = solution.design.to_params(draws, group) if len(draws) > 1 else {}
+    if one_ratio(points):  # no budget can be split by such a table
+        law = replace(law, derived={})
     derived = {name: float(value) for name, value in law.derive(params).items() if np.isfinite(value)}
     everything = dict(drawn) | (law.derive(drawn) if drawn else {})
     # A resample at the edge (both exponents zero) leaves a derived quantity undefined.
@@ -198,6 +218,8 @@ def report_fit(
     }
     intervals = {name: percentile_interval(values, level) for name, values in everything.items() if len(values) > 1}
     status, detail = solution.status, solution.detail
+    if status is FitStatus.CONVERGED and drawn and (open_ends := contradicted(law, points, params, drawn, level)):
+        status, detail = FitStatus.WEAKLY_IDENTIFIED, open_ends
     if prepared.reason:
         detail = "; ".join(filter(None, (prepared.reason, detail)))
         status = FitStatus.REDUCED if status not in (FitStatus.NOT_CONVERGED, FitStatus.SEVERAL_BASINS) else status

@@ -82,7 +82,7 @@ class FormDesign:
             for parameter in self.law.parameters:
                 value = raw[parameter.name]
                 for name, power in parameter.centred.items():
-                    value = value - raw[power] * self.centres[name]
+                    value = value - parameter.sign * raw[power] * self.centres[name]
                 columns.get(_free_name(parameter.name, group, self.shared), []).append(value)
         means = [sum(values[1:], start=values[0]) / len(values) for values in columns.values()]
         return np.clip(np.stack(np.broadcast_arrays(*means), axis=-1), self.lower, self.upper)
@@ -201,8 +201,8 @@ def build_form_design(
                 continue
             matrix[row, free.index(_free_name(parameter.name, label, shared))] = 1.0
             for name, power in parameter.centred.items():
-                matrix[row] += matrix[place[power]] * centres[name]
-                offset[row] += offset[place[power]] * centres[name]
+                matrix[row] += parameter.sign * matrix[place[power]] * centres[name]
+                offset[row] += parameter.sign * offset[place[power]] * centres[name]
         rows = slice(int(where[0]), int(where[-1]) + 1)
         blocks.append(_Block(rows, {name: values[None, rows] for name, values in logs.items()}, first))
     bounds = [_bounds(law, name.partition("[")[0], inputs, outcome) for name in free]

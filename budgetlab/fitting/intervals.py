@@ -55,6 +55,8 @@ def choose_interval(points: Points, asked: str) -> tuple[str, str | None]:
     if asked not in (*INTERVALS, "auto"):
         raise unknown_name("interval", asked, (*INTERVALS, "auto"))
     clusters = 0 if points.clusters is None else len(np.unique(points.clusters))
+    if clusters == 1 and asked in ("auto", "clusters"):
+        return "none", "all rows are of one run, and say nothing of the next one: no interval"
     if asked == "auto":
         noise = within_cell_noise(points)
         replicated = noise is not None and noise.degrees_of_freedom >= 3

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from budgetlab.errors import CallerError, unknown_name
-from budgetlab.fitting.curves import fit
+from budgetlab.fitting.curves import fit_points
+from budgetlab.fitting.objectives import Objective
+from budgetlab.fitting.prepare import prepare
+from budgetlab.fitting.table import read_points
+from budgetlab.laws import get_law
 from budgetlab.laws.base import Array
 from budgetlab.resampling import percentile_interval
 from budgetlab.values import CurveFit
@@ -30,11 +35,14 @@ class PowerLine:
         Of the least-squares line.
     exponent_interval
         Percentiles of its draws; None without any.
+    draws_left_out
+        Share of a budget's draws, at most, that have no minimum inside the sizes tried; they enter no interval.
     """
 
     exponent: float
     coefficient: float
     exponent_interval: tuple[float, float] | None = None
+    draws_left_out: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -51,36 +59,63 @@ class IsoFlop:
         N* over compute; None where fewer than two budgets have an interior minimum.
     fits
         The parabola of every budget.
+    size
+        What the parabolas are over: ``num_params``, or ``tokens`` where the sizes that were given are of data. The
+        names above stay; the printed lines and the JSON say which.
+    columns
+        Where flops, sizes and losses were found.
     """
 
     optima: pd.DataFrame
     num_params: PowerLine | None
     fits: tuple[CurveFit, ...]
+    size: str = "num_params"
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """Return plain JSON: the optima and the line; unknown is null."""
-        table = self.optima.astype(object).where(self.optima.notna(), None)
-        return {"optima": table.to_dict("records"), "line": None if self.num_params is None else vars(self.num_params)}
+        table = self.table().astype(object)
+        table = table.where(table.notna(), None)
+        line = None if self.num_params is None else vars(self.num_params)
+        return {"optima": table.to_dict("records"), "line": line, "size": self.size}
+
+    def table(self) -> pd.DataFrame:
+        """Return the optima with their sizes under the name of what they are: `num_params` or `tokens`."""
+        return self.optima.rename(columns=lambda name: name.replace("num_params", self.size))
 
     def __str__(self) -> str:
         """Say each optimum in a line, and how they grow."""
-        lines = []
+        lines, best = [], "D*" if self.size == "tokens" else "N*"
         for row in self.optima.to_dict("records"):
             ends = "" if np.isnan(row["num_params_low"]) else (
                 f" [{row['num_params_low']:.4g}, {row['num_params_high']:.4g}]"
             )  # fmt: skip
             where = (
-                "" if row["used"] else " (not used)" if row["interior"] else " (not among the sizes tried: not used)"
+                ""
+                if row["used"]
+                else " (not used)"
+                if row["interior"]
+                else f" (minimum outside the {self._tried} tried: not used)"
             )
             lines.append(
-                f"{row['flops']:.4g} FLOP, {row['num_points']} runs: N* = {row['num_params']:.4g}{ends}, loss "
+                f"{row['flops']:.4g} FLOP, {row['num_points']} runs: {best} = {row['num_params']:.4g}{ends}, loss "
                 f"{row['loss']:.4g}; {row['status']}{where}"
             )
         if self.num_params is None:
-            return "\n".join([*lines, "N* over compute: n/a, fewer than two budgets have their minimum inside"])
+            return "\n".join([*lines, f"{best} over compute: n/a, fewer than two budgets have their minimum inside"])
         ends = self.num_params.exponent_interval
         around = "" if ends is None else f" [{ends[0]:.3f}, {ends[1]:.3f}]"
-        return "\n".join([*lines, f"N* = {self.num_params.coefficient:.4g} C^{self.num_params.exponent:.3f}{around}"])
+        lines.append(f"{best} = {self.num_params.coefficient:.4g} C^{self.num_params.exponent:.3f}{around}")
+        if self.num_params.draws_left_out:
+            lines.append(
+                f"note: up to {100 * self.num_params.draws_left_out:.2g} % of a budget's resamples have no minimum "
+                f"inside the {self._tried} tried, and enter no interval of the exponent"
+            )
+        return "\n".join(lines)
+
+    @property
+    def _tried(self) -> str:
+        return "amounts of tokens" if self.size == "tokens" else "sizes"
 
 
 def isoflop(
@@ -99,7 +134,8 @@ def isoflop(
     table
         One row a run.
     columns
-        Where ``flops`` (equal within a budget), ``num_params`` and ``loss`` (nats per token) are.
+        Where ``flops`` (equal within a budget), ``num_params`` and ``loss`` (nats per token) are. With ``tokens``
+        in place of ``num_params`` the parabolas are over tokens.
     nearest
         Sizes to keep of each budget, those nearest the lowest loss: a parabola holds only near its minimum. All by
         default.
@@ -122,22 +158,30 @@ def isoflop(
     Where the exponents of the loss differ the parabola is biased even without noise (see `laws.isoflop`): take N* and
     D* from `frontier` of a fitted surface, and this as a check.
     """
-    place = {name: (columns or {}).get(name, name) for name in ("flops", "num_params", "loss")}
-    for name in columns or {}:
+    given = dict(columns or {})
+    sized = given.get(
+        "num_params", "tokens" if "tokens" in given or "num_params" not in table.columns else "num_params"
+    )
+    size = "tokens" if "token" in sized.lower() else "num_params"
+    if size == "tokens" and "num_params" not in given:
+        given["num_params"] = given.pop("tokens", "tokens" if "tokens" in table.columns else "num_params")
+    place = {name: given.get(name, name) for name in ("flops", "num_params", "loss")}
+    for name in given:
         if name not in place:
-            raise unknown_name("name", name, place, f"isoflop, map {name}={(columns or {})[name]}")
+            raise unknown_name("name", name, (*place, "tokens"), f"isoflop, map {name}={given[name]}")
     for name, column in place.items():
         if column not in table.columns:
             raise unknown_name("column", column, map(str, table.columns), f"isoflop, {len(table)} rows, {name}")
-    rows, fits, draws = [], [], []
+    rows, fits, draws, left_out = [], [], [], []
     for flops, part in table.groupby(place["flops"], sort=True):
         runs = _near_minimum(part, place, nearest)
         sizes = runs[place["num_params"]]
         if sizes.nunique() < _FEWEST:
             continue
-        found = fit(
-            runs, law="isoflop", columns={name: place[name] for name in ("num_params", "loss")}, objective="squared",
-            resamples=resamples if sizes.nunique() > _FEWEST else 0, interval_level=interval_level, seed=seed,
+        points = read_points(runs, get_law("isoflop"), {name: place[name] for name in ("num_params", "loss")})
+        found = fit_points(
+            prepare(points, {}, saturated=True), Objective("squared"), interval="auto", interval_level=interval_level,
+            resamples=resamples if sizes.nunique() > _FEWEST else 0, seed=seed,
         )  # fmt: skip
         fits.append(found)
         best = found.params.get("N_opt", np.nan)
@@ -148,14 +192,17 @@ def isoflop(
             "loss": found.params.get("L_min", np.nan), "curvature": found.params.get("k", np.nan), "interior": interior,
             "status": found.status, "used": interior and found.usable_for != "nothing",
         })  # fmt: skip
-        draws.append(np.array(found.draws.get("N_opt", ())))
+        drawn = np.array(found.draws.get("N_opt", ()))
+        inside = (drawn > sizes.min()) & (drawn < sizes.max())
+        left_out.append(1 - float(inside.mean()) if len(drawn) else 0.0)
+        draws.append(drawn[inside])
     if not rows:
         raise CallerError(
             f"isoflop, {len(table)} rows", f"no budget in {place['flops']} has {_FEWEST} model sizes",
             "train more sizes at one budget, or fit a surface with law chinchilla",
         )  # fmt: skip
     optima = pd.DataFrame(rows)
-    return IsoFlop(optima, _line(optima, draws, interval_level), tuple(fits))
+    return IsoFlop(optima, _line(optima, draws, left_out, interval_level), tuple(fits), size, place)
 
 
 def power_line(x: Array, y: Array, weights: Array | None = None) -> PowerLine:
@@ -194,7 +241,7 @@ def _near_minimum(part: pd.DataFrame, place: dict[str, str], nearest: int | None
     return part.iloc[np.argsort(np.abs(logs - lowest), kind="stable")[:nearest]]
 
 
-def _line(optima: pd.DataFrame, draws: list[Array], level: float) -> PowerLine | None:
+def _line(optima: pd.DataFrame, draws: list[Array], left_out: list[float], level: float) -> PowerLine | None:
     used = optima["used"].to_numpy()
     if used.sum() < 2:
         return None
@@ -207,4 +254,5 @@ def _line(optima: pd.DataFrame, draws: list[Array], level: float) -> PowerLine |
     # The budgets' runs are apart, so that any pairing of their draws is a draw of all.
     logs = np.log(np.stack([values[:count] for values in clouds]))
     exponents = np.polyfit(np.log(x), logs, 1)[0]
-    return PowerLine(line.exponent, line.coefficient, percentile_interval(exponents, level))
+    lost = max(np.array(left_out)[used].tolist())
+    return PowerLine(line.exponent, line.coefficient, percentile_interval(exponents, level), lost)

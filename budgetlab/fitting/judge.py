@@ -14,12 +14,16 @@ from budgetlab.fitting.newton import Optimum
 from budgetlab.fitting.objectives import Objective
 from budgetlab.fitting.status import FitStatus
 from budgetlab.fitting.table import Points
+from budgetlab.laws import AnyLaw, Law
 from budgetlab.laws.base import Array
+from budgetlab.resampling import percentile_interval
 
-__all__ = ["Candidate", "judge"]
+__all__ = ["Candidate", "contradicted", "judge"]
 
 _WIDTH = 3.0
 """A parameter is determined when its profile interval is closed and its ends are within this factor."""
+_FLOOR_SHARE = 0.5
+"""A floor is determined when its interval is shorter than this share of what the outcomes have above it, on average."""
 _SHORTEST_SPAN = 2.0
 """An input that varies less says nothing of its power: any steep curve is straight over so short a stretch."""
 _EXACT = 1e-9
@@ -121,6 +125,39 @@ def judge(found: Candidate, points: Points, other: float, level: float) -> tuple
     elif weak:
         status, detail = FitStatus.WEAKLY_IDENTIFIED, "; ".join(weak)
     return status, detail, certificate
+
+
+def contradicted(
+    law: AnyLaw, points: Points, params: Mapping[str, Array], drawn: Mapping[str, Array], level: float
+) -> str:
+    """Say what the draws leave open, though the profile closed it; empty where they agree.
+
+    Coefficients are looked at as the size of their term at the geometric mean of the inputs: at an input of 1 they
+    hang on its unit.
+    """
+    found = []
+    floor = law.floor
+    if floor is not None and floor in drawn:
+        low, high = percentile_interval(drawn[floor], level)
+        above = float(np.average(points.outcome, weights=points.weights)) - float(params[floor])
+        if high - low > _FLOOR_SHARE * above:
+            found.append(f"{floor} (anywhere from {low:.3g} to {high:.3g}, with {above:.3g} above it)")
+    centres = {name: float(np.log(values).mean()) for name, values in points.inputs.items()}
+    for name in law.exponents:
+        if name in drawn and name != floor:
+            low, high = percentile_interval(drawn[name], level)
+            if low <= 0 or high / low > _WIDTH:
+                found.append(f"{name} (anywhere from {low:.3g} to {high:.3g})")
+    for term in law.terms if isinstance(law, Law) else ():
+        if term.exponents and term.coefficient in drawn:
+            with np.errstate(divide="ignore"):
+                size = np.log(drawn[term.coefficient])
+            for name, power in term.exponents.items():
+                size = size - drawn.get(power, params[power]) * centres[name]
+            low, high = np.exp(percentile_interval(size, level))
+            if high > _WIDTH * low:
+                found.append(f"the {term.coefficient} term (anywhere from {low:.3g} to {high:.3g})")
+    return "; ".join(found)
 
 
 def _rivals(found: Candidate, distinct: list[int], level: float, clusters: np.ndarray | None) -> list[str]:

@@ -8,7 +8,14 @@ import numpy as np
 import pandas as pd
 
 from budgetlab.errors import CallerError, unknown_name
-from budgetlab.values.scoring import AGGREGATE, COMPUTE_COLUMNS, CORRELATIONS, LOSSES, subset_words
+from budgetlab.values.scoring import (
+    AGGREGATE,
+    COMPUTE_COLUMNS,
+    CORRELATIONS,
+    LOSSES,
+    higher_is_better,
+    subset_words,
+)
 
 __all__ = ["AGGREGATE", "COMPUTE_COLUMNS", "LOSSES", "OUTCOMES", "average_words", "averaged_tasks", "outcome_names",
            "run_values", "subset_of"]  # fmt: skip
@@ -171,7 +178,9 @@ def _runs(scores: pd.DataFrame) -> pd.DataFrame:
     if "mid_decay" in rows.columns:  # a learning rate that has not come down is no end of a run
         rows = rows[~rows["mid_decay"].eq(True)]
     if "higher_is_better" not in rows.columns:
-        rows["higher_is_better"] = ~rows["task"].isin(LOSSES)
+        asked = f"a table of {len(scores)} scores without higher_is_better"
+        ways = {task: higher_is_better(str(task), asked) for task in rows["task"].unique()}
+        rows["higher_is_better"] = rows["task"].map(ways)
     rows["value"] = rows["value"].astype(float)
     if not np.isfinite(rows["value"].dropna()).all():
         raise CallerError(f"a table of {len(scores)} scores", "infinite values", "remove them")

@@ -12,7 +12,7 @@ from budgetlab.errors import CallerError, unknown_name
 from budgetlab.laws import AnyLaw, Law
 from budgetlab.laws.base import Array
 
-__all__ = ["Points", "read_points"]
+__all__ = ["Points", "one_ratio", "read_points"]
 
 _UNIT_GAP = 1e5
 """Two neighbouring values this far apart look like one column in two units (tokens and billions of tokens)."""
@@ -91,6 +91,8 @@ def read_points(
         if column not in table.columns:
             error = unknown_name("column", column, map(str, table.columns), f"{asked}, {name}")
             raise CallerError(error.asked, error.wrong, f"{error.remedy}; map it with {name}=COLUMN")
+    if len(table) < 2:
+        raise CallerError(asked, f"{len(table)} row", "a curve needs at least two points")
     for column in (c for c in (weights, clusters) if c is not None):
         if column not in table.columns:
             raise unknown_name("column", column, map(str, table.columns), asked)
@@ -105,6 +107,7 @@ def read_points(
             ("infinite", np.isinf(numbers)),
             ("zero", numbers == 0),
             ("negative", numbers < 0),
+            ("beyond 1e+-150", (numbers > 0) & (numbers < 1e-150) | (numbers > 1e150) & np.isfinite(numbers)),
         )
         if rows.any()
     }
@@ -120,7 +123,7 @@ def read_points(
             raise CallerError(
                 asked,
                 f"{counted} of {len(table)} rows (first: {shown}); {needs} finite values above zero",
-                "correct them, or exclude them explicitly; they are then counted in the record",
+                "correct them, or leave them out, counted in the record: --exclude-invalid (exclude_invalid=True)",
             )
         keep[where] = False
         excluded = {what: int(rows.sum()) for what, rows in bad.items()}
@@ -156,6 +159,14 @@ def _refuse_mixed_units(table: pd.DataFrame, place: Mapping[str, str], asked: st
             raise CallerError(asked, f"mixed units in column {column}: {found}", "fit one unit at a time, or convert")
 
 
+def one_ratio(points: Points) -> float | None:
+    """Tokens per parameter, where all points have the same, so that no budget can be split; else None."""
+    if not {"num_params", "tokens"} <= set(points.inputs):
+        return None
+    ratio = points.inputs["tokens"] / points.inputs["num_params"]
+    return float(ratio[0]) if np.ptp(ratio) <= 1e-6 * ratio.max() else None
+
+
 def _flags(points: Points, asked: str) -> tuple[str, ...]:
     flags = []
     if len(points) == 0:
@@ -166,13 +177,11 @@ def _flags(points: Points, asked: str) -> tuple[str, ...]:
     if all(np.ptp(values) == 0 for values in points.inputs.values()):
         constant = ", ".join(points.columns[name] for name in points.law.inputs)
         raise CallerError(asked, f"column {constant} is constant", "vary at least one input")
-    if {"num_params", "tokens"} <= set(points.inputs) and len(points) > 2:
-        ratio = points.inputs["tokens"] / points.inputs["num_params"]
-        if np.ptp(ratio) <= 1e-6 * ratio.max():
-            flags.append(
-                f"every model saw the same number of tokens per parameter ({ratio[0]:.4g}): only their exponents tell "
-                "the terms of parameters and tokens apart, and no budget can be split by them"
-            )
+    if len(points) > 2 and (ratio := one_ratio(points)):
+        flags.append(
+            f"every model saw the same number of tokens per parameter ({ratio:.4g}): only their exponents tell "
+            "the terms of parameters and tokens apart, and no budget can be split by them"
+        )
     stacked = np.column_stack([*(points.inputs.values()), points.outcome])
     repeated = len(points) - len(np.unique(stacked, axis=0))
     if repeated:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 from pathlib import Path
@@ -69,6 +70,13 @@ def read_csv(path: Path, what: str) -> pd.DataFrame:
             raise
         reason = " ".join(str(error).split())
         raise CallerError(f"{what} {path}", f"not a CSV table ({reason})", "give a CSV file with a header") from None
+    cells = csv.reader(io.StringIO(read_text(path, what)))
+    if len(next(cells)) < len(next(cells, [])):  # pandas takes the first cells of longer rows for labels
+        raise CallerError(f"{what} {path}", "rows have more cells than the header", "correct the header or the rows")
+    only = str(table.columns[0])
+    for mark, word in ((";", ";"), ("\t", "tabs")):
+        if len(table.columns) == 1 and mark in only:
+            raise CallerError(f"{what} {path}", f"it is separated by {word}", "write it with commas")
     if table.empty:
         raise CallerError(f"{what} {path}", "a header without a row", "export the runs as well")
     return table

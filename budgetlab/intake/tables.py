@@ -12,6 +12,7 @@ from budgetlab.intake.files import read_csv, read_json
 from budgetlab.intake.harness import read_harness
 from budgetlab.intake.trackers import read_tracker_csv
 from budgetlab.intake.trainer import read_trainer_state
+from budgetlab.values.scoring import higher_is_better as direction
 
 __all__ = ["FORMS", "as_scores", "read_table"]
 
@@ -49,9 +50,11 @@ def read_table(path: str | Path, form: str = "auto", columns: Mapping[str, str] 
         raise unknown_name("form", form, FORMS, f"table {file}, form")
     kind = _guess(file) if form == "auto" else form
     if kind == "trainer_state":
-        return _runs(file, columns) if file.is_dir() and not (file / "trainer_state.json").is_file() else (
-            read_trainer_state(file, columns)
-        )  # fmt: skip
+        if file.is_dir() and not (file / "trainer_state.json").is_file():
+            return _runs(file, columns)
+        found = read_trainer_state(file, columns)
+        found["run"] = str(file if file.is_dir() else file.parent)
+        return found
     if kind == "tracker":
         return read_tracker_csv(file, columns)
     if kind == "harness":
@@ -101,6 +104,7 @@ def as_scores(
     task: str = "mlm_loss",
     compute: Mapping[str, float] | None = None,
     every: bool = False,
+    higher_is_better: bool | None = None,
 ) -> pd.DataFrame:
     """Turn one run's table into rows that `compare` and `compare_arms` read; concatenate those of all runs.
 
@@ -114,6 +118,8 @@ def as_scores(
         Column of the outcome, in tables without tasks.
     task
         What that outcome is: a loss in nats per target token is ``mlm_loss``.
+    higher_is_better
+        Which way it goes, where the names of task and outcome do not say.
     compute
         What the run spent, such as ``{"required_flops": 1e15}``; a column of that name is taken where it is not given.
     every
@@ -128,7 +134,7 @@ def as_scores(
     Raises
     ------
     CallerError
-        For a table without the outcome, or without a value of it.
+        For a table without the outcome, or without a value of it, or one of unknown direction.
     """
     shared = {"run_id": f"{arm}-s{run_seed}-{budget_amount:g}", "subject": "run", "arm": arm, "run_seed": run_seed,
               "budget_amount": float(budget_amount), "budget_unit": budget_unit, "finetune_seed": None}  # fmt: skip
@@ -144,11 +150,14 @@ def as_scores(
     if known.empty:
         raise CallerError(asked, f"no value of {outcome}", "evaluate the run")
     rows = (known if every else known.tail(1)).reset_index(drop=True)
+    rises = higher_is_better if higher_is_better is not None else direction(task)
+    if rises is None:
+        rises = direction(outcome, f"{asked}, task {task}")
     last = rows.index == len(rows) - 1
     carried = rows[[name for name in _COMPUTE if name in rows and name not in spent]].astype(float)
     # What is said of the run was spent at its end.
     of_run = {name: pd.Series(amount, rows.index, dtype=float).where(last) for name, amount in spent.items()}
     return carried.assign(
         **shared, **of_run, task=task, metric=outcome, value=rows[outcome].astype(float), mid_decay=~last,
-        higher_is_better=task not in ("mlm_loss", "readout_loss"),
+        higher_is_better=rises,
     )  # fmt: skip

@@ -39,8 +39,8 @@ def read_tracker_csv(
     Returns
     -------
     DataFrame
-        TensorBoard: `step`, `wall_time_at` (seconds since 1970) and the value. A chart: `run`, `step` and a column a
-        metric, ranges of smoothed points left out. A table: its columns, renamed.
+        TensorBoard: `step`, `wall_time_at` (seconds since 1970), the value and `run`, the file's name. A chart:
+        `run`, `step` and a column a metric, ranges of smoothed points left out. A table: its columns, renamed.
 
     Raises
     ------
@@ -50,7 +50,7 @@ def read_tracker_csv(
     file, names = Path(path), dict(columns or {})
     table = read_csv(file, "tracker export")
     if set(table.columns) == _TENSORBOARD:
-        return table.rename(columns={"Wall time": "wall_time_at", "Step": "step", "Value": value})
+        return table.rename(columns={"Wall time": "wall_time_at", "Step": "step", "Value": value}).assign(run=file.stem)
     steps = next((name for name in _STEPS if name in table.columns), None)
     if steps is not None and any(_BETWEEN in name for name in table.columns):
         return _chart(table, steps, names, file)

@@ -33,6 +33,8 @@ class Parameter:
     centred
         For a coefficient, the exponent that belongs to each input: it is solved for as the size of its term at the
         geometric mean of the inputs, since at an input of 1, far from any data, it would hang on the exponent.
+    grows
+        Whether its term grows with these inputs, instead of falling.
     place
         The input that it is a value of, if it is one: a break, a midpoint. It is looked for within a factor of ten of
         the table's values.
@@ -43,7 +45,13 @@ class Parameter:
     high: float = float("inf")
     positive: bool = True
     centred: Mapping[str, str] = field(default_factory=dict)
+    grows: bool = False
     place: str | None = None
+
+    @property
+    def sign(self) -> float:
+        """Of its exponents, as they stand under the term's fraction line."""
+        return -1.0 if self.grows else 1.0
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from budgetlab.reporting.tables import (
 )
 from budgetlab.reporting.tables.scores import subset_note
 from budgetlab.reporting.whatif import whatif_html
-from budgetlab.store import write_whole
+from budgetlab.store import write_csv, write_whole
 from budgetlab.values import CostProfile, CurveFit, Environment, Plan, RunRecord, Score, Verdict
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def report(
     charted = write_decisions(decided, folder)
     started = any(record.status == "complete" for record in records) or len(table) > 0
     tidy = scores if isinstance(scores, pd.DataFrame) else table
-    written = write_whole(folder / "scores.csv", tidy.to_csv(index=False))
+    written = write_csv(folder / "scores.csv", tidy)
     page = page_html(
         study,
         _subtitle(plan),

@@ -11,7 +11,7 @@ from budgetlab.reporting.page import Section, figure_html, list_html, sheet_html
 from budgetlab.reporting.tables.assumptions import assumption_sheet, assumption_words
 from budgetlab.reporting.tables.maps import map_sheet, next_sheet
 from budgetlab.reporting.tables.sheets import markdown
-from budgetlab.store import write_whole
+from budgetlab.store import write_csv, write_whole
 
 __all__ = ["decision_lines", "decision_sections", "write_decisions"]
 
@@ -30,7 +30,7 @@ def write_decisions(decisions: Decisions, folder: Path) -> tuple[FigureFiles, ..
         tables["next_runs"] = decisions.next_runs
     for name, table in tables.items():
         if len(table):
-            write_whole(folder / f"{name}.csv", table.to_csv(index=False))
+            write_csv(folder / f"{name}.csv", table)
     if not len(decisions.verdict_map):
         return ()
     caption = (

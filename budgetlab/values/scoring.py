@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, model_validator
 
-from budgetlab.errors import unknown_name
+from budgetlab.errors import CallerError, unknown_name
 from budgetlab.values.base import Count, CountOrZero, Name, Seed, Value, content_hash
 
 __all__ = ["AGGREGATE", "COMPUTE_COLUMNS", "CORRELATIONS", "GLUE", "GLUE_ROWS", "LOSSES", "PROBES", "PROTOCOLS",
-           "EvaluateSpec", "FinetuneRecipe", "Metric", "TaskSpec", "subset_words"]  # fmt: skip
+           "EvaluateSpec", "FinetuneRecipe", "Metric", "TaskSpec", "higher_is_better", "subset_words"]  # fmt: skip
 
 INFORMATIVE_POINTS = 5.0
 """Of a task, by default: a teacher is so many points above random weights where it tells anything."""
@@ -31,6 +32,50 @@ COMPUTE_COLUMNS = (
 """Columns that a curve can be drawn over."""
 PROBES = ("replaced", "belongs")
 """Tasks that are made of held-out text."""
+
+_LOSS = re.compile(
+    r"(.*[_/. -])?(loss|nll|perplexity|ppl|bpb|bits_per_(byte|token|char|character|word)|"
+    r"cross_entropy|error|error_rate)"
+    r"([_/. -](train|eval|val|validation|test|heldout))?"
+)
+_SCORE = re.compile(
+    r"(.*[_/. -])?(acc|accuracy|acc_norm|f1|macro_f1|matthews|mcc|pearson|spearman|pearson_spearman|"
+    r"exact_match|score|bleu|auc)"
+)
+
+
+def higher_is_better(outcome: str, asked: str | None = None) -> bool | None:
+    """Tell which way an outcome goes: known losses fall, known metrics and the tasks of GLUE rise.
+
+    Parameters
+    ----------
+    outcome
+        A task, a metric or a column, such as ``eval/loss``.
+    asked
+        Who cannot go on without an answer, for the error's head; by default nobody.
+
+    Returns
+    -------
+    bool or None
+        None where the name does not say.
+
+    Raises
+    ------
+    CallerError
+        When `asked` is given and the name does not say.
+    """
+    name = outcome.strip().lower()
+    if _LOSS.fullmatch(name):
+        return False
+    if _SCORE.fullmatch(name) or name in GLUE or name in {row for task in GLUE.values() for row in task.further}:
+        return True
+    if asked is not None:
+        wrong = f"whether more of {outcome} is better is not known"
+        raise CallerError(
+            asked, wrong, "say higher_is_better, on the command line --higher-is-better or --lower-is-better"
+        )
+    return None
+
 
 Seeds = Annotated[tuple[Seed, ...], Field(min_length=1, max_length=1000)]
 

@@ -100,7 +100,7 @@ def test_a_chart_of_runs_side_by_side(tmp_path: Path) -> None:
 
 def test_a_scalar_of_tensorboard_and_a_table_of_runs(tmp_path: Path) -> None:
     scalar = read_tracker_csv(write(tmp_path / "s.csv", "Wall time,Step,Value\n1.7e9,5,3.5\n"), value="eval_loss")
-    assert scalar.to_dict("list") == {"wall_time_at": [1.7e9], "step": [5], "eval_loss": [3.5]}
+    assert scalar.to_dict("list") == {"wall_time_at": [1.7e9], "step": [5], "eval_loss": [3.5], "run": ["s"]}
     runs = write(tmp_path / "runs.csv", "\ufeffName,eval/loss,tokens\na,3.0,1e6\n")
     assert read_tracker_csv(runs, {"loss": "eval/loss"}).columns.tolist() == ["Name", "loss", "tokens"]
 

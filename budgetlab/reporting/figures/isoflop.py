@@ -41,7 +41,7 @@ def isoflop_table(found: IsoFlop, table: pd.DataFrame, columns: Mapping[str, str
         `num_params_low` and `num_params_high`), `loss` (missing on the line), and `used`: whether an optimum is one
         of those that the line goes through.
     """
-    place = {name: (columns or {}).get(name, name) for name in ("flops", "num_params", "loss")}
+    place = {name: (columns or {}).get(name, place) for name, place in found.columns.items()}
     fitted = table[table[place["flops"]].isin(found.optima["flops"])]
     layers = [pd.DataFrame({name: fitted[column] for name, column in place.items()}).assign(layer="run")]
     law = get_law("isoflop")

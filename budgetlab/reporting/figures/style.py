@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-from budgetlab.store import write_whole
+from budgetlab.store import write_csv, write_whole
 
 __all__ = [
     "BEYOND_COLOUR",
@@ -180,7 +180,7 @@ def render(
         figure.savefig(png, format="png", dpi=300, metadata={**about, "Software": None})
     write_whole(files.svg, svg.getvalue())
     write_whole(files.png, png.getvalue())
-    write_whole(files.csv, table.to_csv(index=False))
+    write_csv(files.csv, table)
     return files
 
 
