@@ -218,15 +218,18 @@ class Workbench:
             losses = trial_losses(plan, scores)
             chosen = choose_rates(plan, losses)
             stage.note = ", ".join(f"{name} {arm.recipe.learning_rate:g}" for name, arm in chosen.arms.items())
-        self.store.write_rates(trials_key(plan, self.study.evaluate.readout_tokens), losses)
+        self.store.write_rates(trials_key(plan, *self._scored_with()), losses)
         self.store.write_plan(chosen)
         return chosen
+
+    def _scored_with(self) -> tuple[int, int]:
+        return self.study.evaluate.readout_tokens, self.study.evaluate.adapted_tokens
 
     def _with_known_rates(self, plan: Plan) -> Plan:
         """Apply the rates of the same trials where they were run before."""
         from budgetlab.planner import choose_rates, trials_key
 
-        key = trials_key(plan, self.study.evaluate.readout_tokens)
+        key = trials_key(plan, *self._scored_with())
         losses = self.store.read_rates(key) if plan.trials else None
         return plan if losses is None else choose_rates(plan, losses)
 
