@@ -176,7 +176,8 @@ def verdicts_frame(verdicts: Iterable[Verdict]) -> pd.DataFrame:
     -------
     DataFrame
         `a` and `b`, the outcome `y`, `budget_amount`, `budget_unit`; `difference` (A minus B, positive when A is
-        better) with `low` and `high` in `unit`, `verdict`, `primary`, `p_value`, `adjusted_p_value`,
+        better) with `low` and `high` in `unit`, `adjusted_low` and `adjusted_high` at its own step of Holm's procedure,
+        from which the verdict is read, `verdict`, `primary`, `p_value`, `adjusted_p_value`,
         `minimum_detectable_difference`, `margin`, `num_pairs`. Of the fitted curves, where there are any:
         `compute_multiplier` (what A would need, times this, B does need), `crossover_amount`, both in the amount of
         `curves_over`, `gain_per_token`, `effect_of_tokens`, each with `_low` and `_high`.
@@ -193,6 +194,7 @@ def verdicts_frame(verdicts: Iterable[Verdict]) -> pd.DataFrame:
         rows.append({
             "a": verdict.contrast[0], "b": verdict.contrast[1], "y": verdict.y, "budget_amount": verdict.at.amount,
             "budget_unit": verdict.at.unit, "difference": verdict.difference, **_ends("", verdict.interval),
+            **_ends("adjusted", verdict.adjusted_interval),
             **{name: getattr(verdict, name) for name in (
                 "unit", "verdict", "primary", "p_value", "adjusted_p_value", "minimum_detectable_difference", "margin",
                 "num_pairs",

@@ -64,13 +64,20 @@ pd.Series(certified.certificate, dtype=object).to_frame("value")
 # %% [markdown]
 # ## Verdicts
 #
-# One primary contrast an arm, at the largest budget; all else under Holm's correction. A verdict is one of four words.
+# One primary contrast an arm, at the largest budget, each by its own paired t; Holm's correction over the primary ones,
+# and over all others. A verdict is one of four words, read off the adjusted interval.
 
 # %%
-verdicts = budgetlab.compare_arms(scores, study.fit)
+verdicts = budgetlab.compare_arms(scores, study.fit, tuned=plan.tuned)
 answers = budgetlab.verdicts_frame(verdicts)
 primary = answers[answers["primary"]]
-primary[["a", "b", "difference", "low", "high", "unit", "verdict", "minimum_detectable_difference"]]
+primary[["a", "b", "difference", "low", "high", "adjusted_low", "adjusted_high", "unit", "verdict"]]
+
+# %% [markdown]
+# What the study may conclude, in the words that `budgetlab fit`, `report` and the page print:
+
+# %%
+print(budgetlab.conclude_study(plan, scores, verdicts).sentence)
 
 # %%
 budgetlab.verdict_figure(verdicts, arms=list(plan.arms))
@@ -140,18 +147,14 @@ budgetlab.frontier_figure(frontier, arms=list(plan.arms))
 # %% [markdown]
 # ## The next run
 #
-# Predicted from the noise between runs: which further seed, or which further budget, would narrow the least resolved
-# primary contrast most per FLOP?
+# First what is untested and could overturn the verdict; then seeds for primary contrasts that are not resolved, which
+# here there are none of.
 
 # %%
-least = budgetlab.least_resolved(verdicts)
-seeds = budgetlab.next_runs(evidence, least)
-print(seeds.attrs["sentence"])
-seeds[["adds", "cost_flops", "half_width_now", "half_width_after"]].head(5)
-
-# %%
-budgets = budgetlab.next_budgets(evidence, study.fit, least)
-print(budgets.attrs["sentence"])
+tested = budgetlab.assumptions(scores, plan, study.fit, verdicts, simulations=19)
+ahead = budgetlab.next_runs(evidence, verdicts, tested)
+print(ahead.attrs["sentence"])
+ahead[["adds", "kind", "cost_flops"]]
 
 # %% [markdown]
 # ## Any table, any law
