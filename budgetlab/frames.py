@@ -116,9 +116,9 @@ def scores_frame(scores: Iterable[Score], *, informative_points: float = INFORMA
     """Tidy table, one row a score: the fields of `Score`, `budget` as `budget_amount` and `budget_unit`.
 
     `informative` says of a task whether it tells anything at the size of the row's student: every teacher that was
-    scored on it, so the lowest too, is at least `informative_points` points and three standard errors (of examples and
-    seeds) above random weights, both as fine-tuned with their own best rate of the study's grid. Fine-tunings of one
-    run are averaged first. Missing where a teacher or random weights were not scored.
+    scored on it is ahead, which the lowest decides: it is at least `informative_points` points and three standard
+    errors (of examples and seeds) above random weights, both as fine-tuned with their own best rate of the study's
+    grid. Fine-tunings of one run are averaged first. Missing where a teacher or random weights were not scored.
     """
     rows = []
     for score in scores:
@@ -138,31 +138,28 @@ Level = tuple[float, float]
 """Mean over the runs of a yardstick, and its squared standard error."""
 
 
-def yardstick_levels(scores: pd.DataFrame) -> tuple[dict[str, list[Level]], dict[tuple[str, str], Level]]:
-    """Levels of each teacher by task, lowest first, and of random weights by task and student."""
+def yardstick_levels(scores: pd.DataFrame) -> tuple[dict[str, Level], dict[tuple[str, str], Level]]:
+    """Levels of the lowest teacher by task, and of random weights by task and student."""
     scored = scores[~scores["task"].isin(LOSSES)]
-    teachers: dict[str, list[Level]] = {}
+    lowest: dict[str, Level] = {}
     for (task, _), rows in scored[scored["subject"] == "teacher"].groupby(["task", "arm"], sort=False):
-        teachers[str(task)] = sorted([*teachers.get(str(task), []), _level(rows)])
+        level = _level(rows)
+        lowest[str(task)] = min(lowest.get(str(task), level), level)
     random = scored[scored["subject"] == "random"].groupby(["task", "student"], sort=False)
-    return teachers, {(str(task), str(student)): _level(rows) for (task, student), rows in random}
+    return lowest, {(str(task), str(student)): _level(rows) for (task, student), rows in random}
 
 
 def _informative(frame: pd.DataFrame, points: float) -> pd.Series:
-    teachers, random = yardstick_levels(frame)
-    known = {
-        key: all(_ahead(teacher, floor, points) for teacher in teachers[key[0]])
-        for key, floor in random.items()
-        if key[0] in teachers
-    }
+    lowest, random = yardstick_levels(frame)
+    known: dict[tuple[str, str], bool] = {}
+    for (task, student), (floor, other) in random.items():
+        if task in lowest:
+            above, one = lowest[task]
+            lead = above - floor
+            known[task, student] = 100 * lead >= points and lead >= 3 * (one + other) ** 0.5
     asked = zip(frame["task"], frame["student"], frame["subject"], strict=True)
     values = [known.get((task, student)) if subject == "run" else None for task, student, subject in asked]
     return pd.Series(values, index=frame.index, dtype=object)
-
-
-def _ahead(teacher: Level, floor: Level, points: float) -> bool:
-    lead = teacher[0] - floor[0]
-    return 100 * lead >= points and lead >= 3 * (teacher[1] + floor[1]) ** 0.5
 
 
 def _level(rows: pd.DataFrame) -> Level:

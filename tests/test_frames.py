@@ -129,7 +129,7 @@ def test_a_task_is_informative_if_every_teacher_is_ahead() -> None:
     for second, told in ((0.60, True), (0.54, False)):
         frame = budgetlab.scores_frame([*others, score("teacher", "weak", second)])
         assert frame["informative"].dropna().tolist() == [told]
-    assert "rte (teacher 54.0, random weights 50.0)" in uninformative_words(frame)
+    assert "rte (teacher 54.0, random weights 50.0, standard error 0.1)" in uninformative_words(frame)
 
 
 def test_all_sizes_average_the_same_tasks() -> None:
@@ -141,10 +141,11 @@ def test_all_sizes_average_the_same_tasks() -> None:
             rows.append(score("run", student, 0.69, task=task))
     frame = budgetlab.scores_frame(rows)
     assert averaged_tasks(frame) == ["qnli"]
-    told = "not informative at some size, so in no mean: rte at middle (teacher 70.0, random weights 68.0)"
+    numbers = "(teacher 70.0, random weights 68.0, standard error 1.0)"
+    told = f"not informative at some size, so in no mean: rte at middle {numbers}"
     assert uninformative_words(frame) == told and average_words(frame).endswith(told)
     one = frame[frame["student"] != "small"]
-    told = "not informative at this size, so in no mean: rte (teacher 70.0, random weights 68.0)"
+    told = f"not informative at this size, so in no mean: rte {numbers}"
     assert uninformative_words(one) == told
     bare = one[one["subject"] == "run"]
     assert uninformative_words(bare) == "not informative at this size, so in no mean: rte"

@@ -81,14 +81,15 @@ def uninformative_words(scores: pd.DataFrame) -> str:
     dull = scores[scores["informative"].eq(False)] if "informative" in scores else scores[:0]
     if dull.empty:
         return ""
-    teachers, random = yardstick_levels(scores)
+    lowest, random = yardstick_levels(scores)
     several = scores.loc[scores["subject"] == "run", "student"].nunique() > 1
     told = []
     for task, student in dull[["task", "student"]].drop_duplicates().to_numpy():
         numbers = ""
-        if task in teachers and (task, student) in random:
-            lowest, floor = teachers[task][0][0], random[task, student][0]
-            numbers = f" (teacher {100 * lowest:.1f}, random weights {100 * floor:.1f})"
+        if task in lowest and (task, student) in random:
+            (teacher, one), (floor, other) = lowest[task], random[task, student]
+            error = 100 * (one + other) ** 0.5
+            numbers = f" (teacher {100 * teacher:.1f}, random weights {100 * floor:.1f}, standard error {error:.1f})"
         told.append(f"{task}{f' at {student}' if several else ''}{numbers}")
     return f"not informative at {'some' if several else 'this'} size, so in no mean: {', '.join(told)}"
 
