@@ -9,11 +9,10 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from budgetlab.values import CostProfile, CurveFit, Plan, RunRecord, Score, Verdict
-from budgetlab.values.scoring import INFORMATIVE_POINTS
+from budgetlab.values.scoring import INFORMATIVE_POINTS, LOSSES
 
 __all__ = [
     "costs_frame",
@@ -24,6 +23,7 @@ __all__ = [
     "records_frame",
     "scores_frame",
     "verdicts_frame",
+    "yardstick_levels",
 ]
 
 
@@ -115,9 +115,10 @@ def points_frame(records: Iterable[RunRecord]) -> pd.DataFrame:
 def scores_frame(scores: Iterable[Score], *, informative_points: float = INFORMATIVE_POINTS) -> pd.DataFrame:
     """Tidy table, one row a score: the fields of `Score`, `budget` as `budget_amount` and `budget_unit`.
 
-    `informative` says of a task whether it tells anything at the size of the row's student: the best teacher is at
-    least `informative_points` points and three standard errors (of examples and seeds) above random weights, both as
-    fine-tuned with their own best rate of the study's grid. Missing where a teacher or random weights were not scored.
+    `informative` says of a task whether it tells anything at the size of the row's student: every teacher that was
+    scored on it is ahead, which the lowest decides: it is at least `informative_points` points and three standard
+    errors (of examples and seeds) above random weights, both as fine-tuned with their own best rate of the study's
+    grid. Fine-tunings of one run are averaged first. Missing where a teacher or random weights were not scored.
     """
     rows = []
     for score in scores:
@@ -133,27 +134,41 @@ def scores_frame(scores: Iterable[Score], *, informative_points: float = INFORMA
     return frame.sort_values(["arm", "rung", "run_seed", "task", "finetune_seed"], kind="stable", ignore_index=True)
 
 
+Level = tuple[float, float]
+"""Mean over the runs of a yardstick, and its squared standard error."""
+
+
+def yardstick_levels(scores: pd.DataFrame) -> tuple[dict[str, Level], dict[tuple[str, str], Level]]:
+    """Levels of the lowest teacher by task, and of random weights by task and student."""
+    scored = scores[~scores["task"].isin(LOSSES)]
+    lowest: dict[str, Level] = {}
+    for (task, _), rows in scored[scored["subject"] == "teacher"].groupby(["task", "arm"], sort=False):
+        level = _level(rows)
+        lowest[str(task)] = min(lowest.get(str(task), level), level)
+    random = scored[scored["subject"] == "random"].groupby(["task", "student"], sort=False)
+    return lowest, {(str(task), str(student)): _level(rows) for (task, student), rows in random}
+
+
 def _informative(frame: pd.DataFrame, points: float) -> pd.Series:
-    scored = frame[frame["metric"] != "nats"]
-    best: dict[str, tuple[float, float]] = {}
-    for (task, _), rows in scored[scored["subject"] == "teacher"].groupby(["task", "run_id"], sort=False):
-        best[str(task)] = max(best.get(str(task), (-np.inf, 0.0)), _level(rows))
+    lowest, random = yardstick_levels(frame)
     known: dict[tuple[str, str], bool] = {}
-    for (task, student), rows in scored[scored["subject"] == "random"].groupby(["task", "student"], sort=False):
-        if task in best:
-            (above, one), (floor, other) = best[str(task)], _level(rows)
+    for (task, student), (floor, other) in random.items():
+        if task in lowest:
+            above, one = lowest[task]
             lead = above - floor
-            known[str(task), str(student)] = bool(100 * lead >= points and lead >= 3 * (one + other) ** 0.5)
+            known[task, student] = 100 * lead >= points and lead >= 3 * (one + other) ** 0.5
     asked = zip(frame["task"], frame["student"], frame["subject"], strict=True)
     values = [known.get((task, student)) if subject == "run" else None for task, student, subject in asked]
     return pd.Series(values, index=frame.index, dtype=object)
 
 
-def _level(rows: pd.DataFrame) -> tuple[float, float]:
-    """Mean over seeds, and its squared standard error: the examples are the same for all of them, the seeds are not."""
+def _level(rows: pd.DataFrame) -> Level:
+    """Level of one yardstick: the examples are the same for all its runs, the seeds are not."""
     values, examples = rows["value"].astype(float), rows["standard_error"].astype(float)
-    of_seeds = float(values.var(ddof=1)) / len(values) if len(values) > 1 else 0.0
-    return float(values.mean()), of_seeds + float(examples.fillna(0.0).pow(2).mean())
+    runs = values.groupby(rows["run_id"]).mean()
+    each = runs if len(runs) > 1 else values  # a run by itself: its fine-tunings are all that is known to vary
+    of_seeds = float(each.var(ddof=1)) / len(each) if len(each) > 1 else 0.0
+    return float(runs.mean()), of_seeds + float(examples.fillna(0.0).pow(2).mean())
 
 
 def fits_frame(fits: Iterable[CurveFit]) -> pd.DataFrame:

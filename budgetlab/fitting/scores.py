@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from budgetlab.errors import CallerError, unknown_name
+from budgetlab.frames import yardstick_levels
 from budgetlab.values.scoring import (
     AGGREGATE,
     COMPUTE_COLUMNS,
@@ -45,7 +46,8 @@ def averaged_tasks(scores: pd.DataFrame) -> list[str]:
     if "averaged" in rows:  # what the study counts; of tables that do not say, all tasks
         rows = rows[rows["averaged"].astype(bool)]
     if "informative" in rows:  # a task on which the teacher is no better than random weights would only add noise
-        rows = rows[~rows["informative"].eq(False)]
+        # Arms of all sizes average the same tasks, so one size is enough to leave a task out.
+        rows = rows[~rows["task"].isin(rows.loc[rows["informative"].eq(False), "task"])]
     budgets = rows.groupby("task", sort=False)["budget_amount"].nunique()
     return [str(task) for task, count in budgets.items() if count == rows["budget_amount"].nunique()]
 
@@ -70,20 +72,34 @@ def average_words(scores: pd.DataFrame, tasks: Sequence[str] | None = None, *, s
         parts.append(f"{task}{metric}{f' ({subset})' if subset else ''}")
     kinds = {metric in _CORRELATIONS for metric in metrics}
     mixed = "; correlations and shares of right answers are mixed in it" if len(kinds) > 1 else ""
-    said = uninformative_words(scores)
-    return f"mean score: {', '.join(parts)}, with equal weights{mixed}{f'; {said}' if said else ''}"
+    said = "".join(f"; {words}" for words in (uninformative_words(scores), _unknown_words(scores, names)) if words)
+    return f"mean score: {', '.join(parts)}, with equal weights{mixed}{said}"
 
 
 def uninformative_words(scores: pd.DataFrame) -> str:
-    """Name the tasks that tell nothing at this size, with their numbers; empty where all do, or nothing is known."""
-    if "informative" not in scores:
+    """Name the tasks that tell nothing at a size, with the numbers that say so; empty where there are none."""
+    dull = scores[scores["informative"].eq(False)] if "informative" in scores else scores[:0]
+    if dull.empty:
         return ""
+    lowest, random = yardstick_levels(scores)
+    several = scores.loc[scores["subject"] == "run", "student"].nunique() > 1
     told = []
-    for task in dict.fromkeys(scores.loc[scores["informative"].eq(False), "task"]):
-        rows = scores[scores["task"] == task]
-        means = rows.groupby("subject")["value"].mean()
-        told.append(f"{task} (teacher {100 * means['teacher']:.1f}, random weights {100 * means['random']:.1f})")
-    return f"not informative at this size, so in no mean: {', '.join(told)}" if told else ""
+    for task, student in dull[["task", "student"]].drop_duplicates().to_numpy():
+        numbers = ""
+        if task in lowest and (task, student) in random:
+            (teacher, one), (floor, other) = lowest[task], random[task, student]
+            error = 100 * (one + other) ** 0.5
+            numbers = f" (teacher {100 * teacher:.1f}, random weights {100 * floor:.1f}, standard error {error:.1f})"
+        told.append(f"{task}{f' at {student}' if several else ''}{numbers}")
+    return f"not informative at {'some' if several else 'this'} size, so in no mean: {', '.join(told)}"
+
+
+def _unknown_words(scores: pd.DataFrame, tasks: Sequence[str]) -> str:
+    if "informative" not in scores or not scores["subject"].isin(["teacher", "random"]).any():
+        return ""
+    runs = scores[(scores["subject"] == "run") & scores["informative"].isna()]
+    unknown = [task for task in tasks if task in set(runs["task"])]
+    return f"whether {', '.join(unknown)} tell{'s' * (len(unknown) == 1)} anything is not known" if unknown else ""
 
 
 def run_values(scores: pd.DataFrame, y: str) -> pd.DataFrame:

@@ -110,7 +110,7 @@ class Score(Value):
     executed_flops: float = 0.0
     device_seconds: float = 0.0
     task: str
-    """A task's name, or or a loss: "readout_loss", "adapted_loss", "mlm_loss"."""
+    """A task's name, or a loss: "readout_loss", "adapted_loss", "mlm_loss"."""
     metric: str
     value: float
     higher_is_better: bool

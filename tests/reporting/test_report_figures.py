@@ -309,6 +309,14 @@ def test_what_is_missing_is_left_out(few):
         draw_losses(own).canvas.draw()
 
 
+def test_every_loss_has_its_name_on_the_axis():
+    given = [s for s in values.scores() if s.task == "readout_loss"]
+    for task, name in (("readout_loss", "read-out"), ("adapted_loss", "adapted"), ("mlm_loss", "own MLM")):
+        table = scores_frame([s.model_copy(update={"task": task}) for s in given])
+        drawn = budgetlab.loss_figure(table, task=task)
+        assert drawn.axes[0].get_ylabel() == f"{name} loss (nats per target token)"
+
+
 def test_a_figure_leaves_three_files_that_are_the_same_every_time(tmp_path):
     table = costs_table(values.profile())
     first = render("cost", draw_costs, table, tmp_path / "a", "what it is")

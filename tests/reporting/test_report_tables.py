@@ -102,6 +102,47 @@ def test_spread_is_printed_beside_the_mean(frame):
     assert sheet.notes == ("what ± is",)
 
 
+def test_the_adapted_loss_has_a_column_where_any_was_measured(frame):
+    assert all(
+        "adapted\nnats" not in [c.heading for c in sheet(frame).columns] for sheet in (closing_sheet, full_sheet)
+    )
+    adapted = [
+        s.model_copy(update={"task": "adapted_loss", "value": s.value - 0.4})
+        for s in values.scores()
+        if s.task == "readout_loss" and s.rung == 2 and s.arm != "tinybert"
+    ]
+    found = closing_frame(values.plan(), values.records(), [*values.scores(), *adapted])
+    for sheet in (closing_sheet(found), full_sheet(found)):
+        column = [c.heading for c in sheet.columns].index("adapted\nnats")
+        cells = {row[0]: row[column] for row in sheet.rows}
+        assert cells["tinybert"] == cells["teacher"] == "n/a"
+        assert cells["no_kd"].startswith(f"{found.set_index('arm')['adapted_loss_nats']['no_kd'].iloc[-1]:.2f}±")
+    names = {row[0] for row in score_sheet([*values.scores(), *adapted]).rows}
+    assert {"read-out loss", "adapted loss", "own MLM loss", "mean of 2 tasks"} <= names
+
+
+def test_a_read_out_above_the_own_head_is_named_with_its_arms_and_budgets(frame):
+    name = "read-out\nminus own\nnats"
+    assert not any("read-out alone" in note for note in full_sheet(frame).notes)
+    raised = [
+        s.model_copy(update={"value": s.value + 0.3}) if s.task == "readout_loss" and s.arm == "no_kd" and s.rung else s
+        for s in values.scores()
+    ]
+    found = closing_frame(values.plan(), values.records(), raised)
+    sheet = full_sheet(found)
+    column = [c.heading for c in sheet.columns].index(name)
+    for cells, row in zip(sheet.rows, found.to_dict("records"), strict=True):
+        gap = row["readout_loss_nats"] - row["mlm_loss_nats"]
+        assert cells[column] == ("n/a" if np.isnan(gap) else f"{gap:+.3f}")
+    (said,) = (note for note in sheet.notes if "read-out alone" in note)
+    assert said.startswith(
+        "the read-out is more than 0.02 nats above the own head: no_kd at 2.00 TFLOP, 4.00 TFLOP; no "
+    )
+    assert name not in [c.heading for c in closing_sheet(found).columns]
+    headless = closing_frame(values.plan(), values.records(), [s for s in raised if s.task != "mlm_loss"])
+    assert name not in [c.heading for c in full_sheet(headless).columns]
+
+
 @pytest.mark.parametrize("width", [80, 100, 140])
 def test_tables_fit_a_terminal(frame, width):
     sheets = [

@@ -26,7 +26,7 @@ from budgetlab.reporting.figures.style import (
     unit_at,
     yardstick_handles,
 )
-from budgetlab.reporting.frames import LOSSES, MEAN, YARDSTICKS
+from budgetlab.reporting.frames import LOSSES, MEAN, OUTCOMES, YARDSTICKS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +36,6 @@ __all__ = ["draw_losses", "draw_scores"]
 
 _METRICS = {"matthews": "Matthews", "f1": "F1", "macro_f1": "macro F1", "pearson_spearman": "correlation"}
 _AMOUNT_LAYERS = ("run", "mean", "mid_decay", "curve", "beyond")
-_LOSSES = {"readout_loss": "read-out loss", "mlm_loss": "own MLM loss"}
 _SHIFT = 0.02
 """By which arms are drawn aside of one another where they spent the same, in logarithms: the width of a marker."""
 
@@ -108,7 +107,8 @@ def draw_losses(
     limits, scale, label = _axis(table, x, aside)
     _panel(axes, table, x, styles, aside, joined=False)
     _amounts(axes, limits, scale, most=6)
-    axes.set_ylabel(f"{_LOSSES[str(table['task'].iloc[0])]} (nats per target token)")
+    name = OUTCOMES[str(table["task"].iloc[0])].removeprefix("the ")
+    axes.set_ylabel(f"{name} (nats per target token)")
     axes.set_xlabel(label)
     figure.legend(handles=handles, loc="outside upper center", ncols=across, columnspacing=1.2, handletextpad=0.5)
     if lines:

@@ -66,7 +66,7 @@ def loss_figure(
 ) -> Figure:  # fmt: skip
     """Draw a loss against required FLOPs, "tokens" or "device_hours", with the fitted curves that may be used.
 
-    Parameters and errors are those of `score_figure`; `task` is ``readout_loss`` or ``mlm_loss``.
+    Parameters and errors are those of `score_figure`; `task` is ``readout_loss``, ``adapted_loss`` or ``mlm_loss``.
     """
     if task not in LOSSES:
         raise unknown_name("loss", task, LOSSES, "loss_figure, task")

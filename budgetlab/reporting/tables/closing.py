@@ -1,6 +1,7 @@
 """The closing table: what each arm was to spend, what it spent, and what came out.
 
-No cell is computed from another: planned comes from the schedule, spent from the records, quality from the scores.
+Planned comes from the schedule, spent from the records, quality from the scores; no cell is computed from another,
+except for read-out minus own.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ __all__ = ["closing_frame", "closing_note", "closing_sheet", "full_sheet"]
 
 _SPENT = "planned and spent"
 _OUTCOME = "what came out"
+_READOUT_BEHIND_NATS = 0.02
+"""A read-out that is more than this above the own head misses something that the own head tells."""
 
 
 def closing_frame(
@@ -88,7 +91,10 @@ def closing_sheet(frame: pd.DataFrame, *, note: str = "") -> Sheet:
 
 
 def full_sheet(frame: pd.DataFrame, *, note: str = "") -> Sheet:
-    """Return the same over all budgets, with the runs counted and the arms' own masked-language-model loss."""
+    """Return the same over all budgets, with the runs counted and the arms' own masked-language-model loss.
+
+    A note names the arms and budgets where the read-out is more than 0.02 nats above the own head.
+    """
     return _sheet(frame, "All budgets", with_budget=True, note=note)
 
 
@@ -129,8 +135,14 @@ def _sheet(frame: pd.DataFrame, title: str, *, with_budget: bool, note: str) -> 
         (Column("unspent\n%", _SPENT), [percent(v) for v in column("unspent_fraction")]),
         (Column("read-out\nnats", _OUTCOME), pair("readout_loss", 2)),
     ]
+    if frame[_column("adapted_loss")].notna().any():
+        parts.append((Column("adapted\nnats", _OUTCOME), pair("adapted_loss", 2)))
+    behind = frame[_column("readout_loss")].astype(float) - frame[_column("mlm_loss")].astype(float)
     if with_budget:
         parts.append((Column("own MLM\nnats", _OUTCOME), pair("mlm_loss", 2)))
+        if behind.notna().any():
+            cells = ["n/a" if pd.isna(gap) else f"{gap:+.3f}" for gap in behind]
+            parts.append((Column("read-out\nminus own\nnats", _OUTCOME), cells))
     tasks = [
         name.removesuffix("_points") for name in frame.columns if name.endswith("_points") and "_half_width" not in name
     ]
@@ -139,7 +151,8 @@ def _sheet(frame: pd.DataFrame, title: str, *, with_budget: bool, note: str) -> 
     named = frame.attrs.get("subsets", {})
     heads = {task: "mean" if task == MEAN else f"{task}\nsubset" if task in named else task for task in shown}
     parts += [(Column(f"{heads[task]}\npoints", _OUTCOME), pair(task, 1)) for task in shown]
-    notes = (note, *subset_note({task: named[task] for task in shown if task in named}),
+    told = _readout_note(frame, behind) if with_budget else ""
+    notes = (note, told, *subset_note({task: named[task] for task in shown if task in named}),
              frame.attrs.get("average", "") if MEAN in shown else "")  # fmt: skip
     blocks = frame["subject"].where(frame["subject"] != "run", frame["rung"].astype(str))
     blocks = blocks.where(frame["subject"] == "run", "yardsticks").tolist()
@@ -149,6 +162,20 @@ def _sheet(frame: pd.DataFrame, title: str, *, with_budget: bool, note: str) -> 
         rows=tuple(zip(*(cells for _, cells in parts), strict=True)),
         notes=tuple(n for n in notes if n),
         rules=tuple(i for i in range(1, size) if blocks[i] != blocks[i - 1]),
+    )
+
+
+def _readout_note(frame: pd.DataFrame, behind: pd.Series) -> str:
+    rows = frame[(frame["subject"] == "run") & (behind > _READOUT_BEHIND_NATS)]
+    places: dict[str, list[str]] = {}
+    for arm, amount, unit in zip(rows["arm"], rows["budget_amount"], rows["budget_unit"], strict=True):
+        places.setdefault(arm, []).append(format_amount(float(amount), str(unit)))
+    if not places:
+        return ""
+    named = "; ".join(f"{arm} at {', '.join(budgets)}" for arm, budgets in places.items())
+    return (
+        f"the read-out is more than {_READOUT_BEHIND_NATS:g} nats above the own head: {named}; no exponent or "
+        "multiplier of an arm that trains a head should rest on the read-out alone"
     )
 
 

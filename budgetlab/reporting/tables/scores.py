@@ -14,6 +14,7 @@ from budgetlab.fitting.scores import average_words, averaged_tasks, subset_of
 from budgetlab.reporting.frames import (
     LOSSES,
     MEAN,
+    OUTCOMES,
     YARDSTICKS,
     interval_note,
     largest_rung,
@@ -78,7 +79,7 @@ def score_sheet(scores: Sequence[Score] | pd.DataFrame, *, arms: Sequence[str] =
 
 def _score_row(row: dict[Any, Any], task: str, named: dict[str, str]) -> tuple[str, ...]:
     decimals = 2 if task in LOSSES else 1
-    name = {"readout_loss": "read-out loss", "mlm_loss": "own MLM loss", MEAN: str(row["metric"])}.get(task)
+    name = str(row["metric"]) if task == MEAN else OUTCOMES.get(task, "").removeprefix("the ")
     run = row["subject"] in ("run", "teacher")
     tuned = row["subject"] not in ("majority", "unigram") and task not in LOSSES
     return (
