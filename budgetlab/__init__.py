@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         predict,
         two_step,
     )
+    from budgetlab.fitting.scores import average_words
     from budgetlab.frames import (
         costs_frame,
         fits_frame,
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     from budgetlab.intake import as_scores, read_harness, read_table, read_tracker_csv, read_trainer_state
     from budgetlab.planner import all_in, cached_teacher, definition_notes, plan, power, sensitivity, what_if
     from budgetlab.profiler import profile
-    from budgetlab.reporting import report
+    from budgetlab.reporting import conclude_study, report
     from budgetlab.reporting.figures import (
         cost_figure,
         decomposition_figure,
@@ -89,6 +90,7 @@ _HOMES = {
     "assumptions": "decisions",
     "assumptions_frame": "decisions",
     "audit": "studies",
+    "average_words": "fitting.scores",
     "best_split": "decisions",
     "build_corpus": "corpus",
     "build_probes": "evaluation",
@@ -97,6 +99,7 @@ _HOMES = {
     "certify": "fitting",
     "choose_law": "fitting",
     "compare": "fitting",
+    "conclude_study": "reporting",
     "compare_arms": "fitting",
     "cost_figure": "reporting.figures",
     "costs_frame": "frames",
@@ -163,6 +166,7 @@ __all__ = [
     "assumptions",
     "assumptions_frame",
     "audit",
+    "average_words",
     "best_split",
     "build_corpus",
     "build_probes",
@@ -172,6 +176,7 @@ __all__ = [
     "choose_law",
     "compare",
     "compare_arms",
+    "conclude_study",
     "cost_figure",
     "costs_frame",
     "decide",

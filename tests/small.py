@@ -72,6 +72,7 @@ folder = "tasks"
 seeds = [0, 1]
 epochs = 1
 readout_tokens = 2048
+adapted_tokens = 2048
 
 [evaluate.own.colour]
 train = "colour.train.jsonl"

@@ -41,7 +41,7 @@ def test_study_answers_and_leaves_its_files(finished: dict, folder: Path) -> Non
     for name in (*tables, "scores.csv", "fits.json", "verdict.json", "report.html"):
         assert (results / name).stat().st_size > 0, name
     assert len(finished["figures"]) == 10
-    assert len(finished["assumptions"]) == 15 and finished["next_run"].startswith("Next run (predicted)")
+    assert len(finished["assumptions"]) == 15 and finished["next_run"].startswith("Next run (predicted")
     for name in ("assumptions.csv", "assumptions.md", "verdict_map.csv", "verdict_map.md", "next_run.md"):
         assert (results / name).stat().st_size > 0, name
     for figure in finished["figures"]:

@@ -34,7 +34,7 @@ PROBES = ("replaced", "belongs")
 """Tasks that are made of held-out text."""
 
 _LOSS = re.compile(
-    r"(.*[_/. -])?(loss|nll|perplexity|ppl|bpb|bits_per_(byte|token|char|character|word)|"
+    r"l|(.*[_/. -])?(loss|nll|perplexity|ppl|bpb|bits_per_(byte|token|char|character|word)|"
     r"cross_entropy|error|error_rate)"
     r"([_/. -](train|eval|val|validation|test|heldout))?"
 )

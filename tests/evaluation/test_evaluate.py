@@ -15,10 +15,12 @@ from budgetlab.errors import BudgetlabError
 from budgetlab.evaluation import mcnemar, measure, paired_bootstrap
 from budgetlab.evaluation.selection import predictions_frame, scored, select
 from budgetlab.evaluation.tasks import Split, Task
+from budgetlab.fitting.scores import LOSSES
 from budgetlab.store import scores_frame
 from budgetlab.values import EvaluateSpec, FinetuneRecipe, Score
 
-SPEC = EvaluateSpec(tasks=("mrpc", "stsb", "mnli"), seeds=(0, 1), epochs=1, learning_rate=1e-3, readout_tokens=1024)
+SPEC = EvaluateSpec(tasks=("mrpc", "stsb", "mnli"), seeds=(0, 1), epochs=1, learning_rate=1e-3,
+                    readout_tokens=1024, adapted_tokens=1024)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,7 @@ def timeless(scores: list[Score]) -> list[Score]:
 
 
 def test_every_network_and_yardstick_has_every_task(scores: list[Score]) -> None:
-    assert {s.task for s in scores} == {"readout_loss", "mlm_loss", "mrpc", "stsb", "mnli", "mnli_mismatched"}
+    assert {s.task for s in scores} == {*LOSSES, "mrpc", "stsb", "mnli", "mnli_mismatched"}
     for task in ("mrpc", "stsb", "mnli", "mnli_mismatched"):
         assert {s.subject for s in of(scores, task=task)} == {"run", "teacher", "random", "majority"}
         assert len(of(scores, task=task, subject="run", arm="no_kd")) == 2 * 2  # run seeds x fine-tuning seeds
@@ -44,7 +46,7 @@ def test_every_network_and_yardstick_has_every_task(scores: list[Score]) -> None
 
 def test_a_score_has_all_metrics_loss_error_and_what_was_used(scores: list[Score], trained) -> None:
     for score in of(scores, subject="run"):
-        if score.task in ("readout_loss", "mlm_loss"):
+        if score.task in LOSSES:
             continue
         frame = trained.store.predictions(score.run_id, score.key)
         labels, predictions = frame["label"].to_numpy(), frame["prediction"].to_numpy()

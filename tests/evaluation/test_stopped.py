@@ -67,7 +67,9 @@ def test_a_stopped_evaluation_keeps_what_is_finished(
     environment = {**os.environ, "BUDGETLAB_DATA_ROOT": str(folder)}
     command = [sys.executable, "-m", "budgetlab", "evaluate", str(store.folder / "plan.json")]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-                               start_new_session=True)  # fmt: skip
+                               start_new_session=True,
+                               # Started in the background a shell has SIGINT ignored, and so has all that it starts.
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
     deadline = time.monotonic() + 120
     while len(scores(store)) < 4:
         assert time.monotonic() < deadline and process.poll() is None
