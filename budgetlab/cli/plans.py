@@ -24,7 +24,7 @@ from budgetlab.studies import Study
 from budgetlab.units import format_amount, format_quantity, format_seconds
 from budgetlab.values import CostProfile, Plan
 
-__all__ = ["Extras"]
+__all__ = ["Extras", "given_keys"]
 
 
 @dataclass(frozen=True)
@@ -134,3 +134,14 @@ class Extras:
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     rows = table.astype(object).where(table.notna(), None).to_dict("records")
     return [{str(name): value for name, value in row.items()} for row in rows]
+
+
+def given_keys(plan: Plan) -> list[str]:
+    """Hash the given weights that a plan's arms use: a path stays the same when its files are replaced."""
+    used = {name for arm in plan.arms.values() for name in (arm.student, arm.teacher) if name is not None}
+    given = [plan.models[name] for name in sorted(used) if plan.models[name].weights is not None]
+    if not given:
+        return []
+    from budgetlab.models import given_key
+
+    return [given_key(spec) for spec in given]

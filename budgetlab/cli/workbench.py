@@ -218,19 +218,22 @@ class Workbench:
             losses = trial_losses(plan, scores)
             chosen = choose_rates(plan, losses)
             stage.note = ", ".join(f"{name} {arm.recipe.learning_rate:g}" for name, arm in chosen.arms.items())
-        self.store.write_rates(trials_key(plan, *self._scored_with()), losses)
+        self.store.write_rates(trials_key(plan, *self._scored_with(plan)), losses)
         self.store.write_plan(chosen)
         return chosen
 
-    def _scored_with(self) -> tuple[int, int]:
-        return self.study.evaluate.readout_tokens, self.study.evaluate.adapted_tokens
+    def _scored_with(self, plan: Plan) -> tuple[object, ...]:
+        from budgetlab.cli.plans import given_keys
+
+        return self.study.evaluate.readout_tokens, self.study.evaluate.adapted_tokens, *given_keys(plan)
 
     def _with_known_rates(self, plan: Plan) -> Plan:
         """Apply the rates of the same trials where they were run before."""
         from budgetlab.planner import choose_rates, trials_key
 
-        key = trials_key(plan, *self._scored_with())
-        losses = self.store.read_rates(key) if plan.trials else None
+        if not plan.trials:
+            return plan
+        losses = self.store.read_rates(trials_key(plan, *self._scored_with(plan)))
         return plan if losses is None else choose_rates(plan, losses)
 
     def _known_pass_tokens(self) -> int | None:

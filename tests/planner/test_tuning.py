@@ -4,6 +4,8 @@ import pytest
 from prices import profile_of
 from small import write_small_study
 
+from budgetlab.cli.screen import Screen
+from budgetlab.cli.workbench import Workbench
 from budgetlab.errors import CallerError
 from budgetlab.planner import (
     choose_rates,
@@ -14,6 +16,7 @@ from budgetlab.planner import (
     trials_key,
     tuning_note,
 )
+from budgetlab.store import Store
 from budgetlab.studies import Study, load_study
 from budgetlab.units import format_amount
 from budgetlab.values import Plan, Score, TuningSpec
@@ -195,3 +198,16 @@ def test_rates_must_be_above_zero(tmp_path) -> None:
     path = write_small_study(tmp_path, "\n[tuning]\nlearning_rate = [0.0, 1e-3]\n")
     with pytest.raises(CallerError, match="greater than 0"):
         load_study(path)
+
+
+def test_replaced_weights_make_other_trials(tmp_path) -> None:
+    study = tuned(tmp_path)
+    given = study.models["student"].model_copy(update={"weights": str(tmp_path / "given")})
+    made = plan(study, profile_of(study)).model_copy(update={"models": {**study.models, "student": given}})
+    weights = tmp_path / "given" / "model.safetensors"
+    weights.parent.mkdir()
+    bench, keys = Workbench(study, Store(tmp_path, "all"), Screen()), []
+    for content in (b"one", b"two", b"one"):
+        weights.write_bytes(content)
+        keys.append(trials_key(made, *bench._scored_with(made)))
+    assert keys[0] != keys[1] and keys[0] == keys[2]
