@@ -4,8 +4,7 @@ import pytest
 from prices import profile_of
 from small import write_small_study
 
-from budgetlab.cli.screen import Screen
-from budgetlab.cli.workbench import Workbench
+from budgetlab.cli.plans import scored_with
 from budgetlab.errors import CallerError
 from budgetlab.planner import (
     choose_rates,
@@ -16,7 +15,6 @@ from budgetlab.planner import (
     trials_key,
     tuning_note,
 )
-from budgetlab.store import Store
 from budgetlab.studies import Study, load_study
 from budgetlab.units import format_amount
 from budgetlab.values import Plan, Score, TuningSpec
@@ -206,8 +204,8 @@ def test_replaced_weights_make_other_trials(tmp_path) -> None:
     made = plan(study, profile_of(study)).model_copy(update={"models": {**study.models, "student": given}})
     weights = tmp_path / "given" / "model.safetensors"
     weights.parent.mkdir()
-    bench, keys = Workbench(study, Store(tmp_path, "all"), Screen()), []
+    keys = []
     for content in (b"one", b"two", b"one"):
         weights.write_bytes(content)
-        keys.append(trials_key(made, *bench._scored_with(made)))
+        keys.append(trials_key(made, *scored_with(made, study.evaluate)))
     assert keys[0] != keys[1] and keys[0] == keys[2]
