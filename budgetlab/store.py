@@ -6,6 +6,7 @@ append to one file.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -59,7 +60,9 @@ def write_whole(path: Path, content: str | bytes) -> Path:
     except OSError as error:
         if path.parent.is_dir():
             beside.unlink(missing_ok=True)
-        raise BudgetlabError(f"writing {path}", str(error), "free some room and give the same command again") from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "free some room" if full else "see that the folder can be written"
+        raise BudgetlabError(f"writing {path}", str(error), f"{remedy} and give the same command again") from error
     return path
 
 

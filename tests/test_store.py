@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from small import ENVIRONMENT
 
-from budgetlab.errors import CallerError
+from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.store import Store, read_value, scores_frame, write_whole
 from budgetlab.values import Budget, Plan, Point, RunRecord, Score
 
@@ -160,3 +160,18 @@ def test_a_bad_byte_in_the_index_or_the_rates_is_named_and_mended_by_the_verbs(t
     assert len(store.records()) == 2 and len(store.scores()) == 1
     store.say = [].append
     assert store.read_rates("key") is None
+
+
+def test_a_folder_that_cannot_be_written_is_not_called_full(tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(BudgetlabError, match="see that the folder can be written") as told:
+        write_whole(tmp_path / "taken" / "plan.json", "{}")
+    assert "room" not in str(told.value)
+
+
+def test_results_behind_a_link_are_written_and_read(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "results").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    Store(tmp_path / "results", "study").write_rates("key", {"no_kd~0.1": 1.0})
+    for results in ("results", "elsewhere"):
+        assert Store(tmp_path / results, "study").read_rates("key") == {"no_kd~0.1": 1.0}

@@ -22,9 +22,9 @@ from budgetlab.planner import (
 from budgetlab.store import Store
 from budgetlab.studies import Study
 from budgetlab.units import format_amount, format_quantity, format_seconds
-from budgetlab.values import CostProfile, Plan
+from budgetlab.values import CostProfile, EvaluateSpec, Plan
 
-__all__ = ["Extras"]
+__all__ = ["Extras", "scored_with"]
 
 
 @dataclass(frozen=True)
@@ -134,3 +134,15 @@ class Extras:
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     rows = table.astype(object).where(table.notna(), None).to_dict("records")
     return [{str(name): value for name, value in row.items()} for row in rows]
+
+
+def scored_with(plan: Plan, spec: EvaluateSpec) -> list[object]:
+    """Return what trials depend on beside the plan: yardsticks, and the files of given weights, whatever their path."""
+    scored: list[object] = [spec.readout_tokens, spec.adapted_tokens]
+    used = {name for arm in plan.arms.values() for name in (arm.student, arm.teacher) if name is not None}
+    given = [plan.models[name] for name in sorted(used) if plan.models[name].weights is not None]
+    if given:
+        from budgetlab.models import given_key
+
+        scored += [given_key(spec) for spec in given]
+    return scored

@@ -46,7 +46,9 @@ def fit_table(
     if asked.last:
         table = _last_rows(table, run, place, path.name)
     budgets = settings["law"] == "isoflop" and "flops" in {*table.columns, *(settings["columns"] or {})}
-    if not budgets:
+    if budgets:
+        _refuse_idle(settings, asked, path.name)
+    else:
         _refuse_pooled(table, run, asked.by, settings["clusters"], law, path.name)
         settings["higher_is_better"] = _rises(law, place, asked, path.name)
         if run is not None and table[run].duplicated().any():
@@ -163,6 +165,28 @@ def _refuse_pooled(table: Any, run: str | None, by: str | None, clusters: str | 
         shown = ", ".join(map(str, table[run].unique()[:3])) + (", ..." if count > 3 else "")
         remedy = f"give --by COLUMN (such as --by {run}) for a curve each, or --last for the last row of each run"
         raise CallerError(asked, f"rows of {count} runs ({shown}) in one curve", remedy)
+
+
+_IDLE = {
+    "objective": "huber_log", "delta": 1e-3, "interval": "auto", "weights": None, "clusters": None, "pinned": {},
+    "definitions": {}, "exclude_invalid": False,
+}  # fmt: skip
+"""Settings that parabolas at budgets do not read, with what the command line has where they are not given."""
+_OPTIONS = {"pinned": "pin", "definitions": "define", "exclude_invalid": "exclude-invalid"}
+
+
+def _refuse_idle(settings: Mapping[str, Any], asked: TableQuestion, name: str) -> None:
+    """Refuse options that would have no effect on isoFLOP parabolas."""
+    idle = [
+        f"--{_OPTIONS.get(key, key)}" for key, usual in _IDLE.items() if settings.get(key, usual) not in (usual, None)
+    ]
+    if asked.last and "--clusters" in idle:  # it names the runs whose last row is kept
+        idle.remove("--clusters")
+    if asked.higher_is_better is not None:
+        idle.append("--higher-is-better" if asked.higher_is_better else "--lower-is-better")
+    if idle:
+        wrong = f"{', '.join(idle)} {'has' if len(idle) == 1 else 'have'} no effect on parabolas at budgets"
+        raise CallerError(f"fit --table {name}, law isoflop", wrong, "leave out, or fit another law")
 
 
 def _rises(law: Any, outcome: str, asked: TableQuestion, name: str) -> bool:

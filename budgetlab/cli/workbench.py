@@ -203,6 +203,7 @@ class Workbench:
         """Run the trials of [tuning] that were not run yet, and give every arm its best rate."""
         if not plan.trials or plan.tried:
             return plan
+        from budgetlab.cli.plans import scored_with
         from budgetlab.planner import choose_rates, trial_losses, trial_plan, trials_key
 
         trials, corpus = trial_plan(plan), self.corpus()
@@ -218,19 +219,18 @@ class Workbench:
             losses = trial_losses(plan, scores)
             chosen = choose_rates(plan, losses)
             stage.note = ", ".join(f"{name} {arm.recipe.learning_rate:g}" for name, arm in chosen.arms.items())
-        self.store.write_rates(trials_key(plan, *self._scored_with()), losses)
+        self.store.write_rates(trials_key(plan, *scored_with(plan, self.study.evaluate)), losses)
         self.store.write_plan(chosen)
         return chosen
 
-    def _scored_with(self) -> tuple[int, int]:
-        return self.study.evaluate.readout_tokens, self.study.evaluate.adapted_tokens
-
     def _with_known_rates(self, plan: Plan) -> Plan:
         """Apply the rates of the same trials where they were run before."""
+        from budgetlab.cli.plans import scored_with
         from budgetlab.planner import choose_rates, trials_key
 
-        key = trials_key(plan, *self._scored_with())
-        losses = self.store.read_rates(key) if plan.trials else None
+        if not plan.trials:
+            return plan
+        losses = self.store.read_rates(trials_key(plan, *scored_with(plan, self.study.evaluate)))
         return plan if losses is None else choose_rates(plan, losses)
 
     def _known_pass_tokens(self) -> int | None:

@@ -77,7 +77,7 @@ def amount_words(value: float | None, y: str, interval: Interval | None = None, 
     """Print a difference in its unit, with its interval; unknown is n/a."""
     if value is None:
         return "n/a"
-    digits = 3 if unit_of(y) == "nats" else 1
+    digits = 1 if unit_of(y) == "points" else 3
     sign = "+" if signed else ""
     ends = "" if interval is None else f" [{interval[0]:{sign}.{digits}f}, {interval[1]:{sign}.{digits}f}]"
     return f"{value:{sign}.{digits}f}{ends}"

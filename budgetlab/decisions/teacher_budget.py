@@ -184,7 +184,7 @@ def _inside(curves: Curves, arm: str, amount: float) -> bool:
 
 def _outcome(curves: Curves, arm: str, amount: float) -> float:
     value = float(np.exp(curves.by_compute[arm].at(np.log(np.array([amount])))[0, 0]))
-    return value if unit_of(curves.y) == "nats" or not bool(curves.runs["higher_is_better"].iloc[0]) else 1.0 - value
+    return value if unit_of(curves.y) != "points" or not bool(curves.runs["higher_is_better"].iloc[0]) else 1.0 - value
 
 
 def _predicted(
@@ -201,7 +201,7 @@ def _predicted(
         clouds[arm] = np.concatenate([[point], drawn])
         levels[arm] = point if fit.outcome_transform == "y" else 1.0 - point
     count = min(len(cloud) for cloud in clouds.values())
-    scale = 1.0 if unit_of(curves.y) == "nats" else 100.0
+    scale = 100.0 if unit_of(curves.y) == "points" else 1.0
     cloud: Array = scale * (clouds[pair.reference][:count] - clouds[pair.arm][:count])
     tail = (1 - curves.level) / 2
     low, high = np.quantile(cloud[1:], [tail, 1 - tail])

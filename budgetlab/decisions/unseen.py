@@ -110,7 +110,7 @@ def largest_row(question: Question) -> Assumption:
         for arm, p in known.items()
     )
     reach = f"{format_amount(top, question.spec.x)} from at most {format_amount(second, question.spec.x)}"
-    unit = "nats" if unit_of(question.y) == "nats" else "of 1"
+    unit = "of 1" if unit_of(question.y) == "points" else unit_of(question.y)
     return tested_row(
         name, f"{tested} ({next(iter(known.values())).formula})", bool(bad),
         f"{outcome_words(question.y)} at {reach}, {unit}: {said} (Holm)",
@@ -124,12 +124,12 @@ def _seed(question: Question, k: int) -> int:
 
 def _shown(question: Question, log_outcome: float) -> str:
     value = float(np.exp(log_outcome))
-    return f"{value:.3f}" if unit_of(question.y) == "nats" else f"{1 - value:.3f}"
+    return f"{1 - value:.3f}" if unit_of(question.y) == "points" else f"{value:.3f}"
 
 
 def _effect(question: Question, known: dict[str, Prediction]) -> str:
     """What the smaller budgets would have said of every contrast."""
-    scale = 1.0 if unit_of(question.y) == "nats" else 100.0
+    scale = 100.0 if unit_of(question.y) == "points" else 1.0
     said = []
     for verdict in question.primary:
         a, b = verdict.contrast

@@ -38,7 +38,8 @@ class _Outcome:
     @classmethod
     def of(cls, scores: pd.DataFrame, y: str, spec: FitSpec) -> _Outcome:
         runs = run_values(scores, y)
-        return cls(y, runs, make_panel(runs, y), spec.margin_nats if unit_of(y) == "nats" else spec.margin)
+        margins = {"nats": spec.margin_nats, "points": spec.margin, "units": 0.0}  # of an unknown unit nothing is small
+        return cls(y, runs, make_panel(runs, y), margins[unit_of(y)])
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ def compare(
     budget
         Amount of the budget; by default the largest that both arms have.
     margin
-        Equivalence margin, in points (nats for a loss); by default the one of `FitSpec`.
+        Equivalence margin, in points (nats for a loss); by default the one of `FitSpec`, and none for a loss of
+        another unit, such as ``perplexity``.
     interval_level
         Nominal coverage; tests are at one minus this.
     x
@@ -318,7 +320,7 @@ def _answer(
         standard_error=found.standard_error,
         degrees_of_freedom=found.degrees_of_freedom,
         run_sd=found.run_sd,
-        num_seeds_to_resolve={} if unit == "nats" else {f"{d:g}": runs_to_resolve(found, d, level) for d in _PUBLISHED},
+        num_seeds_to_resolve={f"{d:g}": runs_to_resolve(found, d, level) for d in _PUBLISHED if unit == "points"},
         num_finetune_seeds=None if outcome.y in LOSSES else int(here["finetune_seeds"].min()),
         one_teacher=one_teacher,
         compute_multiplier=None if curves is None else curves.multiplier(q.a, q.b, q.budget),
@@ -357,7 +359,7 @@ def _sentence(
     found, y, margin = q.contrast, q.of.y, q.of.margin
     unit, where = unit_of(y), f"At {format_amount(at.amount, at.unit)}"
     what = OUTCOMES.get(y, y)
-    digits = 4 if unit == "nats" else 2
+    digits = 2 if unit == "points" else 4
     size = f"{abs(found.difference):.{digits}f} {unit}"
     signed = f"{found.difference:+.{digits}f} {unit}"
     if ends is None:

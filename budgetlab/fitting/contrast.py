@@ -17,6 +17,7 @@ from scipy.special import stdtr
 from budgetlab.fitting.scores import LOSSES
 from budgetlab.laws.base import Array
 from budgetlab.resampling import detectable_difference, seeds_to_resolve, t_quantile
+from budgetlab.values.scoring import higher_is_better
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Panel:
     arms, budgets, seeds
         What the axes stand for; budgets rise.
     values
-        Shape (arms, budgets, seeds), in points or nats, higher is better; NaN where there is no run.
+        Shape (arms, budgets, seeds), in `unit_of` the outcome, higher is better; NaN where there is no run.
     """
 
     arms: tuple[str, ...]
@@ -104,12 +105,15 @@ class Panel:
 
 
 def unit_of(y: str) -> str:
-    """Unit of an outcome's differences: nats for losses, points (0.01) for scores."""
-    return "nats" if y in LOSSES else "points"
+    """Unit of an outcome's differences: nats for our losses, points (0.01) for scores, units for others' losses.
+
+    A loss of another name, such as ``perplexity``, is in its own unit, whatever that is.
+    """
+    return "nats" if y in LOSSES else "units" if higher_is_better(y) is False else "points"
 
 
 def make_panel(runs: pd.DataFrame, y: str) -> Panel:
-    """Arrange the runs of an outcome, in points or nats, turned so that higher is better.
+    """Arrange the runs of an outcome, in its unit, turned so that higher is better.
 
     Parameters
     ----------
@@ -118,7 +122,7 @@ def make_panel(runs: pd.DataFrame, y: str) -> Panel:
     y
         The outcome.
     """
-    scale = 1.0 if unit_of(y) == "nats" else 100.0
+    scale = 100.0 if unit_of(y) == "points" else 1.0
     signed = runs["value"].to_numpy(float) * np.where(runs["higher_is_better"], scale, -scale)
     names, places = zip(*(np.unique(runs[c], return_inverse=True) for c in ("arm", "budget_amount", "run_seed")),
                         strict=True)  # fmt: skip

@@ -119,7 +119,7 @@ class Curves:
         Read from curves over compute, inside the range of each; no interval where nothing is known of the noise.
         """
         one, other = self._both(a, b, {arm: np.log(np.array([at[arm]])) for arm in (a, b)})
-        scale = 1.0 if unit_of(self.y) == "nats" else 100.0
+        scale = 100.0 if unit_of(self.y) == "points" else 1.0
         values = scale * (np.exp(other) - np.exp(one))[:, 0]
         return float(values[0]), self._pairing(a, b).interval(values, self.level)
 
@@ -215,7 +215,7 @@ class Curves:
         pairing = _Pairing.of(seeds_a, seeds_b)
         distilled, own = pairing.take(_means(at_a, seeds_a), own)
         middle = pairing.take(_means(at_a, seeds_a), middle)[1]
-        scale = -1.0 if unit_of(self.y) == "nats" else -100.0
+        scale = -100.0 if unit_of(self.y) == "points" else -1.0
         parts = {"difference": distilled - own, "gain_per_token": distilled - middle, "effect_of_tokens": middle - own}
         result: dict[str, Any] = {
             "method": method,
@@ -240,7 +240,7 @@ class Curves:
         return " and ".join(dict.fromkeys([self.by_compute[a].method, self.by_compute[b].method]))
 
     def _shown(self, log_outcome: float) -> float:
-        return float(np.exp(log_outcome)) if unit_of(self.y) == "nats" else 1.0 - float(np.exp(log_outcome))
+        return 1.0 - float(np.exp(log_outcome)) if unit_of(self.y) == "points" else float(np.exp(log_outcome))
 
     def _pairing(self, a: str, b: str) -> _Pairing:
         return _Pairing.of(self.by_compute[a].seeds, self.by_compute[b].seeds)

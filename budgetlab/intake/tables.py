@@ -96,9 +96,10 @@ def _runs(folder: Path, columns: Mapping[str, str] | None) -> pd.DataFrame:
 def as_scores(
     table: pd.DataFrame,
     *,
-    arm: str,
-    run_seed: int,
+    arm: str | None = None,
+    run_seed: int | None = None,
     budget_amount: float,
+    runs: Mapping[str, tuple[str, int]] | None = None,
     budget_unit: str = "required_flops",
     outcome: str = "loss",
     task: str = "mlm_loss",
@@ -106,7 +107,7 @@ def as_scores(
     every: bool = False,
     higher_is_better: bool | None = None,
 ) -> pd.DataFrame:
-    """Turn one run's table into rows that `compare` and `compare_arms` read; concatenate those of all runs.
+    """Turn a table of one run, or of several, into rows that `compare` and `compare_arms` read.
 
     Parameters
     ----------
@@ -114,6 +115,9 @@ def as_scores(
         From `read_harness`: the primary metric of every task. From `read_trainer_state` or a tracker: the last row.
     arm, run_seed, budget_amount, budget_unit
         What the file does not say: which arm this is, its seed, and the budget at which it is compared.
+    runs
+        In the place of arm and seed, of a table with `run`, such as a chart: ``{"kd-s0": ("kd", 0)}``. Runs that are
+        not named are left out.
     outcome
         Column of the outcome, in tables without tasks.
     task
@@ -134,8 +138,20 @@ def as_scores(
     Raises
     ------
     CallerError
-        For a table without the outcome, or without a value of it, or one of unknown direction.
+        For a table without the outcome, or without a value of it, or one of unknown direction; for a run that the
+        table lacks; without `runs` and without arm and seed.
     """
+    if runs is not None:
+        parts = [
+            as_scores(
+                part, arm=arm_of, run_seed=seed_of, budget_amount=budget_amount, budget_unit=budget_unit,
+                outcome=outcome, task=task, compute=compute, every=every, higher_is_better=higher_is_better,
+            )
+            for part, arm_of, seed_of in _parts(table, runs, alone=arm is None and run_seed is None)
+        ]  # fmt: skip
+        return pd.concat(parts, ignore_index=True)
+    if arm is None or run_seed is None:
+        raise CallerError("as_scores", "no arm and run_seed", 'give both, or runs = {"RUN": ("ARM", 0), ...}')
     shared = {"run_id": f"{arm}-s{run_seed}-{budget_amount:g}", "subject": "run", "arm": arm, "run_seed": run_seed,
               "budget_amount": float(budget_amount), "budget_unit": budget_unit, "finetune_seed": None}  # fmt: skip
     spent = dict(compute or {})
@@ -161,3 +177,20 @@ def as_scores(
         **shared, **of_run, task=task, metric=outcome, value=rows[outcome].astype(float), mid_decay=~last,
         higher_is_better=rises,
     )  # fmt: skip
+
+
+def _parts(
+    table: pd.DataFrame, runs: Mapping[str, tuple[str, int]], *, alone: bool
+) -> list[tuple[pd.DataFrame, str, int]]:
+    """The rows of each run that is named, with its arm and seed."""
+    asked = f"as_scores, {len(runs)} runs"
+    if not alone:
+        raise CallerError(asked, "arm or run_seed is given as well", "give runs alone")
+    if not runs or "run" not in table.columns:
+        wrong = "none is named" if not runs else "the table has no column run"
+        raise CallerError(asked, wrong, 'give runs = {"RUN": ("ARM", 0), ...} and a table with run')
+    known = table["run"].astype(str)
+    for name in runs:
+        if name not in set(known):
+            raise unknown_name("run", name, known.unique(), asked)
+    return [(table[known == name], arm, seed) for name, (arm, seed) in runs.items()]

@@ -65,8 +65,20 @@ def conclude_study(
         arms = [schedule.arm for schedule in plan.schedules if schedule.rung == rung and schedule.feasible]
         gates = learning_gates(table, arms=arms, rung=rung)
     return Conclusion(
-        sentence=conclude(gates, verdicts), gates=tuple(gates), contradictions=tuple(_contradictions(verdicts))
+        sentence=" ".join([conclude(gates, verdicts), *_given_students(plan)]),
+        gates=tuple(gates),
+        contradictions=tuple(_contradictions(verdicts)),
     )
+
+
+def _given_students(plan: Plan) -> list[str]:
+    """Say which students do not start from random weights."""
+    students = dict.fromkeys(arm.student for arm in plan.arms.values())
+    given = [name for name in students if plan.models[name].weights is not None]
+    if not given:
+        return []
+    who = "Students start" if len(given) == len(students) else f"Students of {' and '.join(given)} start"
+    return [f"{who} from given weights: this is continued pretraining."]
 
 
 def conclude(gates: Sequence[Gate], verdicts: Sequence[Verdict]) -> str:
@@ -192,7 +204,7 @@ def _interval(verdict: Verdict) -> tuple[tuple[float, float] | None, float]:
 
 def _clause(verdict: Verdict) -> str:
     a, b = verdict.contrast
-    digits = 3 if verdict.unit == "nats" else 1
+    digits = 1 if verdict.unit == "points" else 3
     if verdict.difference is None:
         return f"{a} against {b} is n/a"
     signed = f"{verdict.difference:+.{digits}f}"

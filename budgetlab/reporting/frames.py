@@ -18,6 +18,7 @@ from budgetlab.fitting.scores import AGGREGATE, LOSSES, OUTCOMES, averaged_tasks
 from budgetlab.resampling import t_quantile
 from budgetlab.store import scores_frame as tidy_scores
 from budgetlab.values import Score
+from budgetlab.values.scoring import higher_is_better
 
 __all__ = [
     "LOSSES",
@@ -75,7 +76,7 @@ def scores_frame(scores: Sequence[Score] | pd.DataFrame) -> pd.DataFrame:
 
 def unit_of(task: str) -> str:
     """Return the unit in which a task is shown."""
-    return "nats per target token" if task in LOSSES else "points"
+    return "nats per target token" if task in LOSSES else "units" if higher_is_better(task) is False else "points"
 
 
 PROBES = frozenset({"replaced", "belongs"})
@@ -145,7 +146,7 @@ def mid_decay(scores: pd.DataFrame) -> pd.DataFrame:
     """Return the checkpoints whose learning rate had not come down, in the unit shown: drawn, and never averaged."""
     known = scores_frame(scores)
     rows = known[known["mid_decay"].eq(True)]
-    scale = np.where(rows["task"].isin(LOSSES), 1.0, 100.0)
+    scale = np.where(rows["task"].map(unit_of).eq("points"), 100.0, 1.0)
     return rows.assign(value=rows["value"].astype(float) * scale)
 
 

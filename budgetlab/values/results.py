@@ -255,8 +255,8 @@ class Verdict(Value):
     """(A, B); the difference is A minus B, positive when A is better."""
     at: Budget
     y: str
-    unit: Literal["points", "nats"] = "points"
-    """Of differences, intervals and the margin; 1 point is 0.01 of a score."""
+    unit: Literal["points", "nats", "units"] = "points"
+    """Of differences, intervals and the margin; 1 point is 0.01 of a score, units are those of any other loss."""
     difference: float | None
     interval: Interval | None
     """Of the contrast by itself."""

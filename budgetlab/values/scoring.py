@@ -225,6 +225,8 @@ class EvaluateSpec(Value):
         for task in self.tasks:
             if task not in offered:
                 raise unknown_name("task", task, offered, "evaluate.tasks")
+        if falling := [name for name in self.own if higher_is_better(name) is False]:
+            raise ValueError(f"own tasks are scores and may not be called as losses are: {', '.join(falling)}")
         further = [name for task in (*GLUE.values(), *self.own.values()) for name in task.further]
         taken = {*GLUE, *LOSSES, AGGREGATE, *PROBES, "mnli_mismatched"} & set(self.own)
         if taken:

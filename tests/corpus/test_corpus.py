@@ -2,6 +2,7 @@
 
 import json
 import lzma
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -101,6 +102,18 @@ def test_a_damaged_corpus_is_never_read(tmp_path: Path, damage: str) -> None:
         open_corpus(corpus.folder)
     rebuilt = build_corpus(spec, roots=[tmp_path], cache=tmp_path / "cache")
     assert np.asarray(rebuilt.train).tobytes() == content
+
+
+@pytest.mark.parametrize("name", ["heldout.bin", "tokenizer.json"])
+def test_one_bad_byte_is_named_and_deleting_the_folder_mends_it(tmp_path: Path, name: str) -> None:
+    spec = write_text(tmp_path)
+    corpus = build_corpus(spec, roots=[tmp_path], cache=tmp_path / "cache")
+    path, whole = corpus.folder / name, (corpus.folder / name).read_bytes()
+    path.write_bytes(whole[:9] + bytes([whole[9] ^ 1]) + whole[10:])
+    with pytest.raises(BudgetlabError, match=f"{name} is not what was written.*delete the folder"):
+        open_corpus(corpus.folder)
+    shutil.rmtree(corpus.folder)
+    assert (build_corpus(spec, roots=[tmp_path], cache=tmp_path / "cache").folder / name).read_bytes() == whole
 
 
 def test_unigram_entropy_is_the_cross_entropy_of_word_counts(tmp_path: Path) -> None:

@@ -7,8 +7,11 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+from budgetlab import isoflop_figure
 from budgetlab.cli import app
+from budgetlab.errors import CallerError
 from budgetlab.fitting import fit, frontier, isoflop, predict
+from budgetlab.reporting.figures import isoflop_table
 
 
 def budgets(sizes=5, noise=0.0, x="num_params"):
@@ -44,6 +47,26 @@ def test_budgets_over_tokens_say_tokens(columns):
     assert "D* = " in str(found) and "N*" not in str(found)
     plain = found.as_json()
     assert plain["size"] == "tokens" and "tokens" in plain["optima"][0] and "num_params" not in plain["optima"][0]
+
+
+def test_the_figure_of_budgets_over_tokens_says_tokens():
+    table = budgets(x="tokens")
+    figure = isoflop_figure(isoflop(table, resamples=0, columns={"tokens": "tokens"}), table, {"tokens": "tokens"})
+    assert figure.axes[0].get_xlabel().startswith("tokens") and "optimal tokens" in figure.axes[1].get_ylabel()
+    drawn = isoflop_table(isoflop(table, resamples=0, columns={"tokens": "tokens"}), table, {"tokens": "tokens"})
+    assert "tokens" in drawn and "num_params" not in drawn
+
+
+@pytest.mark.parametrize(
+    "option",
+    [["--objective", "lad"], ["--delta", "0.1"], ["--weights", "loss"], ["--pin", "E=1"], ["--interval", "rows"],
+     ["--exclude-invalid"], ["--lower-is-better"], ["--clusters", "flops"], ["--define", "loss=mine"]],
+)  # fmt: skip
+def test_options_without_effect_on_budgets_are_refused(tmp_path, option):
+    budgets().to_csv(tmp_path / "runs.csv", index=False)
+    arguments = ["fit", "--table", str(tmp_path / "runs.csv"), "--law", "isoflop", "--resamples", "0", *option]
+    with pytest.raises(CallerError, match=f"{option[0]} has no effect"):
+        CliRunner().invoke(app, arguments, catch_exceptions=False, standalone_mode=False)
 
 
 def test_a_column_of_flops_needs_no_map(tmp_path):

@@ -191,3 +191,33 @@ def test_columns_that_are_asked_for_and_are_not_there(tmp_path: Path) -> None:
 
 def test_every_form_says_what_it_is() -> None:
     assert set(FORMS) == {"auto", "csv", "trainer_state", "tracker", "harness"} and all(FORMS.values())
+
+
+def test_a_loss_of_another_unit_is_compared_in_its_own(tmp_path: Path) -> None:
+    parts = [
+        as_scores(pd.DataFrame({"ppl": [value + seed * turn]}), arm=arm, run_seed=seed, budget_amount=1e15,
+                  outcome="ppl", task="perplexity")
+        for arm, value, turn in (("mine", 20.0, 0.1), ("theirs", 23.0, 0.12)) for seed in range(3)
+    ]  # fmt: skip
+    table = pd.concat(parts, ignore_index=True)
+    verdict = compare(table, a="mine", b="theirs", task="perplexity", curves=False)
+    assert verdict.difference == pytest.approx(3.02) and verdict.unit == "units" and verdict.verdict == "a_better"
+    assert "3.0200 units" in verdict.sentence and "margin" not in verdict.sentence
+    wide = compare(table, a="mine", b="theirs", task="perplexity", margin=5.0, curves=False)
+    assert "less than the margin of 5 units" in wide.sentence
+
+
+def test_the_runs_of_a_chart_are_compared_by_arm(tmp_path: Path) -> None:
+    losses = {f"{arm}-s{seed}": loss + 0.01 * seed for arm, loss in (("kd", 3.0), ("own", 3.2)) for seed in range(3)}
+    header = ",".join(["Step", *(f"{run} - eval/loss" for run in losses)])
+    rows = [",".join([str(step), *(f"{loss + extra}" for loss in losses.values())]) for step, extra in ((1, 1), (2, 0))]
+    chart = read_tracker_csv(write(tmp_path / "chart.csv", "\n".join([header, *rows])), {"loss": "eval/loss"})
+    runs = {run: (run.split("-s")[0], int(run.split("-s")[1])) for run in losses}
+    verdict = compare(as_scores(chart, runs=runs, budget_amount=1e15), a="kd", b="own", curves=False)
+    assert verdict.difference == pytest.approx(0.2) and verdict.num_pairs == 3
+    with pytest.raises(CallerError, match="kd-s0"):
+        as_scores(chart, runs={"kd-s9": ("kd", 0)}, budget_amount=1e15)
+    with pytest.raises(CallerError, match="runs alone"):
+        as_scores(chart, runs=runs, arm="kd", budget_amount=1e15)
+    with pytest.raises(CallerError, match="no arm and run_seed"):
+        as_scores(chart, arm="kd", budget_amount=1e15)

@@ -4,6 +4,7 @@ import pytest
 from prices import profile_of
 from small import write_small_study
 
+from budgetlab.cli.plans import scored_with
 from budgetlab.errors import CallerError
 from budgetlab.planner import (
     choose_rates,
@@ -195,3 +196,16 @@ def test_rates_must_be_above_zero(tmp_path) -> None:
     path = write_small_study(tmp_path, "\n[tuning]\nlearning_rate = [0.0, 1e-3]\n")
     with pytest.raises(CallerError, match="greater than 0"):
         load_study(path)
+
+
+def test_replaced_weights_make_other_trials(tmp_path) -> None:
+    study = tuned(tmp_path)
+    given = study.models["student"].model_copy(update={"weights": str(tmp_path / "given")})
+    made = plan(study, profile_of(study)).model_copy(update={"models": {**study.models, "student": given}})
+    weights = tmp_path / "given" / "model.safetensors"
+    weights.parent.mkdir()
+    keys = []
+    for content in (b"one", b"two", b"one"):
+        weights.write_bytes(content)
+        keys.append(trials_key(made, *scored_with(made, study.evaluate)))
+    assert keys[0] != keys[1] and keys[0] == keys[2]

@@ -6,7 +6,7 @@ import pytest
 import reporting_values as values
 
 from budgetlab.fitting.scores import LOSSES
-from budgetlab.reporting import Gate, conclude, learning_gates
+from budgetlab.reporting import Gate, conclude, conclude_study, learning_gates
 
 TEACHER, UNIGRAM, RANDOM = range(3)
 
@@ -187,3 +187,13 @@ def test_a_study_without_tasks_is_judged_on_its_loss():
     level = changed(lambda s: s.subject == "run" and s.task == "readout_loss", value=9.0)
     gate = learning_gates([s for s in level if s.task in LOSSES])[RANDOM]
     assert gate.judged and not gate.passed
+
+
+def test_students_of_given_weights_are_said_to_be_pretrained_on():
+    plan = values.plan()
+    students = {arm.student for arm in plan.arms.values()}
+    given = {name: plan.models[name].model_copy(update={"weights": "bert"}) for name in students}
+    continued = plan.model_copy(update={"models": {**plan.models, **given}})
+    said = "Students start from given weights: this is continued pretraining."
+    assert conclude_study(continued, values.scores(), values.verdicts()).sentence.endswith(said)
+    assert "given weights" not in conclude_study(plan, values.scores(), values.verdicts()).sentence

@@ -20,7 +20,7 @@ from budgetlab.reporting.figures.style import (
     prominent,
     room,
 )
-from budgetlab.reporting.frames import LOSSES, OUTCOMES
+from budgetlab.reporting.frames import OUTCOMES, unit_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,7 +42,7 @@ def frontier_table(frontier: pd.DataFrame) -> pd.DataFrame:
     sign = 1.0 if known["higher_is_better"].all() else -1.0
     for _, rows in known.groupby("students_per_teacher"):
         known.loc[rows.index, "on_frontier"] = on_frontier(rows["all_in_flops"], sign * rows["outcome"])
-    known["outcome"] *= known["y"].isin(LOSSES).map({True: 1.0, False: 100.0})
+    known["outcome"] *= known["y"].map(unit_of).map({"points": 100.0}).fillna(1.0)
     columns = ["students_per_teacher", "student", "arm", "all_in_flops", "outcome", "y", "num_runs", "on_frontier"]
     return known[columns].sort_values(["students_per_teacher", "all_in_flops"], ignore_index=True)
 
@@ -89,7 +89,7 @@ def draw_frontier(table: pd.DataFrame, order: Sequence[str] = ()) -> Figure:
     for axes in panels[len(shares) :]:
         axes.set_axis_off()
     name = str(table["y"].iloc[0])
-    unit = "nats per target token" if name in LOSSES else "points"
+    unit = unit_of(name)
     figure.supylabel(f"{OUTCOMES.get(name, name).removeprefix('the ')} ({unit})", fontsize=7)
     figure.supxlabel(f"all-in required compute of one student ({prefix}FLOP, log scale)", fontsize=7)
     figure.legend(handles=handles, loc="outside upper center", ncols=across, columnspacing=1.2, handletextpad=0.5)

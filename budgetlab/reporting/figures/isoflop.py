@@ -39,7 +39,7 @@ def isoflop_table(found: IsoFlop, table: pd.DataFrame, columns: Mapping[str, str
     DataFrame
         `layer` ("run", "parabola", "optimum" or "line"), `flops`, `num_params` (of an optimum with
         `num_params_low` and `num_params_high`), `loss` (missing on the line), and `used`: whether an optimum is one
-        of those that the line goes through.
+        of those that the line goes through. Where the sizes are of data the names say `tokens`.
     """
     place = {name: (columns or {}).get(name, place) for name, place in found.columns.items()}
     fitted = table[table[place["flops"]].isin(found.optima["flops"])]
@@ -58,7 +58,7 @@ def isoflop_table(found: IsoFlop, table: pd.DataFrame, columns: Mapping[str, str
         layers.append(pd.DataFrame({"layer": "line", "flops": ends, "num_params": line}))
     drawn = pd.concat(layers, ignore_index=True)
     drawn["used"] = drawn["used"].eq(True)
-    return drawn[["layer", *kept]]
+    return drawn[["layer", *kept]].rename(columns=lambda name: name.replace("num_params", found.size))
 
 
 def draw_isoflop(table: pd.DataFrame) -> Figure:
@@ -66,17 +66,21 @@ def draw_isoflop(table: pd.DataFrame) -> Figure:
     import matplotlib
     from matplotlib.figure import Figure
 
+    size = "tokens" if "tokens" in table else "num_params"
+    table = table.rename(columns=lambda name: name.replace(size, "num_params"))
+
     budgets = sorted(table["flops"][table["layer"] == "run"].unique())
     shades = np.linspace(_DARKEST, _LIGHTEST, len(budgets))
     colours = {flops: matplotlib.colormaps["viridis"](shade) for flops, shade in zip(budgets, shades, strict=True)}
     figure = Figure(figsize=(COLUMN_INCHES, 4.4), layout="constrained")
     above, below = figure.subplots(2, 1, height_ratios=(1.3, 1.0))
-    _curves(above, table, colours)
-    _optima(below, table, colours)
+    words = "tokens" if size == "tokens" else "parameters"
+    _curves(above, table, colours, words)
+    _optima(below, table, colours, words)
     return figure
 
 
-def _curves(axes: Axes, table: pd.DataFrame, colours: Mapping[float, object]) -> None:
+def _curves(axes: Axes, table: pd.DataFrame, colours: Mapping[float, object], size: str) -> None:
     prefix, scale = prefix_for(max(colours))
     for flops, colour in colours.items():
         own = table[table["flops"] == flops]
@@ -87,13 +91,13 @@ def _curves(axes: Axes, table: pd.DataFrame, colours: Mapping[float, object]) ->
         inside = best[best["used"]]
         axes.plot(inside["num_params"], inside["loss"], "D", markersize=3.6, color=colour)
     axes.set_xscale("log")
-    _sizes(axes, table.loc[table["layer"] == "run", "num_params"], "x")
+    _sizes(axes, table.loc[table["layer"] == "run", "num_params"], "x", size)
     axes.set_ylabel("loss (nats per token)")
     axes.legend(ncols=3 if len(colours) > 4 else 2, loc="best", handletextpad=0.1, columnspacing=0.8, fontsize=5.5)
     grid(axes)
 
 
-def _optima(axes: Axes, table: pd.DataFrame, colours: Mapping[float, object]) -> None:
+def _optima(axes: Axes, table: pd.DataFrame, colours: Mapping[float, object], size: str) -> None:
     best, line = table[table["layer"] == "optimum"], table[table["layer"] == "line"]
     prefix, scale = prefix_for(max(colours))
     for row in best.to_dict("records"):
@@ -110,15 +114,15 @@ def _optima(axes: Axes, table: pd.DataFrame, colours: Mapping[float, object]) ->
     log_ticks(axes.xaxis, *limits, scale=scale, most=6)
     axes.set_xlabel(f"compute ({prefix}FLOP)")
     ends = best[["num_params", "num_params_low", "num_params_high"]].to_numpy(dtype=float).ravel()
-    _sizes(axes, pd.Series(ends).dropna(), "y")
+    _sizes(axes, pd.Series(ends).dropna(), "y", size)
     grid(axes)
 
 
-def _sizes(axes: Axes, sizes: pd.Series, along: str) -> None:
+def _sizes(axes: Axes, sizes: pd.Series, along: str, what: str) -> None:
     prefix, scale = prefix_for(float(sizes.max()))
     limits = room(sizes.tolist(), log=True)
     axis = axes.xaxis if along == "x" else axes.yaxis
     (axes.set_xlim if along == "x" else axes.set_ylim)(*limits)
     log_ticks(axis, *limits, scale=scale, most=6)
-    words = f"parameters ({prefix})" if prefix else "parameters"
+    words = f"{what} ({prefix})" if prefix else what
     (axes.set_xlabel if along == "x" else axes.set_ylabel)(words if along == "x" else f"optimal {words}")

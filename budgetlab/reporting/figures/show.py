@@ -129,7 +129,7 @@ def cost_figure(profile: CostProfile) -> Figure:
 def isoflop_figure(found: IsoFlop, table: pd.DataFrame, columns: Mapping[str, str] | None = None) -> Figure:
     """Draw the parabolas that `isoflop` fitted to a table, and the optimal size against compute."""
     given = columns or {}
-    _need(table, [given.get(name, name) for name in ("flops", "num_params", "loss")], "isoFLOP curves",
+    _need(table, [given.get(name, place) for name, place in found.columns.items()], "isoFLOP curves",
           "`isoflop`, with its columns")  # fmt: skip
     return _figure(draw_isoflop, isoflop_table(found, table, columns))
 

@@ -139,7 +139,7 @@ def draw_verdicts(table: pd.DataFrame, order: Sequence[str] = ()) -> Figure:
         axes.set_xlabel(f"budget ({unit}, log scale)")
         if study:
             above.set_title(study, loc="left", pad=3, fontweight="bold")
-    unit = "nats per target token" if table["unit"].iloc[0] == "nats" else "points"
+    unit = {"nats": "nats per target token"}.get(str(table["unit"].iloc[0]), str(table["unit"].iloc[0]))
     panels[0, 0].set_ylabel(
         f"{OUTCOMES.get(outcome, outcome).removeprefix('the ')}\nbetter than {_reference(table)} by\n({unit})"
     )
@@ -307,7 +307,7 @@ def draw_decomposition(table: pd.DataFrame) -> Figure:
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.margins(x=0.22)
-    unit = "nats per target token" if table["unit"].iloc[0] == "nats" else "points"
+    unit = {"nats": "nats per target token"}.get(str(table["unit"].iloc[0]), str(table["unit"].iloc[0]))
     outcome = str(table["y"].iloc[0])
     axes.locator_params(axis="x", nbins=5)
     what = OUTCOMES.get(outcome, outcome).removeprefix("the ")

@@ -29,7 +29,7 @@ def verdict_sheet(verdicts: Sequence[Verdict]) -> Sheet:
     rows = []
     for verdict in verdicts:
         a, b = verdict.contrast
-        decimals = 3 if verdict.unit == "nats" else 1
+        decimals = 1 if verdict.unit == "points" else 3
         p_value = verdict.p_value if verdict.adjusted_p_value is None else verdict.adjusted_p_value
         rows.append((
             f"{a} - {b}{' *' if verdict.primary else ''}", format_amount(verdict.at.amount, verdict.at.unit),

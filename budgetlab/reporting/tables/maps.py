@@ -19,7 +19,7 @@ def map_sheet(found: pd.DataFrame) -> Sheet:
     known = found[found["difference"].notna()] if len(found) else found
     rows = []
     for row in known.to_dict("records"):
-        decimals = 3 if row["unit"] == "nats" else 1
+        decimals = 1 if row["unit"] == "points" else 3
         better = {"arm": f"{row['arm']} better", "reference": f"{row['reference']} better"}
         known_ends = row["low"] is not None and not pd.isna(row["low"])
         ends = f"[{row['low']:+.{decimals}f}, {row['high']:+.{decimals}f}]" if known_ends else "n/a"
