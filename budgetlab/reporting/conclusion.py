@@ -162,7 +162,8 @@ def _contradictions(verdicts: Sequence[Verdict]) -> list[str]:
 
 def _group(y: str, unit: str, one_teacher: bool, verdicts: Sequence[Verdict], everything: Sequence[Verdict]) -> str:
     levels = sorted({_interval(verdict)[1] for verdict in verdicts if _interval(verdict)[0] is not None})
-    named = f"{' and '.join(f'{100 * level:.4g}' for level in levels)} %".replace(" and ", ", ", max(0, len(levels) - 2))
+    shown = [f"{100 * level:.4g}" for level in levels]
+    named = f"{' and '.join([', '.join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)} %"
     adjusted = any(verdict.adjusted_interval_level not in (None, verdict.interval_level) for verdict in verdicts)
     how = ", adjusted for their number by Holm's procedure" if adjusted else ""
     intervals = f" with {named} intervals{how}" if levels else ""
