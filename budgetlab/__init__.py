@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from budgetlab.errors import BudgetlabError, CallerError
     from budgetlab.evaluation import build_probes, evaluate, load_task, mcnemar, paired_bootstrap
     from budgetlab.fitting import (
+        average_words,
         certify,
         choose_law,
         compare,
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
         predict,
         two_step,
     )
-    from budgetlab.fitting.scores import average_words
     from budgetlab.frames import (
         costs_frame,
         fits_frame,
@@ -90,7 +90,7 @@ _HOMES = {
     "assumptions": "decisions",
     "assumptions_frame": "decisions",
     "audit": "studies",
-    "average_words": "fitting.scores",
+    "average_words": "fitting",
     "best_split": "decisions",
     "build_corpus": "corpus",
     "build_probes": "evaluation",

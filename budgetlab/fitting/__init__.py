@@ -7,6 +7,7 @@ from budgetlab.fitting.compare import compare, compare_arms
 from budgetlab.fitting.curves import fit
 from budgetlab.fitting.frontier import frontier, optimum
 from budgetlab.fitting.isoflop import IsoFlop, PowerLine, isoflop, power_line
+from budgetlab.fitting.scores import average_words
 from budgetlab.fitting.status import FitStatus
 from budgetlab.fitting.two_step import TwoStep, two_step
 from budgetlab.fitting.use import predict
@@ -17,6 +18,7 @@ __all__ = [
     "LawChoice",
     "PowerLine",
     "TwoStep",
+    "average_words",
     "certify",
     "choose_law",
     "compare",
