@@ -196,8 +196,9 @@ def test_the_recorded_study() -> None:
     verdicts = Store(RESULTS, own.study).read_fits()[1]
     rows = {r.name: r for r in assumptions(own.scores, own.plan, spec, verdicts, beside=list(found.values()))}
     violated = {name for name, row in rows.items() if row.outcome == "violated"}
-    assert {"one exponent for all arms", "one answer for all outcomes", "schedule",
-            "extrapolation to the largest budget"} <= violated  # fmt: skip
+    assert {"one exponent for all arms", "schedule", "extrapolation to the largest budget"} <= violated
+    # Pooled over the arms the GLUE contrasts were resolved the other way; by their own noise they are not.
+    assert rows["one answer for all outcomes"].outcome == "holds"
     assert rows["schedule"].studies == ("linear_vs_branched",)
     assert rows["repeated data"].outcome == "holds" and rows["repeated data"].studies == ("wikipedia_small_limited",)
     assert rows["required or executed FLOPs"].outcome == "holds"

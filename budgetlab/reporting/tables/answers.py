@@ -37,6 +37,7 @@ def verdict_sheet(verdicts: Sequence[Verdict]) -> Sheet:
             "n/a" if verdict.difference is None else f"{verdict.difference:+.{decimals}f}",
             _interval(verdict.interval, decimals), fixed(verdict.minimum_detectable_difference, decimals),
             str(verdict.num_pairs), "n/a" if p_value is None else f"{p_value:.2g}",
+            _interval(verdict.adjusted_interval, decimals),
             words.get(verdict.verdict, f"{a if verdict.verdict == 'a_better' else b} is better"),
         ))  # fmt: skip
     return Sheet(
@@ -44,7 +45,8 @@ def verdict_sheet(verdicts: Sequence[Verdict]) -> Sheet:
         columns=(
             Column("contrast", left=True), Column("budget", left=True), Column("of", left=True),
             Column("difference", _ANSWER), Column("interval", _ANSWER), Column("MDD", _ANSWER),
-            Column("pairs", _ANSWER), Column("p", _ANSWER), Column("verdict", _ANSWER, left=True),
+            Column("pairs", _ANSWER), Column("p", _ANSWER), Column("adjusted", _ANSWER),
+            Column("verdict", _ANSWER, left=True),
         ),
         rows=tuple(rows),
         notes=(
@@ -59,9 +61,10 @@ def _conventions(verdicts: Sequence[Verdict]) -> tuple[str, ...]:
     levels = " and ".join(f"{100 * level:g} %" for level in sorted({verdict.interval_level for verdict in verdicts}))
     primary = "* primary, stated beforehand; " if any(verdict.primary for verdict in verdicts) else ""
     return (
-        f"{primary}first minus second arm, positive when the first is better; interval at {levels}; "
+        f"{primary}first minus second arm, positive when the first is better; interval of each by itself at {levels}; "
         f"MDD: minimum detectable difference; equivalence margin {margins}; a pair is two runs of one run seed; "
-        "p by Holm's procedure over the contrasts that are not primary",
+        "p and adjusted: by Holm's procedure over the primary contrasts, and over all others; the verdict is read off "
+        "the adjusted interval",
     )
 
 
