@@ -206,7 +206,7 @@ def test_verdicts_show_interval_and_detectable_difference():
     sheet = verdict_sheet(values.verdicts())
     assert sheet.rows[2] == (
         "tinybert - no_kd *", "4.00 TFLOP", "read-out loss (nats)", "-0.203", "[-0.265, -0.141]", "0.087", "2", "0.01",
-        "no_kd is better",
+        "n/a", "no_kd is better",
     )  # fmt: skip
     assert sheet.rows[3][2:5] == ("mean score (points)", "-2.3", "[-5.4, +0.8]")
     assert sheet.rows[3][7] == "0.03"
