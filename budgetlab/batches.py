@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 from budgetlab.errors import CallerError
 from budgetlab.values import SpecialIds
 
-__all__ = ["Batches", "MaskedBatch", "keyed_uniform"]
-
 _ORDER, _PRIORITY, _KIND, _RANDOM_WORD, _SUBSET = range(5)
 _TARGET = 0x7461726765747321  # tells a target from a word that is read
 
@@ -96,26 +94,6 @@ class Batches:
 
     A sample is [CLS] + (seq_len - 2) tokens of the stream + [SEP]. Exactly `masked_per_sequence` of its positions,
     never special ones while others remain, carry loss: 80 % become [MASK], 10 % a random word, 10 % stay.
-
-    Parameters
-    ----------
-    stream
-        1-D array of token ids, documents joined by [SEP].
-    special, vocab_size
-        Of the tokenizer.
-    seq_len, masked_per_sequence
-        In positions.
-    run_seed
-        Of order and masks.
-    static_masks
-        Whether a sample has the same mask in every pass.
-    unique_tokens
-        Read only so many tokens' worth of samples, the same ones for every seed; None for all.
-
-    Raises
-    ------
-    CallerError
-        When the stream does not hold one sample, or less than `unique_tokens`.
     """
 
     def __init__(

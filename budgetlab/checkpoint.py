@@ -20,36 +20,11 @@ from torch import Tensor, uint8
 
 from budgetlab.errors import BudgetlabError
 
-__all__ = [
-    "is_whole",
-    "latest_checkpoint",
-    "load_checkpoint",
-    "read_state",
-    "remove_checkpoints",
-    "save_checkpoint",
-    "tensors_hash",
-]
-
 _TENSORS, _STATE, _MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 
 
 def save_checkpoint(folder: Path, name: str, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
-    """Write `folder/name` so that a crash at any moment leaves the old folders whole and no torn new one.
-
-    Parameters
-    ----------
-    folder, name
-        Where; `name` sorts by age ("step_00000120").
-    tensors
-        By name, on any device.
-    state
-        Plain JSON.
-
-    Raises
-    ------
-    OSError
-        When the disk is full or read-only; nothing is left behind then.
-    """
+    """Write `folder/name` so that a crash at any moment leaves the old folders whole and no torn new one."""
     final, partial = folder / name, folder / f".{name}.{os.getpid()}.partial"
     folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(partial, ignore_errors=True)
@@ -73,13 +48,7 @@ def save_checkpoint(folder: Path, name: str, tensors: Mapping[str, Tensor], stat
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a checkpoint after verifying it.
-
-    Raises
-    ------
-    BudgetlabError
-        When a file is missing, torn or altered.
-    """
+    """Read a checkpoint after verifying it."""
     tensors, state = {}, None
     try:
         manifest = json.loads((path / _MANIFEST).read_text())

@@ -11,12 +11,10 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from contextlib import contextmanager
 from typing import Any
 
-from loky import ProcessPoolExecutor, cpu_count
+from loky import ProcessPoolExecutor
 from loky.backend import get_context
 
 from budgetlab.errors import BudgetlabError
-
-__all__ = ["cpu_count", "work"]
 
 POLL_SECONDS = 0.2
 
@@ -35,32 +33,7 @@ def work(
     tell: Tell = lambda event: None,
     stop_asked: StopAsked = lambda: False,
 ) -> Iterator[tuple[int, Any]]:
-    """Do every job once and yield (its number, its result) as each ends.
-
-    Parameters
-    ----------
-    build, arguments
-        `build(*arguments)` makes what does the jobs, `worker(job, tell, stop_asked)`, once in each process.
-    jobs
-        In an order in which they can be done.
-    needs
-        For each job, the numbers of the jobs that must have ended before it begins.
-    workers
-        Processes at a time; one means this process.
-    tell
-        Called here with whatever a worker tells.
-    stop_asked
-        Once it is true no job begins, and the workers are asked to stop.
-
-    Raises
-    ------
-    KeyboardInterrupt
-        When it was asked to stop and every running job has stopped.
-    BudgetlabError
-        When a worker was killed.
-    Exception
-        What a job raised, once the other running jobs have stopped.
-    """
+    """Do every job once and yield (its number, its result) as each ends."""
     if workers == 1 or len(jobs) < 2:
         worker = build(*arguments)
         for number, job in enumerate(jobs):

@@ -6,9 +6,6 @@ import difflib
 import traceback
 from collections.abc import Iterable
 
-__all__ = ["BudgetlabError", "CallerError", "Terminated", "place_in_own_code", "unknown_name"]
-
-
 _LONGEST = 600
 """Characters of each part of a message."""
 

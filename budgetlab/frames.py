@@ -14,18 +14,6 @@ import pandas as pd
 from budgetlab.values import CostProfile, CurveFit, Plan, RunRecord, Score, Verdict
 from budgetlab.values.scoring import INFORMATIVE_POINTS, LOSSES
 
-__all__ = [
-    "costs_frame",
-    "fits_frame",
-    "phases_frame",
-    "plan_frame",
-    "points_frame",
-    "records_frame",
-    "scores_frame",
-    "verdicts_frame",
-    "yardstick_levels",
-]
-
 
 def costs_frame(profile: CostProfile) -> pd.DataFrame:
     """Tidy table, a row an arm, then a row a teacher to pretrain: the price of a token and its ratios to the first arm.

@@ -14,8 +14,6 @@ try:
 except ImportError:
     fcntl = None
 
-__all__ = ["has_nvidia_driver", "held", "memory_bytes", "processor_name"]
-
 
 def processor_name() -> str:
     """Name the processor as the system does."""
@@ -47,18 +45,6 @@ def held(path: Path, wait: Callable[[], None] | None = None) -> Iterator[bool]:
     """Hold a file against other processes; the system lets go of it when this one ends, however it ends.
 
     Yields whether it is held: neither every system nor every file system has locks.
-
-    Parameters
-    ----------
-    path
-        Made where it is missing; says who holds it. In a folder that exists.
-    wait
-        Called once where another process holds it, which is then waited for; without it that is an error.
-
-    Raises
-    ------
-    BlockingIOError
-        When another process holds it; the message says which.
     """
     if fcntl is None:  # a system without such locks
         yield False

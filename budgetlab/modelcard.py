@@ -7,21 +7,9 @@ from collections.abc import Iterable
 from budgetlab.units import format_amount, format_quantity, format_seconds
 from budgetlab.values import Plan, RunRecord, Score
 
-__all__ = ["model_card"]
-
 
 def model_card(plan: Plan, record: RunRecord, scores: Iterable[Score] = ()) -> str:
-    """Describe one checkpoint in Markdown, with the front matter that the hub reads.
-
-    Parameters
-    ----------
-    plan
-        Which the run belongs to.
-    record
-        Of a rung, or of a teacher.
-    scores
-        Of this run, as far as there are any.
-    """
+    """Describe one checkpoint in Markdown, with the front matter that the hub reads."""
     arm = None if record.kind == "teacher" else plan.arms[record.arm]
     recipe, cost = (plan.recipe, plan.teacher_costs[record.arm]) if arm is None else (arm.recipe, plan.costs[arm.name])
     strategy = "masked language modelling (no_kd)" if arm is None else arm.strategy.name

@@ -15,8 +15,6 @@ from torch import distributed as dist
 
 from budgetlab.errors import LostRank
 
-__all__ = ["Ranks", "joined"]
-
 _PATIENCE, _FIRST_PATIENCE = timedelta(minutes=20), timedelta(hours=12)
 """One that dies is noticed at once, by its closed connection, one whose machine is gone after this; the others wait
 longer at first, while the first builds the corpus and measures."""
@@ -88,13 +86,7 @@ class Ranks:
 
 @contextmanager
 def joined() -> Iterator[Ranks]:
-    """Join the processes that torchrun started; without torchrun, this one alone.
-
-    Raises
-    ------
-    LostRank
-        When another of them is lost.
-    """
+    """Join the processes that torchrun started; without torchrun, this one alone."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1 or "RANK" not in os.environ:
         yield Ranks()

@@ -15,22 +15,6 @@ from scipy.special import stdtrit
 
 from budgetlab.errors import CallerError
 
-__all__ = [
-    "POWER",
-    "PooledVariance",
-    "bootstrap_weights",
-    "detectable_difference",
-    "holm",
-    "holm_levels",
-    "mean_interval",
-    "median_interval",
-    "percentile_interval",
-    "pool_variance",
-    "seeds_to_resolve",
-    "t_quantile",
-    "wild_multipliers",
-]
-
 Array = NDArray[np.float64]
 
 _CHUNK_CELLS = 15_000
@@ -51,34 +35,13 @@ def t_quantile(probability: float, degrees_of_freedom: float) -> float:
 
 
 def detectable_difference(standard_error: float, degrees_of_freedom: float, level: float = 0.95) -> float:
-    """Smallest true difference that a t interval at this level excludes zero for with probability `POWER`.
-
-    Examples
-    --------
-    >>> round(detectable_difference(1.0, 1e9), 3)
-    2.802
-    """
+    """Smallest true difference that a t interval at this level excludes zero for with probability `POWER`."""
     both = t_quantile((1 + level) / 2, degrees_of_freedom) + t_quantile(POWER, degrees_of_freedom)
     return both * standard_error
 
 
 def seeds_to_resolve(difference: float, sd: float, level: float = 0.95) -> int | None:
-    """Fewest runs per arm, at least 2, with which the paired t of two arms detects a difference of this size.
-
-    Parameters
-    ----------
-    difference
-        A true difference of two arms.
-    sd
-        Standard deviation of one run, pairing removed; n runs leave n - 1 degrees of freedom.
-    level
-        Of the interval.
-
-    Returns
-    -------
-    int or None
-        None above 100,000.
-    """
+    """Fewest runs per arm, at least 2, with which the paired t of two arms detects a difference of this size."""
 
     def enough(seeds: int) -> bool:
         error = sd * float(np.sqrt(2.0 / seeds))
@@ -105,19 +68,7 @@ def chunk_sizes(resamples: int, points: int) -> Iterator[int]:
 def bootstrap_weights(
     points: int, resamples: int, rng: np.random.Generator, clusters: Sequence[object] | None = None
 ) -> Iterator[Array]:
-    """Yield how often each point occurs in each resample, in chunks of shape (resamples, points).
-
-    Parameters
-    ----------
-    points
-        Number of points.
-    resamples
-        Number of resamples in all.
-    rng
-        Source of randomness; the draws do not depend on the size of the chunks.
-    clusters
-        A label for each point, to draw whole clusters (runs) with replacement; None draws points.
-    """
+    """Yield how often each point occurs in each resample, in chunks of shape (resamples, points)."""
     codes = None if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
     units = points if codes is None else int(codes.max()) + 1
     for size in chunk_sizes(resamples, points):
@@ -152,14 +103,7 @@ def percentile_interval(draws: Array, level: float = 0.95) -> tuple[float, float
 
 
 def mean_interval(values: Sequence[float] | Array, level: float = 0.95) -> tuple[float, float] | None:
-    """Interval of a mean by Student's t; None with fewer than two values.
-
-    Examples
-    --------
-    >>> low, high = mean_interval([1.0, 2.0, 3.0])
-    >>> round(low, 3), round(high, 3)
-    (-0.484, 4.484)
-    """
+    """Interval of a mean by Student's t; None with fewer than two values."""
     sample = np.asarray(values, dtype=float)
     if len(sample) < 2:
         return None
@@ -244,23 +188,6 @@ def pool_variance(
 ) -> PooledVariance | None:
     """Pool residuals over cells.
 
-    Parameters
-    ----------
-    residuals
-        One per row, about the mean (or the model) of its cell.
-    cells
-        The cell of each row, counted from 0.
-    degrees_of_freedom
-        Of each cell's residuals.
-    replicates
-        Which replicate each row is, counted from 0: the same number in two cells is the same run, which is how their
-        correlation is seen. None where no two rows are one run.
-
-    Returns
-    -------
-    PooledVariance or None
-        None when no cell leaves a degree of freedom.
-
     Notes
     -----
     Runs that share a trunk have correlated residuals at all their budgets: then B cells tell less than B times as
@@ -298,13 +225,7 @@ def pool_variance(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p-values, in the order given.
-
-    Examples
-    --------
-    >>> holm([0.01, 0.04, 0.03])
-    [0.03, 0.06, 0.06]
-    """
+    """Holm's step-down adjusted p-values, in the order given."""
     if any(not 0.0 <= p <= 1.0 for p in p_values):
         raise CallerError(f"p-values {list(p_values)}", "outside 0..1", "give probabilities")
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
@@ -321,11 +242,6 @@ def holm_levels(p_values: Sequence[float], alpha: float) -> list[float]:
     The contrast with the r-th smallest of m p-values (r from 0) is tested at alpha / (m - r); from the first one that
     is not rejected on, all are at that one's level. So an interval at one's own level excludes zero exactly where
     Holm's procedure rejects; the intervals do not hold simultaneously.
-
-    Examples
-    --------
-    >>> [round(level, 4) for level in holm_levels([0.01, 0.04, 0.03], 0.05)]
-    [0.9833, 0.975, 0.975]
     """
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
     levels, step = [0.0] * len(p_values), 0.0

@@ -24,8 +24,6 @@ from budgetlab.strategies import Strategy
 from budgetlab.strategies.losses import largest
 from budgetlab.values import Batch, ModelSpec, Needs, Recipe, Signals
 
-__all__ = ["PHASES", "TrainingStep", "build_step", "to_device"]
-
 PHASES: tuple[str, ...] = ("teacher_forward", "student_forward", "loss", "backward", "update")
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -46,25 +44,6 @@ def to_device(batch: MaskedBatch, device: torch.device) -> Batch:
 
 class TrainingStep:
     """One arm's step: networks, learned projections, optimizer.
-
-    Parameters
-    ----------
-    arm
-        Its name, for errors.
-    strategy
-        What the loss is.
-    student, teacher
-        On one device; the teacher is put in eval mode and frozen.
-    recipe
-        With `dtype` resolved to float32 or bfloat16.
-    projection_seed
-        Of the learned projections' initialisation.
-    trained
-        Names of the tensors that the loss sends a gradient to, where they are known; else one sequence finds out.
-    ranks
-        The processes that take each step together, a share of the batch each; gradients are averaged over them.
-    compiled
-        Whether the networks go through `torch.compile`.
 
     Attributes
     ----------
@@ -129,13 +108,7 @@ class TrainingStep:
         return self._tried(Batch(input_ids=ids, target_positions=one, target_ids=one), alone=self.replica is None)
 
     def warm_up(self, batch: MaskedBatch, micro_batch_sequences: int | None) -> None:
-        """Run forward and backward once on the first micro-batch, which compiles networks; nothing is changed.
-
-        Raises
-        ------
-        CallerError
-            When torch cannot compile them here.
-        """
+        """Run forward and backward once on the first micro-batch, which compiles networks; nothing is changed."""
         try:
             self._tried(to_device(batch.split(micro_batch_sequences)[0][0], self.device))
         except RuntimeError as error:  # what dynamo and inductor raise
@@ -241,26 +214,7 @@ class TrainingStep:
         dropout_seed: int | None = None,
         on_phase: OnPhase | None = None,
     ) -> dict[str, Tensor]:
-        """Take one step.
-
-        Parameters
-        ----------
-        batch
-            The whole batch.
-        learning_rate
-            Of this step.
-        micro_batch_sequences
-            Sequences at a time; gradients add up to those of the whole batch. None for all at once.
-        dropout_seed
-            Makes dropout a function of the step; needed only where the recipe has dropout.
-        on_phase
-            Called with a phase's name as it ends.
-
-        Returns
-        -------
-        terms
-            Detached means over the batch, on the device, and "gradient_norm".
-        """
+        """Take one step."""
         if dropout_seed is not None and self.recipe.dropout > 0:
             torch.manual_seed(dropout_seed)
         sums: dict[str, Tensor] = {}
@@ -280,15 +234,7 @@ class TrainingStep:
         return nullcontext() if last or self.replica is None else self.replica.no_sync()
 
     def signs(self, batch: MaskedBatch, sequences: int = 4) -> dict[str, float]:
-        """Look how the terms and the optimiser fare, on a few sequences; nothing is changed.
-
-        Returns
-        -------
-        signs
-            "gradient_share.TERM": the norm of a term's gradient, over the sum of these norms. "below_eps_fraction": the
-            share of trained numbers whose root mean squared gradient is below AdamW's eps, so that eps, not the
-            gradient, decides their step. Feature losses have small gradients.
-        """
+        """Look how the terms and the optimiser fare, on a few sequences; nothing is changed."""
         few = batch.split(sequences)[0][0]
         terms = self._terms(to_device(few, self.device), lambda phase: None, alone=True)
         parameters = list(self.trained.values())
@@ -364,11 +310,6 @@ def build_step(
     """Build an arm's networks and its step.
 
     `seed` decides the student and the projections; `trained`, `ranks` and `compiled` are as in `TrainingStep`.
-
-    Raises
-    ------
-    CallerError
-        When the strategy needs a teacher that is not there, or the vocabularies differ.
     """
     if strategy.uses_teacher and teacher is None:
         raise CallerError(f"arm {arm}", "its strategy needs a teacher", "name one")

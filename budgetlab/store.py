@@ -20,20 +20,9 @@ import pandas as pd
 from pydantic import ValidationError
 
 from budgetlab.errors import BudgetlabError, CallerError
-from budgetlab.frames import fits_frame, phases_frame, plan_frame, scores_frame
+from budgetlab.frames import fits_frame, phases_frame, plan_frame
 from budgetlab.machine import held
 from budgetlab.values import CostProfile, CurveFit, Plan, Point, RunRecord, Score, Value, Verdict
-
-__all__ = [
-    "Store",
-    "fits_frame",
-    "read_profile",
-    "read_value",
-    "scores_frame",
-    "write_csv",
-    "write_fits",
-    "write_whole",
-]
 
 V = TypeVar("V", bound=Value)
 T = TypeVar("T")
@@ -42,13 +31,7 @@ _LEFT_SECONDS = 3600.0
 
 
 def write_whole(path: Path, content: str | bytes) -> Path:
-    """Write a file so that no reader and no crash ever sees half of it.
-
-    Raises
-    ------
-    BudgetlabError
-        When the disk is full or the folder cannot be written; nothing is left behind then.
-    """
+    """Write a file so that no reader and no crash ever sees half of it."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,13 +75,7 @@ def _no_formula(cell: object) -> object:
 
 
 def read_value(kind: type[V], path: Path) -> V:
-    """Read one value from a JSON file.
-
-    Raises
-    ------
-    CallerError
-        When the file is missing, or holds something else.
-    """
+    """Read one value from a JSON file."""
     try:
         return kind.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

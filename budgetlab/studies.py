@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 from budgetlab.errors import CallerError, unknown_name
 from budgetlab.laws import get_law
 from budgetlab.strategies import Strategy, build_strategy
-from budgetlab.study_tables import PRESETS, find_study, given_config, read_tables, vocabulary_size
+from budgetlab.study_tables import find_study, given_config, read_tables, vocabulary_size
 from budgetlab.units import parse_budget, parse_charge
 from budgetlab.values import (
     Arm,
@@ -30,8 +30,6 @@ from budgetlab.values import (
 )
 from budgetlab.values.base import Name, Seed
 from budgetlab.values.specs import TAPPED_FAMILIES
-
-__all__ = ["PRESETS", "Study", "audit", "compare_recipes", "dump_study", "find_data", "load_study", "profile_key"]
 
 _MOST_RUNS = 100_000
 
@@ -129,13 +127,7 @@ def dump_study(study: Study) -> str:
 
 
 def find_data(study: Study, path: str) -> Path:
-    """Find a file or folder under the study's data roots.
-
-    Raises
-    ------
-    CallerError
-        When none of the roots has it.
-    """
+    """Find a file or folder under the study's data roots."""
     for root in study.data_roots:
         if (root / path).exists():
             return root / path
@@ -175,15 +167,7 @@ def _priced(recipe: Recipe) -> dict[str, Any]:
 def compare_recipes(
     arms: Mapping[str, Arm], models: Mapping[str, ModelSpec], warmups: Mapping[str, int] | None = None
 ) -> tuple[str, ...]:
-    """Say what differs between the arms, one line each, the strategy first; then what holds for all of them.
-
-    Parameters
-    ----------
-    arms, models
-        As in the study, or as they are planned.
-    warmups
-        Tokens of the warm-up by arm, where they are planned.
-    """
+    """Say what differs between the arms, one line each, the strategy first; then what holds for all of them."""
     lines = [f"{arm.name}: strategy {arm.strategy.name} {_settings(arm)}".rstrip() for arm in arms.values()]
     first = next(iter(arms.values()))
     taught = next((arm for arm in arms.values() if arm.teacher is not None), first)

@@ -14,8 +14,6 @@ from budgetlab.errors import CallerError
 from budgetlab.values.scoring import PROTOCOLS
 from budgetlab.values.specs import CONFIG_FIELDS
 
-__all__ = ["PRESETS", "find_study", "given_config", "is_file", "read_tables", "vocabulary_size"]
-
 PRESETS = Path(__file__).parent / "presets"
 
 _MOST_BYTES, _DEEPEST, _LONGEST_CHAIN, _MOST_ARMS = 1 << 20, 20, 20, 500
@@ -23,13 +21,7 @@ _DEEP_KEY = re.compile(rf"""(?:^|[\[{{,])[ \t]*(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')
 
 
 def read_tables(path: Path) -> dict[str, Any]:
-    """Read a study file: its tables on those that it extends, with every list of students and teachers expanded.
-
-    Raises
-    ------
-    CallerError
-        For a missing or broken file, a circle of extends, or arms and models that would have one name.
-    """
+    """Read a study file: its tables on those that it extends, with every list of students and teachers expanded."""
     tables = _read(path, seen=())
     models, grids = _expand_models(tables.get("models"))
     if isinstance(models, dict):
@@ -47,13 +39,7 @@ def is_file(path: Path) -> bool:
 
 
 def find_study(path: Path, beside: Path) -> Path:
-    """Find a study file or a preset.
-
-    Raises
-    ------
-    CallerError
-        When there is none.
-    """
+    """Find a study file or a preset."""
     candidates = [beside / path, path]
     if path.parts[:1] == ("presets",):
         candidates.append(PRESETS / Path(*path.parts[1:]))
@@ -140,13 +126,7 @@ def _from_here(name: str, folder: Path) -> str:
 
 
 def given_config(weights: str) -> dict[str, Any] | None:
-    """Return the config.json of a folder of weights; None of an id on the hub.
-
-    Raises
-    ------
-    CallerError
-        When the folder has none that can be read.
-    """
+    """Return the config.json of a folder of weights; None of an id on the hub."""
     folder = Path(weights)
     try:
         if not folder.is_dir():

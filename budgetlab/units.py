@@ -11,18 +11,6 @@ import re
 
 from budgetlab.errors import CallerError, unknown_name
 
-__all__ = [
-    "BUDGET_UNITS",
-    "MATCHES",
-    "format_amount",
-    "format_quantity",
-    "format_seconds",
-    "parse_amount",
-    "parse_budget",
-    "parse_charge",
-    "parse_count",
-]
-
 _PREFIX = {
     "": 1.0,
     "k": 1e3,
@@ -79,13 +67,7 @@ def _split(text: str | int | float, asked: str) -> tuple[float, str]:
 
 
 def parse_count(text: str | int | float, asked: str = "count") -> int:
-    """Read a whole number of things: 8192, "0.3M", "2.6B", "8_000_000 tokens".
-
-    Raises
-    ------
-    CallerError
-        When the text is no number, not above zero, not whole, or has an unknown prefix.
-    """
+    """Read a whole number of things: 8192, "0.3M", "2.6B", "8_000_000 tokens"."""
     value, suffix = _split(text, asked)
     suffix = suffix.removesuffix("tokens").removesuffix("token").strip()
     if suffix not in _PREFIX:
@@ -101,28 +83,7 @@ def parse_count(text: str | int | float, asked: str = "count") -> int:
 def parse_amount(
     text: str | int | float, default_unit: str = "required_flops", asked: str = "budget"
 ) -> tuple[float, str]:
-    """Read an amount of one thing.
-
-    Parameters
-    ----------
-    text
-        "4 h" (wall time), "8 gpu-hours" (device time), "1e18 flops" (required), "2 kWh", "10 usd", "4.6B tokens",
-        or a bare number, which takes `default_unit`.
-    default_unit
-        One of `BUDGET_UNITS`.
-    asked
-        How the error names the request.
-
-    Returns
-    -------
-    amount, unit
-        In canonical units; `unit` is one of `BUDGET_UNITS`.
-
-    Raises
-    ------
-    CallerError
-        When the number or the unit cannot be read.
-    """
+    """Read an amount of one thing."""
     value, unit = _amount(text, default_unit, asked)
     if value > _LARGEST:
         raise CallerError(f"{asked} = {text!r}", f"more than {_LARGEST:.0e} {unit}".rstrip(), "give a smaller amount")
@@ -130,29 +91,7 @@ def parse_amount(
 
 
 def parse_budget(text: str | int | float, match: str, *, devices: int = 1, asked: str = "plan.budgets") -> float:
-    """Read a budget in the unit of what is matched.
-
-    Parameters
-    ----------
-    text
-        As `parse_amount` reads it. A bare number is FLOPs where FLOPs are matched; elsewhere it wants its unit.
-    match
-        Of `MATCHES`, or ``tokens:ARM``.
-    devices
-        On which wall time is spent.
-    asked
-        How the error names the request.
-
-    Returns
-    -------
-    float
-        In the unit of the match; of ``tokens:ARM``, tokens.
-
-    Raises
-    ------
-    CallerError
-        When the match is unknown, or the amount cannot be read, lacks its unit, or is of another one.
-    """
+    """Read a budget in the unit of what is matched."""
     if match not in MATCHES and not match.startswith("tokens:"):
         raise unknown_name("match", match, [*MATCHES, "tokens:ARM"], "plan.match")
     wanted = MATCHES.get(match, "tokens")
@@ -170,13 +109,7 @@ def parse_budget(text: str | int | float, match: str, *, devices: int = 1, asked
 
 
 def parse_charge(charge: str) -> int:
-    """Read what of a teacher is charged: the number of students that share its pretraining, 1 unless "amortised:K".
-
-    Raises
-    ------
-    CallerError
-        For anything but none, inference, pretraining and amortised:K.
-    """
+    """Read what of a teacher is charged: the number of students that share its pretraining, 1 unless "amortised:K"."""
     if charge in ("none", "inference", "pretraining"):
         return 1
     found = re.fullmatch(r"amortised:([1-9][0-9]{0,8})", charge)

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from budgetlab.cli.workbench import Workbench
     from budgetlab.ranks import Ranks
 
-__all__ = ["RESULTS", "DataRoot", "Debug", "Json", "Results", "StudyArg", "app", "bench_of", "print_json", "show"]
 
 app = typer.Typer(
     add_completion=False,

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from budgetlab.cli.workbench import Workbench
     from budgetlab.decisions import Decisions, Evidence
 
-__all__ = ["decided"]
-
 
 def decided(
     bench: Workbench, plan: Plan, scores: pd.DataFrame, fits: Sequence[CurveFit], verdicts: Sequence[Verdict]

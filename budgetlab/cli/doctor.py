@@ -8,8 +8,6 @@ import shutil
 from importlib.metadata import version
 from typing import Any
 
-__all__ = ["examine"]
-
 
 def examine() -> dict[str, Any]:
     """Return a flat description of the machine; unknown is None."""

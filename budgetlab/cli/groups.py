@@ -12,8 +12,6 @@ from budgetlab.fitting import predict
 from budgetlab.fitting.use import interval_ends, law_of
 from budgetlab.values import CurveFit
 
-__all__ = ["compare_groups"]
-
 
 def compare_groups(fits: Mapping[str, CurveFit], higher_is_better: bool) -> list[dict[str, Any]]:
     """Compare each pair of curves of one input at the largest input that both were fitted to.

@@ -24,8 +24,6 @@ from budgetlab.studies import Study
 from budgetlab.units import format_amount, format_quantity, format_seconds
 from budgetlab.values import CostProfile, EvaluateSpec, Plan
 
-__all__ = ["Extras", "scored_with"]
-
 
 @dataclass(frozen=True)
 class Extras:

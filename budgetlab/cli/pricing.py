@@ -21,8 +21,6 @@ from budgetlab.cli.app import (
 )
 from budgetlab.cli.tables import timed_elsewhere
 
-__all__ = ["plan", "profile"]
-
 
 @app.command()
 def profile(

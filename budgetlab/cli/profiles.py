@@ -12,27 +12,13 @@ from budgetlab.values import CostProfile, ModelCost
 if TYPE_CHECKING:
     from budgetlab.cli.workbench import Workbench
 
-__all__ = [
-    "compare_profiles",
-    "count_one_model",
-    "predict_elsewhere",
-    "predict_shape",
-    "refuse_two_ways",
-    "show_profile",
-]
 
 _LEAST = {"batch": 1, "seq": 8}
 _MOST = {"batch": 2**20, "seq": 8192}
 
 
 def refuse_two_ways(others: Mapping[str, object], measuring: Mapping[str, object]) -> None:
-    """Refuse options that price in different ways: each of `others` stands alone, without those of a measurement.
-
-    Raises
-    ------
-    CallerError
-        When two were given; --throughput only counts, so that --count-only beside it says the same.
-    """
+    """Refuse options that price in different ways: each of `others` stands alone, without those of a measurement."""
     alone = [name for name, value in others.items() if value is not None]
     too = alone[1:] + [name for name, value in measuring.items() if value] if alone else []
     if too and (alone, too) != (["--throughput"], ["--count-only"]):

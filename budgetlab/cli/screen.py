@@ -12,8 +12,6 @@ from rich.table import Column
 
 from budgetlab.units import format_seconds
 
-__all__ = ["Screen"]
-
 PLAIN_LINE_EVERY_SECONDS = 15.0
 
 

@@ -11,9 +11,6 @@ from typing import Any
 
 from budgetlab.errors import CallerError, unknown_name
 
-__all__ = ["TableQuestion", "fit_table", "numbers", "pairs", "timed_elsewhere"]
-
-
 _RUN = ("run", "run_id", "run_name", "name", "Name")
 _ARM = "arm"
 

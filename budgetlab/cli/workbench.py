@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from budgetlab.reporting import Report
     from budgetlab.runner import Progress
 
-__all__ = ["Workbench", "open_workbench"]
-
 
 def open_workbench(
     study: str, results: Path, data_root: Path | None, screen: Screen, *, seeds: tuple[int, ...] | None = None
@@ -46,15 +44,7 @@ def _says_more(kept: CostProfile, found: CostProfile) -> bool:
 
 
 class Workbench:
-    """One study in one results folder.
-
-    Parameters
-    ----------
-    study, store, screen
-        What is asked, where results go, what a person sees.
-    recorded_profile
-        A profile that lies beside the study file, used where nothing was measured here.
-    """
+    """One study in one results folder."""
 
     def __init__(self, study: Study, store: Store, screen: Screen, recorded_profile: Path | None = None) -> None:
         self.study, self.store, self.screen = study, store, screen

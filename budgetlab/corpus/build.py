@@ -23,7 +23,6 @@ from budgetlab.values import CorpusSpec, SpecialIds, content_hash
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["build_corpus"]
 
 _REVISION = 3  # raise it when the same input becomes other tokens
 _BUCKETS = 64  # files on disk while shuffling, twice

@@ -23,8 +23,6 @@ from typing import Any
 
 from budgetlab.errors import CallerError
 
-__all__ = ["HELDOUT", "PACKAGES", "DocsSource", "docstrings", "drop_repeated_lines"]
-
 STDLIB = "stdlib"
 
 PACKAGES = {
@@ -53,15 +51,7 @@ _MIN_LINE = 24  # shorter lines ("Parameters", "axis : int") are the skeleton of
 
 @dataclass
 class DocsSource:
-    """The built-in corpus as a source of documents, one for each docstring or topic.
-
-    Parameters
-    ----------
-    packages
-        Top-level packages to read, in order; keys of `PACKAGES`. Those not installed are skipped and recorded.
-    heldout
-        The packages among them that are held out.
-    """
+    """The built-in corpus as a source of documents, one for each docstring or topic."""
 
     packages: Sequence[str] = tuple(PACKAGES)
     heldout: Sequence[str] = HELDOUT
@@ -125,13 +115,7 @@ class DocsSource:
 
 
 def docstrings(source: bytes) -> list[str]:
-    """Return the docstrings of a Python source file, in the order of the text.
-
-    Raises
-    ------
-    SyntaxError, ValueError
-        When the source is not Python of this version.
-    """
+    """Return the docstrings of a Python source file, in the order of the text."""
     # Millions of live nodes make the cyclic collector scan for nothing; it is a quarter of the time.
     collecting = gc.isenabled()
     gc.disable()

@@ -13,8 +13,6 @@ from typing import Any
 
 from budgetlab.errors import CallerError
 
-__all__ = ["has_columns", "read_documents"]
-
 _LINE_LIMIT = 1 << 20  # a file without line breaks must not be read into memory whole
 _RECORD_LIMIT = 64 << 20
 _PACKED = (".gz", ".xz", ".zst")
@@ -26,23 +24,7 @@ def has_columns(path: Path) -> bool:
 
 
 def read_documents(path: Path, column: str, asked: str) -> Iterator[str]:
-    """Yield the documents of a file, in bounded memory.
-
-    Parameters
-    ----------
-    path
-        Its ending says what it is: ``.jsonl`` or ``.json`` (an object in each line), ``.parquet``, else UTF-8 text with
-        a document in each line that is not blank; each but parquet may be packed.
-    column
-        Where JSON lines and parquet have the text.
-    asked
-        For the error's line.
-
-    Raises
-    ------
-    CallerError
-        When the file is cut, binary, in another encoding, or lacks the column.
-    """
+    """Yield the documents of a file, in bounded memory."""
     asked = f"{asked} = {str(path)!r}"
     found = {".parquet": _parquet, ".jsonl": _json_lines, ".json": _json_lines}.get(_format(path), _lines)
     with _readable(asked):

@@ -15,8 +15,6 @@ from budgetlab.corpus.tokenizing import SPECIAL_ROLES, load_fast_tokenizer
 from budgetlab.errors import BudgetlabError
 from budgetlab.values import SpecialIds
 
-__all__ = ["Corpus", "DamagedCorpus", "open_corpus", "seal", "token_counts", "unigram_entropy_nats"]
-
 FORMAT = "budgetlab corpus 1"
 _MUCH_UNKNOWN = 0.01
 _MANIFEST, _TOKENIZER = "manifest.json", "tokenizer.json"
@@ -84,13 +82,6 @@ def unigram_entropy_nats(train: np.ndarray, heldout: np.ndarray, special: Specia
     With :math:`c_t` the count of word piece *t* in `train`, *N* the sum of these counts and *V* the number of
     word pieces, all without the special tokens ([UNK] is one), it is the mean of
     :math:`-\log\frac{c_t + 1}{N + V}` over the tokens of `heldout` that are not special; nan without any.
-
-    Parameters
-    ----------
-    train, heldout
-        How often each word piece occurs, of shape (vocab_size,).
-    special
-        Ids left out of both sides.
     """
     ordinary = np.ones(len(train), dtype=bool)
     ordinary[list(special.all())] = False

@@ -13,8 +13,6 @@ from budgetlab.corpus.files import has_columns, read_documents
 from budgetlab.errors import CallerError
 from budgetlab.values import CorpusSpec
 
-__all__ = ["HubSource", "Source", "TextSource", "find_files", "make_source", "sha256"]
-
 _HELDOUT_ONE_IN = 100
 
 
@@ -45,13 +43,7 @@ def make_source(spec: CorpusSpec, roots: Sequence[Path]) -> Source:
 
 
 def find_files(patterns: Sequence[str], roots: Sequence[Path], asked: str) -> list[Path]:
-    """Expand paths and globs, each relative to the first root in which it matches a file.
-
-    Raises
-    ------
-    CallerError
-        When a path does not exist or a glob matches nothing.
-    """
+    """Expand paths and globs, each relative to the first root in which it matches a file."""
     found: list[Path] = []
     places = [Path(root) for root in roots] or [Path.cwd()]
     for pattern in patterns:
@@ -78,24 +70,7 @@ def find_files(patterns: Sequence[str], roots: Sequence[Path], asked: str) -> li
 
 @dataclass
 class TextSource:
-    """Files of text, JSON lines or parquet (`files.read_documents`).
-
-    Parameters
-    ----------
-    parts
-        Of the train text: the files of each pattern. One that several patterns match is of the first.
-    heldout
-        Files.
-    column
-        Where JSON lines and parquet have the text.
-    weights
-        Of the parts, or empty.
-
-    Raises
-    ------
-    CallerError
-        When one file is in both splits, cannot be read, is not text, or is empty.
-    """
+    """Files of text, JSON lines or parquet (`files.read_documents`)."""
 
     parts: Sequence[Sequence[Path]]
     heldout: Sequence[Path]
@@ -144,13 +119,7 @@ class TextSource:
 
 
 def sha256(path: Path) -> str:
-    """Hash a file's bytes, as they lie on disk.
-
-    Raises
-    ------
-    CallerError
-        When it cannot be read.
-    """
+    """Hash a file's bytes, as they lie on disk."""
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -164,11 +133,6 @@ class HubSource:
     """A data set that `datasets` can load, a name on the hub or a folder: streamed, never stored whole.
 
     `spec.heldout` names its held-out splits; without one, every hundredth document by content hash is held out.
-
-    Raises
-    ------
-    CallerError
-        When the data set, the split or the column cannot be loaded, or the connection ends amid the rows.
     """
 
     spec: CorpusSpec

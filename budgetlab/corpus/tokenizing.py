@@ -21,15 +21,6 @@ from budgetlab.values.specs import TokenizerSpec
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = [
-    "LONGEST_WORD",
-    "SPECIAL_ROLES",
-    "TokenizerOrigin",
-    "encode",
-    "load_fast_tokenizer",
-    "train_wordpiece",
-    "vocabulary_of",
-]
 
 SPECIAL_ROLES = ("pad", "unk", "cls", "sep", "mask")
 _BERT_NAMES = {role: f"[{role.upper()}]" for role in SPECIAL_ROLES}
@@ -88,13 +79,7 @@ class TokenizerOrigin:
         return what | {"tokenizers": importlib.metadata.version("tokenizers")}
 
     def make(self, sample: Iterable[str]) -> tuple[Tokenizer, dict[str, str]]:
-        """Return the tokenizer and the names of its special tokens by role; only training reads `sample`.
-
-        Raises
-        ------
-        CallerError
-            When the vocabulary cannot be read or lacks a special token.
-        """
+        """Return the tokenizer and the names of its special tokens by role; only training reads `sample`."""
         if isinstance(self.choice, TokenizerSpec):
             texts = list(sample)
             vocabulary, normalizer = train_wordpiece(texts, self.choice.train), _normalizer(texts)
@@ -105,20 +90,7 @@ class TokenizerOrigin:
 
 
 def train_wordpiece(texts: Sequence[str], size: int) -> list[str]:
-    """Train a lower-cased WordPiece vocabulary, the same for the same texts in every process.
-
-    Parameters
-    ----------
-    texts
-        Documents.
-    size
-        Entries of the vocabulary at most, with the five special tokens, which come first.
-
-    Returns
-    -------
-    vocabulary : list of str
-        Word pieces by id.
-    """
+    """Train a lower-cased WordPiece vocabulary, the same for the same texts in every process."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     normalizer = _normalizer(texts)
@@ -301,12 +273,7 @@ def vocabulary_of(folder: Path) -> dict[str, int] | None:
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str], separator: int, dtype: Any) -> np.ndarray:
-    """Turn documents into one run of word-piece ids, each document followed by `separator`.
-
-    Returns
-    -------
-    ids : array of `dtype`, 1-D
-    """
+    """Turn documents into one run of word-piece ids, each document followed by `separator`."""
     encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
     return np.fromiter(chain.from_iterable([*encoding.ids, separator] for encoding in encodings), dtype=dtype)
 

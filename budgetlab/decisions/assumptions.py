@@ -22,8 +22,6 @@ from budgetlab.decisions.unseen import largest_row
 from budgetlab.errors import CallerError
 from budgetlab.values import Assumption, FitSpec, Plan, Verdict
 
-__all__ = ["assumptions", "assumptions_frame"]
-
 _ROWS = (
     law_row, floor_row, exponent_row, tasks_row, outcomes_row, largest_row, learning_rate_row, schedule_row, shape_row,
     repetition_row, teacher_row, parameters_row, flops_row, seconds_row, all_in_row,

@@ -10,8 +10,6 @@ from budgetlab.fitting.crossing import Curves, make_curves
 from budgetlab.units import format_amount
 from budgetlab.values import Assumption
 
-__all__ = ["all_in_row", "curves_in", "flops_row", "seconds_row"]
-
 _SAME = "every answer stays as it is"
 _WORDS = {"required_flops": "required FLOPs", "executed_flops": "executed FLOPs", "device_seconds": "device seconds"}
 

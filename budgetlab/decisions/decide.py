@@ -16,8 +16,6 @@ from budgetlab.fitting import compare_arms
 from budgetlab.units import format_quantity
 from budgetlab.values import Assumption, CurveFit, FitSpec, Plan, Verdict
 
-__all__ = ["Decisions", "decide"]
-
 
 @dataclass(frozen=True)
 class Decisions:

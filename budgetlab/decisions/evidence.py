@@ -14,9 +14,6 @@ from budgetlab.fitting.scores import AGGREGATE, LOSSES, run_values
 from budgetlab.resampling import t_quantile
 from budgetlab.values import Plan
 
-__all__ = ["Alternative", "Evidence", "Shift", "alternatives", "evaluated_alike", "lead", "may_test",
-           "runs_by_size"]  # fmt: skip
-
 _SAME_BUDGET = 0.01
 _SAME_SIZE = 0.05
 """Students within this share of parameters are of one size."""
@@ -95,22 +92,7 @@ def lead(evidence: Evidence, a: str, b: str, y: str, budget: float) -> Contrast 
 def alternatives(
     own: Evidence, beside: Sequence[Evidence], a: str, b: str, y: str, *, differs_in: str
 ) -> Iterator[Alternative]:
-    """Find pairs of arms that are the two of a contrast but for one thing, at a budget that both pairs have.
-
-    Parameters
-    ----------
-    own
-        The study of the contrast.
-    beside
-        Other studies.
-    a, b
-        The arms.
-    y
-        The outcome, which must have been measured alike (`Score.recipe_hash`).
-    differs_in
-        "schedule", "learning_rate" (which the two arms of the contrast have in common), "student" (another shape of
-        the same size), "teacher", or "text" (the tokens that may be read).
-    """
+    """Find pairs of arms that are the two of a contrast but for one thing, at a budget that both pairs have."""
     if differs_in in ("schedule", "learning_rate"):
         settings = {getattr(own.plan.arms[arm].recipe, differs_in) for arm in (a, b) if arm in own.plan.arms}
         if len(settings) > 1:  # the contrast is of this setting itself
@@ -221,18 +203,6 @@ def runs_by_size(plan: Plan, runs: pd.DataFrame) -> pd.DataFrame:
     """Runs of the strategy with the most student sizes: both counts of parameters, and the loss; empty for scores.
 
     Of several with as many sizes, one without a teacher.
-
-    Parameters
-    ----------
-    plan
-        Of the study.
-    runs
-        From `run_values`.
-
-    Returns
-    -------
-    DataFrame
-        The rows of `runs` with `loss`, `num_params_total` and `num_params_non_embedding`.
     """
     if not bool((~runs["higher_is_better"]).all()):
         return pd.DataFrame()

@@ -19,8 +19,6 @@ from budgetlab.laws import get_law
 from budgetlab.resampling import holm
 from budgetlab.values import Assumption
 
-__all__ = ["exponent_row", "floor_row", "law_row", "parameters_row", "tasks_row"]
-
 _SQUARED = Objective("squared_log")
 
 

@@ -16,8 +16,6 @@ from budgetlab.errors import CallerError
 from budgetlab.laws import chinchilla_gamma
 from budgetlab.laws.distillation import PUBLISHED, forward_flops_per_token, student_loss
 
-__all__ = ["published_gap", "published_map"]
-
 _GRID = 96
 _LARGEST_TEACHER = 300.0
 """A teacher is looked for up to so many times the student's size, and from a third of it."""

@@ -16,8 +16,6 @@ from budgetlab.laws import get_law
 from budgetlab.values import Assumption, FitSpec, Verdict
 from budgetlab.values.base import Interval
 
-__all__ = ["Question", "amount_words", "answer_words", "outcome_words", "question_of", "tested_row", "untested_row"]
-
 
 @dataclass(frozen=True)
 class Question:

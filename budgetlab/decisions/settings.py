@@ -12,8 +12,6 @@ from budgetlab.resampling import holm
 from budgetlab.units import format_amount
 from budgetlab.values import Assumption, Plan, Trial
 
-__all__ = ["learning_rate_row", "outcomes_row", "repetition_row", "schedule_row", "shape_row", "teacher_row"]
-
 
 def learning_rate_row(question: Question) -> Assumption:
     """Test whether another learning rate gives another answer: arms that differ in it, or the trials of [tuning]."""

@@ -27,8 +27,6 @@ from budgetlab.laws.base import Array
 from budgetlab.values import CurveFit, FitSpec
 from budgetlab.values.base import Interval
 
-__all__ = ["SHARES", "all_in_frontier", "best_split", "capacity_gap", "on_frontier", "verdict_map"]
-
 SHARES = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 1000.0, math.inf)
 """Students that share a teacher; infinite where it exists anyway."""
 _AMOUNTS = 9

@@ -21,8 +21,6 @@ from budgetlab.resampling import PooledVariance, holm, percentile_interval
 from budgetlab.units import format_amount
 from budgetlab.values import Assumption
 
-__all__ = ["Prediction", "largest_row", "predict_largest"]
-
 _DRAWS = 999
 
 
@@ -50,15 +48,6 @@ def predict_largest(points: Points, noise: PooledVariance, *, draws: int = _DRAW
     """Fit all inputs but the largest, and predict that; the reason where there is no curve.
 
     Two budgets carry a power law without a floor, which then goes through both.
-
-    Parameters
-    ----------
-    points
-        Of one arm; a law of one input.
-    noise
-        Scatter of log outcomes between this arm's runs.
-    draws, seed
-        Of the prediction's interval.
     """
     x = points.inputs[points.law.inputs[0]]
     seen = x < x.max()

@@ -20,8 +20,6 @@ from budgetlab.store import Store
 from budgetlab.values import EvaluateSpec, Plan, Recipe, Score, content_hash
 from budgetlab.values.scoring import CONVERGED_NATS, recipe_hash
 
-__all__ = ["Bench"]
-
 
 class Bench:
     """Does one `Job` after the other."""

@@ -18,8 +18,6 @@ from budgetlab.evaluation.tasks import Task
 from budgetlab.models import Network, build_classifier
 from budgetlab.values import FinetuneRecipe, Needs
 
-__all__ = ["Encoded", "encode", "finetune"]
-
 WARMUP_FRACTION, WEIGHT_DECAY, CLIP_NORM = 0.1, 0.01, 1.0
 PAD_TO = 8
 BATCHES_SORTED_TOGETHER = 50
@@ -44,17 +42,7 @@ class Encoded:
 
 
 def encode(task: Task, tokenizer: Any, *, max_length: int, pooling: str) -> Encoded:
-    """Tokenise a task.
-
-    Parameters
-    ----------
-    task, tokenizer
-        What, and with what.
-    max_length
-        Longest sequence in positions; what is longer is cut.
-    pooling
-        "first" joins the texts of a pair; "mean" keeps each by itself.
-    """
+    """Tokenise a task."""
 
     def parts(texts: tuple[tuple[str, ...], ...]) -> list[Example]:
         columns = [[text[i] for text in texts] for i in range(len(texts[0]))]
@@ -75,22 +63,6 @@ def finetune(
 
     AdamW with bias correction, linear warm-up over 10 % of the steps and linear decay to zero; the last epoch counts.
     Batches are drawn at random and then made of examples of about one length, in random order.
-
-    Parameters
-    ----------
-    network
-        Its trunk is copied; it is left as it was.
-    examples, recipe
-        What to learn, and how.
-    seed
-        Of the classifier, the choice and order of examples, and dropout.
-    dtype
-        "bfloat16" trains and predicts under autocast.
-
-    Returns
-    -------
-    outputs
-        For each validation set the logits [examples, classes], or the scores [examples, 1].
     """
     task, device = examples.task, next(network.parameters()).device
     chosen = _chosen(len(examples.train), recipe.max_train_examples, seed)

@@ -16,8 +16,6 @@ from budgetlab.strategies import build_strategy
 from budgetlab.values import EvaluateSpec, FinetuneRecipe, Plan, Recipe, RunRecord, content_hash
 from budgetlab.values.scoring import recipe_hash
 
-__all__ = ["Choice", "Job", "Subject", "list_jobs", "list_subjects", "yardstick_recipe"]
-
 YARDSTICK_SEED = 20_240_430
 """Seed of the samples and masks that every network is measured with."""
 HELDOUT_SEQUENCES = 1500

@@ -13,8 +13,6 @@ from scipy import stats
 from budgetlab.errors import CallerError, unknown_name
 from budgetlab.resampling import percentile_interval
 
-__all__ = ["Paired", "mcnemar", "measure", "paired_bootstrap", "standard_errors"]
-
 Array = NDArray[Any]
 Values = dict[str, Any]
 

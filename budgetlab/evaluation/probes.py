@@ -21,8 +21,6 @@ from budgetlab.corpus import Corpus
 from budgetlab.errors import CallerError
 from budgetlab.values import TaskSpec
 
-__all__ = ["PROBES", "build_probes"]
-
 PROBES = {
     "replaced": TaskSpec(train="train", validation="validation", text=("sentence",), metric="matthews"),
     "belongs": TaskSpec(train="train", validation="validation", text=("sentence1", "sentence2"), metric="accuracy"),

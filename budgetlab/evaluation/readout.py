@@ -75,21 +75,6 @@ def readout_loss(
 
     The head, its rate, the tokens it is trained on, their order, masks and seed are the same for every network of a
     width. A text with fewer tokens is read again, with other masks.
-
-    Parameters
-    ----------
-    network
-        Its trunk is frozen; all hidden states are read.
-    train, heldout
-        Masked samples, with a seed that is the same for all networks.
-    tokens
-        That the head is trained on; more where these would give fewer than `HEAD_STEPS` steps.
-    heldout_sequences
-        How many are read, from the first.
-    log_unigram
-        Log frequencies of the training text, [V].
-    dtype
-        "bfloat16" runs the trunk and trains the head under autocast; the loss is measured in float32.
     """
     device = next(network.parameters()).device
     embeddings = network.word_embeddings.detach()
@@ -192,19 +177,6 @@ def adapted_loss(
     The second yardstick: it asks what a checkpoint is worth to somebody who goes on from it, where the read-out asks
     what its frozen layers tell. Head, optimiser, rate, tokens, masks and their order are the same for every network. A
     fixed small adaptation, no claim of convergence.
-
-    Parameters
-    ----------
-    network
-        Left as it is.
-    train, heldout
-        Masked samples, with a seed that is the same for all networks.
-    recipe
-        Of `adaptation`.
-    tokens
-        To train on.
-    heldout_sequences
-        How many are read, from the first.
     """
     device = next(network.parameters()).device
     fresh = build_network(

@@ -17,8 +17,6 @@ from budgetlab.evaluation.metrics import measure, standard_errors
 from budgetlab.evaluation.tasks import Task
 from budgetlab.values import FinetuneRecipe
 
-__all__ = ["predictions_frame", "scored", "select"]
-
 HALVES_STREAM = 3
 
 
@@ -57,22 +55,7 @@ def scored(task: Task, frame: pd.DataFrame) -> dict[str, Any]:
 def select(
     trials: Mapping[FinetuneRecipe, Sequence[pd.DataFrame]], metric: str, rule: str
 ) -> tuple[list[pd.DataFrame], str]:
-    """Choose a point of the grid by the mean of a metric over seeds.
-
-    Parameters
-    ----------
-    trials
-        For each point, the predictions of each seed.
-    metric
-        The primary one.
-    rule
-        "cross_fit" or "maximum", as in `EvaluateSpec.selection`.
-
-    Returns
-    -------
-    predictions, words
-        One frame a seed, of all examples; and how they were chosen.
-    """
+    """Choose a point of the grid by the mean of a metric over seeds."""
     examples = next(iter(trials.values()))[0]["example"].to_numpy()
     first = keyed_uniform(0, HALVES_STREAM, examples) < 0.5
 

@@ -19,8 +19,6 @@ from budgetlab.evaluation.metrics import measure
 from budgetlab.values import EvaluateSpec, TaskSpec
 from budgetlab.values.scoring import CORRELATIONS, GLUE, GLUE_ROWS
 
-__all__ = ["GLUE", "Split", "Task", "load_task", "majority_answer", "majority_metrics"]
-
 HUB = "nyu-mll/glue"
 
 

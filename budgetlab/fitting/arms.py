@@ -21,8 +21,6 @@ from budgetlab.laws import AnyLaw, get_law
 from budgetlab.laws.base import Array
 from budgetlab.values import CurveFit, FitSpec
 
-__all__ = ["Joint", "fit_arms", "points_by_arm", "run_points", "solve_jointly", "stack_points"]
-
 _DEFINITIONS = {
     "required_flops": "each matmul of the lean step once, trained parts three times, two FLOPs per multiply-add",
     "executed_flops": "required FLOPs with recompute and whatever else ran, two FLOPs per multiply-add",

@@ -17,8 +17,6 @@ from budgetlab.fitting.objectives import Objective
 from budgetlab.laws.base import Array
 from budgetlab.resampling import t_quantile
 
-__all__ = ["GAP_TOLERANCE", "Profile", "allowance", "basins", "bounds_hit", "profile", "second_solver"]
-
 GAP_TOLERANCE = 1e-9
 """Relative gap to the best optimum found above which parameters are not the optimum."""
 _LADDER = np.array([0.25, 0.6, 1.0, 1.6, 4.0, 12.0, 40.0])
@@ -68,13 +66,7 @@ def basins(optima: Optimum, best: int) -> list[int]:
 def second_solver(
     design: AnyDesign, start: Array, sample: Sample, objective: Objective, scale: float
 ) -> tuple[float, Array]:
-    """Solve again from another start with L-BFGS-B; the objective is divided by `scale` so that it can stop well.
-
-    Returns
-    -------
-    value, theta
-        The smooth objective (not divided) and where it ended.
-    """
+    """Solve again from another start with L-BFGS-B; the objective is divided by `scale` so that it can stop well."""
 
     def divided(theta: Array) -> tuple[float, Array]:
         value, gradient = slope(design, theta[None], sample, objective)

@@ -19,8 +19,6 @@ from budgetlab.fitting.table import read_points
 from budgetlab.laws import get_law
 from budgetlab.values import CurveFit
 
-__all__ = ["certify"]
-
 _EXACT = 1e-8
 """Log residuals up to this are rounding of parameters given with ten digits."""
 

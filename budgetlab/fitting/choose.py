@@ -15,8 +15,6 @@ from budgetlab.fitting.solve import solve
 from budgetlab.fitting.table import Points, read_points
 from budgetlab.laws import AnyLaw, get_law
 
-__all__ = ["LawChoice", "choose_law"]
-
 
 @dataclass(frozen=True)
 class LawChoice:

@@ -113,15 +113,7 @@ def unit_of(y: str) -> str:
 
 
 def make_panel(runs: pd.DataFrame, y: str) -> Panel:
-    """Arrange the runs of an outcome, in its unit, turned so that higher is better.
-
-    Parameters
-    ----------
-    runs
-        From `run_values`: one row a run.
-    y
-        The outcome.
-    """
+    """Arrange the runs of an outcome, in its unit, turned so that higher is better."""
     scale = 100.0 if unit_of(y) == "points" else 1.0
     signed = runs["value"].to_numpy(float) * np.where(runs["higher_is_better"], scale, -scale)
     names, places = zip(*(np.unique(runs[c], return_inverse=True) for c in ("arm", "budget_amount", "run_seed")),
@@ -135,20 +127,6 @@ def contrast(panel: Panel, a: str, b: str, budget: float) -> Contrast | None:
     """Contrast two arms at one budget, by the paired t of this contrast alone.
 
     Where the arms have no run seed in common, by Welch's t with Satterthwaite's degrees of freedom.
-
-    Parameters
-    ----------
-    panel
-        From `make_panel`.
-    a, b
-        The arms.
-    budget
-        Its amount.
-
-    Returns
-    -------
-    Contrast or None
-        None when an arm has no run there.
     """
     one, other = panel.at(a, budget), panel.at(b, budget)
     if not (np.isfinite(one).any() and np.isfinite(other).any()):

@@ -22,8 +22,6 @@ from budgetlab.laws.base import Array
 from budgetlab.resampling import PooledVariance, percentile_interval
 from budgetlab.values import CurveFit
 
-__all__ = ["fit", "fit_points", "refused", "report_fit"]
-
 _BAND_POINTS = 49
 _MISFIT = 0.01
 """Below this probability a lack of fit is said, and a smaller law than asked for is not offered."""

@@ -19,8 +19,6 @@ from budgetlab.fitting.sample import Sample
 from budgetlab.laws import AnyLaw, Form
 from budgetlab.laws.base import Array, Law
 
-__all__ = ["AnyDesign", "Design", "Sample", "build_design", "evaluate", "slope"]
-
 _FLOOR_DEPTH = 20.0
 """A floor below the smallest outcome by e^20 counts as zero."""
 _TERM_DEPTH = 80.0
@@ -141,23 +139,7 @@ def build_design(
     groups: Sequence[str] | None = None,
     shared: Sequence[str] = (),
 ) -> AnyDesign:
-    """Lay out the problem.
-
-    Parameters
-    ----------
-    law
-        The law; from a sum of power terms, a floor pinned to zero must already be gone.
-    inputs
-        Positive arrays of shape (points,), by name.
-    outcome
-        Positive array of shape (points,); only its range is used, for the bounds.
-    pinned
-        Parameters held at a value, in the units of the table.
-    groups
-        A label for each point, in contiguous runs; None for one group.
-    shared
-        Parameters that all groups have in common; the others are named ``A[group]``.
-    """
+    """Lay out the problem."""
     pinned = dict(pinned or {})
     if isinstance(law, Form):
         return build_form_design(law, inputs, outcome, pinned=pinned, groups=groups, shared=shared)

@@ -14,8 +14,6 @@ from budgetlab.fitting.prepare import prepare
 from budgetlab.fitting.solve import solve
 from budgetlab.fitting.table import Points
 
-__all__ = ["SENSITIVITY", "sensitivity_rows", "validation_rows"]
-
 SENSITIVITY = (
     ("huber_log", 1e-4),
     ("huber_log", 1e-3),
@@ -33,21 +31,6 @@ def validation_rows(points: Points, objective: Objective, pinned: Mapping[str, f
 
     Size is what the law says it is: the product of the inputs, which for parameters and tokens is proportional to
     compute.
-
-    Parameters
-    ----------
-    points
-        Checked points.
-    objective, pinned
-        As in the fit.
-
-    Returns
-    -------
-    tuple of dict
-        First ``largest``: the tenth of the points with the largest size (whole levels, at least one) held out. Then
-        ``expanding`` windows: fit all levels so far, predict the next ones. Each with `num_train`, `num_test`,
-        `size_train_max`, `size_test_max`, `mean_error` (relative, signed), `mean_absolute_error` and `status`;
-        a window whose points cannot carry the law has errors None and says why.
     """
     size = np.exp(np.sum([power * np.log(points.inputs[name]) for name, power in points.law.size.items()], axis=0))
     levels = np.unique(size)
@@ -101,14 +84,7 @@ def _held_out(
 def sensitivity_rows(
     points: Points, pinned: Mapping[str, float], objectives: Sequence[tuple[str, float | None]] = SENSITIVITY
 ) -> tuple[dict[str, Any], ...]:
-    """Fit under several objectives: the choice often moves the answer more than the standard error says.
-
-    Returns
-    -------
-    tuple of dict
-        One per objective: `objective_name`, `delta`, `status`, every parameter, every derived quantity, and
-        `prediction_tenfold`: the prediction at ten times the largest of every input.
-    """
+    """Fit under several objectives: the choice often moves the answer more than the standard error says."""
     prepared = prepare(points, pinned)
     if prepared.refusal:
         return ()

@@ -18,8 +18,6 @@ from budgetlab.laws.base import Array
 from budgetlab.laws.form import Form
 from budgetlab.laws.jets import Jet
 
-__all__ = ["FormDesign", "build_form_design"]
-
 _FLOOR_DEPTH = 20.0
 """A floor below the smallest outcome by e^20 counts as zero."""
 _TERM_DEPTH = 80.0

@@ -14,8 +14,6 @@ from budgetlab.laws import AnyLaw, Instance
 from budgetlab.laws.base import Array
 from budgetlab.values import CurveFit
 
-__all__ = ["frontier", "optimum"]
-
 _CLOSED = {"chinchilla": "alpha beta A B", "chinchilla_gamma": "alpha beta A B"}
 """Laws whose optimum has a closed form: an outer power and a floor do not move it."""
 _FEWEST = 1e3

@@ -11,8 +11,6 @@ from budgetlab.fitting.table import Points
 from budgetlab.laws import Form
 from budgetlab.laws.base import Array
 
-__all__ = ["lacking"]
-
 _DEAD = 1e-7
 """Share of the steepest direction below which the predictions do not notice a change of the parameters."""
 _ROUNDING = 1e-12

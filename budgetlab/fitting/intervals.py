@@ -17,8 +17,6 @@ from budgetlab.fitting.table import Points
 from budgetlab.laws.base import Array
 from budgetlab.resampling import PooledVariance, bootstrap_weights, chunk_sizes, pool_variance, wild_multipliers
 
-__all__ = ["INTERVALS", "Draws", "choose_interval", "draw", "lack_of_fit", "within_cell_noise"]
-
 INTERVALS = {
     "none": "no interval",
     "rows": "bootstrap over rows, percentiles",
@@ -125,23 +123,7 @@ def draw(
     rng: np.random.Generator,
     noise: PooledVariance | None = None,
 ) -> Draws:
-    """Repeat a fit on resampled points.
-
-    Parameters
-    ----------
-    solution
-        The fit; every repetition starts from it.
-    points
-        Its points.
-    method
-        One of `INTERVALS` but none.
-    resamples
-        How many.
-    rng
-        Source of randomness.
-    noise
-        For ``pooled_t``, the scatter of log outcomes; by default that of the points' own cells.
-    """
+    """Repeat a fit on resampled points."""
     kept, failed = [np.empty((0, solution.design.size))], 0
     for sample in _resampled(solution, points, method, resamples, rng, noise):
         size = next(len(part) for part in (sample.outcome, sample.weights) if part.ndim == 2)

@@ -19,8 +19,6 @@ from budgetlab.laws.base import Array
 from budgetlab.resampling import percentile_interval
 from budgetlab.values import CurveFit
 
-__all__ = ["IsoFlop", "PowerLine", "isoflop", "power_line"]
-
 _FEWEST = 3
 """Model sizes that a parabola needs; as many pass through it exactly."""
 

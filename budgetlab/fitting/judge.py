@@ -18,8 +18,6 @@ from budgetlab.laws import AnyLaw, Law
 from budgetlab.laws.base import Array
 from budgetlab.resampling import percentile_interval
 
-__all__ = ["Candidate", "contradicted", "judge"]
-
 _WIDTH = 3.0
 """A parameter is determined when its profile interval is closed and its ends are within this factor."""
 _FLOOR_SHARE = 0.5
@@ -63,24 +61,7 @@ class Candidate:
 
 
 def judge(found: Candidate, points: Points, other: float, level: float) -> tuple[FitStatus, str, dict[str, Any]]:
-    """Certify a candidate.
-
-    Parameters
-    ----------
-    found
-        The candidate.
-    points
-        Its points, whose clusters and ranges matter.
-    other
-        The objective that a second solver reached.
-    level
-        Of the profile intervals.
-
-    Returns
-    -------
-    status, detail, certificate
-        `detail` completes the status's sentence.
-    """
+    """Certify a candidate."""
     design, theta, exact = found.design, found.theta, found.exact
     gap = 0.0 if exact else max(0.0, found.value / max(other, 1e-300) - 1)
     # The smoothed absolute deviations are only nearly solved before the vertex is found.

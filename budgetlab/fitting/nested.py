@@ -24,8 +24,6 @@ from budgetlab.laws import AnyLaw
 from budgetlab.laws.base import Array
 from budgetlab.resampling import PooledVariance
 
-__all__ = ["NestedTest", "compare_nested"]
-
 _SQUARED = Objective("squared_log")
 
 
@@ -63,32 +61,7 @@ def compare_nested(
     simulations: int = 199,
     seed: int = 0,
 ) -> NestedTest | None:
-    """Test whether groups share a parameter of a law.
-
-    Parameters
-    ----------
-    points
-        Of each group (arm, or task), with replicates; each is weighted by its own noise.
-    law
-        The law of every group.
-    shared
-        The parameter.
-    simulations
-        Tables drawn; the p-value is a multiple of one over this plus one.
-    seed
-        Of the draws.
-
-    Returns
-    -------
-    NestedTest or None
-        None where fewer than two groups have as many distinct inputs as the law has parameters, or no input has two
-        runs: then nothing tells misfit from noise.
-
-    Raises
-    ------
-    CallerError
-        When the law has no such parameter, or fewer than one simulation is asked for.
-    """
+    """Test whether groups share a parameter of a law."""
     if shared not in law.params:
         raise unknown_name("parameter", shared, law.params, f"shared {shared}")
     if simulations < 1:

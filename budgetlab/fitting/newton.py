@@ -16,8 +16,6 @@ from budgetlab.fitting.design import AnyDesign, Sample, evaluate
 from budgetlab.fitting.objectives import Objective
 from budgetlab.laws.base import Array
 
-__all__ = ["Optimum", "minimise"]
-
 _LONGEST_STEP = 3.0
 _EASE, _BRACE = 0.3, 30.0
 """Factors on the damping after a step that lowered the objective, and after one that did not."""
@@ -80,27 +78,7 @@ def minimise(
     tolerance: float = 1e-13,
     max_iterations: int = 400,
 ) -> Optimum:
-    """Minimise the objective from every start.
-
-    Parameters
-    ----------
-    design
-        The problem.
-    start
-        Free parameters, shape (problems, free).
-    sample
-        Outcomes and weights, one for all problems or one for each.
-    objective
-        Any objective; least absolute deviations is solved in stages.
-    fixed
-        Parameters to hold, shape (problems, free), for profiles.
-    damping
-        To begin with; less for starts that are known to be near.
-    tolerance
-        Convergence: predicted decrease relative to the value.
-    max_iterations
-        Per stage.
-    """
+    """Minimise the objective from every start."""
     theta = np.clip(start, design.lower, design.upper)
     held = np.zeros(theta.shape, dtype=bool) if fixed is None else fixed
     most = max(1, _MOST_CELLS // sample.outcome.shape[-1])

@@ -13,8 +13,6 @@ import numpy as np
 from budgetlab.errors import CallerError, unknown_name
 from budgetlab.laws.base import Array
 
-__all__ = ["LAD_DELTAS", "OBJECTIVES", "Objective"]
-
 OBJECTIVES = {
     "huber_log": "sum of Huber(delta) of log residuals: r^2/2 within delta, delta (|r| - delta/2) beyond",
     "lad": "sum of |log residual|",
@@ -34,18 +32,7 @@ Unlike Huber's, this curve bends everywhere, so that Newton always knows how far
 
 @dataclass(frozen=True)
 class Objective:
-    """A named objective.
-
-    Parameters
-    ----------
-    name
-        One of `OBJECTIVES`.
-    delta
-        Where Huber's parabola ends, in log residuals; also the smoothing of ``lad`` while it is being solved.
-    asymmetry
-        Weight of points above the curve relative to points below it. Under-tuned runs only ever lie above: a
-        weight below 1 lets the curve follow the best runs.
-    """
+    """A named objective."""
 
     name: str = "huber_log"
     delta: float = 1e-3

@@ -10,31 +10,12 @@ from budgetlab.fitting.design import AnyDesign, Sample
 from budgetlab.fitting.objectives import Objective
 from budgetlab.laws.base import Array
 
-__all__ = ["polish_lad"]
-
 _MOST_POINTS = 20_000
 """Beyond this the smoothed optimum is kept: it is within 1e-8 of the vertex."""
 
 
 def polish_lad(design: AnyDesign, theta: Array, sample: Sample, objective: Objective) -> tuple[Array, float]:
-    """Move a smoothed least-absolute-deviation optimum to the vertex of the unsmoothed one.
-
-    Parameters
-    ----------
-    design
-        The problem.
-    theta
-        The smoothed optimum, shape (free,).
-    sample
-        One outcome and weight per point.
-    objective
-        Least absolute deviations.
-
-    Returns
-    -------
-    theta, decrease
-        The vertex, and the relative decrease that the linearised law still promises nearby: zero at an optimum.
-    """
+    """Move a smoothed least-absolute-deviation optimum to the vertex of the unsmoothed one."""
     points, decrease = len(sample.outcome), float("inf")
     if points > _MOST_POINTS:
         return theta, decrease

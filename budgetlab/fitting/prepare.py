@@ -12,8 +12,6 @@ from budgetlab.fitting.identify import lacking
 from budgetlab.fitting.table import Points
 from budgetlab.laws import AnyLaw, Form, Law, Term
 
-__all__ = ["Prepared", "prepare"]
-
 
 @dataclass(frozen=True)
 class Prepared:

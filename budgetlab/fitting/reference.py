@@ -6,19 +6,11 @@ from collections.abc import Iterable, Mapping
 
 from budgetlab.errors import unknown_name
 
-__all__ = ["base_arm", "reference_arm", "reference_family"]
-
 
 def reference_arm(
     arm: str, arms: Iterable[str], asked: str | None = None, students: Mapping[str, str] | None = None
 ) -> str | None:
-    """Return what an arm is compared with: the reference of the same student, or the only reference.
-
-    Examples
-    --------
-    >>> reference_arm("minilm@small", ["minilm@small", "no_kd@large", "no_kd@small"])
-    'no_kd@small'
-    """
+    """Return what an arm is compared with: the reference of the same student, or the only reference."""
     arms = list(arms)
     word = asked or "no_kd"
     family = reference_family(arms, asked)

@@ -8,8 +8,6 @@ import numpy as np
 
 from budgetlab.laws.base import Array
 
-__all__ = ["Sample"]
-
 
 @dataclass(frozen=True)
 class Sample:

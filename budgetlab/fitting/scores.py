@@ -18,9 +18,6 @@ from budgetlab.values.scoring import (
     subset_words,
 )
 
-__all__ = ["AGGREGATE", "COMPUTE_COLUMNS", "LOSSES", "OUTCOMES", "average_words", "averaged_tasks", "outcome_names",
-           "run_values", "subset_of"]  # fmt: skip
-
 OUTCOMES = {
     "readout_loss": "the read-out loss", "adapted_loss": "the adapted loss", "mlm_loss": "the own MLM loss",
     AGGREGATE: "the mean score",
@@ -103,29 +100,7 @@ def _unknown_words(scores: pd.DataFrame, tasks: Sequence[str]) -> str:
 
 
 def run_values(scores: pd.DataFrame, y: str) -> pd.DataFrame:
-    """Reduce scores to one value per run.
-
-    Parameters
-    ----------
-    scores
-        The tidy table of the store: one row per score.
-    y
-        a loss (one of `LOSSES`), a task, or ``score`` for the mean over tasks.
-
-    Returns
-    -------
-    DataFrame
-        One row per arm, budget and run seed, smallest budget first, with `value` (in the units of the table),
-        `higher_is_better`, `finetune_seeds` (how many were averaged) and the columns of compute.
-        `half_value` (a yardstick before its last doubling) and `informative` (a task) where the table has them.
-        `attrs["definition"]` says what an average is of, or that a task is a subset;
-        `attrs["missing"]` counts runs left out of the aggregate because a task is missing.
-
-    Raises
-    ------
-    CallerError
-        When a column is missing, the outcome is unknown, budgets have several units, or a score occurs twice.
-    """
+    """Reduce scores to one value per run."""
     rows = _runs(scores)
     known = outcome_names(scores)
     tasks = [task for task in dict.fromkeys(rows["task"]) if task not in LOSSES]

@@ -19,8 +19,6 @@ from budgetlab.fitting.table import Points
 from budgetlab.laws import AnyLaw, Form
 from budgetlab.laws.base import Array
 
-__all__ = ["Solution", "solve"]
-
 _START_ITERATIONS = 60
 _TRACE = 1e-2
 """A floor below this share of the smallest outcome is tried at zero."""
@@ -57,29 +55,7 @@ def solve(
     level: float = 0.95,
     certify: bool = True,
 ) -> Solution:
-    """Fit a law that the points can carry.
-
-    Parameters
-    ----------
-    points
-        Checked points.
-    law
-        The law, after any reduction.
-    objective
-        The objective.
-    pinned
-        Parameters held at a value.
-    groups, shared
-        For joint fits: a label per point, in contiguous runs, and the parameters in common.
-    starts
-        How many starts variable projection proposes (per group).
-    also
-        Parameters to start from as well.
-    level
-        Of the profile intervals.
-    certify
-        Whether to spend time on the second solver and the profile; without, only convergence is reported.
-    """
+    """Fit a law that the points can carry."""
     design = build_design(law, points.inputs, points.outcome, pinned=pinned, groups=groups, shared=shared)
     sample = Sample.of(points.outcome, points.weights)
     start = _starts(design, points, groups, starts, pinned)

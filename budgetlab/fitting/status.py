@@ -5,8 +5,6 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Literal
 
-__all__ = ["FitStatus", "Use", "describe"]
-
 Use = Literal["everything", "interpolation", "nothing"]
 
 

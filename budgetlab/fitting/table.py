@@ -12,8 +12,6 @@ from budgetlab.errors import CallerError, unknown_name
 from budgetlab.laws import AnyLaw, Law
 from budgetlab.laws.base import Array
 
-__all__ = ["Points", "one_ratio", "read_points"]
-
 _UNIT_GAP = 1e5
 """Two neighbouring values this far apart look like one column in two units (tokens and billions of tokens)."""
 
@@ -59,27 +57,7 @@ def read_points(
     clusters: str | None = None,
     exclude_invalid: bool = False,
 ) -> Points:
-    """Check a table and take the law's columns from it.
-
-    Parameters
-    ----------
-    table
-        One row per point.
-    law
-        Whose inputs and outcome to look for.
-    columns
-        Where they are, by the law's name; a name that is not mapped is its own column.
-    weights, clusters
-        Columns of positive weights, and of labels of rows that belong together (the run).
-    exclude_invalid
-        Leave out rows with a missing, infinite, zero or negative value, and count them, instead of refusing.
-
-    Raises
-    ------
-    CallerError
-        For a missing column, text where numbers belong, values a power law cannot have, more than one unit, a
-        constant outcome, or no input that varies.
-    """
+    """Check a table and take the law's columns from it."""
     asked = f"law {law.name}, {len(table)} rows"
     names = (*law.inputs, law.outcome)
     columns = dict(columns or {})

@@ -13,8 +13,6 @@ from budgetlab.fitting.use import interval_ends, law_of, predict
 from budgetlab.laws.base import Array
 from budgetlab.values import CurveFit
 
-__all__ = ["TwoStep", "two_step"]
-
 
 @dataclass(frozen=True)
 class TwoStep:

@@ -12,8 +12,6 @@ from budgetlab.laws import AnyLaw, Form, Law, Term, get_law
 from budgetlab.laws.base import Array
 from budgetlab.values import CurveFit
 
-__all__ = ["interval_ends", "law_of", "predict"]
-
 
 def predict(fit: CurveFit, inputs: Mapping[str, Array | float | list[float]]) -> pd.DataFrame:
     """Predict the outcome at given inputs.

@@ -11,8 +11,6 @@ from typing import Any
 
 import torch
 
-__all__ = ["PhaseClock", "PhaseMeter", "StepTime", "waited_seconds"]
-
 _PENDING = 600  # stamps: a hundred steps
 
 

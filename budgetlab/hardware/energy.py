@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 
-__all__ = ["EnergyCounter", "find_energy_counter", "throttled"]
-
 RAPL = Path("/sys/class/powercap")
 
 

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["PeakMemory", "is_out_of_memory", "keep_memory", "largest_that_fits", "peak_memory", "release_memory"]
-
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["PEAKS", "Peak", "find_peak"]
-
 
 @dataclass(frozen=True)
 class Peak:

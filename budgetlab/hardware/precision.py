@@ -10,8 +10,6 @@ import torch
 
 from budgetlab.machine import processor_name
 
-__all__ = ["emulated_bfloat16", "has_bfloat16"]
-
 _CAPS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 _WITH_BFLOAT16 = ("DEFAULT", "ALL", "BF16", "FP16", "AMX", "AVX10")
 """Parts of the names of oneDNN's instruction sets that have it; AVX512_CORE_FP16 comes after AVX512_CORE_BF16."""

@@ -12,17 +12,9 @@ import pandas as pd
 
 from budgetlab.errors import CallerError
 
-__all__ = ["number", "read_csv", "read_json", "read_text"]
-
 
 def read_text(path: Path, what: str) -> str:
-    """Read a file as UTF-8, with or without a byte-order mark.
-
-    Raises
-    ------
-    CallerError
-        When it is missing, a folder, empty, or in another encoding.
-    """
+    """Read a file as UTF-8, with or without a byte-order mark."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -56,13 +48,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 
 
 def read_csv(path: Path, what: str) -> pd.DataFrame:
-    """Read a CSV file with a header.
-
-    Raises
-    ------
-    CallerError
-        When the file cannot be read, or is no table with a row.
-    """
+    """Read a CSV file with a header."""
     try:
         table = pd.read_csv(io.StringIO(read_text(path, what)))
     except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError) as error:

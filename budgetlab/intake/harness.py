@@ -16,8 +16,6 @@ import pandas as pd
 from budgetlab.errors import CallerError
 from budgetlab.intake.files import number, read_json
 
-__all__ = ["read_harness"]
-
 _HIGHER = {
     "acc": True, "acc_norm": True, "acc_bytes": True, "acc_mutual_info": True, "exact_match": True, "em": True,
     "f1": True, "mcc": True, "bleu": True, "chrf": True, "mc1": True, "mc2": True, "perplexity": False,

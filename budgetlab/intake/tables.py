@@ -14,8 +14,6 @@ from budgetlab.intake.trackers import read_tracker_csv
 from budgetlab.intake.trainer import read_trainer_state
 from budgetlab.values.scoring import higher_is_better as direction
 
-__all__ = ["FORMS", "as_scores", "read_table"]
-
 FORMS = {
     "auto": "by name and content",
     "csv": "any CSV table with a header, as it is",

@@ -10,8 +10,6 @@ import pandas as pd
 from budgetlab.errors import CallerError, unknown_name
 from budgetlab.intake.files import read_csv
 
-__all__ = ["read_tracker_csv"]
-
 _TENSORBOARD = {"Wall time", "Step", "Value"}
 _STEPS = ("Step", "_step", "trainer/global_step", "train/global_step")
 _BETWEEN = " - "

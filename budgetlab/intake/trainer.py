@@ -16,8 +16,6 @@ import pandas as pd
 from budgetlab.errors import CallerError
 from budgetlab.intake.files import number, read_json
 
-__all__ = ["TRAINER_COLUMNS", "TRAINER_DEFINITIONS", "read_trainer_state"]
-
 TRAINER_COLUMNS: Mapping[str, str] = {
     "step": "step",
     "epoch": "epoch",

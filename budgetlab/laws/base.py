@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 
 from budgetlab.errors import CallerError
 
-__all__ = ["Array", "Law", "Term"]
-
 Array = NDArray[np.float64]
 
 _GRID_POINTS = 600

@@ -15,8 +15,6 @@ import numpy as np
 from budgetlab.laws.base import Array
 from budgetlab.laws.form import Form, Parameter
 
-__all__ = ["LAW", "broken"]
-
 _STEEPEST = 50.0
 _PLACES = {1: 12, 2: 8}
 _FEWEST_PLACES = 6

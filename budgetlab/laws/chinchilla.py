@@ -6,8 +6,6 @@ from collections.abc import Mapping
 
 from budgetlab.laws.base import Array, Law, Term
 
-__all__ = ["LAW"]
-
 
 def _num_params_exponent(params: Mapping[str, Array]) -> Array:
     """Exponent of the optimal number of parameters in compute, N* = G (C/k)^this."""

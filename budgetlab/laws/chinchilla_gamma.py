@@ -12,8 +12,6 @@ from budgetlab.laws.base import Array, Law, Term
 from budgetlab.laws.chinchilla import LAW as CHINCHILLA
 from budgetlab.laws.form import Form, Instance, Parameter
 
-__all__ = ["INNER", "LAW", "PUBLISHED", "lacking_two_scales"]
-
 INNER = Law(
     name="inner",
     outcome="loss",

@@ -15,8 +15,6 @@ from budgetlab.laws.base import Array
 from budgetlab.laws.chinchilla import LAW as CHINCHILLA
 from budgetlab.laws.form import Form, Instance, Parameter
 
-__all__ = ["LAW", "PUBLISHED", "effective_tokens"]
-
 _PUBLISHED = {
     "E": float(np.exp(0.6254804)), "A": float(np.exp(6.255414)), "B": float(np.exp(7.3049974)), "alpha": 0.3526596,
     "beta": 0.3526596, "R_D": 15.387756, "R_N": 5.309743,

@@ -19,8 +19,6 @@ from budgetlab.laws import chinchilla_gamma
 from budgetlab.laws.base import Array
 from budgetlab.laws.form import Form, Instance, Parameter
 
-__all__ = ["LAW", "PUBLISHED", "SCENARIOS", "SCOPE", "distillation_flops", "forward_flops_per_token", "student_loss"]
-
 SCOPE = "fitted on causal models; not validated for MLM or feature losses"
 SCENARIOS: Mapping[str, tuple[int, int]] = {
     "best_case": (0, 0),
@@ -123,29 +121,7 @@ def student_loss(
     distillation: Instance = PUBLISHED,
     supervised: Instance = chinchilla_gamma.PUBLISHED,
 ) -> Array:
-    """Predict a distilled student's loss, taking its supervised loss from the supervised law.
-
-    Parameters
-    ----------
-    num_params
-        Non-embedding parameters of the student.
-    tokens
-        Tokens that it is distilled on.
-    teacher_loss
-        The teacher's loss on held-out text, in nats per token.
-    distillation, supervised
-        The laws with their parameters; by default the published ones, which hold for causal models.
-
-    Returns
-    -------
-    Array
-        In nats per token, in the shape that the arguments broadcast to.
-
-    Examples
-    --------
-    >>> float(student_loss(546e6, 10.92e9, 2.0036).round(3))
-    2.376
-    """
+    """Predict a distilled student's loss, taking its supervised loss from the supervised law."""
     scale = {"num_params": num_params, "tokens": tokens}
     without = supervised.predict(scale)
     return distillation.predict({**scale, "teacher_loss": teacher_loss, "supervised_loss": without})
@@ -158,22 +134,6 @@ def forward_flops_per_token(
 
     ``F(N) = 2 N (1 + s1 n_ctx / N^(1/3) + s2 n_vocab / N^(2/3))`` with ``s1 = (rho omega^2)^(-1/3)`` and
     ``s2 = (rho / omega)^(1/3)``. Where a network can be built, its measured or counted cost is the better one.
-
-    Parameters
-    ----------
-    num_params
-        Non-embedding parameters N.
-    seq_len, vocab_size
-        Context in tokens, and entries of the output head.
-    aspect_ratio
-        rho, width over layers.
-    omega
-        Non-embedding parameters over layers times width squared.
-
-    Returns
-    -------
-    Array
-        Two FLOPs per multiply-add; attention as causal attention needs it, half of what BERT's does.
     """
     n = np.asarray(num_params, dtype=float)
     context = seq_len * (aspect_ratio * omega**2) ** (-1 / 3) * n ** (-1 / 3)
@@ -189,22 +149,7 @@ def distillation_flops(
     teacher_forward_flops_per_token: float | Array,
     teacher_tokens: float | Array = 0.0,
 ) -> Array:
-    """FLOPs of distilling (equation 9): ``3 F(N_S) D_S + F(N_T) (d_inference D_S + 3 d_pretraining D_T)``.
-
-    Parameters
-    ----------
-    scenario
-        One of `SCENARIOS`: what of the teacher is charged.
-    student_forward_flops_per_token, teacher_forward_flops_per_token
-        Of one forward pass; a backward pass is twice that.
-    tokens, teacher_tokens
-        Tokens that the student is distilled on, and that the teacher was pretrained on.
-
-    Raises
-    ------
-    CallerError
-        For an unknown scenario, or a charged pretraining without its tokens.
-    """
+    """FLOPs of distilling (equation 9): ``3 F(N_S) D_S + F(N_T) (d_inference D_S + 3 d_pretraining D_T)``."""
     if scenario not in SCENARIOS:
         raise unknown_name("scenario", scenario, SCENARIOS)
     inference, pretraining = SCENARIOS[scenario]

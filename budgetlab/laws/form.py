@@ -15,8 +15,6 @@ import numpy as np
 from budgetlab.errors import CallerError
 from budgetlab.laws.base import Array
 
-__all__ = ["Form", "Instance", "Parameter"]
-
 
 @dataclass(frozen=True)
 class Parameter:

@@ -10,8 +10,6 @@ import numpy as np
 from budgetlab.laws.base import Array
 from budgetlab.laws.form import Form, Parameter
 
-__all__ = ["LAW"]
-
 
 def _log_value(p: Mapping[str, Any], x: Mapping[str, Array]) -> Any:
     return p["A"] + p["a"] * x["x"]

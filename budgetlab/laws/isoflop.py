@@ -14,8 +14,6 @@ import numpy as np
 from budgetlab.laws.base import Array
 from budgetlab.laws.form import Form, Parameter
 
-__all__ = ["LAW"]
-
 
 def _log_loss(p: Mapping[str, Any], x: Mapping[str, Array]) -> Any:
     return np.log(np.exp(p["L_min"]) + np.exp(p["k"]) * np.square(x["num_params"] - p["N_opt"]))

@@ -14,33 +14,13 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from budgetlab.laws.base import Array
 
-__all__ = ["Jet"]
-
 _Key = TypeVar("_Key")
 _Second = dict[tuple[int, int], Array]
 _NOTHING: _Second = {}
 
 
 class Jet(NDArrayOperatorsMixin):
-    """A value with its derivatives in numbered parameters.
-
-    Parameters
-    ----------
-    value
-        An array, of any shape.
-    first
-        First derivatives, by the parameter's number; those that are absent are zero.
-    second
-        Second derivatives by pairs of numbers, the smaller first; those that are absent are zero. None where nobody
-        asks for them: then they are not computed.
-
-    Examples
-    --------
-    >>> x = Jet(np.array(0.0), {0: np.array(1.0)})
-    >>> y = x * np.exp(x)
-    >>> float(y.first[0]), float(y.second[0, 0])
-    (1.0, 2.0)
-    """
+    """A value with its derivatives in numbered parameters."""
 
     __slots__ = ("first", "second", "value")
 

@@ -14,8 +14,6 @@ import numpy as np
 from budgetlab.laws.base import Array
 from budgetlab.laws.form import Form, Parameter
 
-__all__ = ["LAW"]
-
 
 def _log_metric(p: Mapping[str, Any], x: Mapping[str, Array]) -> Any:
     steepness = np.exp(p["k"])

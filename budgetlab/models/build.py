@@ -25,15 +25,6 @@ _OTHER_HEADS = ("pooler.", "seq_relationship.", "sop_classifier.", "discriminato
 """Parts of published checkpoints that masked language modelling has no use for."""
 _WEIGHT_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*")
 
-__all__ = [
-    "build_classifier",
-    "build_network",
-    "count_parameters",
-    "given_key",
-    "load_parameters",
-    "start_from_teacher",
-]
-
 
 def build_network(
     spec: ModelSpec,

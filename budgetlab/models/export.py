@@ -11,8 +11,6 @@ from transformers.utils import logging
 
 from budgetlab.models.network import Network
 
-__all__ = ["export_model"]
-
 
 def export_model(network: Network, tokenizer: Any, card: str, folder: Path, *, seq_len: int) -> None:
     """Write config, weights (safetensors), tokenizer and model card, in one step: all of the folder or nothing.

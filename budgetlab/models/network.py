@@ -20,8 +20,6 @@ from transformers import AttentionInterface
 from budgetlab.errors import BudgetlabError
 from budgetlab.values import ModelSpec, Needs, Signals
 
-__all__ = ["FAMILIES", "Network"]
-
 
 @dataclass(frozen=True)
 class Family:

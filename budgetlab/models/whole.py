@@ -16,8 +16,6 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 
 from budgetlab.errors import CallerError, unknown_name
 
-__all__ = ["WholeModel", "describe_model", "read_model"]
-
 
 @dataclass(frozen=True)
 class WholeModel:

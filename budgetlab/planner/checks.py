@@ -19,8 +19,6 @@ from budgetlab.studies import Study, profile_key
 from budgetlab.units import format_amount, format_quantity
 from budgetlab.values import ArmCost, CostProfile, Plan, Schedule
 
-__all__ = ["checked", "other_machine", "rereads", "warnings"]
-
 _STATE_BYTES_PER_PARAMETER = 16
 """Weights, gradients and the two moments of AdamW, in float32; activations come on top."""
 

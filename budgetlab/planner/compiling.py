@@ -6,8 +6,6 @@ from budgetlab.studies import Study
 from budgetlab.units import format_seconds
 from budgetlab.values import ArmCost, CostProfile, ExecutionSpec, Plan
 
-__all__ = ["compiled_prices", "decide_compiling", "decide_packing"]
-
 _WORTH_PACKING = 1.1
 
 
@@ -16,15 +14,6 @@ def decide_compiling(study: Study, made: Plan, profile: CostProfile) -> tuple[bo
 
     With `execution.compile = "auto"` they are where the seconds that faster steps save, at the unfavourable end of the
     measured interval, are more than those of compiling each training anew.
-
-    Parameters
-    ----------
-    study
-        What was asked.
-    made
-        The plan as it is without.
-    profile
-        Has `ArmCost.compiled` where it was measured.
     """
     asked = study.execution.compile
     if asked != "auto":

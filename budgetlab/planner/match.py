@@ -39,8 +39,6 @@ from budgetlab.values import (
     Trial,
 )
 
-__all__ = ["plan"]
-
 
 def plan(
     study: Study,

@@ -12,8 +12,6 @@ from budgetlab.planner.words import ladder_costs
 from budgetlab.resampling import detectable_difference, seeds_to_resolve
 from budgetlab.values import Plan
 
-__all__ = ["power"]
-
 
 def power(plan: Plan, *, run_sd: float, differences: Sequence[float], level: float = 0.95) -> pd.DataFrame:
     """Say how many run seeds a plan needs to resolve differences between two arms, and what those runs cost.

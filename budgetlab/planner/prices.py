@@ -15,24 +15,6 @@ from budgetlab.units import MATCHES, parse_amount, parse_charge
 from budgetlab.values import Arm, ArmCost, Budget, ExecutionSpec, ModelSpec
 from budgetlab.values.base import Interval
 
-__all__ = [
-    "Tariff",
-    "charge_share",
-    "device_seconds",
-    "device_seconds_interval",
-    "effective_tokens",
-    "loss_factor",
-    "price_per_step",
-    "step_price",
-    "tariff",
-    "tariffs",
-    "taught_steps",
-    "taught_tokens",
-    "teacher_bill",
-    "tokens_interval",
-    "whole_steps",
-]
-
 
 def price_per_step(
     cost: ArmCost, unit: str, *, charge: str = "inference", usd_per_device_hour: float | None = None
@@ -121,13 +103,7 @@ class Tariff:
 
 
 def taught_steps(arm: Arm, unique_tokens: int | None) -> float:
-    """Return the steps after which a teacher whose answers are kept has read all of the text; infinite for others.
-
-    Raises
-    ------
-    CallerError
-        When they are kept and it is not known how much text there is.
-    """
+    """Return the steps after which a teacher whose answers are kept has read all of the text; infinite for others."""
     if not build_strategy(arm.strategy, arm.name).keeps_teacher:
         return math.inf
     if unique_tokens is None:
@@ -199,13 +175,7 @@ def teacher_bill(
     unit: str,
     charge: str,
 ) -> float:
-    """Return what of a teacher's pretraining one schedule is billed, in the budget's unit.
-
-    Raises
-    ------
-    CallerError
-        When it is charged and unknown, or stated in another unit.
-    """
+    """Return what of a teacher's pretraining one schedule is billed, in the budget's unit."""
     share = charge_share(charge)
     if teacher is None or share == 0.0 or unit == "tokens":
         return 0.0

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from budgetlab.planner.prices import Tariff, tariffs, taught_steps
 from budgetlab.values import Plan, RunRecord
 
-__all__ = ["Standing", "standing"]
-
 
 @dataclass(frozen=True)
 class Standing:

@@ -15,8 +15,6 @@ from budgetlab.studies import Study
 from budgetlab.units import MATCHES
 from budgetlab.values import Arm, ArmCost, CostProfile, ExecutionSpec, StrategySpec
 
-__all__ = ["all_in", "cached_teacher", "definition_notes", "sensitivity", "what_if", "with_throughput"]
-
 
 def sensitivity(study: Study, profile: CostProfile) -> pd.DataFrame:
     """Table of each arm's tokens at the largest budget under every meaning of compute that the profile can price.

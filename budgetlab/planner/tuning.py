@@ -12,8 +12,6 @@ from budgetlab.studies import compare_recipes
 from budgetlab.units import format_amount
 from budgetlab.values import Plan, Score, Trial, content_hash
 
-__all__ = ["choose_rates", "grid_ends", "trial_losses", "trial_plan", "trials_key", "tuning_note"]
-
 
 def trial_plan(plan: Plan) -> Plan:
     """Return the trials of a plan as a plan that `run` can execute: an arm `ARM~RATE` each, no ladder."""

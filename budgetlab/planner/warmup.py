@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping
 
 from budgetlab.values import Arm, Recipe, Schedule
 
-__all__ = ["WARMUP_FRACTION", "cooldown_steps", "fewest_steps", "shared_warmups", "warmup_steps", "warmup_tokens"]
-
 WARMUP_FRACTION = 0.06
 """Of the fewest tokens that an arm reads at its smallest budget, where a study does not say how long a warm-up is."""
 
@@ -37,20 +35,7 @@ def cooldown_steps(recipe: Recipe, steps: int) -> int:
 
 
 def shared_warmups(arms: Mapping[str, Arm], first_steps: Mapping[str, int]) -> dict[str, int | None]:
-    """Return the warm-up steps of each arm, the same tokens in all; None where its own fraction of its steps decides.
-
-    Parameters
-    ----------
-    arms
-        By name.
-    first_steps
-        Of each arm at its smallest budget, 0 where it has none.
-
-    Returns
-    -------
-    warmups
-        Where the study does not say how many tokens, a share of the fewest that any arm reads there.
-    """
+    """Return the warm-up steps of each arm, the same tokens in all; None: by its fraction."""
     fewest = min((arms[arm].recipe.batch_tokens * steps for arm, steps in first_steps.items() if steps), default=0)
 
     def shared(recipe: Recipe) -> int | None:

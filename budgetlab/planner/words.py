@@ -8,16 +8,6 @@ from budgetlab.errors import CallerError, unknown_name
 from budgetlab.units import format_amount, format_quantity, format_seconds
 from budgetlab.values import Arm, Plan, Schedule
 
-__all__ = [
-    "compute_statement",
-    "ladder_costs",
-    "ladder_note",
-    "latex_table",
-    "methods_paragraph",
-    "run_description",
-    "training_arguments",
-]
-
 _CHARGES = {
     "none": "the teacher is not charged",
     "inference": "the teacher's forward pass is charged, its pretraining is not",

@@ -16,8 +16,6 @@ from budgetlab.step import PHASES
 from budgetlab.studies import Study
 from budgetlab.values import ArmCost, PhaseCost, Recipe, StrategySpec
 
-__all__ = ["CONVENTIONS", "arms_and_teachers", "choices_of", "count_arm", "jobs_of", "settled"]
-
 CONVENTIONS = {
     "flops": "two per multiply-add; matmuls only; no norms, softmax, activations, embeddings or optimizer",
     "required": "lean step on the meta device: trained parts forward and backward, frozen teacher forward only",

@@ -31,23 +31,6 @@ from budgetlab.step import TrainingStep, build_step
 from budgetlab.strategies import build_strategy
 from budgetlab.values import CompiledCost, ModelSpec, Ratio, Recipe, StrategySpec, Timing
 
-__all__ = [
-    "QUICK",
-    "Effort",
-    "Job",
-    "OutOfMemory",
-    "Rounds",
-    "build_job",
-    "describe_rounds",
-    "largest_micro_batch",
-    "measure_energy",
-    "measure_memory",
-    "random_batch",
-    "time_compiled",
-    "time_shapes",
-    "time_steps",
-]
-
 Job = tuple[str, StrategySpec, ModelSpec, ModelSpec | None, Recipe]
 """Name, strategy, student, teacher and recipe of what is priced."""
 
@@ -104,13 +87,7 @@ def time_steps(
     say: Callable[[str], None],
     micro_batch_sequences: int | None,
 ) -> Rounds:
-    """Time the steps of all arms, interleaved in a random order so that drift of the machine hits all alike.
-
-    Raises
-    ------
-    OutOfMemory
-        When a step does not fit.
-    """
+    """Time the steps of all arms, interleaved in a random order so that drift of the machine hits all alike."""
     work = {}
     for job in jobs:
         with _within_memory(job[0], micro_batch_sequences or job[4].batch_sequences):
@@ -130,13 +107,7 @@ def time_shapes(
 
 
 def time_compiled(job: Job, device: torch.device, effort: Effort, micro_batch_sequences: int | None) -> CompiledCost:
-    """Time one arm's step compiled and not, in turn.
-
-    Raises
-    ------
-    CallerError
-        When torch cannot compile it here.
-    """
+    """Time one arm's step compiled and not, in turn."""
     batch = random_batch(job[2], job[4])
     names = {False: f"{job[0]} as it is", True: f"{job[0]} compiled"}
     work, took = {}, {}

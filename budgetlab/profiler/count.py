@@ -16,8 +16,6 @@ from budgetlab.profiler.forms import Price, closed_form
 from budgetlab.step import PHASES, TrainingStep
 from budgetlab.values import Batch, ModelSpec, Needs, Recipe
 
-__all__ = ["Watch", "agree", "count_flops", "count_head", "second_opinion"]
-
 _ATEN = torch.ops.aten
 
 

@@ -15,8 +15,6 @@ from budgetlab.profiler.timemodel import positions
 from budgetlab.studies import Study, profile_key
 from budgetlab.values import ArmCost, Calibration, CostProfile, Recipe
 
-__all__ = ["predict_for", "reshaped", "with_prediction"]
-
 
 def predict_for(study: Study, calibration: Calibration, progress: Callable[[str], None] | None = None) -> CostProfile:
     """Price a study on a device that need not be here: FLOPs counted, seconds predicted from its calibration.

@@ -9,8 +9,6 @@ from budgetlab.models import Network, describe_model
 from budgetlab.step import TrainingStep
 from budgetlab.values import Needs
 
-__all__ = ["CLOSED_FORMS", "Price", "closed_form"]
-
 Price = tuple[float, float]
 """FLOPs of one phase: (a position, a target token)."""
 

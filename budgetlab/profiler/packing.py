@@ -18,8 +18,6 @@ from budgetlab.hardware import is_out_of_memory, prepare
 from budgetlab.profiler.clock import Job, build_job, random_batch
 from budgetlab.values import ExecutionSpec, Packing
 
-__all__ = ["measure_packing"]
-
 PATIENCE_SECONDS = 120.0
 """For so long those that have begun wait for the others."""
 LOOKS_PER_SECOND = 10
@@ -39,19 +37,6 @@ def measure_packing(
     """Time one arm's steps in 2, 4, 8 ... processes at once, as `run` would have them, and in one alone.
 
     It ends where more bring little, where memory ends, or, on a CPU, where cores do.
-
-    Parameters
-    ----------
-    job
-        The arm: the dearest one, which leaves the least room.
-    execution
-        The device, and the threads of each process.
-    micro_batch_sequences
-        Sequences at once; None for all.
-    say
-        Told what is being done.
-    seconds
-        Of each process, each time.
     """
     device = prepare(execution)
     most = MOST_ON_A_GPU if device.type == "cuda" else cpu_count() // execution.threads

@@ -26,8 +26,6 @@ from budgetlab.profiler.clock import Job, build_job
 from budgetlab.step import PHASES
 from budgetlab.values import Batch, Calibration, ExecutionSpec, KernelRate
 
-__all__ = ["Work", "calibrate", "list_work", "predict_seconds"]
-
 _WIDTHS = ((128, 128), (128, 512), (512, 128), (256, 256), (256, 1024), (1024, 256), (768, 768), (768, 3072),
            (3072, 768))  # fmt: skip
 _TOKENS = (512, 4096)
@@ -51,20 +49,7 @@ class Work:
 
 
 def calibrate(device: torch.device, dtype: str, execution: ExecutionSpec) -> Calibration:
-    """Measure what this device does a second, in about five seconds on a CPU.
-
-    Parameters
-    ----------
-    device, execution
-        With the number of threads already set.
-    dtype
-        Of the matrix products, "float32" or "bfloat16".
-
-    Returns
-    -------
-    calibration
-        Wall time on a CPU, time on the device on a GPU.
-    """
+    """Measure what this device does a second, in about five seconds on a CPU."""
     kind = getattr(torch, dtype)
     rates = [_matmul_rate(shape, kind, dtype, device) for shape in _matmul_shapes(device)]
     for size in _SIZES:

@@ -14,8 +14,6 @@ from budgetlab.profiler.clock import Job, OutOfMemory, time_shapes
 from budgetlab.step import PHASES
 from budgetlab.values import HeldOut, ModelSpec, PhaseTime, TimeModel
 
-__all__ = ["fit_phase", "measure_time_model", "positions", "shapes_for"]
-
 Shape = tuple[int, int]
 _ROUNDS = 4
 _FEWEST_SHAPES = 5
@@ -35,13 +33,6 @@ def shapes_for(sequences: int, seq_len: int, longest: int = 512) -> tuple[list[S
     """Choose up to eight shapes of at most half the batch's tokens to fit, and two larger ones to hold out.
 
     Lengths are half, once and twice the recipe's, as far as networks have positions.
-
-    Examples
-    --------
-    >>> shapes_for(32, 128)
-    ([(2, 128), (8, 64), (2, 256), (8, 128), (4, 256), (32, 64), (16, 128), (8, 256)], [(32, 128), (16, 256)])
-    >>> shapes_for(1, 64)
-    ([(1, 32)], [(1, 64)])
     """
     tokens = sequences * seq_len
     short, long = max(8, seq_len // 2), max(seq_len, min(2 * seq_len, longest))

@@ -16,9 +16,6 @@ from budgetlab.profiler.count import Watch
 from budgetlab.profiler.forms import CLOSED_FORMS
 from budgetlab.values import ModelCost
 
-__all__ = ["count_model"]
-
-
 _LARGEST = {"layers": 1000, "vocab": 2**24, "inner": 2**20} | dict.fromkeys(
     ("width", "heads", "key_value_heads", "head_width", "embedding"), 2**17
 )
@@ -29,22 +26,6 @@ def count_model(model: WholeModel, *, seq_len: int = 128, mask_fraction: float =
 
     Torch's counter counts a forward and a backward pass of the model built without storage; fvcore's counts the forward
     pass again; for the architectures of `CLOSED_FORMS` arithmetic does. Attention is full: no causal half is taken off.
-
-    Parameters
-    ----------
-    model
-        From `read_model`.
-    seq_len
-        Positions of a sequence, without padding.
-    mask_fraction
-        Share of positions at which a masked model needs logits.
-
-    Raises
-    ------
-    CallerError
-        When the configuration cannot be built, or is too short for `seq_len`.
-    BudgetlabError
-        When counts disagree, or an operator that may be heavy was counted by nobody.
     """
     sizes = describe_model(model.config)
     large = [name for name, size in sizes.items() if size > _LARGEST[name]]

@@ -44,8 +44,6 @@ from budgetlab.values import CostProfile, CurveFit, Environment, Plan, RunRecord
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Report", "report"]
-
 
 @dataclass(frozen=True)
 class Report:

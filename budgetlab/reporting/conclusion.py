@@ -12,8 +12,6 @@ from budgetlab.reporting.gates import Gate, learning_gates
 from budgetlab.units import format_amount
 from budgetlab.values import Plan, RunRecord, Score, Value, Verdict
 
-__all__ = ["BELOW_THRESHOLD", "MANY", "Conclusion", "conclude", "conclude_study"]
-
 BELOW_THRESHOLD = "below the learning threshold"
 
 YARDSTICKS_OF_ALL = ("readout_loss", "adapted_loss")

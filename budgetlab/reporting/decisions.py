@@ -13,8 +13,6 @@ from budgetlab.reporting.tables.maps import map_sheet, next_sheet
 from budgetlab.reporting.tables.sheets import markdown
 from budgetlab.store import write_csv, write_whole
 
-__all__ = ["decision_lines", "decision_sections", "write_decisions"]
-
 
 def write_decisions(decisions: Decisions, folder: Path) -> tuple[FigureFiles, ...]:
     """Write the tables into a study's folder as CSV and Markdown, and draw the map; nothing where nothing is known."""

@@ -40,8 +40,6 @@ from budgetlab.reporting.figures.points import AXES, Axis
 from budgetlab.reporting.frames import mid_decay, per_run, summarise
 from budgetlab.values import CostProfile, CurveFit, Plan, RunRecord, Verdict
 
-__all__ = ["answer_figures", "cost_figures", "score_figures", "size_figures"]
-
 _LOSS_AXES: tuple[Axis, ...] = ("tokens", "required_flops")
 _NAMES: dict[Axis, str] = {"tokens": "tokens", "required_flops": "flops", "device_hours": "hours"}
 
@@ -56,25 +54,7 @@ def score_figures(
     definitions: Sequence[str],
     where: str,
 ) -> list[FigureFiles]:
-    """Draw scores on three axes, CoLA by itself, and the read-out loss against tokens and FLOPs.
-
-    Parameters
-    ----------
-    table
-        What `frames.scores_frame` returns; empty draws nothing.
-    arms
-        Of the plan, in order.
-    fits
-        From `fit_arms`.
-    folder
-        Where the files go.
-    level
-        Of the intervals.
-    definitions
-        What the mean is of, and which tasks are subsets.
-    where
-        Hardware and precision.
-    """
+    """Draw scores on three axes, CoLA by itself, and the read-out loss against tokens and FLOPs."""
     runs = per_run(table)
     cells = summarise(runs, level)
     drawn: list[FigureFiles] = []
@@ -152,21 +132,7 @@ def answer_figures(
     *,
     where: str,
 ) -> list[FigureFiles]:
-    """Draw the verdicts over the budget, other amounts of text beside, and what makes the verdicts up.
-
-    Parameters
-    ----------
-    verdicts
-        Of this study.
-    by_text
-        How much text there is -> verdicts, of studies that differ in that; empty without another.
-    arms
-        Of the plan, in order.
-    folder
-        Where the files go.
-    where
-        Hardware and precision.
-    """
+    """Draw the verdicts over the budget, other amounts of text beside, and what makes the verdicts up."""
     drawn: list[FigureFiles] = []
     level = f"{100 * verdicts[0].interval_level:g} %" if verdicts else ""
     table = verdict_table(verdicts)
@@ -198,23 +164,7 @@ def answer_figures(
 def size_figures(
     plan: Plan, table: pd.DataFrame, frontier: pd.DataFrame, arms: Sequence[str], folder: Path, *, where: str
 ) -> list[FigureFiles]:
-    """Draw what varies with the students' size: the frontier in all-in compute, and isoFLOP curves; else nothing.
-
-    Parameters
-    ----------
-    plan
-        Of the study.
-    table
-        What `frames.scores_frame` returns.
-    frontier
-        From `all_in_frontier`.
-    arms
-        Of the plan, in order.
-    folder
-        Where the files go.
-    where
-        Hardware and precision.
-    """
+    """Draw what varies with the students' size: the frontier in all-in compute, and isoFLOP curves; else nothing."""
     drawn: list[FigureFiles] = []
     if len(frontier) and frontier["student"].nunique() > 1:
         told = (

@@ -14,28 +14,11 @@ import numpy as np
 import pandas as pd
 
 from budgetlab.errors import CallerError
-from budgetlab.fitting.scores import AGGREGATE, LOSSES, OUTCOMES, averaged_tasks
+from budgetlab.fitting.scores import AGGREGATE, LOSSES, averaged_tasks
 from budgetlab.resampling import t_quantile
 from budgetlab.store import scores_frame as tidy_scores
 from budgetlab.values import Score
 from budgetlab.values.scoring import higher_is_better
-
-__all__ = [
-    "LOSSES",
-    "MEAN",
-    "OUTCOMES",
-    "PROBES",
-    "YARDSTICKS",
-    "interval_note",
-    "largest_rung",
-    "mid_decay",
-    "per_run",
-    "probe_tasks",
-    "scores_frame",
-    "subsets",
-    "summarise",
-    "unit_of",
-]
 
 MEAN = AGGREGATE
 
@@ -95,22 +78,7 @@ def largest_rung(scores: pd.DataFrame) -> int | None:
 
 
 def per_run(scores: pd.DataFrame, tasks: Sequence[str] | None = None) -> pd.DataFrame:
-    """Average over fine-tuning seeds, in the unit shown: one row a run and task, and the mean over tasks.
-
-    Parameters
-    ----------
-    scores
-        What `scores_frame` returns.
-    tasks
-        Which the mean is over; default: those of the study's average.
-
-    Returns
-    -------
-    frame
-        `subject`, `arm`, `rung`, `run_seed`, `task`, `metric`, `higher_is_better`, `unit`, `value`, what the
-        run had read and spent, the budget; of the fine-tunings `finetune_seeds`, `finetune_sd` and how many were
-        `degenerate`; `standard_error` of the evaluation set; `subset`. A run that lacks a task has no mean over tasks.
-    """
+    """Average over fine-tuning seeds, in the unit shown: one row a run and task, and the mean over tasks."""
     columns = [*_RUN, "metric", "higher_is_better", "budget_amount", "budget_unit", *_CARRIED, "subset"]
     measured = ["value", "standard_error", "finetune_sd", "finetune_seeds", "degenerate", "unit"]
     if scores.empty:
@@ -151,22 +119,7 @@ def mid_decay(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def summarise(runs: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
-    """Average runs over their seeds, with the t interval of each arm by itself.
-
-    Parameters
-    ----------
-    runs
-        What `per_run` returns.
-    level
-        Confidence of the interval.
-
-    Returns
-    -------
-    frame
-        One row a subject, arm, rung and task: `mean`, `median`, `sd` over runs, `half_width`, `low`, `high` (missing
-        where an arm has one run at the budget, and for the baselines), `num_runs`, the degrees of freedom;
-        means of `finetune_sd` and of `evaluation_error`, the evaluation set's own, which all runs share.
-    """
+    """Average runs over their seeds, with the t interval of each arm by itself."""
     columns = [*_CELL, "metric", "higher_is_better", "budget_amount", "budget_unit", *_CARRIED, "subset", "unit"]
     extra = ["mean", "half_width", "low", "high", "num_runs", "degrees_of_freedom", "median", "sd", "finetune_sd",
              "evaluation_error", "finetune_seeds", "degenerate"]  # fmt: skip

@@ -15,13 +15,6 @@ from budgetlab.resampling import holm
 from budgetlab.units import format_amount
 from budgetlab.values import Score, Value
 
-__all__ = [
-    "TEACHER_LEAD_NATS",
-    "UNIGRAM_LEAD_NATS",
-    "Gate",
-    "learning_gates",
-]
-
 TEACHER_LEAD_NATS = 0.3
 """A teacher less far ahead than this has little to teach."""
 UNIGRAM_LEAD_NATS = 0.5

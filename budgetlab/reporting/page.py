@@ -12,18 +12,6 @@ from budgetlab.reporting.figures import FigureFiles
 from budgetlab.reporting.gates import Gate
 from budgetlab.reporting.tables import Sheet
 
-__all__ = [
-    "Section",
-    "details_html",
-    "figure_html",
-    "gates_html",
-    "link_html",
-    "list_html",
-    "page_html",
-    "pairs_html",
-    "sheet_html",
-]
-
 _STYLE = """
 :root { --ink: #1d1f21; --soft: #5d6368; --line: #dcdfe2; --paper: #ffffff; --card: #f6f7f8; --good: #1a7f4b;
   --bad: #b3261e; --accent: #0072b2; color-scheme: light dark; }
@@ -113,23 +101,7 @@ class Section:
 def page_html(
     study: str, subtitle: str, sentence: str, *, below: bool, sections: Iterable[Section], footer: str
 ) -> str:
-    """Return the whole page.
-
-    Parameters
-    ----------
-    study
-        The study's name.
-    subtitle
-        One line under it.
-    sentence
-        What the study concludes.
-    below
-        Whether that is no verdict.
-    sections
-        In order; one without content is left out.
-    footer
-        One line, already HTML.
-    """
+    """Return the whole page."""
     shown = [section for section in sections if section.html]
     contents = "".join(f'<li><a href="#{_slug(s.heading)}">{escape(s.heading)}</a></li>' for s in shown)
     return (
@@ -168,17 +140,7 @@ def details_html(summary: str, html: str) -> str:
 
 
 def sheet_html(sheet: Sheet, *, titled: bool = False, links: Mapping[tuple[int, int], str] | None = None) -> str:
-    """Return a sheet as a table, with its notes under it.
-
-    Parameters
-    ----------
-    sheet
-        What to show.
-    titled
-        Whether its title is shown, or only read out.
-    links
-        (row, column) -> the file beside the page that this cell is from.
-    """
+    """Return a sheet as a table, with its notes under it."""
     head = "".join(_head(column.heading, left=column.left) for column in sheet.columns)
     rows = []
     for i, row in enumerate(sheet.rows):

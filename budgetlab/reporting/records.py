@@ -12,8 +12,6 @@ from budgetlab.reporting.page import Section, details_html, link_html, sheet_htm
 from budgetlab.reporting.tables.records import Links, runs_sheet, score_files_sheet
 from budgetlab.values import RunRecord
 
-__all__ = ["footer_html", "records_html", "with_records"]
-
 _FILES = {
     "Gates": ("scores.csv",),
     "Verdicts": ("verdict.json", "scores.csv"),

@@ -16,8 +16,6 @@ from budgetlab.store import Store
 from budgetlab.units import format_quantity
 from budgetlab.values import Plan
 
-__all__ = ["check_checkpoints", "check_devices", "check_given_weights", "check_room"]
-
 
 def check_devices(plan: Plan, ranks: Ranks) -> None:
     """Refuse other processes than the plan has devices for."""

@@ -10,25 +10,11 @@ from budgetlab.batches import Batches, MaskedBatch
 from budgetlab.ranks import Ranks
 from budgetlab.runner.teacher_cache import TeacherCache
 
-__all__ = ["Feed"]
-
 Fed = tuple[MaskedBatch, int]
 
 
 class Feed:
-    """Batches of consecutive steps and their digests, one ahead; used in a `with` block.
-
-    Parameters
-    ----------
-    batches, batch_sequences
-        What a step sees, over all processes.
-    ranks
-        Whose share this process makes.
-    last_step
-        None is made from here on.
-    kept
-        Where the teacher's answers are read.
-    """
+    """Batches of consecutive steps and their digests, one ahead; used in a `with` block."""
 
     def __init__(
         self, batches: Batches, batch_sequences: int, ranks: Ranks, last_step: int, kept: TeacherCache | None = None

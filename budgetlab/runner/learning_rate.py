@@ -6,8 +6,6 @@ import math
 
 from budgetlab.values import Recipe
 
-__all__ = ["learning_rate_factor"]
-
 
 def learning_rate_factor(recipe: Recipe, step: int, steps: int, warmup_steps: int, cooldown_steps: int) -> float:
     """Share of the peak learning rate at a step, counted from 0.

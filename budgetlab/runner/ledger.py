@@ -17,23 +17,9 @@ from budgetlab.runner.teacher_cache import TeacherCache
 from budgetlab.step import PHASES
 from budgetlab.values import ArmCost, PhaseSpent
 
-__all__ = ["Ledger"]
-
 
 class Ledger:
-    """Sums over the steps of a run since its first (of its trunk, for a branch); steps that a crash undid are not in.
-
-    Parameters
-    ----------
-    cost
-        Prices of a position and of a target; what is multiplied by them is what was really drawn.
-    device, ranks
-        Where this process's share is trained, and who trains the others.
-    counter
-        Of the device's energy; None where there is none, or where others use the device too.
-    kept
-        The teacher's answers, where they are kept: a share of what they took is this run's, as if it had asked alone.
-    """
+    """Sums over a run's steps since its first (of its trunk, for a branch); steps that a crash undid are left out."""
 
     def __init__(
         self,

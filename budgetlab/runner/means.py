@@ -10,17 +10,9 @@ from torch import Tensor
 
 from budgetlab.ranks import Ranks
 
-__all__ = ["Means"]
-
 
 class Means:
-    """Sums of each term over steps, on the device, so that no step waits for a number.
-
-    Parameters
-    ----------
-    ranks
-        The processes, each with its own samples.
-    """
+    """Sums of each term over steps, on the device, so that no step waits for a number."""
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 from budgetlab.runner.units import Unit
 
-__all__ = ["Meter", "Moved", "Progress"]
-
 SETTLED_SECONDS = 10.0
 """Before that, what is left is not guessed from the pace."""
 

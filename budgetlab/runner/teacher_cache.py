@@ -25,8 +25,6 @@ from budgetlab.store import write_whole
 from budgetlab.units import format_quantity
 from budgetlab.values import content_hash
 
-__all__ = ["TeacherCache", "bytes_per_target"]
-
 SHARD_BYTES = 2**24
 """Little enough that a stop waits for seconds, and enough that a hundred gigabytes are some thousand files."""
 
@@ -45,24 +43,6 @@ class TeacherCache:
 
     Shard N is `N.npy`, pairs of value and id [samples, targets, K], beside `N.json`, its SHA-256 and what it took; it
     counts once both are there.
-
-    Parameters
-    ----------
-    parent
-        Of the folder, which is named by what decides the answers.
-    step
-        Whose teacher is asked, and what its loss reads.
-    batches
-        With static masks.
-    about
-        What of corpus, teacher and masks decides the answers; the step's recipe is added.
-    ranks
-        The processes that make it together and all read it, on a shared disk.
-
-    Raises
-    ------
-    CallerError
-        When the folder holds the answers of another teacher, or to other samples.
     """
 
     def __init__(self, parent: Path, step: TrainingStep, batches: Batches, about: dict[str, Any], ranks: Ranks) -> None:
@@ -107,15 +87,7 @@ class TeacherCache:
         stop_asked: Callable[[], bool],
         say: Callable[[str], None],
     ) -> None:
-        """Verify what is there, and ask the teacher for what is missing of so many samples.
-
-        Raises
-        ------
-        KeyboardInterrupt
-            When it was asked to stop; whole shards stay.
-        BudgetlabError
-            When the disk is full.
-        """
+        """Verify what is there, and ask the teacher for what is missing of so many samples."""
         wanted = range(-(-min(samples, self.batches.num_samples) // self.samples_per_shard))
 
         def other_process() -> None:

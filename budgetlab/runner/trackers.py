@@ -10,8 +10,6 @@ from typing import Any, Protocol
 
 from budgetlab.errors import CallerError
 
-__all__ = ["Tracker", "Trackers", "make_trackers"]
-
 
 class Tracker(Protocol):
     """What a tracker does; one object is made for each training.
@@ -88,13 +86,7 @@ class Trackers:
 
 
 def make_trackers(names: Sequence[str], folder: Path) -> dict[str, Callable[[], Tracker]]:
-    """Find trackers by name: "tensorboard", or a Python file with a class `Tracker`.
-
-    Raises
-    ------
-    CallerError
-        When there is no such tracker, or its package is not installed.
-    """
+    """Find trackers by name: "tensorboard", or a Python file with a class `Tracker`."""
     return {name: _maker(name, folder) for name in names}
 
 

@@ -40,8 +40,6 @@ from budgetlab.store import Store
 from budgetlab.strategies import build_strategy
 from budgetlab.values import Plan, Point, RunRecord, content_hash
 
-__all__ = ["Training", "step_name"]
-
 POINTS_PER_RUN, SIGNS_EVERY_POINTS = 40, 5
 CHECKPOINT_EVERY_SECONDS, CHECKPOINT_SHARE = 30.0, 0.01
 """Not oftener than this, and not so often that saving takes a larger share of the time."""
@@ -57,27 +55,7 @@ def step_name(step: int) -> str:
 
 
 class Training:
-    """One unit in progress; building it restores its last checkpoint.
-
-    Parameters
-    ----------
-    unit
-        What to train.
-    record
-        What is known of it before the first step.
-    plan, corpus, store
-        Where it belongs, what it reads, where it writes.
-    teacher
-        The frozen teacher, on the device.
-    device
-        Where it runs.
-    ranks
-        The processes that train it together; the first one writes.
-    say
-        Told lines for a person: a pace that is not the planned one, a tracker that failed.
-    began
-        When the work on this unit began, by `time.perf_counter`.
-    """
+    """One unit in progress; building it restores its last checkpoint."""
 
     def __init__(
         self,
@@ -158,20 +136,7 @@ class Training:
             self.store.write_points(self.unit.run_id, points)
 
     def go(self, stop_asked: Callable[[], bool], tell: Callable[[Moved], None]) -> RunRecord:
-        """Train to the last step.
-
-        Parameters
-        ----------
-        stop_asked
-            Looked at after each step; the step is then saved.
-        tell
-            Told now and then where it stands.
-
-        Raises
-        ------
-        KeyboardInterrupt
-            When it was asked to stop, after saving.
-        """
+        """Train to the last step."""
         unit, status = self.unit, "running"
         folder = self.store.run_folder(unit.run_id)
         made = make_trackers(self.plan.execution.trackers, folder) if self.ranks.first else {}

@@ -26,8 +26,6 @@ from budgetlab.values import (
     content_hash,
 )
 
-__all__ = ["Unit", "bytes_needed", "plan_units"]
-
 Kind = Literal["teacher", "trunk", "rung"]
 
 
@@ -123,21 +121,7 @@ def bytes_needed(units: list[Unit], newest: int, workers: int) -> int:
 
 
 def plan_units(plan: Plan, corpus: Corpus, store: Store | None = None) -> list[Unit]:
-    """List the units of a plan in the order in which they can run: each after what it needs.
-
-    Parameters
-    ----------
-    plan, corpus
-        What is to be done.
-    store
-        Where runs may lie that an earlier version keyed by the path of a given teacher; they count while its weights
-        are those that taught them.
-
-    Raises
-    ------
-    CallerError
-        When given weights cannot be read.
-    """
+    """List the units of a plan in the order in which they can run: each after what it needs."""
     corpus_key = content_hash(corpus.content_hash, plan.corpus.masking, plan.corpus.unique_tokens)
     whole = content_hash(corpus.content_hash, plan.corpus.masking, None)
     teachers = [_teacher(plan, teacher, whole) for teacher in plan.teachers if teacher.weights is None]

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from budgetlab.planner.prices import loss_factor
 from budgetlab.values import ExecutionSpec
 
-__all__ = ["SIGNS", "other_pace", "what_is_wrong"]
-
 SIGNS = ("gradient_norm", "clipped_fraction")
 """What is logged beside the loss's terms."""
 DIVERGED = 10.0
@@ -18,15 +16,7 @@ OTHER_PACE = 1.25
 
 
 def what_is_wrong(means: Mapping[str, float], first_loss: float | None) -> str | None:
-    """Say what makes these means of terms and signs no training; None where nothing does.
-
-    Parameters
-    ----------
-    means
-        Since the last point.
-    first_loss
-        Sum of the terms at the first point, None before it.
-    """
+    """Say what makes these means of terms and signs no training; None where nothing does."""
     found = {name: value for name, value in means.items() if name != "clipped_fraction"}
     if not all(map(math.isfinite, found.values())):
         return f"not finite ({', '.join(f'{name} {value:.4g}' for name, value in found.items())})"
@@ -39,17 +29,7 @@ def what_is_wrong(means: Mapping[str, float], first_loss: float | None) -> str |
 def other_pace(
     planned_seconds: float | None, execution: ExecutionSpec, seconds_per_step: float, here: str, there: str | None
 ) -> str | None:
-    """Say that a step takes another time than was planned, or was timed elsewhere; None where it was neither.
-
-    Parameters
-    ----------
-    planned_seconds, execution
-        Of a step on one device, None where it was not timed, and the devices.
-    seconds_per_step
-        Of all devices together, as found.
-    here, there
-        The device's name, and that of the plan's, None where steps were not timed.
-    """
+    """Say that a step takes another time than was planned, or was timed elsewhere; None where it was neither."""
     if planned_seconds is None:
         return None
     planned = planned_seconds * loss_factor(execution)

@@ -17,8 +17,6 @@ from budgetlab.values import Batch, ModelSpec, Needs, Signals, Value
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["FeatureStrategy", "Strategy", "layer_index"]
-
 
 class Strategy(Value):
     """A way to train a student. Its fields are its settings."""
@@ -141,13 +139,7 @@ class FeatureStrategy(Strategy):
 
 
 def layer_index(layer: int, num_layers: int, setting: str) -> int:
-    """Turn a layer counted from 1, or from the end with -1, into 1..num_layers.
-
-    Raises
-    ------
-    CallerError
-        When there is no such layer.
-    """
+    """Turn a layer counted from 1, or from the end with -1, into 1..num_layers."""
     index = layer if layer > 0 else num_layers + 1 + layer
     if layer == 0 or not 1 <= index <= num_layers:
         raise CallerError(

@@ -10,9 +10,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["largest", "masked_lm", "mean_over_pairs", "real_rows", "relation_divergence", "soft_divergence",
-           "soft_divergence_of_largest"]  # fmt: skip
-
 
 def masked_lm(logits_MV: Tensor, target_ids_M: Tensor) -> Tensor:
     """Cross-entropy of the target tokens, nats per target token."""

@@ -11,8 +11,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from budgetlab.errors import CallerError
 from budgetlab.units import parse_count
 
-__all__ = ["Count", "CountOrZero", "Interval", "Name", "Seed", "Value", "content_hash"]
-
 
 def _count(raw: object) -> int:
     if not isinstance(raw, str | int | float):

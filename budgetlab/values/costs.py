@@ -10,22 +10,6 @@ from typing import Literal
 
 from budgetlab.values.base import Interval, Value
 
-__all__ = [
-    "ArmCost",
-    "Calibration",
-    "CompiledCost",
-    "CostProfile",
-    "Environment",
-    "HeldOut",
-    "KernelRate",
-    "ModelCost",
-    "PhaseCost",
-    "PhaseTime",
-    "Ratio",
-    "TimeModel",
-    "Timing",
-]
-
 
 class Environment(Value):
     """The machine and the versions that a number was measured with."""

@@ -6,8 +6,6 @@ from typing import Literal
 
 from budgetlab.values.base import Value
 
-__all__ = ["Assumption"]
-
 
 class Assumption(Value):
     """One assumption behind a comparison: how it was tested here, and what came of it.

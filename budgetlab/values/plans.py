@@ -14,14 +14,6 @@ from budgetlab.values.base import Interval, Value
 from budgetlab.values.costs import ArmCost
 from budgetlab.values.specs import Arm, CorpusSpec, ExecutionSpec, ModelSpec, Recipe
 
-__all__ = [
-    "Budget",
-    "Plan",
-    "Schedule",
-    "TeacherPlan",
-    "Trial",
-]
-
 
 class Budget(Value):
     """One amount of one thing, in canonical units (`units.BUDGET_UNITS`)."""

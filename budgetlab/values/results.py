@@ -16,8 +16,6 @@ from budgetlab.values.costs import Environment
 from budgetlab.values.plans import Budget, Schedule
 from budgetlab.values.scoring import subset_words
 
-__all__ = ["CurveFit", "PhaseSpent", "Point", "RunRecord", "Score", "Verdict"]
-
 
 class Point(Value):
     """One evaluation point of a run, cumulative from its first step (of the trunk, for a branch)."""

@@ -11,9 +11,6 @@ from pydantic import Field, PositiveFloat, model_validator
 from budgetlab.errors import CallerError, unknown_name
 from budgetlab.values.base import Count, CountOrZero, Name, Seed, Value, content_hash
 
-__all__ = ["AGGREGATE", "COMPUTE_COLUMNS", "CORRELATIONS", "GLUE", "GLUE_ROWS", "LOSSES", "PROBES", "PROTOCOLS",
-           "EvaluateSpec", "FinetuneRecipe", "Metric", "TaskSpec", "higher_is_better", "subset_words"]  # fmt: skip
-
 INFORMATIVE_POINTS = 5.0
 """Of a task, by default: a teacher is so many points above random weights where it tells anything."""
 Epochs = Annotated[int, Field(ge=1, le=10_000)]
@@ -45,25 +42,7 @@ _SCORE = re.compile(
 
 
 def higher_is_better(outcome: str, asked: str | None = None) -> bool | None:
-    """Tell which way an outcome goes: known losses fall, known metrics and the tasks of GLUE rise.
-
-    Parameters
-    ----------
-    outcome
-        A task, a metric or a column, such as ``eval/loss``.
-    asked
-        Who cannot go on without an answer, for the error's head; by default nobody.
-
-    Returns
-    -------
-    bool or None
-        None where the name does not say.
-
-    Raises
-    ------
-    CallerError
-        When `asked` is given and the name does not say.
-    """
+    """Tell which way an outcome goes: known losses fall, known metrics and the tasks of GLUE rise."""
     name = outcome.strip().lower()
     if _LOSS.fullmatch(name):
         return False
@@ -130,17 +109,7 @@ GLUE_ROWS = {
 
 
 def subset_words(task: str, train_examples: int, num_examples: int, train_available: int = 0) -> str:
-    """Say what of a task was used, where that is not all: "10,475 of 104,743 train"; empty where it is.
-
-    Parameters
-    ----------
-    task
-        Of GLUE, where the official sizes are known; or another.
-    train_examples, num_examples
-        Fine-tuned on, scored on; 0 is not known.
-    train_available
-        How many the training file has; 0 is not known.
-    """
+    """Say what of a task was used, where that is not all: "10,475 of 104,743 train"; empty where it is."""
     official = GLUE_ROWS.get(task, (train_available, 0))
     pairs = ((train_examples, official[0], "train"), (num_examples, official[1], "validation"))
     return ", ".join(f"{used:,} of {whole:,} {split}" for used, whole, split in pairs if 0 < used < whole)

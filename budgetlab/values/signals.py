@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Batch", "Needs", "Signals", "SpecialIds"]
-
 
 @dataclass(frozen=True)
 class SpecialIds:

@@ -11,21 +11,6 @@ from budgetlab.units import parse_amount, parse_charge
 from budgetlab.values.base import Count, CountOrZero, Seed, Value
 from budgetlab.values.scoring import COMPUTE_COLUMNS
 
-__all__ = [
-    "Arm",
-    "CorpusSpec",
-    "ExecutionSpec",
-    "FitSpec",
-    "ModelSpec",
-    "PlanSpec",
-    "Pretrain",
-    "Recipe",
-    "StrategySpec",
-    "TeacherLayers",
-    "TokenizerSpec",
-    "TuningSpec",
-]
-
 Fraction = Field(ge=0.0, le=1.0)
 
 TAPPED_FAMILIES = ("bert", "roberta", "electra")

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["costs_table", "draw_costs"]
 
 WHOLE = "whole step"
 # Dark to light in the order of the step, so that neighbours differ in greyscale too; hatched where they are alike.

@@ -16,7 +16,6 @@ from budgetlab.values import CurveFit
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw_fit", "fit_table"]
 
 _REACH = 10.0
 """How far beyond the data the curve is drawn."""

@@ -25,8 +25,6 @@ from budgetlab.reporting.frames import OUTCOMES, unit_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw_frontier", "frontier_table"]
-
 
 def frontier_table(frontier: pd.DataFrame) -> pd.DataFrame:
     """Return the drawn numbers: `all_in_frontier`'s rows whose compute is known, with the frontier over all sizes.

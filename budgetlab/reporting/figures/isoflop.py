@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw_isoflop", "isoflop_table"]
 
 _DARKEST, _LIGHTEST = 0.15, 0.85
 """Of the colour map, for the smallest and the largest budget."""

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw_map", "map_table"]
 
 _COLOURS = {
     "arm": "#0072B2", "reference": "#E69F00", "not resolved": "#C9CDD1", "infeasible": "#FFFFFF", "n/a": "#FFFFFF",

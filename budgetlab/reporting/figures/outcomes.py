@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw_losses", "draw_scores"]
 
 _METRICS = {"matthews": "Matthews", "f1": "F1", "macro_f1": "macro F1", "pearson_spearman": "correlation"}
 _AMOUNT_LAYERS = ("run", "mean", "mid_decay", "curve", "beyond")

@@ -22,7 +22,6 @@ from budgetlab.values import Plan, RunRecord
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw_plan", "draw_spent", "plan_table", "spent_table"]
 
 _SPENT = {"required_flops": "required compute", "device_seconds": "device time"}
 _WORDS = {"inference": "with inference", "none": "teacher free", "pretraining": "with pretraining"}

@@ -13,8 +13,6 @@ import pandas as pd
 from budgetlab.reporting.frames import LOSSES, MEAN, YARDSTICKS, interval_note, subsets, unit_of
 from budgetlab.values import CurveFit
 
-__all__ = ["AXES", "Axis", "fit_note", "fit_notes", "points_table", "spread_note"]
-
 Axis = Literal["tokens", "required_flops", "device_hours"]
 AXES = {
     "tokens": "tokens read by the student",

@@ -25,8 +25,6 @@ from budgetlab.values import CostProfile, CurveFit, Plan, RunRecord, Verdict
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["cost_figure", "decomposition_figure", "frontier_figure", "isoflop_figure", "loss_figure", "map_figure",
-           "plan_figure", "score_figure", "spent_figure", "verdict_figure"]  # fmt: skip
 
 _DOTS_PER_INCH = 140
 """Sharp on a screen at the width of a column."""

@@ -21,27 +21,6 @@ if TYPE_CHECKING:
 
 from budgetlab.store import write_csv, write_whole
 
-__all__ = [
-    "BEYOND_COLOUR",
-    "COLUMN_INCHES",
-    "YARDSTICK_COLOUR",
-    "YARDSTICK_LINES",
-    "ArmStyle",
-    "FigureFiles",
-    "arm_handles",
-    "arm_styles",
-    "grid",
-    "legend_columns",
-    "log_ticks",
-    "prefix_for",
-    "prominent",
-    "render",
-    "room",
-    "styled",
-    "unit_at",
-    "yardstick_handles",
-]
-
 COLUMN_INCHES = 3.3
 """The width of one column of a two-column paper; figures are drawn at this size and never scaled down."""
 
@@ -203,13 +182,7 @@ _UNITS = {"required_flops": "FLOP", "executed_flops": "FLOP executed", "joules":
 
 
 def unit_at(unit: str, largest: float) -> tuple[str, float]:
-    """Return in what an axis of a canonical unit that ends at `largest` is written, and the size of one of that.
-
-    Examples
-    --------
-    >>> unit_at("tokens", 4e9), unit_at("device_seconds", 14400.0)
-    (('B tokens', 1000000000.0), ('h', 3600.0))
-    """
+    """Return in what an axis of a canonical unit that ends at `largest` is written, and the size of one of that."""
     if unit.endswith("seconds"):
         return next(((word, size) for word, size in (("h", 3600.0), ("min", 60.0)) if largest >= 2 * size), ("s", 1.0))
     if unit == "usd":

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["decomposition_table", "draw_decomposition", "draw_verdicts", "multiplier_name", "verdict_table"]
 
 _MULTIPLIERS = {"tokens": "token", "target_tokens": "target token", "device_seconds": "time", "budget_amount": "budget"}
 """Of curves that are not over compute."""

@@ -10,8 +10,6 @@ from budgetlab.reporting.tables.sheets import Column, Sheet, fixed
 from budgetlab.units import format_amount
 from budgetlab.values import CurveFit, Verdict
 
-__all__ = ["fit_sheet", "gate_lines", "verdict_sheet"]
-
 _ANSWER = "answer"
 _MOST_ROWS = 200
 

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from budgetlab.reporting.tables.sheets import Column, Sheet
 from budgetlab.values import Assumption
 
-__all__ = ["assumption_sheet", "assumption_words"]
-
 _OUTCOMES = {"holds": "holds", "violated": "violated", "not_tested": "not tested"}
 
 

@@ -28,8 +28,6 @@ from budgetlab.reporting.tables.sheets import Column, Sheet, fixed, percent, sca
 from budgetlab.units import format_amount, format_quantity
 from budgetlab.values import Plan, RunRecord, Schedule, Score
 
-__all__ = ["closing_frame", "closing_note", "closing_sheet", "full_sheet"]
-
 _SPENT = "planned and spent"
 _OUTCOME = "what came out"
 _READOUT_BEHIND_NATS = 0.02

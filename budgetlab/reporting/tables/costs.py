@@ -9,17 +9,6 @@ from budgetlab.reporting.tables.sheets import Column, Sheet, fixed, percent, sca
 from budgetlab.units import format_quantity, format_seconds
 from budgetlab.values import ArmCost, CostProfile, ModelCost, Ratio
 
-__all__ = [
-    "PHASES",
-    "comparison_sheet",
-    "cost_notes",
-    "model_sheet",
-    "phase_sheet",
-    "profile_sheet",
-    "ratio_sheet",
-    "time_model_sheet",
-]
-
 PHASES = ("teacher_forward", "student_forward", "loss", "backward", "update")
 """The phases of a step, in the order in which they run."""
 

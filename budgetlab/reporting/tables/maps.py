@@ -11,8 +11,6 @@ import pandas as pd
 from budgetlab.reporting.tables.sheets import Column, Sheet, percent
 from budgetlab.units import format_amount, format_seconds
 
-__all__ = ["map_sheet", "next_sheet"]
-
 
 def map_sheet(found: pd.DataFrame) -> Sheet:
     """Return a verdict map, a row a cell in which both arms can be compared; the others are counted in notes."""

@@ -10,8 +10,6 @@ from budgetlab.reporting.tables.sheets import Column, Sheet, fixed, percent, sca
 from budgetlab.units import format_amount, format_quantity, format_seconds
 from budgetlab.values import Budget, Plan, RunRecord, Schedule, TeacherPlan
 
-__all__ = ["answers", "plan_sheet", "status_sheet"]
-
 _PLANNED = "what is planned"
 _PRICE = "what it costs, and whether it fits"
 _STATES = ("complete", "running", "failed", "missing")

@@ -11,8 +11,6 @@ from budgetlab.reporting.tables.sheets import Column, Sheet, fixed, scaled
 from budgetlab.units import format_amount, format_quantity
 from budgetlab.values import RunRecord
 
-__all__ = ["Links", "runs_sheet", "score_files_sheet"]
-
 Links = dict[tuple[int, int], str]
 """(row, column) -> a path relative to the study's folder."""
 
@@ -42,13 +40,7 @@ def runs_sheet(records: Sequence[RunRecord]) -> tuple[Sheet, Links]:
 
 
 def score_files_sheet(scores: pd.DataFrame) -> tuple[Sheet, Links]:
-    """Return every single score; its value leads to the file that holds it.
-
-    Parameters
-    ----------
-    scores
-        What `frames.scores_frame` returns, with the `key` of each score's file.
-    """
+    """Return every single score; its value leads to the file that holds it."""
     kept = scores.head(_MOST_SCORES)
     columns = (
         Column("checkpoint", left=True), Column("task", left=True), Column("fine-tuning\nseed"),

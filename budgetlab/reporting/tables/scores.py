@@ -27,8 +27,6 @@ from budgetlab.reporting.tables.sheets import Column, Sheet, fixed
 from budgetlab.units import format_amount
 from budgetlab.values import Score
 
-__all__ = ["average_sheet", "score_sheet", "subset_note"]
-
 _SPREAD, _POINTS, _DIFFERENCES = "over run seeds", "points", "difference of averages, paired by run seed"
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Column", "Sheet", "fixed", "markdown", "percent", "plain_lines", "print_sheets", "scaled", "stack"]
 
 _GAP = "  "
 _PREFIXES = (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0))
@@ -155,13 +154,7 @@ def _line(sheet: Sheet, widths: Sequence[int], cells: Sequence[str]) -> str:
 
 
 def scaled(values: Sequence[float | None], unit: str) -> tuple[str, list[str]]:
-    """Print one column of a quantity at one SI prefix.
-
-    Returns
-    -------
-    unit, cells
-        The unit with its prefix, and the numbers; an unknown one is n/a.
-    """
+    """Print one column of a quantity at one SI prefix."""
     known = [abs(v) for v in values if v is not None and math.isfinite(v) and v]
     prefix, scale = next(((p, s) for p, s in _PREFIXES if known and max(known) >= s), ("", 1.0))
     whole = math.floor(math.log10(min(known) / scale)) + 1 if known else 1

@@ -14,8 +14,6 @@ from budgetlab.reporting.whatif.prices import price_data
 from budgetlab.units import format_quantity
 from budgetlab.values import Plan
 
-__all__ = ["SCRIPTS", "planner_source", "whatif_html"]
-
 SCRIPTS = ("units.js", "arithmetic.js", "form.js")
 """In the order in which the page runs them; all but the last know of no document."""
 _HERE = Path(__file__).parent

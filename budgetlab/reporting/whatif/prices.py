@@ -12,8 +12,6 @@ from budgetlab.planner.warmup import WARMUP_FRACTION
 from budgetlab.strategies import build_strategy
 from budgetlab.values import Arm, ModelSpec, Plan, StrategySpec
 
-__all__ = ["price_data"]
-
 _UNITS = tuple(MATCHES.values())
 _LARGEST = 64
 """Logits that a teacher is assumed to be cut off after where its answers are kept and the study does not say."""
