@@ -11,7 +11,8 @@ import pytest
 from small import ENVIRONMENT
 
 from budgetlab.errors import BudgetlabError, CallerError
-from budgetlab.store import Store, read_value, scores_frame, write_whole
+from budgetlab.frames import scores_frame
+from budgetlab.store import Store, read_value, write_whole
 from budgetlab.values import Budget, Plan, Point, RunRecord, Score
 
 

@@ -6,7 +6,8 @@ import pytest
 from small import write_small_study
 
 from budgetlab.errors import CallerError
-from budgetlab.studies import PRESETS, audit, dump_study, load_study
+from budgetlab.studies import audit, dump_study, load_study
+from budgetlab.study_tables import PRESETS
 
 
 def test_a_dumped_study_is_the_same_study(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from budgetlab.errors import CallerError
-from budgetlab.store import Store, scores_frame
+from budgetlab.frames import scores_frame
+from budgetlab.store import Store
 from budgetlab.values import CurveFit, Plan, Verdict
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from budgetlab.cli.screen import Screen, Stage
 from budgetlab.errors import BudgetlabError, CallerError
-from budgetlab.store import Store, read_value, scores_frame
+from budgetlab.frames import scores_frame
+from budgetlab.store import Store, read_value
 from budgetlab.studies import Study, dump_study, find_data, load_study, profile_key
 from budgetlab.units import format_quantity
 from budgetlab.values import CostProfile, CurveFit, Plan, RunRecord, Score, Verdict

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from loky import cpu_count
 from numpy.typing import NDArray
 
-from budgetlab.crew import cpu_count, work
+from budgetlab.crew import work
 from budgetlab.errors import BudgetlabError
 from budgetlab.hardware import is_out_of_memory, prepare
 from budgetlab.profiler.clock import Job, build_job, random_batch

@@ -15,8 +15,8 @@ import pandas as pd
 
 from budgetlab.errors import CallerError
 from budgetlab.fitting.scores import AGGREGATE, LOSSES, averaged_tasks
+from budgetlab.frames import scores_frame as tidy_scores
 from budgetlab.resampling import t_quantile
-from budgetlab.store import scores_frame as tidy_scores
 from budgetlab.values import Score
 from budgetlab.values.scoring import higher_is_better
 

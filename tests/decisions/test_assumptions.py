@@ -8,8 +8,9 @@ import pytest
 
 from budgetlab.decisions import Evidence, assumptions, assumptions_frame, decide
 from budgetlab.errors import CallerError
+from budgetlab.frames import scores_frame
 from budgetlab.reporting.tables import assumption_sheet, assumption_words, markdown
-from budgetlab.store import Store, scores_frame
+from budgetlab.store import Store
 from budgetlab.studies import load_study
 from budgetlab.values import Recipe, Trial
 

@@ -16,7 +16,7 @@ from budgetlab.evaluation import mcnemar, measure, paired_bootstrap
 from budgetlab.evaluation.selection import predictions_frame, scored, select
 from budgetlab.evaluation.tasks import Split, Task
 from budgetlab.fitting.scores import LOSSES
-from budgetlab.store import scores_frame
+from budgetlab.frames import scores_frame
 from budgetlab.values import EvaluateSpec, FinetuneRecipe, Score
 
 SPEC = EvaluateSpec(tasks=("mrpc", "stsb", "mnli"), seeds=(0, 1), epochs=1, learning_rate=1e-3,

@@ -12,7 +12,7 @@ from fitting_tables import CHINCHILLA, surface
 
 from budgetlab.errors import CallerError
 from budgetlab.fitting import certify, fit, optimum, predict
-from budgetlab.store import fits_frame
+from budgetlab.frames import fits_frame
 from budgetlab.values import CurveFit
 
 

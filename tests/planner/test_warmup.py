@@ -12,7 +12,8 @@ from budgetlab.errors import CallerError
 from budgetlab.planner import choose_rates, plan
 from budgetlab.planner.warmup import cooldown_steps, fewest_steps, warmup_steps, warmup_tokens
 from budgetlab.store import Store
-from budgetlab.studies import PRESETS, Study, audit, load_study, profile_key
+from budgetlab.studies import Study, audit, load_study, profile_key
+from budgetlab.study_tables import PRESETS
 from budgetlab.values import Plan, Recipe
 
 ROOT = Path(__file__).parent.parent.parent

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from loky import cpu_count
 from small import write_small_study
 
-from budgetlab.crew import cpu_count
 from budgetlab.errors import BudgetlabError
 from budgetlab.hardware import StepTime
 from budgetlab.profiler import agree, count_flops, profile, second_opinion, with_times

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from budgetlab.decisions.teacher_budget import on_frontier
+from budgetlab.fitting.scores import OUTCOMES
 from budgetlab.reporting.figures.style import (
     COLUMN_INCHES,
     arm_handles,
@@ -20,7 +21,7 @@ from budgetlab.reporting.figures.style import (
     prominent,
     room,
 )
-from budgetlab.reporting.frames import OUTCOMES, unit_of
+from budgetlab.reporting.frames import unit_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

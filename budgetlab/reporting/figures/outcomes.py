@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from budgetlab.fitting.scores import OUTCOMES
 from budgetlab.reporting.figures.points import AXES, Axis
 from budgetlab.reporting.figures.style import (
     BEYOND_COLOUR,
@@ -26,7 +27,7 @@ from budgetlab.reporting.figures.style import (
     unit_at,
     yardstick_handles,
 )
-from budgetlab.reporting.frames import LOSSES, MEAN, OUTCOMES, YARDSTICKS
+from budgetlab.reporting.frames import LOSSES, MEAN, YARDSTICKS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from budgetlab.fitting.scores import OUTCOMES
 from budgetlab.frames import verdicts_frame
 from budgetlab.reporting.figures.style import (
     COLUMN_INCHES,
@@ -22,7 +23,6 @@ from budgetlab.reporting.figures.style import (
     room,
     unit_at,
 )
-from budgetlab.reporting.frames import OUTCOMES
 from budgetlab.values import Verdict
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from budgetlab.reporting.frames import OUTCOMES
+from budgetlab.fitting.scores import OUTCOMES
 from budgetlab.reporting.gates import Gate
 from budgetlab.reporting.tables.sheets import Column, Sheet, fixed
 from budgetlab.units import format_amount

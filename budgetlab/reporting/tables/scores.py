@@ -10,11 +10,10 @@ import pandas as pd
 from budgetlab.errors import CallerError
 from budgetlab.fitting import compare
 from budgetlab.fitting.reference import reference_arm
-from budgetlab.fitting.scores import average_words, averaged_tasks, subset_of
+from budgetlab.fitting.scores import OUTCOMES, average_words, averaged_tasks, subset_of
 from budgetlab.reporting.frames import (
     LOSSES,
     MEAN,
-    OUTCOMES,
     YARDSTICKS,
     interval_note,
     largest_rung,
