@@ -4,7 +4,6 @@ from budgetlab.decisions.assumptions import assumptions, assumptions_frame
 from budgetlab.decisions.decide import Decisions, decide
 from budgetlab.decisions.evidence import Evidence, may_test
 from budgetlab.decisions.next_run import next_runs
-from budgetlab.decisions.published import published_gap, published_map
 from budgetlab.decisions.teacher_budget import all_in_frontier, best_split, capacity_gap, verdict_map
 
 __all__ = [
@@ -18,7 +17,5 @@ __all__ = [
     "decide",
     "may_test",
     "next_runs",
-    "published_gap",
-    "published_map",
     "verdict_map",
 ]

@@ -2,7 +2,6 @@
 
 from budgetlab.fitting.arms import fit_arms
 from budgetlab.fitting.certify import certify
-from budgetlab.fitting.choose import LawChoice, choose_law
 from budgetlab.fitting.compare import compare, compare_arms
 from budgetlab.fitting.curves import fit
 from budgetlab.fitting.frontier import frontier, optimum
@@ -15,12 +14,10 @@ from budgetlab.fitting.use import predict
 __all__ = [
     "FitStatus",
     "IsoFlop",
-    "LawChoice",
     "PowerLine",
     "TwoStep",
     "average_words",
     "certify",
-    "choose_law",
     "compare",
     "compare_arms",
     "fit",

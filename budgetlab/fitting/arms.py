@@ -17,7 +17,7 @@ from budgetlab.fitting.scores import COMPUTE_COLUMNS, run_values
 from budgetlab.fitting.solve import Solution, solve
 from budgetlab.fitting.status import FitStatus
 from budgetlab.fitting.table import Points, read_points
-from budgetlab.laws import AnyLaw, get_law
+from budgetlab.laws import Law, get_law
 from budgetlab.laws.base import Array
 from budgetlab.values import CurveFit, FitSpec
 
@@ -122,13 +122,13 @@ def _record(arm: str, runs: pd.DataFrame, spec: FitSpec) -> dict[str, object]:
     }
 
 
-def points_by_arm(runs: pd.DataFrame, law: AnyLaw, x: str) -> dict[str, Points]:
+def points_by_arm(runs: pd.DataFrame, law: Law, x: str) -> dict[str, Points]:
     """Make the points of every arm from its runs; an arm that has none is left out."""
     found = {str(arm): run_points(rows, law, x) for arm, rows in runs.groupby("arm", sort=True)}
     return {arm: points for arm, points in found.items() if points is not None}
 
 
-def run_points(rows: pd.DataFrame, law: AnyLaw, x: str) -> Points | None:
+def run_points(rows: pd.DataFrame, law: Law, x: str) -> Points | None:
     """Make points of runs; a score becomes its distance from 1, and a perfect one, which has none, is left out."""
     if x not in rows.columns or x not in COMPUTE_COLUMNS:
         raise unknown_name("column of compute", x, [c for c in COMPUTE_COLUMNS if c in rows.columns], f"x = {x!r}")
@@ -204,7 +204,7 @@ def solve_jointly(points: Mapping[str, Points], spec: FitSpec, *, certify: bool)
     return Joint(arms, solution, draws, method)
 
 
-def stack_points(parts: Sequence[Points], law: AnyLaw) -> Points:
+def stack_points(parts: Sequence[Points], law: Law) -> Points:
     """Put the points of several arms under one another, each arm's runs its own."""
     # The same seed in two arms is two runs: their noise is drawn apart.
     runs = [

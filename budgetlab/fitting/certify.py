@@ -73,7 +73,7 @@ def certify(
         raise CallerError(f"law {law}, {len(points)} points", f"{len(form.params)} parameters need more", "add points")
     solution = solve(points, form, goal, pinned={}, also={name: float(value) for name, value in params.items()})
     log_prediction = np.log(form.predict(params, points.inputs))
-    offered = float(goal.value(log_prediction, points.outcome, points.weights))
+    offered = float(goal.value(log_prediction, solution.sample))
     missed = float(np.abs(np.log(points.outcome) - log_prediction).max())
     # Of noise-free data nothing is left but rounding: then the misfit itself is the gap.
     rounded = missed if missed > _EXACT else 0.0

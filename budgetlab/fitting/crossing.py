@@ -23,7 +23,7 @@ from budgetlab.fitting.prepare import prepare
 from budgetlab.fitting.solve import solve
 from budgetlab.fitting.status import FitStatus
 from budgetlab.fitting.table import Points
-from budgetlab.laws import AnyLaw, get_law
+from budgetlab.laws import Law, get_law
 from budgetlab.laws.base import Array
 from budgetlab.resampling import t_quantile
 from budgetlab.values import FitSpec
@@ -47,7 +47,7 @@ class _Curve:
     high: float
     seeds: tuple[object, ...]
     """Left out one by one; empty where a budget has fewer than two runs."""
-    law: AnyLaw | None
+    law: Law | None
     params: Mapping[str, Array]
     places: Array
     levels: Array
@@ -266,7 +266,7 @@ def make_curves(runs: pd.DataFrame, y: str, spec: FitSpec) -> Curves:
     return Curves(maps[0], maps[1], runs, spec.x, y, spec.interval_level)
 
 
-def _joint_curves(runs: pd.DataFrame, law: AnyLaw, column: str, spec: FitSpec) -> dict[str, _Curve]:
+def _joint_curves(runs: pd.DataFrame, law: Law, column: str, spec: FitSpec) -> dict[str, _Curve]:
     """Curves of the arms that share parameters of the law; nothing where one fit does not converge."""
     if not spec.shared:
         return {}
@@ -288,7 +288,7 @@ def _joint_curves(runs: pd.DataFrame, law: AnyLaw, column: str, spec: FitSpec) -
     return made
 
 
-def _curve(rows: pd.DataFrame, law: AnyLaw, column: str, spec: FitSpec) -> _Curve | None:
+def _curve(rows: pd.DataFrame, law: Law, column: str, spec: FitSpec) -> _Curve | None:
     points = run_points(rows, law, column)
     if points is None or len(cells := np.unique(points.cells())) < 2:
         return None
@@ -314,7 +314,7 @@ def _curve(rows: pd.DataFrame, law: AnyLaw, column: str, spec: FitSpec) -> _Curv
                   np.array(means)[:, order])  # fmt: skip
 
 
-def _law_through(points: Points, spec: FitSpec) -> tuple[str, AnyLaw, Mapping[str, Array]] | None:
+def _law_through(points: Points, spec: FitSpec) -> tuple[str, Law, Mapping[str, Array]] | None:
     """Least squares of log outcomes: a robust objective would be free to go anywhere between two replicates."""
     try:
         prepared = prepare(points, spec.pinned, saturated=True)

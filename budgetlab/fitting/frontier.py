@@ -10,7 +10,7 @@ import pandas as pd
 
 from budgetlab.errors import CallerError
 from budgetlab.fitting.use import interval_ends, law_of
-from budgetlab.laws import AnyLaw, Instance
+from budgetlab.laws import Law, Instance
 from budgetlab.laws.base import Array
 from budgetlab.values import CurveFit
 
@@ -129,7 +129,7 @@ _ENDS = ("", "_low", "_high")
 
 def _parts(
     fit: CurveFit | Instance,
-) -> tuple[AnyLaw, Mapping[str, float], dict[str, Array], float, Mapping[str, tuple[float, float]]]:
+) -> tuple[Law, Mapping[str, float], dict[str, Array], float, Mapping[str, tuple[float, float]]]:
     if isinstance(fit, Instance):
         return fit.law, fit.params, {}, 0.95, fit.input_ranges
     drawn = {name: np.array(values) for name, values in fit.draws.items()}
@@ -142,7 +142,7 @@ def _known(cloud: Array) -> Array:
     return cloud if lost.mean() > 0.05 else cloud[~lost]
 
 
-def _closed(law: AnyLaw, params: Mapping[str, Any], product: Array) -> dict[str, Array]:
+def _closed(law: Law, params: Mapping[str, Any], product: Array) -> dict[str, Array]:
     alpha, beta = (np.asarray(params[name], dtype=float) for name in ("alpha", "beta"))
     total = alpha + beta
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -161,7 +161,7 @@ def _closed(law: AnyLaw, params: Mapping[str, Any], product: Array) -> dict[str,
 
 
 def _searched(
-    law: AnyLaw, params: Mapping[str, Any], budgets: Array, cost: Callable[[Array], Array], given: At
+    law: Law, params: Mapping[str, Any], budgets: Array, cost: Callable[[Array], Array], given: At
 ) -> dict[str, Array]:
     shape = np.broadcast_shapes(budgets.shape, *(np.shape(value) for value in params.values()))
 

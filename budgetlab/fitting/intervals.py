@@ -9,9 +9,8 @@ import numpy as np
 from scipy.special import fdtrc
 
 from budgetlab.errors import CallerError, unknown_name
-from budgetlab.fitting.design import Sample
 from budgetlab.fitting.newton import minimise
-from budgetlab.fitting.objectives import Objective
+from budgetlab.fitting.objectives import Objective, Sample
 from budgetlab.fitting.solve import Solution
 from budgetlab.fitting.table import Points
 from budgetlab.laws.base import Array

@@ -14,13 +14,12 @@ import numpy as np
 
 from budgetlab.errors import CallerError, unknown_name
 from budgetlab.fitting.arms import stack_points
-from budgetlab.fitting.design import AnyDesign, build_design
+from budgetlab.fitting.design import Design, build_design, start_all
 from budgetlab.fitting.intervals import within_cell_noise
 from budgetlab.fitting.newton import Optimum, minimise
-from budgetlab.fitting.objectives import Objective
-from budgetlab.fitting.sample import Sample
+from budgetlab.fitting.objectives import Objective, Sample
 from budgetlab.fitting.table import Points
-from budgetlab.laws import AnyLaw
+from budgetlab.laws import Law
 from budgetlab.laws.base import Array
 from budgetlab.resampling import PooledVariance
 
@@ -55,7 +54,7 @@ class NestedTest:
 
 def compare_nested(
     points: Mapping[str, Points],
-    law: AnyLaw,
+    law: Law,
     shared: str,
     *,
     simulations: int = 199,
@@ -81,8 +80,8 @@ def compare_nested(
         build_design(law, weighted.inputs, weighted.outcome, groups=labels, shared=names) for names in ((shared,), ())
     )
     sample = Sample.of(weighted.outcome, weighted.weights)
-    best_full = _best(full, _starts(full, able, law), sample)
-    best_null = _best(null, np.vstack([_starts(null, able, law), _across(full, null, best_full, able)]), sample)
+    best_full = _best(full, start_all(full, weighted.inputs, weighted.outcome, labels), sample)
+    best_null = _best(null, np.vstack([start_all(null, weighted.inputs, weighted.outcome, labels), _across(full, null, best_full, able)]), sample)
     best_full = _best(full, np.vstack([best_full[None], _across(null, full, best_null, able)]), sample)
     pair = _Pair(null, full, tuple(able), weighted, best_full, best_null)
     errors = _errors(known, labels, weighted, simulations, np.random.default_rng(seed))
@@ -105,8 +104,8 @@ def compare_nested(
 class _Pair:
     """The two fits of the same rows, repeated on many outcomes."""
 
-    null: AnyDesign
-    full: AnyDesign
+    null: Design
+    full: Design
     groups: tuple[str, ...]
     points: Points
     full_theta: Array
@@ -125,27 +124,18 @@ class _Pair:
         return np.maximum(0.0, shared - own)
 
 
-def _descend(design: AnyDesign, start: Array, sample: Sample) -> Optimum:
+def _descend(design: Design, start: Array, sample: Sample) -> Optimum:
     # A misfit is read to four digits; where a floor hides in a valley, the rest would take a thousand steps.
     return minimise(design, start, sample, _SQUARED, tolerance=1e-7, max_iterations=60)
 
 
-def _best(design: AnyDesign, starts: Array, sample: Sample) -> Array:
+def _best(design: Design, starts: Array, sample: Sample) -> Array:
     """Return the lowest end of all starts, carried through."""
     found = _descend(design, starts, sample)
     return minimise(design, found.theta[[int(found.value.argmin())]], sample, _SQUARED).theta[0]
 
 
-def _starts(design: AnyDesign, points: Mapping[str, Points], law: AnyLaw) -> Array:
-    """Starts of each group by variable projection, put together in their order."""
-    proposed = {name: law.starts(part.inputs, part.outcome) for name, part in points.items()}
-    fewest = min(len(rows) for rows in proposed.values())
-    return design.to_theta(
-        {name: dict(zip(law.params, rows[:fewest].T, strict=True)) for name, rows in proposed.items()}
-    )
-
-
-def _across(one: AnyDesign, other: AnyDesign, theta: Array, groups: Iterable[str]) -> Array:
+def _across(one: Design, other: Design, theta: Array, groups: Iterable[str]) -> Array:
     """Put free parameters of one design into another's; shape (problems, free)."""
     return other.to_theta({name: one.to_params(np.atleast_2d(theta), name) for name in groups})
 

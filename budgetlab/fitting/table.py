@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from budgetlab.errors import CallerError, unknown_name
-from budgetlab.laws import AnyLaw, Law
+from budgetlab.laws import Law
 from budgetlab.laws.base import Array
 
 _UNIT_GAP = 1e5
@@ -20,7 +20,7 @@ _UNIT_GAP = 1e5
 class Points:
     """The points of a fit: positive inputs and outcome, weights, clusters, and what was left out."""
 
-    law: AnyLaw
+    law: Law
     inputs: Mapping[str, Array]
     outcome: Array
     weights: Array
@@ -50,7 +50,7 @@ class Points:
 
 def read_points(
     table: pd.DataFrame,
-    law: AnyLaw,
+    law: Law,
     columns: Mapping[str, str] | None = None,
     *,
     weights: str | None = None,
@@ -96,7 +96,7 @@ def read_points(
         counted = ", ".join(f"{what} in {int(rows.sum())}" for what, rows in bad.items())
         where = np.flatnonzero(np.any(list(bad.values()), axis=0))
         if not exclude_invalid:
-            needs = "a power law needs" if isinstance(law, Law) else f"law {law.name} needs"
+            needs = "a power law needs" if law.terms else f"law {law.name} needs"
             shown = ", ".join(map(str, where[:5])) + (", …" if len(where) > 5 else "")
             raise CallerError(
                 asked,

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from budgetlab.errors import CallerError
-from budgetlab.laws import AnyLaw, Form, Law, Term, get_law
+from budgetlab.laws import Law, Term, get_law
 from budgetlab.laws.base import Array
 from budgetlab.values import CurveFit
 
@@ -57,23 +57,17 @@ def predict(fit: CurveFit, inputs: Mapping[str, Array | float | list[float]]) ->
     return table
 
 
-def law_of(fit: CurveFit) -> AnyLaw:
+def law_of(fit: CurveFit) -> Law:
     """Rebuild the law of a fit: a smaller sum of power terms is known by the parameters that are left."""
     if fit.usable_for == "nothing":
         raise CallerError(f"use of a fit of {fit.law}", f"its status is {fit.status}", "see its status text")
-    whole = get_law(fit.law.split()[0])
-    if isinstance(whole, Form):
-        return whole
-    kept = tuple(
+    law = get_law(fit.law.split()[0])
+    left = [
         Term(term.coefficient, {name: power for name, power in term.exponents.items() if power in fit.params})
-        for term in whole.terms
+        for term in law.terms
         if term.coefficient in fit.params
-    )
-    gone = [term.coefficient for term in whole.terms if term.coefficient not in fit.params]
-    if not gone:
-        return whole
-    smaller = whole.without(*gone)
-    return smaller if smaller.terms == kept else Law(fit.law, whole.outcome, kept, fit.formula, whole.source)
+    ]
+    return law if tuple(left) == law.terms else law.of_terms(left)
 
 
 def interval_ends(cloud: Array, level: float) -> tuple[Array, Array]:

@@ -1,34 +1,37 @@
 """A broken power law in one input: ``y = a + b x^-c0 (1 + (x/d1)^(1/f1))^(-c1 f1)``, with one break.
 
 The law bends from the power c0 to the power c0 + c1 around d1, over a stretch that f1 measures; powers may be
-negative. `bnsl_2` has two breaks; `broken` makes laws with more.
+negative. `bnsl_2` has two breaks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import combinations, product
 from typing import Any
 
 import numpy as np
 
-from budgetlab.laws.base import Array
-from budgetlab.laws.form import Form, Parameter
+from budgetlab.laws.base import Law, Parameter, Proposal, Rule
+from budgetlab.laws.terms import Array
 
 _STEEPEST = 50.0
 _PLACES = {1: 12, 2: 8}
-_FEWEST_PLACES = 6
 """Places among the inputs that breaks are tried at."""
 
 
-def broken(breaks: int) -> Form:
-    """Make the law with a number of breaks; three need some 40 points, and more are seldom identified."""
+def broken(breaks: int) -> Law:
+    """Make the law with one break, or two."""
     numbers = range(1, breaks + 1)
     factors = "".join(f" * (1 + (x/d{i})^(1/f{i}))^(-c{i}*f{i})" for i in numbers)
-    parameters = [Parameter("a"), Parameter("b", centred={"x": "c0"}), _power("c0")]
+    powers = [Parameter(f"c{i}", -_STEEPEST, _STEEPEST, positive=False) for i in range(breaks + 1)]
+    parameters = [Parameter("a"), Parameter("b", centred={"x": "c0"}), powers[0]]
+    typical = {"a": 0.3, "b": 6.0, "c0": 0.05}
     for i in numbers:
-        parameters += [_power(f"c{i}"), Parameter(f"d{i}", place="x"), Parameter(f"f{i}", 1e-2, 10.0)]
-    return Form(
+        parameters += [powers[i], Parameter(f"d{i}", place="x"), Parameter(f"f{i}", 1e-2, 10.0)]
+        # Breaks at equal distances, up and down in turn.
+        typical |= {f"c{i}": 0.6 if i % 2 else -0.5, f"d{i}": 10 ** (2 + 6 * i / (breaks + 1)), f"f{i}": 0.2}
+    return Law(
         name="bnsl" if breaks == 1 else f"bnsl_{breaks}",
         outcome="y",
         inputs=("x",),
@@ -38,16 +41,12 @@ def broken(breaks: int) -> Form:
         formula=f"a + b*x^-c0{factors}",
         source="Caballero et al. 2023, arXiv 2210.14891",
         floor="a",
-        typical=_typical(breaks),
+        typical=typical,
         ranges={"x": (1e2, 1e8)},
     )
 
 
-def _power(name: str) -> Parameter:
-    return Parameter(name, -_STEEPEST, _STEEPEST, positive=False)
-
-
-def _rule(breaks: int) -> Callable[[Mapping[str, Any], Mapping[str, Array]], Any]:
+def _rule(breaks: int) -> Rule:
     def log_outcome(p: Mapping[str, Any], x: Mapping[str, Array]) -> Any:
         power = p["b"] - p["c0"] * x["x"]
         for i in range(1, breaks + 1):
@@ -58,12 +57,12 @@ def _rule(breaks: int) -> Callable[[Mapping[str, Any], Mapping[str, Array]], Any
     return log_outcome
 
 
-def _proposal(breaks: int) -> Callable[[Mapping[str, Array], Array, int], Array]:
+def _proposal(breaks: int) -> Proposal:
     def propose(inputs: Mapping[str, Array], outcome: Array, count: int) -> Array:
         """With floor, places and widths given, the logarithm above the floor is linear in the rest."""
         x = np.log(inputs["x"])
         order = np.argsort(x, kind="stable")
-        places = np.quantile(x[order], np.linspace(0.05, 0.95, _PLACES.get(breaks, _FEWEST_PLACES)))
+        places = np.quantile(x[order], np.linspace(0.05, 0.95, _PLACES[breaks]))
         starts = []
         for share, width in product((0.0, 0.5, 0.9, 0.99), (0.05, 0.2, 0.6, 1.5)):
             floor = share * float(outcome.min())
@@ -80,13 +79,4 @@ def _proposal(breaks: int) -> Callable[[Mapping[str, Array], Array, int], Array]
     return propose
 
 
-def _typical(breaks: int) -> dict[str, float]:
-    """Breaks at equal distances, up and down in turn."""
-    params = {"a": 0.3, "b": 6.0, "c0": 0.05}
-    for i in range(1, breaks + 1):
-        place = 10 ** (2 + 6 * i / (breaks + 1))
-        params |= {f"c{i}": 0.6 if i % 2 else -0.5, f"d{i}": place, f"f{i}": 0.2}
-    return params
-
-
-LAW = broken(1)
+LAWS = (broken(1), broken(2))
