@@ -9,8 +9,7 @@ from budgetlab.decisions.question import Question, outcome_words, tested_row, un
 from budgetlab.errors import CallerError
 from budgetlab.fitting.arms import run_points
 from budgetlab.fitting.curves import fit
-from budgetlab.fitting.intervals import lack_of_fit, within_cell_noise
-from budgetlab.fitting.nested import NestedTest, compare_nested
+from budgetlab.fitting.intervals import NestedTest, compare_nested, lack_of_fit, within_cell_noise
 from budgetlab.fitting.objectives import Objective
 from budgetlab.fitting.scores import LOSSES, averaged_tasks
 from budgetlab.fitting.solve import solve

@@ -16,7 +16,7 @@ from budgetlab.fitting.prepare import Prepared, prepare
 from budgetlab.fitting.scores import COMPUTE_COLUMNS, run_values
 from budgetlab.fitting.solve import Solution, solve
 from budgetlab.fitting.status import FitStatus
-from budgetlab.fitting.table import Points, read_points
+from budgetlab.fitting.table import Points, read_points, stack_points
 from budgetlab.laws import Law, get_law
 from budgetlab.laws.base import Array
 from budgetlab.values import CurveFit, FitSpec
@@ -202,20 +202,3 @@ def solve_jointly(points: Mapping[str, Points], spec: FitSpec, *, certify: bool)
     if spec.resamples and solution.status is not FitStatus.NOT_CONVERGED:
         draws = draw(solution, stacked, method, spec.resamples, np.random.default_rng(spec.seed)).theta
     return Joint(arms, solution, draws, method)
-
-
-def stack_points(parts: Sequence[Points], law: Law) -> Points:
-    """Put the points of several arms under one another, each arm's runs its own."""
-    # The same seed in two arms is two runs: their noise is drawn apart.
-    runs = [
-        f"{i}:{label}"
-        for i, part in enumerate(parts)
-        for label in (range(len(part)) if part.clusters is None else part.clusters)
-    ]
-    return Points(
-        law=law,
-        inputs={name: np.concatenate([part.inputs[name] for part in parts]) for name in law.inputs},
-        outcome=np.concatenate([part.outcome for part in parts]),
-        weights=np.concatenate([part.weights for part in parts]),
-        clusters=np.array(runs),
-    )

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from budgetlab.errors import CallerError, unknown_name
+from budgetlab.fitting.certificate import contradicted
 from budgetlab.fitting.diagnostics import sensitivity_rows, validation_rows
 from budgetlab.fitting.intervals import choose_interval, draw, lack_of_fit, within_cell_noise
-from budgetlab.fitting.certificate import contradicted
 from budgetlab.fitting.objectives import OBJECTIVES, Objective
 from budgetlab.fitting.prepare import Prepared, prepare
 from budgetlab.fitting.solve import Solution, solve

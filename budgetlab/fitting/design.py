@@ -325,7 +325,7 @@ def _of_jets(
         gradient[:, k] = _total(slope, first)
         bent = curvature * first
         for m, other in jet.first.items():
-            if not bend or m < k:
+            if jet.second is None or m < k:
                 continue
             part = _total(bent, other)
             if (k, m) in jet.second:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -37,6 +37,10 @@ class Points:
         stacked = np.stack([self.inputs[name] for name in self.law.inputs], axis=1)
         return np.unique(stacked, axis=0, return_inverse=True)[1].reshape(len(stacked))
 
+    def run_labels(self) -> np.ndarray:
+        """Label the run of every row; without clusters every row is its own."""
+        return np.arange(len(self)) if self.clusters is None else self.clusters
+
     def take(self, rows: np.ndarray) -> Points:
         """Keep some rows."""
         return replace(
@@ -46,6 +50,19 @@ class Points:
             weights=self.weights[rows],
             clusters=None if self.clusters is None else self.clusters[rows],
         )
+
+
+def stack_points(parts: Sequence[Points], law: Law) -> Points:
+    """Put the points of several arms under one another, each arm's runs its own."""
+    # The same seed in two arms is two runs: their noise is drawn apart.
+    runs = [f"{i}:{label}" for i, part in enumerate(parts) for label in part.run_labels()]
+    return Points(
+        law=law,
+        inputs={name: np.concatenate([part.inputs[name] for part in parts]) for name in law.inputs},
+        outcome=np.concatenate([part.outcome for part in parts]),
+        weights=np.concatenate([part.weights for part in parts]),
+        clusters=np.array(runs),
+    )
 
 
 def read_points(

@@ -62,7 +62,7 @@ def _load_file(path: Path) -> Law:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     law = getattr(module, "LAW", None)
-    if getattr(law, "name", None) != path.stem:
+    if law is None or getattr(law, "name", None) != path.stem:
         raise CallerError(asked, f"it defines no LAW of the name {path.stem}", "define LAW, named as its file is")
     _users[path.stem] = law
     return law

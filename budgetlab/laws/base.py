@@ -115,7 +115,7 @@ class Law:
     exponent_max: float = 10.0
     inputs: tuple[str, ...] = ()
     parameters: tuple[Parameter, ...] = ()
-    rule: Rule = partial(log_sum, ())
+    rule: Rule = lambda p, x: np.nan
     propose: Proposal | None = None
     floor: str | None = None
     plain: tuple[str, ...] = ()
@@ -197,7 +197,7 @@ class Law:
         for kind, needed, given in (("parameter", self.params, params), ("input", self.inputs, inputs)):
             if missing := [name for name in needed if name not in given]:
                 raise CallerError(f"law {self.name}", f"no {kind} {', '.join(missing)}", "give a value to each")
-        with np.errstate(divide="ignore", over="ignore"):
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
             return np.exp(self.rule(self.raw(params), self.seen(inputs)))
 
     def seen(self, inputs: Mapping[str, float | Array]) -> dict[str, Array]:

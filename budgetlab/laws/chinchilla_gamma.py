@@ -10,7 +10,7 @@ import numpy as np
 
 from budgetlab.laws.base import Instance, Law, Parameter
 from budgetlab.laws.powers import CHINCHILLA
-from budgetlab.laws.terms import Array, Term
+from budgetlab.laws.terms import Array
 
 INNER = CHINCHILLA.without("E")
 """What the outer exponent is applied to."""
