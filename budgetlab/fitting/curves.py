@@ -10,11 +10,10 @@ import pandas as pd
 
 from budgetlab.errors import CallerError, unknown_name
 from budgetlab.fitting.certificate import contradicted
-from budgetlab.fitting.diagnostics import sensitivity_rows, validation_rows
 from budgetlab.fitting.intervals import choose_interval, draw, lack_of_fit, within_cell_noise
 from budgetlab.fitting.objectives import OBJECTIVES, Objective
 from budgetlab.fitting.prepare import Prepared, prepare
-from budgetlab.fitting.solve import Solution, solve
+from budgetlab.fitting.solve import Solution, sensitivity_rows, solve, validation_rows
 from budgetlab.fitting.status import FitStatus, describe
 from budgetlab.fitting.table import Points, one_ratio, read_points
 from budgetlab.laws import Law, get_law

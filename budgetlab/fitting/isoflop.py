@@ -144,7 +144,7 @@ def isoflop(
 
     Notes
     -----
-    Where the exponents of the loss differ the parabola is biased even without noise (see `laws.parabola`): take N*
+    Where the exponents of the loss differ the parabola is biased even without noise (see `laws.one_input`): take N*
     and D* from `frontier` of a fitted surface, and this as a check.
     """
     given = dict(columns or {})

@@ -1,19 +1,25 @@
-"""One certified solution: starts, Newton from all of them, a second solver, and what the certificate says."""
+"""One certified solution: starts, Newton from all of them, a second solver, and what the certificate says.
+
+And how far it can be trusted beyond its own points: held-out errors, and other objectives.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from scipy.optimize import linprog, minimize
 from scipy.sparse import csr_array, hstack, identity
 
+from budgetlab.errors import CallerError
 from budgetlab.fitting.certificate import GAP_TOLERANCE, Candidate, judge
 from budgetlab.fitting.design import Design, build_design, evaluate, start_all
 from budgetlab.fitting.newton import Optimum, minimise
 from budgetlab.fitting.objectives import Objective, Sample
+from budgetlab.fitting.prepare import prepare
 from budgetlab.fitting.status import FitStatus
 from budgetlab.fitting.table import Points
 from budgetlab.laws import Law
@@ -24,6 +30,16 @@ _TRACE = 1e-2
 """A floor below this share of the smallest outcome is tried at zero."""
 _MOST_POINTS = 20_000
 """Beyond this the smoothed optimum of absolute deviations is kept: it is within 1e-8 of the vertex."""
+_MOST_WINDOWS = 5
+SENSITIVITY = (
+    ("huber_log", 1e-4),
+    ("huber_log", 1e-3),
+    ("huber_log", 1e-2),
+    ("lad", None),
+    ("squared_log", None),
+    ("squared", None),
+)
+"""Objectives, with delta where there is one, that the answer is compared across."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +127,7 @@ def _second_solver(design: Design, start: Array, sample: Sample, objective: Obje
             return float(value[0]) / scale, gradient[0] / scale
 
     bounds = list(zip(design.lower, design.upper, strict=True))
-    options = {"maxiter": 400, "ftol": 1e-15, "gtol": 1e-10, "maxcor": 20}
+    options: Any = {"maxiter": 400, "ftol": 1e-15, "gtol": 1e-10, "maxcor": 20}
     theta = np.asarray(start, dtype=float)
     # A line search that meets a kink of Huber's gradient gives up early; a fresh start from there goes on.
     for _ in range(3):
@@ -188,3 +204,64 @@ def _onto_vertex(design: Design, theta: Array, sample: Sample) -> Array:
         theta[inside] += step
         theta = np.clip(theta, design.lower, design.upper)
     return theta
+
+
+def validation_rows(points: Points, objective: Objective, pinned: Mapping[str, float]) -> tuple[dict[str, Any], ...]:
+    """Fit the smaller points and predict the larger ones.
+
+    Size is what the law says it is: the product of the inputs, which for parameters and tokens is proportional to
+    compute.
+    """
+    size = np.exp(np.sum([power * np.log(points.inputs[name]) for name, power in points.law.size.items()], axis=0))
+    levels = np.unique(size)
+    if len(levels) < 3:
+        return ()
+    cut = len(levels) - 1
+    while (size >= levels[cut]).sum() < 0.1 * len(points):
+        cut -= 1
+    windows = np.unique(np.linspace(len(levels) / 2, len(levels), _MOST_WINDOWS + 1).round().astype(int))
+    splits = [("largest", size < levels[cut], size >= levels[cut])]
+    for first, last in pairwise(windows):
+        seen = size <= levels[first - 1]
+        splits.append(("expanding", seen, ~seen & (size <= levels[last - 1])))
+    rows = []
+    for scheme, train, test in splits:
+        row = {
+            "scheme": scheme, "num_train": int(train.sum()), "num_test": int(test.sum()),
+            "size_train_max": float(size[train].max()), "size_test_max": float(size[test].max()),
+            "mean_error": None, "mean_absolute_error": None, "status": "refused",
+        }  # fmt: skip
+        rows.append(row)
+        try:
+            prepared = prepare(points.take(np.flatnonzero(train)), pinned)
+        except CallerError as error:
+            row["reason"] = error.wrong
+            continue
+        row["reason"] = prepared.refusal or prepared.reason
+        if prepared.refusal:
+            continue
+        solution = solve(prepared.points, prepared.law, objective, pinned=prepared.pinned, certify=False)
+        held = points.take(np.flatnonzero(test))
+        error = prepared.law.predict(solution.design.to_params(solution.theta), held.inputs) / held.outcome - 1
+        row["mean_error"], row["mean_absolute_error"] = float(error.mean()), float(np.abs(error).mean())
+        row["status"] = "reduced" if prepared.reason else str(solution.status)
+    return tuple(rows)
+
+
+def sensitivity_rows(points: Points, pinned: Mapping[str, float]) -> tuple[dict[str, Any], ...]:
+    """Fit under several objectives: the choice often moves the answer more than the standard error says."""
+    prepared = prepare(points, pinned)
+    if prepared.refusal:
+        return ()
+    rows, law = [], prepared.law
+    tenfold = {name: np.asarray(10 * prepared.points.inputs[name].max()) for name in law.inputs}
+    for name, delta in SENSITIVITY:
+        solution = solve(prepared.points, law, Objective(name, delta or 1e-3), pinned=prepared.pinned, certify=False)
+        params = solution.design.to_params(solution.theta)
+        rows.append(
+            {"objective_name": name, "delta": delta, "status": str(solution.status)}
+            | {key: float(value) for key, value in params.items()}
+            | {key: float(value) for key, value in law.derive(params).items() if np.isfinite(value)}
+            | {"prediction_tenfold": float(law.predict(params, tenfold))}
+        )
+    return tuple(rows)
