@@ -17,6 +17,8 @@ from budgetlab.laws.terms import Array
 _Key = TypeVar("_Key")
 _Second = dict[tuple[int, int], Array]
 _NONE: dict[Any, Array] = {}
+_ONE = 1.0
+"""A weight that costs nothing."""
 
 
 class Jet(NDArrayOperatorsMixin):
@@ -92,7 +94,7 @@ def _add_square(second: _Second, factor: Array | float, first: Mapping[int, Arra
 
 
 def _scaled(parts: Mapping[_Key, Array], factor: Array | float) -> dict[_Key, Array]:
-    return {key: part * factor for key, part in parts.items()}
+    return {key: part if factor is _ONE else part * factor for key, part in parts.items()}
 
 
 def _sum(one: Mapping[_Key, Array], other: Mapping[_Key, Array]) -> dict[_Key, Array]:
@@ -107,8 +109,8 @@ def _accumulate(total: dict[_Key, Array], key: _Key, part: Array) -> None:
 
 
 _RULES: dict[np.ufunc, Callable[..., Jet]] = {
-    np.add: lambda one, other: _mix(one.value + other.value, one, 1.0, other, 1.0),
-    np.subtract: lambda one, other: _mix(one.value - other.value, one, 1.0, other, -1.0),
+    np.add: lambda one, other: _mix(one.value + other.value, one, _ONE, other, _ONE),
+    np.subtract: lambda one, other: _mix(one.value - other.value, one, _ONE, other, -1.0),
     np.negative: lambda x: _multiply(x, Jet(np.array(-1.0))),
     np.multiply: _multiply,
     np.divide: _divide,
