@@ -17,7 +17,7 @@ from budgetlab.fitting.newton import Optimum, minimise
 from budgetlab.fitting.objectives import Objective, Sample
 from budgetlab.fitting.status import FitStatus
 from budgetlab.fitting.table import Points
-from budgetlab.laws import Law
+from budgetlab.laws import Law, Parameter
 from budgetlab.laws.base import Array
 from budgetlab.resampling import percentile_interval, t_quantile
 
@@ -89,7 +89,7 @@ def judge(found: Candidate, points: Points, other: float, level: float) -> tuple
     hits = [name for name, hit in zip(design.names, on_bound, strict=True) if hit]
     decrease = 0.0 if exact else found.decrease
     gradient = float(np.linalg.norm(found.optima.gradient[found.best]))
-    named = [_Named.of(design, name) for name in design.names]
+    kinds = {name: _parameter(design, name) for name in design.names}
     certificate = {
         "gradient_norm": None if found.objective.name == "lad" else gradient,
         "newton_decrement_relative": decrease,
@@ -104,15 +104,14 @@ def judge(found: Candidate, points: Points, other: float, level: float) -> tuple
         "profile_level": level,
         # A coefficient is profiled as the size of its term at the geometric mean of the inputs.
         "profile": {
-            f"{free.name}_term_at_centre" if free.is_term else free.name: [
-                end if free.is_exponent or end is None else float(np.exp(end)) for end in profiles[free.name]
+            f"{name}_term_at_centre" if kind.centred else name: [
+                float(np.exp(end)) if kind.positive and end is not None else end for end in profiles[name]
             ]
-            for free in named
+            for name, kind in kinds.items()
         },
     }
     spans = {name: float(inputs.max() / inputs.min()) for name, inputs in points.inputs.items()}
-    weak = [_weakness(design, free, profiles[free.name], spans) for free in named if free.name not in hits]
-    weak = [text for text in weak if text]
+    weak = [_weakness(design, name, profiles[name], spans) for name in design.names if name not in hits]
     status, detail = FitStatus.CONVERGED, ""
     if not found.ended and not exact:
         status, detail = FitStatus.NOT_CONVERGED, f"the solver still predicts a relative decrease of {decrease:.1e}"
@@ -121,10 +120,9 @@ def judge(found: Candidate, points: Points, other: float, level: float) -> tuple
     elif rivals:
         status, detail = FitStatus.SEVERAL_BASINS, "; ".join(rivals)
     elif hits:
-        texts = [_bound_text(design, theta, free) for free in named if free.name in hits]
-        status, detail = FitStatus.AT_BOUND, ", ".join(texts)
-    elif weak:
-        status, detail = FitStatus.WEAKLY_IDENTIFIED, "; ".join(weak)
+        status, detail = FitStatus.AT_BOUND, ", ".join(_bound_text(design, theta, name) for name in hits)
+    elif any(weak):
+        status, detail = FitStatus.WEAKLY_IDENTIFIED, "; ".join(filter(None, weak))
     return status, detail, certificate
 
 
@@ -202,58 +200,44 @@ def _natural(design: Design, theta: Array) -> dict[str, float]:
     return values
 
 
-@dataclass(frozen=True)
-class _Named:
-    """A free parameter, and what kind it is of."""
-
-    name: str
-    plain: str
-    is_exponent: bool
-    is_term: bool
-    may_vanish: bool
-
-    @classmethod
-    def of(cls, design: Design, name: str) -> _Named:
-        plain = name.partition("[")[0]
-        parameter = design.law.parameters[design.law.params.index(plain)]
-        is_term = bool(parameter.centred)
-        return cls(name, plain, not parameter.positive, is_term, is_term or plain == design.law.floor)
-
-    @property
-    def label(self) -> str:
-        return f"the {self.name} term" if self.is_term else self.name
+def _parameter(design: Design, name: str) -> Parameter:
+    return design.law.parameters[design.law.params.index(name.partition("[")[0])]
 
 
-def _weakness(design: Design, free: _Named, ends: Ends, spans: Mapping[str, float]) -> str:
-    low, high = ends
+def _label(design: Design, name: str) -> str:
+    return f"the {name} term" if _parameter(design, name).centred else name
+
+
+def _weakness(design: Design, name: str, ends: Ends, spans: Mapping[str, float]) -> str:
+    (low, high), label, parameter = ends, _label(design, name), _parameter(design, name)
     for column, power in design.law.powers:
-        if power == free.plain and spans[column] < _SHORTEST_SPAN:
-            return f"{free.label} ({column} spans a factor of {spans[column]:.3g} only)"
+        if power == parameter.name and spans[column] < _SHORTEST_SPAN:
+            return f"{label} ({column} spans a factor of {spans[column]:.3g} only)"
     if low is None and high is None:
-        return f"{free.label} (any value fits)"
-    if free.is_exponent and (low is None or low <= 0) and (high is None or high >= 0):
-        return f"{free.label} (it may be zero)"
+        return f"{label} (any value fits)"
+    if not parameter.positive and (low is None or low <= 0) and (high is None or high >= 0):
+        return f"{label} (it may be zero)"
     if low is None:
-        return f"{free.label} (it may be zero)" if free.may_vanish else f"{free.label} (unbounded below)"
+        vanishes = parameter.centred or parameter.name == design.law.floor
+        return f"{label} (it may be zero)" if vanishes else f"{label} (unbounded below)"
     if high is None:
-        return f"{free.label} (unbounded above)"
-    if free.is_exponent:
-        wide = max(abs(low), abs(high)) / min(abs(low), abs(high)) > _WIDTH
+        return f"{label} (unbounded above)"
+    if parameter.positive:
+        wide, low, high = np.exp(high - low) > _WIDTH, np.exp(low), np.exp(high)
     else:
-        wide = np.exp(high - low) > _WIDTH
-        low, high = np.exp(low), np.exp(high)
-    return f"{free.label} (anywhere from {low:.3g} to {high:.3g})" if wide else ""
+        wide = max(abs(low), abs(high)) / min(abs(low), abs(high)) > _WIDTH
+    return f"{label} (anywhere from {low:.3g} to {high:.3g})" if wide else ""
 
 
-def _bound_text(design: Design, theta: Array, free: _Named) -> str:
-    j = design.names.index(free.name)
+def _bound_text(design: Design, theta: Array, name: str) -> str:
+    j, parameter = design.names.index(name), _parameter(design, name)
     at_lower = theta[j] - design.lower[j] < design.upper[j] - theta[j]
     bound = design.lower[j] if at_lower else design.upper[j]
-    if free.is_exponent:
-        return f"{free.name} at {bound:g}"
-    if not free.may_vanish:
-        return f"{free.name} at {np.exp(bound):.4g}"
-    return f"{free.label} at zero" if at_lower else f"{free.label} at its upper bound"
+    if not parameter.positive:
+        return f"{name} at {bound:g}"
+    if not parameter.centred and parameter.name != design.law.floor:
+        return f"{name} at {np.exp(bound):.4g}"
+    return f"{_label(design, name)} at {'zero' if at_lower else 'its upper bound'}"
 
 
 def _profile(found: Candidate, level: float, clusters: np.ndarray | None) -> dict[str, Ends]:

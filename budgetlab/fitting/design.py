@@ -235,24 +235,10 @@ def evaluate(
 ) -> tuple[Array, Array, Array]:
     """Return value, gradient and Hessian of the objective for many problems at once.
 
-    Parameters
-    ----------
-    theta
-        Free parameters, shape (problems, free).
-    sample
-        Outcomes and weights, one for all problems or one for each.
-    objective
-        A smooth objective.
-    damping
-        See `Objective.derivatives`; one for all problems, or shape (problems, 1).
-    bend
-        Whether the Hessian is asked for; without, it is zero.
-
-    Returns
-    -------
-    value, gradient, hessian
-        Shapes (problems,), (problems, free), (problems, free, free). A problem beyond what floating point can hold is
-        infinitely bad, which no solver takes for an improvement.
+    Shapes are (problems,), (problems, free), (problems, free, free) for `theta` of shape (problems, free) and one
+    sample for all problems or one for each. `damping`, see `Objective.derivatives`, may have shape (problems, 1);
+    without `bend` the Hessian is not computed, and zero. A problem beyond what floating point can hold is infinitely
+    bad, which no solver takes for an improvement.
     """
     raw = theta @ design.map.T + design.offset
     value, gradient = np.zeros(len(raw)), np.zeros(raw.shape)

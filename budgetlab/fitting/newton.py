@@ -31,18 +31,9 @@ _TINY = 1e-28
 class Optimum:
     """Where the problems ended.
 
-    Attributes
-    ----------
-    theta
-        Shape (problems, free).
-    value
-        The smooth objective, shape (problems,).
-    decrement
-        Half of g' |H|^-1 g over the parameters that are not on a bound: the decrease that Newton still predicts.
-    converged
-        Whether the decrement is within the tolerance of the value.
-    iterations
-        Steps taken by the slowest problem.
+    Parameters and gradient of shape (problems, free), else (problems,). `decrement` is half of g' |H|^-1 g over the
+    parameters that are not on a bound, the decrease that Newton still predicts; `converged` whether it is within the
+    tolerance of the value; `iterations` the steps taken by the slowest problem.
     """
 
     theta: Array

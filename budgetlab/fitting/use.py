@@ -95,12 +95,8 @@ def interval_ends(cloud: Array, level: float) -> tuple[Array, Array]:
 class TwoStep:
     """Two fitted curves, one after the other.
 
-    Attributes
-    ----------
-    loss
-        A fit of a loss (any law), which the first step predicts.
-    metric
-        A fit of a bounded metric with that loss as its only input, such as ``sigmoid`` or ``exponential``.
+    `loss` is a fit of a loss (any law), which the first step predicts; `metric` one of a bounded metric with that loss
+    as its only input, such as ``sigmoid`` or ``exponential``.
     """
 
     loss: CurveFit

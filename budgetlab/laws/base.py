@@ -62,25 +62,17 @@ class Law:
 
     Parameters
     ----------
-    name
-        What it is asked for by.
-    outcome
-        What it predicts, such as ``loss``; above zero.
+    name, outcome
+        What it is asked for by, and what it predicts, such as ``loss``; above zero.
     terms
         The power terms of a sum of them: positive coefficients, exponents in [0, `exponent_max`], decreasing in
         every input; the first term without inputs is the floor.
-    formula
-        The formula, as printed.
-    source
-        Where the form comes from.
+    formula, source
+        As printed, and where the form comes from.
     derived
         Quantities that follow from the parameters, by name.
-    exponent_max
-        Upper bound of every exponent of `terms`.
-    inputs
-        Names of the inputs, above zero.
-    parameters
-        Its parameters.
+    inputs, parameters
+        Names of the inputs, above zero, and the parameters.
     rule
         The logarithm of the outcome, from the parameters (logarithms of those that are `positive`) and the
         logarithms of the inputs, except of `plain` ones. Written with numpy's functions that `jets` knows.
@@ -232,28 +224,10 @@ class Law:
     def starts(
         self, inputs: Mapping[str, Array], outcome: Array, count: int = 8, pinned: Mapping[str, float] | None = None
     ) -> Array:
-        """Propose starting points inside the bounds.
+        """Propose starting points inside the bounds, shape (at most `count`, parameters), in the order of `params`.
 
-        Parameters
-        ----------
-        inputs
-            Positive arrays of shape (points,).
-        outcome
-            Positive array of shape (points,).
-        count
-            How many starts, at most.
-        pinned
-            Parameters held at a value; a sum of terms proposes what it would without.
-
-        Returns
-        -------
-        Array
-            Shape (starts, parameters), best first, in the order of `params`.
-
-        Notes
-        -----
-        The best half of what `propose` gives comes first, the others are spread over it: where the objective has
-        several basins, the closest starts often share one.
+        The best half comes first, the others are spread over what was proposed: where the objective has several
+        basins, the closest starts often share one. A sum of terms proposes what it would without `pinned` ones.
         """
         if self.propose is None:
             return start_terms(self.terms, self.exponents, inputs, outcome, count)
@@ -283,10 +257,8 @@ class Instance:
 
     Parameters
     ----------
-    name
+    name, law
         Who fitted what.
-    law
-        The law.
     params
         Published values, by the law's names.
     scope
