@@ -8,12 +8,13 @@ centre, its minimum is biased even without noise, and `frontier` of a fitted sur
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from itertools import combinations, product
 from typing import Any
 
 import numpy as np
 
-from budgetlab.laws.base import Law, Parameter, Proposal, Rule
+from budgetlab.laws.base import Law, Parameter
 from budgetlab.laws.terms import Array
 
 _STEEPEST = 50.0
@@ -37,8 +38,8 @@ def broken(breaks: int) -> Law:
         outcome="y",
         inputs=("x",),
         parameters=tuple(parameters),
-        rule=_rule(breaks),
-        propose=_proposal(breaks),
+        rule=partial(_log_broken, breaks),
+        propose=partial(_propose_broken, breaks),
         formula=f"a + b*x^-c0{factors}",
         source="Caballero et al. 2023, arXiv 2210.14891",
         floor="a",
@@ -47,37 +48,30 @@ def broken(breaks: int) -> Law:
     )
 
 
-def _rule(breaks: int) -> Rule:
-    def log_outcome(p: Mapping[str, Any], x: Mapping[str, Array]) -> Any:
-        power = p["b"] - p["c0"] * x["x"]
-        for i in range(1, breaks + 1):
-            width = np.exp(p[f"f{i}"])
-            power = power - p[f"c{i}"] * width * np.logaddexp(0.0, (x["x"] - p[f"d{i}"]) / width)
-        return np.logaddexp(p["a"], power)
-
-    return log_outcome
+def _log_broken(breaks: int, p: Mapping[str, Any], x: Mapping[str, Array]) -> Any:
+    power = p["b"] - p["c0"] * x["x"]
+    for i in range(1, breaks + 1):
+        width = np.exp(p[f"f{i}"])
+        power = power - p[f"c{i}"] * width * np.logaddexp(0.0, (x["x"] - p[f"d{i}"]) / width)
+    return np.logaddexp(p["a"], power)
 
 
-def _proposal(breaks: int) -> Proposal:
-    def propose(inputs: Mapping[str, Array], outcome: Array, count: int) -> Array:
-        """With floor, places and widths given, the logarithm above the floor is linear in the rest."""
-        x = np.log(inputs["x"])
-        order = np.argsort(x, kind="stable")
-        places = np.quantile(x[order], np.linspace(0.05, 0.95, _PLACES[breaks]))
-        starts = []
-        for share, width in product((0.0, 0.5, 0.9, 0.99), (0.05, 0.2, 0.6, 1.5)):
-            floor = share * float(outcome.min())
-            above = np.log(outcome - floor)
-            for at in combinations(places, breaks):
-                bends = [-width * np.logaddexp(0.0, (x - place) / width) for place in at]
-                found = np.linalg.lstsq(np.column_stack([np.ones_like(x), -x, *bends]), above, rcond=None)[0]
-                row = [max(floor, 1e-6 * float(outcome.min())), np.exp(np.clip(found[0], -600, 600)), found[1]]
-                for slope, place in zip(found[2:], at, strict=True):
-                    row += [slope, np.exp(place), width]
-                starts.append(row)
-        return np.array(starts)
-
-    return propose
+def _propose_broken(breaks: int, inputs: Mapping[str, Array], outcome: Array, count: int) -> Array:
+    """With floor, places and widths given, the logarithm above the floor is linear in the rest."""
+    x = np.log(inputs["x"])
+    places = np.quantile(x, np.linspace(0.05, 0.95, _PLACES[breaks]))
+    starts = []
+    for share, width in product((0.0, 0.5, 0.9, 0.99), (0.05, 0.2, 0.6, 1.5)):
+        floor = share * float(outcome.min())
+        above = np.log(outcome - floor)
+        for at in combinations(places, breaks):
+            bends = [-width * np.logaddexp(0.0, (x - place) / width) for place in at]
+            found = np.linalg.lstsq(np.column_stack([np.ones_like(x), -x, *bends]), above, rcond=None)[0]
+            row = [max(floor, 1e-6 * float(outcome.min())), np.exp(np.clip(found[0], -600, 600)), found[1]]
+            for slope, place in zip(found[2:], at, strict=True):
+                row += [slope, np.exp(place), width]
+            starts.append(row)
+    return np.array(starts)
 
 
 def _log_loss(p: Mapping[str, Any], x: Mapping[str, Array]) -> Any:
