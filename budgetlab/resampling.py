@@ -6,12 +6,13 @@ and 72 % with three. There the variance is pooled over cells and the interval ta
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
+from scipy.special import bdtr, stdtrit
 
 from budgetlab.errors import CallerError
 
@@ -25,7 +26,7 @@ temporary array is mapped anew, and the fits take half as long again.
 """
 POWER = 0.8
 """A detectable difference is resolved with this probability."""
-_MOST_SEEDS = 100_000
+_MOST_SEEDS = 2**16
 _WEBB = np.array([-np.sqrt(1.5), -1.0, -np.sqrt(0.5), np.sqrt(0.5), 1.0, np.sqrt(1.5)])
 
 
@@ -44,18 +45,10 @@ def seeds_to_resolve(difference: float, sd: float, level: float = 0.95) -> int |
     """Fewest runs per arm, at least 2, with which the paired t of two arms detects a difference of this size."""
 
     def enough(seeds: int) -> bool:
-        error = sd * float(np.sqrt(2.0 / seeds))
-        return detectable_difference(error, seeds - 1, level) <= difference
+        return detectable_difference(sd * float(np.sqrt(2.0 / seeds)), seeds - 1, level) <= difference
 
-    low, high = 1, 2
-    while not enough(high):
-        low, high = high, 2 * high
-        if high > _MOST_SEEDS:
-            return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high
+    seeds = 2 + bisect_left(range(2, _MOST_SEEDS + 1), True, key=enough)
+    return seeds if seeds <= _MOST_SEEDS else None
 
 
 def chunk_sizes(resamples: int, points: int) -> Iterator[int]:
@@ -118,18 +111,9 @@ def median_interval(values: Sequence[float] | Array, level: float = 0.95) -> tup
     """
     sample = np.sort(np.asarray(values, dtype=float))
     n = len(sample)
-    # P(X <= k) for X ~ Binomial(n, 1/2), by Pascal's triangle in floating point.
-    tail, probability, rank = 0.0, 0.5**n if n < 1000 else 0.0, -1
-    if n >= 1000:
-        rank = int(np.floor(n / 2 + t_quantile((1 - level) / 2, 1e9) * np.sqrt(n) / 2)) - 1
-    else:
-        while tail + probability <= (1 - level) / 2:
-            tail += probability
-            rank += 1
-            probability *= (n - rank) / (rank + 1)
-    if rank < 0:
-        return None
-    return float(sample[rank]), float(sample[n - 1 - rank])
+    tails = bdtr(np.arange(n // 2 + 1), n, 0.5)  # how likely at most k values lie below the median
+    rank = int(np.searchsorted(tails, (1 - level) / 2, side="right")) - 1
+    return None if rank < 0 else (float(sample[rank]), float(sample[n - 1 - rank]))
 
 
 @dataclass(frozen=True)
@@ -228,10 +212,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjusted p-values, in the order given."""
     if any(not 0.0 <= p <= 1.0 for p in p_values):
         raise CallerError(f"p-values {list(p_values)}", "outside 0..1", "give probabilities")
-    order = sorted(range(len(p_values)), key=p_values.__getitem__)
     adjusted, running = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(order):
-        running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
+    for left, index in _by_size(p_values):
+        running = max(running, min(1.0, left * p_values[index]))
         adjusted[index] = running
     return adjusted
 
@@ -243,12 +226,16 @@ def holm_levels(p_values: Sequence[float], alpha: float) -> list[float]:
     is not rejected on, all are at that one's level. So an interval at one's own level excludes zero exactly where
     Holm's procedure rejects; the intervals do not hold simultaneously.
     """
-    order = sorted(range(len(p_values)), key=p_values.__getitem__)
-    levels, step = [0.0] * len(p_values), 0.0
-    stopped = False
-    for rank, index in enumerate(order):
+    levels, step, stopped = [0.0] * len(p_values), 0.0, False
+    for left, index in _by_size(p_values):
         if not stopped:
-            step = alpha / (len(p_values) - rank)
+            step = alpha / left
             stopped = p_values[index] >= step
         levels[index] = 1.0 - step
     return levels
+
+
+def _by_size(p_values: Sequence[float]) -> Iterator[tuple[int, int]]:
+    """How many hypotheses are left at each step, and the index of the smallest p-value among them."""
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    return zip(range(len(order), 0, -1), order, strict=True)
