@@ -266,7 +266,7 @@ class Multiplier(TypedDict, total=False):
 
 
 class Crossover(TypedDict, total=False):
-    """Amount of compute, in `unit`, where two curves cross, looked for in `range`; or the `reason` why there is none."""
+    """Amount of compute, in `unit`, where two curves cross, looked for in `range`; `reason` says why there is none."""
 
     value: Required[float | None]
     unit: str
