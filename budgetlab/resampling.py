@@ -19,11 +19,8 @@ from budgetlab.errors import CallerError
 Array = NDArray[np.float64]
 
 _CHUNK_CELLS = 15_000
-"""Resamples times points held at once, which bounds the memory.
-
-An array of so many numbers stays below 128 KiB, where the allocator hands out memory it already has; above, every
-temporary array is mapped anew, and the fits take half as long again.
-"""
+"""Resamples times points held at once: below 128 KiB the allocator hands out memory that it already has; above, every
+temporary array is mapped anew, and the fits take half as long again."""
 POWER = 0.8
 """A detectable difference is resolved with this probability."""
 _MOST_SEEDS = 2**16
@@ -75,12 +72,8 @@ def wild_multipliers(
 ) -> Iterator[Array]:
     """Yield the factors of a wild bootstrap (mean 0, variance 1), in chunks of shape (resamples, points).
 
-    Random signs, or with fewer than twelve clusters Webb's six values: so few signs would give too few distinct
-    resamples.
-
-    References
-    ----------
-    Webb 2014, Queen's Economics Department working paper 1315.
+    Random signs, or with fewer than twelve clusters Webb's six values (2014, Queen's Economics Department working
+    paper 1315): so few signs would give too few distinct resamples.
     """
     codes = np.arange(points) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
     units = int(codes.max()) + 1
@@ -93,15 +86,6 @@ def percentile_interval(draws: Array, level: float = 0.95) -> tuple[float, float
     """Interval between the equal-tailed percentiles of the draws."""
     low, high = np.quantile(np.asarray(draws, dtype=float), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
-
-
-def mean_interval(values: Sequence[float] | Array, level: float = 0.95) -> tuple[float, float] | None:
-    """Interval of a mean by Student's t; None with fewer than two values."""
-    sample = np.asarray(values, dtype=float)
-    if len(sample) < 2:
-        return None
-    half = t_quantile((1 + level) / 2, len(sample) - 1) * float(sample.std(ddof=1)) / np.sqrt(len(sample))
-    return float(sample.mean() - half), float(sample.mean() + half)
 
 
 def median_interval(values: Sequence[float] | Array, level: float = 0.95) -> tuple[float, float] | None:
@@ -118,32 +102,20 @@ def median_interval(values: Sequence[float] | Array, level: float = 0.95) -> tup
 
 @dataclass(frozen=True)
 class PooledVariance:
-    """A variance pooled over cells.
-
-    Attributes
-    ----------
-    sd
-        Standard deviation of one replicate within its cell.
-    degrees_of_freedom
-        Effective ones: fewer than counted where the cells' residuals are correlated.
-    correlation
-        Correlation of residuals of the same replicate between cells, not below 0.
-    cells_of_replicate
-        How many cells a replicate is in, on average; 1 where no two rows are one run.
-    replicate_degrees_of_freedom
-        Of the replicates themselves, each counted once: what the correlation is estimated from.
-    cells, smallest_sd, largest_sd
-        How many cells had replicates, and how much their standard deviations differ.
-    """
+    """A variance pooled over cells of replicates."""
 
     sd: float
+    """Of one replicate within its cell."""
     degrees_of_freedom: float
+    """Effective ones: fewer than counted where the cells' residuals are correlated."""
     correlation: float
+    """Of residuals of the same replicate between cells, not below 0."""
     cells_of_replicate: float
+    """How many cells a replicate is in, on average; 1 where no two rows are one run."""
     replicate_degrees_of_freedom: float
+    """Of the replicates themselves, each counted once: what the correlation is estimated from."""
     cells: int
-    smallest_sd: float
-    largest_sd: float
+    """How many had replicates."""
 
     def draw_components(self, size: int, rng: np.random.Generator) -> tuple[Array, Array]:
         """Draw the noise that the residuals would as well allow: standard deviations, each of shape (size, 1).
@@ -172,8 +144,6 @@ def pool_variance(
 ) -> PooledVariance | None:
     """Pool residuals over cells.
 
-    Notes
-    -----
     Runs that share a trunk have correlated residuals at all their budgets: then B cells tell less than B times as
     much about the variance. With correlation rho the effective degrees of freedom are their sum over
     ``1 + (B - 1) rho^2`` (Satterthwaite), B - 1 being how many other cells a replicate is in, on average. rho is
@@ -195,7 +165,6 @@ def pool_variance(
         products = float((np.bincount(replicates[rows], weights=values) ** 2).sum() - sums.sum())
         if partners > 0:
             correlation = min(1.0, max(0.0, products / (variance * partners * total)))
-    sds = np.sqrt(sums / freedom[used])
     return PooledVariance(
         sd=float(np.sqrt(variance)),
         degrees_of_freedom=total / (1 + partners * correlation**2),
@@ -203,8 +172,6 @@ def pool_variance(
         cells_of_replicate=1.0 + partners,
         replicate_degrees_of_freedom=total / (1.0 + partners),
         cells=int(used.sum()),
-        smallest_sd=float(sds.min()),
-        largest_sd=float(sds.max()),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from budgetlab.fitting.arms import points_by_arm
-from budgetlab.fitting.contrast import Contrast, Panel, contrast, make_panel, unit_of
+from budgetlab.fitting.contrast import Contrast, contrast, make_panel, unit_of
 from budgetlab.fitting.crossing import Curves
 from budgetlab.fitting.scores import AGGREGATE, LOSSES, OUTCOMES, run_values
 from budgetlab.fitting.table import Points
@@ -40,12 +40,6 @@ class Evidence:
             self.known["runs", y] = run_values(self.scores, y)
         return self.known["runs", y]
 
-    def panel(self, y: str) -> Panel:
-        """Runs of an outcome by arm, budget and seed."""
-        if ("panel", y) not in self.known:
-            self.known["panel", y] = make_panel(self.runs(y), y)
-        return self.known["panel", y]
-
     def curves(self, y: str, spec: FitSpec, *, replicates: bool = False) -> Curves:
         """Curves of an outcome over `spec.x`, each solved once.
 
@@ -67,7 +61,7 @@ class Evidence:
 
     def contrast(self, a: str, b: str, y: str, budget: float) -> Contrast | None:
         """Contrast two arms, A minus B, positive when A is better; None without runs of both."""
-        return contrast(self.panel(y), a, b, budget)
+        return contrast(make_panel(self.runs(y), y), a, b, budget)
 
     def rows(self, y: str) -> pd.DataFrame:
         """Scores of the runs on an outcome, on all tasks for their mean."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
 import pandas as pd
 
 from budgetlab.errors import CallerError, unknown_name
-from budgetlab.fitting.contrast import Contrast, Panel, contrast, make_panel, unit_of
+from budgetlab.fitting.contrast import Contrast, contrast, unit_of
 from budgetlab.fitting.crossing import Curves
 from budgetlab.fitting.reference import reference_arm, reference_family
 from budgetlab.fitting.scores import LOSSES, OUTCOMES, outcome_names, run_values
@@ -34,28 +34,13 @@ class Verdicts(tuple[Verdict, ...]):
 
 
 @dataclass(frozen=True)
-class _Outcome:
-    """The runs of one outcome, arranged once for all its contrasts."""
-
-    y: str
-    panel: Panel
-    margin: float
-    curves: Curves
-
-    @classmethod
-    def of(cls, scores: pd.DataFrame, y: str, spec: FitSpec) -> _Outcome:
-        runs = run_values(scores, y)
-        margins = {"nats": spec.margin_nats, "points": spec.margin, "units": 0.0}  # of an unknown unit nothing is small
-        return cls(y, make_panel(runs, y), margins[unit_of(y)], Curves(runs, y, spec))
-
-
-@dataclass(frozen=True)
 class _Question:
     a: str
     b: str
-    of: _Outcome
+    of: Curves
     budget: float
     contrast: Contrast
+    margin: float
     curves: bool
     """Whether to add what follows from curves."""
 
@@ -117,12 +102,9 @@ def compare(
     """
     y = task or outcome_names(scores)[0]
     spec = FitSpec(x=x, interval_level=interval_level, resamples=resamples, seed=seed)
-    outcome = _Outcome.of(scores, y, spec)
-    if margin is not None:
-        if not margin > 0:
-            raise CallerError(f"margin = {margin!r}", "not above zero", f"give one in {unit_of(y)}")
-        outcome = replace(outcome, margin=margin)
-    question = _ask(outcome, a, b, budget, curves=curves)
+    if margin is not None and not margin > 0:
+        raise CallerError(f"margin = {margin!r}", "not above zero", f"give one in {unit_of(y)}")
+    question = _ask(Curves(run_values(scores, y), y, spec), a, b, budget, margin=margin, curves=curves)
     return _answers([question], interval_level, primary=True, alone=True)[0]
 
 
@@ -161,10 +143,11 @@ def compare_arms(
     CallerError
         For an unknown arm or outcome, fewer than two arms, or a score that occurs twice.
     """
-    outcome = _Outcome.of(scores, y or spec.y, spec)
-    runs, arms = outcome.curves.runs, list(outcome.panel.arms)
+    y = y or spec.y
+    outcome = Curves(run_values(scores, y), y, spec)
+    runs, arms = outcome.runs, list(outcome.panel.arms)
     if len(arms) < 2:
-        raise CallerError(f"y = {outcome.y!r}", f"{len(arms)} arm has a value", "a comparison needs two arms")
+        raise CallerError(f"y = {y!r}", f"{len(arms)} arm has a value", "a comparison needs two arms")
     known = zip(runs["arm"], runs["student"], strict=True) if "student" in runs else ()
     students = {str(arm): student for arm, student in known if isinstance(student, str)}
     bases = {arm: reference_arm(arm, arms, reference, students) for arm in arms}
@@ -183,8 +166,8 @@ def compare_arms(
         if frozenset((one, other)) not in asked and common(one, other)
     ]
     for name in outcome_names(scores):
-        if name != outcome.y:
-            further = _Outcome.of(scores, name, spec)
+        if name != y:
+            further = Curves(run_values(scores, name), name, spec)
             others += [
                 _ask(further, *pair)
                 for pair in dict.fromkeys((*named, *pairs))
@@ -202,11 +185,20 @@ def compare_arms(
         *_answers(main, spec.interval_level, primary=True, notes=notes, tuned=tuned),
         *_answers(others, spec.interval_level, primary=False, tuned=tuned),
     ))  # fmt: skip
-    found.curves = outcome.curves
+    found.curves = outcome
     return found
 
 
-def _ask(outcome: _Outcome, a: str, b: str, budget: float | None = None, *, curves: bool = False) -> _Question:
+def _ask(
+    outcome: Curves,
+    a: str,
+    b: str,
+    budget: float | None = None,
+    *,
+    margin: float | None = None,
+    curves: bool = False,
+) -> _Question:
+    """Contrast two arms at a budget, by default the largest that both have."""
     panel, y = outcome.panel, outcome.y
     for arm in (a, b):
         if arm not in panel.arms:
@@ -223,7 +215,9 @@ def _ask(outcome: _Outcome, a: str, b: str, budget: float | None = None, *, curv
         raise CallerError(f"{asked} at {budget:g}", "not a budget that both arms have", f"choose one of {shown}")
     found = contrast(panel, a, b, amount)
     assert found is not None
-    return _Question(a, b, outcome, amount, found, curves)
+    # Of an unknown unit nothing is small.
+    margins = {"nats": outcome.spec.margin_nats, "points": outcome.spec.margin, "units": 0.0}
+    return _Question(a, b, outcome, amount, found, margin or margins[unit_of(y)], curves)
 
 
 def _answers(
@@ -264,7 +258,7 @@ def _answer(
     tuned: bool | None,
 ) -> Verdict:
     """Answer one contrast at its own step of Holm's procedure."""
-    found, curves, margin, unit = q.contrast, q.of.curves, q.of.margin, unit_of(q.of.y)
+    found, curves, margin, unit = q.contrast, q.of, q.margin, unit_of(q.of.y)
     deciding = found.interval(own_level)
     word = _word(found, deciding, margin)
     here = pd.concat([curves.cells[arm, q.budget] for arm in sorted((q.a, q.b))])
@@ -342,12 +336,10 @@ def _word(found: Contrast, deciding: Interval | None, margin: float) -> _Word:
 def _sentence(
     q: _Question, word: _Word, at: Budget, ends: Interval | None, level: float, *, adjusted: bool, one_teacher: bool
 ) -> str:
-    found, y, margin = q.contrast, q.of.y, q.of.margin
-    unit, where = unit_of(y), f"At {format_amount(at.amount, at.unit)}"
-    what = OUTCOMES.get(y, y)
+    found, y, margin = q.contrast, q.of.y, q.margin
+    unit, where, what = unit_of(y), f"At {format_amount(at.amount, at.unit)}", OUTCOMES.get(y, y)
     digits = 2 if unit == "points" else 4
-    size = f"{abs(found.difference):.{digits}f} {unit}"
-    signed = f"{found.difference:+.{digits}f} {unit}"
+    size, signed = f"{abs(found.difference):.{digits}f} {unit}", f"{found.difference:+.{digits}f} {unit}"
     if ends is None:
         few = "one paired run" if found.paired else "one run per arm"
         return (
@@ -356,13 +348,11 @@ def _sentence(
         )
     if word == "b_better":  # the size and its interval are of the better arm
         ends = (-ends[1], -ends[0])
-    kind = f"{100 * level:.4g} % interval, adjusted," if adjusted else f"{100 * level:.4g} % interval"
-    runs = f"{found.num_pairs} paired runs" if found.paired else "unpaired runs"
-    few = ", too few seeds to resolve much" if (found.degrees_of_freedom or 0.0) < 2 else ""
-    basis = (
-        f"{kind} {ends[0]:+.{digits}f} to {ends[1]:+.{digits}f}, {runs}, {found.degrees_of_freedom:.3g} degrees of "
-        f"freedom{few}"
-    )
+    basis = f"{100 * level:.4g} % interval{', adjusted,' if adjusted else ''} {ends[0]:+.{digits}f} to "
+    basis += f"{ends[1]:+.{digits}f}, {f'{found.num_pairs} paired runs' if found.paired else 'unpaired runs'}, "
+    basis += f"{found.degrees_of_freedom:.3g} degrees of freedom"
+    if (found.degrees_of_freedom or 0.0) < 2:
+        basis += ", too few seeds to resolve much"
     if y not in LOSSES:
         basis += ", of seeds and not of the validation set's examples"
     scope = ", for this teacher" if one_teacher else ""

@@ -17,7 +17,7 @@ import pandas as pd
 
 from budgetlab.errors import CallerError
 from budgetlab.fitting.arms import points_by_arm, run_points, solve_jointly
-from budgetlab.fitting.contrast import satterthwaite, unit_of
+from budgetlab.fitting.contrast import Panel, make_panel, satterthwaite, unit_of
 from budgetlab.fitting.objectives import Objective
 from budgetlab.fitting.prepare import prepare
 from budgetlab.fitting.solve import solve
@@ -88,9 +88,9 @@ class _Pairing:
 
 @dataclass(frozen=True)
 class Curves:
-    """The curves of all arms over compute and over tokens, each solved when it is first asked for.
+    """The runs of one outcome, and all arms' curves over compute and tokens, each solved when it is first asked for.
 
-    Outcomes are losses, or distances of a score from 1; differences are in nats or points.
+    Outcomes of curves are losses, or distances of a score from 1; differences are in nats or points.
     """
 
     runs: pd.DataFrame
@@ -153,15 +153,15 @@ class Curves:
             end[0] - _first_reach(grids[0], at_a, end_b),
             _first_reach(grids[1], at_b, end_a) - end[0],
         )
-        known = bool(np.isfinite(log_ratio[0]))
+        value, ends = self._in_compute(pairing, log_ratio)
         result: Multiplier = {
-            "value": float(np.exp(log_ratio[0])) if known else None,
-            "interval": _exp(pairing.interval(log_ratio, self.spec.interval_level)),
+            "value": value,
+            "interval": ends,
             "interval_level": self.spec.interval_level,
             "at_outcome": self._shown(float(max(end_a[0], end_b[0]))),
             "method": _methods(one, other),
         }
-        if not known:
+        if value is None:
             better = a if end_a[0] <= end_b[0] else b
             result["reason"] = f"{better} is better at its smallest budget already: outside both ranges"
         return result
@@ -177,18 +177,18 @@ class Curves:
         pairing, grid = _Pairing.of(one.seeds, other.seeds), np.linspace(np.log(low), np.log(high), _GRID)
         at_a, at_b = pairing.take(one.at(grid), other.at(grid))
         crossed = _first_zero(grid, at_a - at_b)
-        known = bool(np.isfinite(crossed[0]))
+        value, ends = self._in_compute(pairing, crossed)
         result: Crossover = {
-            "value": float(np.exp(crossed[0])) if known else None,
+            "value": value,
             "unit": self.spec.x,
-            "interval": _exp(pairing.interval(crossed, self.spec.interval_level)),
+            "interval": ends,
             "interval_level": self.spec.interval_level,
             "range": [float(low), float(high)],
             "method": _methods(one, other),
         }
-        if not known:
+        if value is None:
             result["reason"] = "never in range"
-        elif result["interval"] is None:
+        elif ends is None:
             result["reason"] = "no interval: with a run seed left out, the curves need not cross in range"
         return result
 
@@ -234,6 +234,11 @@ class Curves:
         }  # fmt: skip
 
     @cached_property
+    def panel(self) -> Panel:
+        """Values by arm, budget and seed."""
+        return make_panel(self.runs, self.y)
+
+    @cached_property
     def cells(self) -> dict[tuple[str, float], pd.DataFrame]:
         """Runs of each arm at each budget."""
         return {key: rows for key, rows in self.runs.groupby(["arm", "budget_amount"])}  # type: ignore[misc]
@@ -245,6 +250,12 @@ class Curves:
     @property
     def _scale(self) -> float:
         return 100.0 if unit_of(self.y) == "points" else 1.0
+
+    def _in_compute(self, pairing: _Pairing, logs: Array) -> tuple[float | None, list[float] | None]:
+        """An amount or ratio of compute and its interval, from logarithms."""
+        ends = pairing.interval(logs, self.spec.interval_level)
+        value = float(np.exp(logs[0])) if np.isfinite(logs[0]) else None
+        return value, None if ends is None else [float(np.exp(end)) for end in ends]
 
     def _lacking(self, a: str, b: str) -> str:
         absent = [arm for arm in (a, b) if self.of(arm) is None]
@@ -347,10 +358,6 @@ def _methods(one: Curve, other: Curve) -> str:
 
 def _log(amount: float) -> Array:
     return np.log(np.array([amount]))
-
-
-def _exp(ends: Interval | None) -> list[float] | None:
-    return None if ends is None else [float(np.exp(end)) for end in ends]
 
 
 def _first_reach(grid: Array, levels: Array, targets: Array) -> Array:
