@@ -50,34 +50,26 @@ class Curve:
     """Log outcome at logarithms of compute, shape (1 + seeds, places)."""
 
 
-@dataclass(frozen=True)
 class _Pairing:
     """Which rows of two arms belong together: all runs first, then each run seed left out of both."""
 
-    rows: tuple[tuple[int, int], ...]
-    shared: int
-    """Run seeds that both arms have."""
-    own: tuple[int, int]
-
-    @classmethod
-    def of(cls, one: Sequence[object], other: Sequence[object]) -> _Pairing:
+    def __init__(self, one: Sequence[object], other: Sequence[object]) -> None:
         index = [{seed: 1 + k for k, seed in enumerate(seeds)} for seeds in (one, other)]
         # A seed that an arm does not have leaves it as it is.
-        known = tuple((index[0].get(seed, 0), index[1].get(seed, 0)) for seed in dict.fromkeys((*one, *other)))
-        return cls(((0, 0), *known), len(index[0].keys() & index[1].keys()), (len(one), len(other)))
+        self.rows = [[0, *(known.get(seed, 0) for seed in dict.fromkeys((*one, *other)))] for known in index]
+        self.own, self.shared = (len(one), len(other)), len(index[0].keys() & index[1].keys())
 
     def take(self, one: Array, other: Array) -> tuple[Array, Array]:
         """Bring the rows of both arms into one order."""
-        first, second = zip(*self.rows, strict=True)
-        return one[list(first)], other[list(second)]
+        return one[self.rows[0]], other[self.rows[1]]
 
     def interval(self, values: Array, level: float) -> Interval | None:
         """Jackknife interval of the first value; None with fewer than two seeds, or where one leaves no answer."""
-        left_out = values[1:]
         if min(self.own) < 2 or self.shared == 1 or not np.isfinite(values).all():
             return None
+        left_out, freedom = values[1:], self.shared - 1.0
         if self.shared:
-            square, freedom = (len(left_out) - 1) * float(left_out.var()), self.shared - 1.0
+            square = (len(left_out) - 1) * float(left_out.var())
         else:
             parts = np.split(left_out, [self.own[0]])
             squares = np.array([(n - 1) * float(part.var()) for n, part in zip(self.own, parts, strict=True)])
@@ -121,7 +113,7 @@ class Curves:
         """
         one, other = (self.of(arm) for arm in (a, b))
         assert one is not None and other is not None
-        pairing = _Pairing.of(one.seeds, other.seeds)
+        pairing = _Pairing(one.seeds, other.seeds)
         at_a, at_b = pairing.take(*(curve.at(_log(at[arm])) for arm, curve in ((a, one), (b, other))))
         values = self._scale * (np.exp(at_b) - np.exp(at_a))[:, 0]
         return float(values[0]), pairing.interval(values, self.spec.interval_level)
@@ -144,7 +136,7 @@ class Curves:
         top = min(self._spent[arm, budget] for arm in (a, b))
         if not all(curve.low <= top <= curve.high * EDGE for curve in (one, other)):
             return {"value": None, "interval": None, "reason": "the budget is outside both fitted ranges"}
-        pairing, end = _Pairing.of(one.seeds, other.seeds), _log(top)
+        pairing, end = _Pairing(one.seeds, other.seeds), _log(top)
         end_a, end_b = (rows[:, 0] for rows in pairing.take(one.at(end), other.at(end)))
         grids = [np.linspace(np.log(curve.low), end[0], _GRID) for curve in (one, other)]
         at_a, at_b = pairing.take(one.at(grids[0]), other.at(grids[1]))
@@ -174,7 +166,7 @@ class Curves:
         low, high = max(one.low, other.low), min(one.high, other.high)
         if not low < high:
             return {"value": None, "interval": None, "reason": "the fitted ranges do not overlap"}
-        pairing, grid = _Pairing.of(one.seeds, other.seeds), np.linspace(np.log(low), np.log(high), _GRID)
+        pairing, grid = _Pairing(one.seeds, other.seeds), np.linspace(np.log(low), np.log(high), _GRID)
         at_a, at_b = pairing.take(one.at(grid), other.at(grid))
         crossed = _first_zero(grid, at_a - at_b)
         value, ends = self._in_compute(pairing, crossed)
@@ -218,7 +210,7 @@ class Curves:
             method, seeds_b = f"{curve.method} of {b} over tokens", curve.seeds
             middle, own = np.exp(curve.at(np.log(np.array([tokens_a, min(tokens_b, curve.high)])))).T
         seeds_a = tuple(at_a["run_seed"])
-        pairing = _Pairing.of(seeds_a, seeds_b)
+        pairing = _Pairing(seeds_a, seeds_b)
         distilled, own = pairing.take(_means(at_a, seeds_a), own)
         middle = pairing.take(_means(at_a, seeds_a), middle)[1]
 
