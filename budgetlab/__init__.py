@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from budgetlab.fitting import (
         average_words,
         certify,
-        choose_law,
         compare,
         compare_arms,
         fit,
@@ -93,7 +92,6 @@ _HOMES = {
     "cached_teacher": "planner",
     "capacity_gap": "decisions",
     "certify": "fitting",
-    "choose_law": "fitting",
     "compare": "fitting",
     "conclude_study": "reporting",
     "compare_arms": "fitting",
@@ -166,7 +164,6 @@ __all__ = [
     "cached_teacher",
     "capacity_gap",
     "certify",
-    "choose_law",
     "compare",
     "compare_arms",
     "conclude_study",

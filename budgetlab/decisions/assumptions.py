@@ -27,8 +27,7 @@ from budgetlab.decisions.settings import (
 from budgetlab.errors import CallerError
 from budgetlab.fitting.arms import run_points
 from budgetlab.fitting.curves import fit
-from budgetlab.fitting.intervals import draw, lack_of_fit, within_cell_noise
-from budgetlab.fitting.nested import compare_nested
+from budgetlab.fitting.intervals import compare_nested, draw, lack_of_fit, within_cell_noise
 from budgetlab.fitting.objectives import Objective
 from budgetlab.fitting.prepare import prepare
 from budgetlab.fitting.scores import LOSSES, averaged_tasks

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +16,8 @@ from budgetlab.fitting.prepare import Prepared, prepare
 from budgetlab.fitting.scores import COMPUTE_COLUMNS, run_values
 from budgetlab.fitting.solve import Solution, solve
 from budgetlab.fitting.status import FitStatus
-from budgetlab.fitting.table import Points, read_points
-from budgetlab.laws import AnyLaw, get_law
+from budgetlab.fitting.table import Points, read_points, stack_points
+from budgetlab.laws import Law, get_law
 from budgetlab.laws.base import Array
 from budgetlab.values import CurveFit, FitSpec
 
@@ -109,13 +109,13 @@ def _record(arm: str, runs: pd.DataFrame, spec: FitSpec) -> dict[str, object]:
     }
 
 
-def points_by_arm(runs: pd.DataFrame, law: AnyLaw, x: str) -> dict[str, Points]:
+def points_by_arm(runs: pd.DataFrame, law: Law, x: str) -> dict[str, Points]:
     """Make the points of every arm from its runs; an arm that has none is left out."""
     found = {str(arm): run_points(rows, law, x) for arm, rows in runs.groupby("arm", sort=True)}
     return {arm: points for arm, points in found.items() if points is not None}
 
 
-def run_points(rows: pd.DataFrame, law: AnyLaw, x: str) -> Points | None:
+def run_points(rows: pd.DataFrame, law: Law, x: str) -> Points | None:
     """Make points of runs; a score becomes its distance from 1, and a perfect one, which has none, is left out."""
     if x not in rows.columns or x not in COMPUTE_COLUMNS:
         raise unknown_name("column of compute", x, [c for c in COMPUTE_COLUMNS if c in rows.columns], f"x = {x!r}")
@@ -170,20 +170,3 @@ def solve_jointly(points: Mapping[str, Points], spec: FitSpec, *, certify: bool)
     if spec.resamples and solution.status is not FitStatus.NOT_CONVERGED:
         draws = draw(solution, stacked, method, spec.resamples, np.random.default_rng(spec.seed)).theta
     return Joint(arms, solution, draws, method)
-
-
-def stack_points(parts: Sequence[Points], law: AnyLaw) -> Points:
-    """Put the points of several arms under one another, each arm's runs its own."""
-    # The same seed in two arms is two runs: their noise is drawn apart.
-    runs = [
-        f"{i}:{label}"
-        for i, part in enumerate(parts)
-        for label in (range(len(part)) if part.clusters is None else part.clusters)
-    ]
-    return Points(
-        law=law,
-        inputs={name: np.concatenate([part.inputs[name] for part in parts]) for name in law.inputs},
-        outcome=np.concatenate([part.outcome for part in parts]),
-        weights=np.concatenate([part.weights for part in parts]),
-        clusters=np.array(runs),
-    )

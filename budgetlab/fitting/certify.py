@@ -58,36 +58,34 @@ def certify(
     CallerError
         As in `fit`, or for a parameter that is missing, unknown or outside its bounds.
     """
-    form = get_law(law)
+    form, offered = get_law(law), {name: float(value) for name, value in params.items()}
     if set(params) != set(form.params):
         raise CallerError(
             f"parameters {', '.join(sorted(params))}", f"law {law} has {', '.join(form.params)}", "give each a value"
         )
-    for name, value in params.items():
-        low, high = form.bounds[name]
-        if not low <= value <= high:
-            raise CallerError(f"{name} = {value!r}", f"outside {low:g} to {high:g}", "no law has that")
+    for name, (low, high) in form.bounds.items():
+        if not low <= offered[name] <= high:
+            raise CallerError(f"{name} = {params[name]!r}", f"outside {low:g} to {high:g}", "no law has that")
+    offered = {name: offered[name] for name in form.params}
     goal = Objective(objective, delta, asymmetry)
     points = read_points(table, form, columns, weights=weights, exclude_invalid=exclude_invalid)
     if len(points) < len(form.params):
         raise CallerError(f"law {law}, {len(points)} points", f"{len(form.params)} parameters need more", "add points")
-    solution = solve(points, form, goal, pinned={}, also={name: float(value) for name, value in params.items()})
-    log_prediction = np.log(form.predict(params, points.inputs))
-    offered = float(goal.value(log_prediction, points.outcome, points.weights))
-    missed = float(np.abs(np.log(points.outcome) - log_prediction).max())
+    solution = solve(points, form, goal, pinned={}, also=offered)
+    log_prediction = np.log(form.predict(offered, points.inputs))
+    value = float(goal.value(log_prediction, solution.sample))
+    missed = float(np.abs(solution.sample.log_outcome - log_prediction).max())
     # Of noise-free data nothing is left but rounding: then the misfit itself is the gap.
     rounded = missed if missed > _EXACT else 0.0
-    gap = rounded if solution.exact else offered / solution.value - 1
-    best = {name: float(value) for name, value in solution.design.to_params(solution.theta).items()}
-    certificate = dict(solution.certificate) | {"offered_objective": offered, "gap": gap, "optimum": best}
-    judged = replace(solution, value=offered, certificate=certificate)
+    gap = rounded if solution.exact else value / solution.value - 1
+    best = {name: float(at) for name, at in solution.design.to_params(solution.theta).items()}
+    certificate = {**solution.certificate, "offered_objective": value, "gap": gap, "optimum": best}
+    judged = replace(solution, value=value, certificate=certificate)
     if gap > tolerance:
-        detail = f"the objective {offered:.8e} lies {gap:.1e} (relative) above the optimum {solution.value:.8e}, at "
-        detail += ", ".join(f"{name} {value:.6g}" for name, value in best.items())
+        detail = f"the objective {value:.8e} lies {gap:.1e} (relative) above the optimum {solution.value:.8e}, at "
+        detail += ", ".join(f"{name} {at:.6g}" for name, at in best.items())
         judged = replace(judged, status=FitStatus.NOT_CONVERGED, detail=detail)
-    report = report_fit(
-        Prepared(points, form, {}), judged, np.empty((0, solution.design.size)), method="none", level=0.95, seed=0
-    )
-    offered_params = {name: float(params[name]) for name in form.params}
-    derived = {name: float(value) for name, value in form.derive(offered_params).items() if np.isfinite(value)}
-    return report.model_copy(update={"params": offered_params, "derived": derived, "band": {}})
+    none = np.empty((0, solution.design.size))
+    report = report_fit(Prepared(points, form, {}), judged, none, method="none", level=0.95, seed=0)
+    derived = {name: float(at) for name, at in form.derive(offered).items() if np.isfinite(at)}
+    return report.model_copy(update={"params": offered, "derived": derived, "band": {}})

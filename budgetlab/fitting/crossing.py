@@ -23,7 +23,7 @@ from budgetlab.fitting.prepare import prepare
 from budgetlab.fitting.solve import solve
 from budgetlab.fitting.status import FitStatus
 from budgetlab.fitting.table import Points
-from budgetlab.laws import AnyLaw, get_law
+from budgetlab.laws import Law, get_law
 from budgetlab.laws.base import Array
 from budgetlab.resampling import t_quantile
 from budgetlab.values import FitSpec
@@ -308,7 +308,7 @@ def _curve(rows: pd.DataFrame, column: str, spec: FitSpec) -> Curve | None:
     return Curve("interpolation between budgets", float(x.min()), float(x.max()), seeds, chords)
 
 
-def _law_through(points: Points, spec: FitSpec) -> tuple[str, AnyLaw, Mapping[str, Array]] | None:
+def _law_through(points: Points, spec: FitSpec) -> tuple[str, Law, Mapping[str, Array]] | None:
     """Least squares of log outcomes: a robust objective would be free to go anywhere between two replicates."""
     try:
         prepared = prepare(points, spec.pinned, saturated=True)
@@ -324,7 +324,7 @@ def _law_through(points: Points, spec: FitSpec) -> tuple[str, AnyLaw, Mapping[st
     return name, prepared.law, solution.design.to_params(solution.theta[None])
 
 
-def _by_law(law: AnyLaw, params: Mapping[str, Array]) -> Callable[[Array], Array]:
+def _by_law(law: Law, params: Mapping[str, Array]) -> Callable[[Array], Array]:
     columns = {name: values[:, None] for name, values in params.items()}
     return lambda log_x: np.log(law.predict(columns, {law.inputs[0]: np.exp(log_x)[None]}))
 

@@ -9,15 +9,14 @@ import numpy as np
 import pandas as pd
 
 from budgetlab.errors import CallerError, unknown_name
-from budgetlab.fitting.diagnostics import sensitivity_rows, validation_rows
+from budgetlab.fitting.certificate import contradicted
 from budgetlab.fitting.intervals import choose_interval, draw, lack_of_fit, within_cell_noise
-from budgetlab.fitting.judge import contradicted
 from budgetlab.fitting.objectives import OBJECTIVES, Objective
 from budgetlab.fitting.prepare import Prepared, prepare
-from budgetlab.fitting.solve import Solution, solve
+from budgetlab.fitting.solve import Solution, sensitivity_rows, solve, validation_rows
 from budgetlab.fitting.status import FitStatus, describe
 from budgetlab.fitting.table import Points, one_ratio, read_points
-from budgetlab.laws import AnyLaw, get_law
+from budgetlab.laws import Law, get_law
 from budgetlab.laws.base import Array
 from budgetlab.resampling import PooledVariance, percentile_interval
 from budgetlab.values import CurveFit
@@ -280,7 +279,7 @@ def _common(points: Points, objective: Objective, record: Mapping[str, object] |
 
 
 def _band(
-    law: AnyLaw,
+    law: Law,
     params: Mapping[str, Array],
     drawn: Mapping[str, Array],
     x_range: tuple[float, float],
