@@ -107,16 +107,26 @@ def fit(
     >>> found.status, round(found.params["E"], 6), round(found.params["a"], 6)
     ('converged', 2.0, 0.3)
     """
-    _check_numbers(interval_level, resamples, starts)
-    goal = Objective(objective, delta, asymmetry)
+    for wrong, asked, why, remedy in (
+        (not 0 < interval_level < 1, f"interval_level = {interval_level!r}", "not between 0 and 1",
+         "give a fraction such as 0.95"),
+        (resamples < 0, f"resamples = {resamples!r}", "negative", "give a number, or 0 for no interval"),
+        (starts < 1, f"starts = {starts!r}", "no start", "give at least 1; 8 lets the certificate compare them"),
+    ):  # fmt: skip
+        if wrong:
+            raise CallerError(asked, why, remedy)
+    form, goal = get_law(law), Objective(objective, delta, asymmetry)
     record: dict[str, object] = {"arm": arm, "weights": weights, "clusters": clusters, "definitions": definitions or {}}
     if higher_is_better:
-        column = (columns or {}).get(get_law(law).outcome, get_law(law).outcome)
-        table = table.assign(**{column: _distance_from_one(table, column, f"law {law}, {len(table)} rows")})
+        column, asked = (columns or {}).get(form.outcome, form.outcome), f"law {law}, {len(table)} rows"
+        if column not in table.columns:
+            raise unknown_name("column", column, map(str, table.columns), asked)
+        values = pd.to_numeric(table[column], errors="coerce")
+        if (largest := float(values.max())) > 1:
+            raise CallerError(f"{asked}, {column}", f"a score of {largest:g}", "give fractions of 1, not points")
+        table = table.assign(**{column: 1.0 - values})
         record["outcome_transform"] = "1 - y"
-    points = read_points(
-        table, get_law(law), columns, weights=weights, clusters=clusters, exclude_invalid=exclude_invalid
-    )
+    points = read_points(table, form, columns, weights=weights, clusters=clusters, exclude_invalid=exclude_invalid)
     prepared = prepare(points, pinned or {})
     if diagnostics and not prepared.refusal:
         record["validation"] = validation_rows(points, goal, pinned or {})
@@ -125,25 +135,6 @@ def fit(
         prepared, goal, resamples=resamples, interval=interval, interval_level=interval_level, seed=seed,
         starts=starts, record=record,
     )  # fmt: skip
-
-
-def _distance_from_one(table: pd.DataFrame, column: str, asked: str) -> pd.Series:
-    """What a score lacks of 1."""
-    if column not in table.columns:
-        raise unknown_name("column", column, map(str, table.columns), asked)
-    values = pd.to_numeric(table[column], errors="coerce")
-    if (largest := float(values.max())) > 1:
-        raise CallerError(f"{asked}, {column}", f"a score of {largest:g}", "give fractions of 1, not points")
-    return 1.0 - values
-
-
-def _check_numbers(level: float, resamples: int, starts: int) -> None:
-    if not 0 < level < 1:
-        raise CallerError(f"interval_level = {level!r}", "not between 0 and 1", "give a fraction such as 0.95")
-    if resamples < 0:
-        raise CallerError(f"resamples = {resamples!r}", "negative", "give a number, or 0 for no interval")
-    if starts < 1:
-        raise CallerError(f"starts = {starts!r}", "no start", "give at least 1; 8 lets the certificate compare them")
 
 
 def fit_points(
@@ -163,23 +154,20 @@ def fit_points(
     if prepared.refusal:
         return refused(prepared.refusal, points, objective, record)
     solution = solve(points, prepared.law, objective, pinned=prepared.pinned, starts=starts, level=interval_level)
-    misfit = lack_of_fit(solution, points, noise or within_cell_noise(points))
-    misses = (
-        f"the curve misses the means of the runs by more than their scatter explains (p = {misfit:.1e})"
-        if misfit is not None
-        else ""
-    )
-    if prepared.reason and misfit is not None and misfit < _MISFIT:
+    misfit, misses = lack_of_fit(solution, points, noise or within_cell_noise(points)), ""
+    if misfit is not None and misfit < _MISFIT:
+        misses = f"the curve misses the means of the runs by more than their scatter explains (p = {misfit:.1e})"
+    if prepared.reason and misses:
         return refused(f"{prepared.reason}; with that smaller law {misses}", points, objective, record)
     method, note = choose_interval(points, interval) if noise is None else ("pooled_t", None)
     draws, failed = np.empty((0, solution.design.size)), 0
     if resamples and method != "none" and solution.status is not FitStatus.NOT_CONVERGED:
         found = draw(solution, points, method, resamples, np.random.default_rng(seed), noise)
         draws, failed = found.theta, found.failed
-    else:
-        method, note = "none", note if method == "none" else None
+    elif method != "none":
+        method, note = "none", None
     notes = [note] if note else []
-    if misfit is not None and misfit < _MISFIT:
+    if misses:
         notes.append(f"{misses}: the intervals hold for the law, not for the truth")
     if failed:
         notes.append(f"{failed} of {resamples} resamples did not converge and are left out of the intervals")
