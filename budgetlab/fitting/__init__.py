@@ -1,9 +1,8 @@
 """Fitting: certified scaling curves, intervals, and the comparison of arms."""
 
 from budgetlab.fitting.arms import fit_arms
-from budgetlab.fitting.certify import certify
 from budgetlab.fitting.compare import compare, compare_arms
-from budgetlab.fitting.curves import fit
+from budgetlab.fitting.curves import certify, fit
 from budgetlab.fitting.isoflop import IsoFlop, PowerLine, isoflop, power_line
 from budgetlab.fitting.scores import average_words
 from budgetlab.fitting.status import FitStatus
