@@ -35,7 +35,7 @@ from budgetlab.fitting.solve import solve
 from budgetlab.fitting.status import FitStatus
 from budgetlab.fitting.table import Points
 from budgetlab.laws import get_law
-from budgetlab.laws.base import Array
+from budgetlab.laws.law import Array
 from budgetlab.resampling import PooledVariance, holm, percentile_interval
 from budgetlab.units import format_amount
 from budgetlab.values import Assumption, FitSpec, Plan, Verdict

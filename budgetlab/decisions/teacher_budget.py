@@ -21,7 +21,7 @@ from budgetlab.fitting.contrast import unit_of
 from budgetlab.fitting.crossing import EDGE, Curves
 from budgetlab.fitting.reference import reference_arm
 from budgetlab.laws import get_law
-from budgetlab.laws.base import Array
+from budgetlab.laws.law import Array
 from budgetlab.values import CurveFit, FitSpec, Plan
 from budgetlab.values.base import Interval
 

@@ -18,7 +18,7 @@ from budgetlab.fitting.solve import Solution, solve
 from budgetlab.fitting.status import FitStatus
 from budgetlab.fitting.table import Points, read_points, stack_points
 from budgetlab.laws import Law, get_law
-from budgetlab.laws.base import Array
+from budgetlab.laws.law import Array
 from budgetlab.values import CurveFit, FitSpec
 
 _DEFINITIONS = {

@@ -18,7 +18,7 @@ from budgetlab.fitting.objectives import Objective, Sample
 from budgetlab.fitting.status import FitStatus
 from budgetlab.fitting.table import Points
 from budgetlab.laws import Law, Parameter
-from budgetlab.laws.base import Array
+from budgetlab.laws.law import Array
 from budgetlab.resampling import percentile_interval, t_quantile
 
 GAP_TOLERANCE = 1e-9

@@ -15,7 +15,7 @@ import pandas as pd
 from scipy.special import stdtr
 
 from budgetlab.fitting.scores import LOSSES
-from budgetlab.laws.base import Array
+from budgetlab.laws.law import Array
 from budgetlab.resampling import detectable_difference, seeds_to_resolve, t_quantile
 from budgetlab.values.scoring import higher_is_better
 

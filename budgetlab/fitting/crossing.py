@@ -24,7 +24,7 @@ from budgetlab.fitting.solve import solve
 from budgetlab.fitting.status import FitStatus
 from budgetlab.fitting.table import Points
 from budgetlab.laws import Law, get_law
-from budgetlab.laws.base import Array
+from budgetlab.laws.law import Array
 from budgetlab.resampling import t_quantile
 from budgetlab.values import FitSpec
 from budgetlab.values.base import Interval

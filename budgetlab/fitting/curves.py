@@ -17,7 +17,7 @@ from budgetlab.fitting.solve import Solution, sensitivity_rows, solve, validatio
 from budgetlab.fitting.status import FitStatus, describe
 from budgetlab.fitting.table import Points, one_ratio, read_points
 from budgetlab.laws import Law, get_law
-from budgetlab.laws.base import Array
+from budgetlab.laws.law import Array
 from budgetlab.resampling import PooledVariance, percentile_interval
 from budgetlab.values import CurveFit
 

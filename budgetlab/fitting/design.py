@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from budgetlab.fitting.objectives import Objective, Sample
-from budgetlab.laws.base import Array, Law
 from budgetlab.laws.jets import Jet
+from budgetlab.laws.law import Array, Law
 
 _FLOOR_DEPTH = 20.0
 """A floor below the smallest outcome by e^20 counts as zero."""
@@ -72,7 +72,7 @@ class Design:
     def to_params(self, theta: Array, group: str | None = None) -> dict[str, Array]:
         """Turn free parameters (..., free) into the law's own parameters, in the units of the table."""
         raw = (theta @ self.map.T + self.offset)[..., self.blocks[self.groups.index(group)].span]
-        values, params = self._uncentred([raw[..., k] for k in range(raw.shape[-1])]), {}
+        values, params = self._uncentred(np.moveaxis(raw, -1, 0)), {}
         for parameter in self.law.parameters:
             name = parameter.name
             params[name] = np.exp(values[name]) if parameter.positive else values[name]

@@ -18,7 +18,7 @@ from budgetlab.fitting.objectives import Objective, Sample
 from budgetlab.fitting.solve import Solution
 from budgetlab.fitting.table import Points, stack_points
 from budgetlab.laws import Law
-from budgetlab.laws.base import Array
+from budgetlab.laws.law import Array
 from budgetlab.resampling import PooledVariance, bootstrap_weights, chunk_sizes, pool_variance, wild_multipliers
 
 INTERVALS = {

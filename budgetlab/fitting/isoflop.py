@@ -15,7 +15,7 @@ from budgetlab.fitting.objectives import Objective
 from budgetlab.fitting.prepare import prepare
 from budgetlab.fitting.table import read_points
 from budgetlab.laws import get_law
-from budgetlab.laws.base import Array
+from budgetlab.laws.law import Array
 from budgetlab.resampling import percentile_interval
 from budgetlab.values import CurveFit
 

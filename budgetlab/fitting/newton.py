@@ -14,7 +14,7 @@ import numpy as np
 
 from budgetlab.fitting.design import Design, evaluate
 from budgetlab.fitting.objectives import Objective, Sample
-from budgetlab.laws.base import Array
+from budgetlab.laws.law import Array
 
 _LONGEST_STEP = 3.0
 _EASE, _BRACE = 0.3, 30.0

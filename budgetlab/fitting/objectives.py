@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from budgetlab.errors import CallerError, unknown_name
-from budgetlab.laws.base import Array
+from budgetlab.laws.law import Array
 
 OBJECTIVES = {
     "huber_log": "sum of Huber(delta) of log residuals: r^2/2 within delta, delta (|r| - delta/2) beyond",

@@ -11,7 +11,7 @@ from budgetlab.errors import CallerError, unknown_name
 from budgetlab.fitting.design import Design, build_design, start_all
 from budgetlab.fitting.table import Points
 from budgetlab.laws import Law, Term
-from budgetlab.laws.base import Array
+from budgetlab.laws.law import Array
 
 _DEAD = 1e-7
 """Share of the steepest direction below which the predictions do not notice a change of the parameters."""

@@ -23,7 +23,7 @@ from budgetlab.fitting.prepare import prepare
 from budgetlab.fitting.status import FitStatus
 from budgetlab.fitting.table import Points
 from budgetlab.laws import Law
-from budgetlab.laws.base import Array
+from budgetlab.laws.law import Array
 
 _START_ITERATIONS = 60
 _TRACE = 1e-2

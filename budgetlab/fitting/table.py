@@ -10,7 +10,7 @@ import pandas as pd
 
 from budgetlab.errors import CallerError, unknown_name
 from budgetlab.laws import Law
-from budgetlab.laws.base import Array
+from budgetlab.laws.law import Array
 
 _UNIT_GAP = 1e5
 """Two neighbouring values this far apart look like one column in two units (tokens and billions of tokens)."""

@@ -11,7 +11,7 @@ import pandas as pd
 
 from budgetlab.errors import CallerError
 from budgetlab.laws import Instance, Law, Term, get_law
-from budgetlab.laws.base import Array
+from budgetlab.laws.law import Array
 from budgetlab.values import CurveFit
 
 _CLOSED = ("chinchilla", "chinchilla_gamma")

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from budgetlab.errors import CallerError, unknown_name
-from budgetlab.laws.base import Instance, Law, Parameter
+from budgetlab.laws.law import Instance, Law, Parameter
 from budgetlab.laws.terms import Term
 
 __all__ = ["Form", "Instance", "Law", "Parameter", "Term", "get_law", "law_names"]

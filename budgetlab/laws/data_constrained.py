@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from budgetlab.laws.base import Instance, Law, Parameter
+from budgetlab.laws.law import Instance, Law, Parameter
 from budgetlab.laws.powers import CHINCHILLA
 from budgetlab.laws.terms import Array
 

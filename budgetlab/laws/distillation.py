@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from budgetlab.laws import chinchilla_gamma
-from budgetlab.laws.base import Instance, Law, Parameter
+from budgetlab.laws.law import Instance, Law, Parameter
 from budgetlab.laws.terms import Array
 
 SCOPE = "fitted on causal models; not validated for MLM or feature losses"

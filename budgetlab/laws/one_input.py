@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from budgetlab.laws.base import Law, Parameter
+from budgetlab.laws.law import Law, Parameter
 from budgetlab.laws.terms import Array
 
 _STEEPEST = 50.0

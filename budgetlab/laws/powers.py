@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from budgetlab.laws.base import Law
+from budgetlab.laws.law import Law
 from budgetlab.laws.terms import Array, Term
 
 
