@@ -139,21 +139,18 @@ class TwoStep:
             scale = {key: table[key].to_numpy()[None] for key in law_of(self.loss).inputs}
             first = {key: np.array(values)[:, None] for key, values in self.loss.draws.items()}
             losses = law_of(self.loss).predict(first, scale)
-            rows = self._paired(len(losses), seed)
+            one, other = ((f.interval_method, f.seed, f.num_points, f.clusters) for f in (self.loss, self.metric))
+            count, available = len(losses), len(next(iter(self.metric.draws.values())))
+            rows = np.arange(count)
+            if one != other or one[0] == "wild" or count != available:
+                rows = np.random.default_rng(seed).integers(0, available, count)
             then = {key: np.array(values)[rows, None] for key, values in self.metric.draws.items()}
-            cloud = second.predict(then, {name: losses[: len(rows)]})
+            cloud = second.predict(then, {name: losses})
             table["low"], table["high"] = interval_ends(cloud, self.loss.interval_level)
         low, high = self.metric.input_ranges[name]
         beyond = (table["loss"] < low) | (table["loss"] > high)
         table["extrapolated"] = table["extrapolated"].to_numpy() | beyond.to_numpy()
         return table
-
-    def _paired(self, count: int, seed: int) -> np.ndarray:
-        available = len(next(iter(self.metric.draws.values())))
-        one, other = ((f.interval_method, f.seed, f.num_points, f.clusters) for f in (self.loss, self.metric))
-        if one == other and one[0] != "wild" and count == available:
-            return np.arange(count)
-        return np.random.default_rng(seed).integers(0, available, count)
 
 
 def two_step(loss: CurveFit, metric: CurveFit) -> TwoStep:
