@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from budgetlab.decisions import Decisions, assumptions_frame, best_split
+from budgetlab.decisions import Decisions, assumptions_frame
 from budgetlab.reporting.figures.maps import draw_map, map_table
 from budgetlab.reporting.figures.style import FigureFiles, render
 from budgetlab.reporting.page import Section, figure_html, list_html, sheet_html
@@ -21,7 +21,6 @@ def write_decisions(decisions: Decisions, folder: Path) -> tuple[FigureFiles, ..
         tables["assumptions"] = assumptions_frame(decisions.assumptions)
         write_whole(folder / "assumptions.md", markdown(assumption_sheet(decisions.assumptions)))
     if len(decisions.verdict_map):
-        tables["best_split"] = best_split(decisions.verdict_map)
         write_whole(folder / "verdict_map.md", markdown(map_sheet(decisions.verdict_map)))
     if len(decisions.next_runs):
         write_whole(folder / "next_run.md", markdown(next_sheet(decisions.next_runs)))

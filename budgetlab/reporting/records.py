@@ -16,7 +16,7 @@ _FILES = {
     "Gates": ("scores.csv",),
     "Verdicts": ("verdict.json", "scores.csv"),
     "Assumptions": ("assumptions.csv", "assumptions.md"),
-    "The teacher's budget": ("verdict_map.csv", "best_split.csv", "all_in.csv", "capacity_gap.csv"),
+    "The teacher's budget": ("verdict_map.csv", "all_in.csv", "capacity_gap.csv"),
     "Next run, predicted": ("next_runs.csv",),
     "All budgets": ("scores.csv", "plan.csv"),
     "Scores": ("scores.csv",),
