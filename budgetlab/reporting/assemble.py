@@ -12,12 +12,11 @@ import pandas as pd
 
 from budgetlab.decisions import Decisions
 from budgetlab.planner import methods_paragraph
-from budgetlab.reporting.conclusion import BELOW_THRESHOLD, MANY, conclude_study
+from budgetlab.reporting.conclusion import BELOW_THRESHOLD, MANY, Gate, conclude_study
 from budgetlab.reporting.decisions import decision_lines, decision_sections, write_decisions
 from budgetlab.reporting.draw import answer_figures, cost_figures, score_figures, size_figures
 from budgetlab.reporting.figures import FigureFiles
-from budgetlab.reporting.frames import per_run, scores_frame, summarise
-from budgetlab.reporting.gates import Gate
+from budgetlab.reporting.frames import outcomes
 from budgetlab.reporting.page import Section, figure_html, gates_html, list_html, page_html, pairs_html, sheet_html
 from budgetlab.reporting.records import footer_html, records_html, with_records
 from budgetlab.reporting.tables import (
@@ -28,7 +27,6 @@ from budgetlab.reporting.tables import (
     closing_sheet,
     fit_sheet,
     full_sheet,
-    gate_lines,
     plan_sheet,
     print_sheets,
     profile_sheet,
@@ -70,8 +68,9 @@ class Report:
 
             console = Console()
         print_sheets([self.sheet], console)
-        gates = [*gate_lines(self.gates), *([""] if self.gates else [])]
-        for line in ["", *gates, self.sentence, *decision_lines(self.decisions), ""]:
+        marks = {"passed": "passed", "failed": "FAILED", "n/a": "n/a   "}
+        checks = [f"{marks[check.outcome]}  {check.name}: {check.sentence}" for check in self.gates]
+        for line in ["", *checks, *([""] if checks else []), self.sentence, *decision_lines(self.decisions), ""]:
             _say(line, console)
         for figure in self.figures:
             _say(f"figure  {figure.png}", console, whole=True)
@@ -131,19 +130,19 @@ def report(
     Report
         The sentence, the closing table, and the paths.
     """
-    table = scores_frame(scores)
     level = verdicts[0].interval_level if verdicts else 0.95
-    cells = summarise(per_run(table), level)
-    concluded = conclude_study(plan, table, verdicts, records, gates=gates)
+    known = outcomes(scores, level)
+    table, cells = known.table, known.cells
+    concluded = conclude_study(plan, known, verdicts, records, gates=gates)
     sentence, gates = concluded.sentence, concluded.gates
-    frame = closing_frame(plan, records, table, level=level)
+    frame = closing_frame(plan, records, known)
     note = closing_note(frame, cells, level)
     definitions = (*subset_note(frame.attrs["subsets"]), *([frame.attrs["average"]] if frame.attrs["average"] else []))
-    spread = score_sheet(table, arms=list(plan.arms), level=level)
-    averages = average_sheet(table, arms=list(plan.arms), level=level)
+    spread = score_sheet(known, arms=list(plan.arms))
+    averages = average_sheet(known, arms=list(plan.arms))
     decided = decisions or Decisions()
     where, drawings = _hardware(profile), folder / "figures"
-    outcomes = score_figures(table, list(plan.arms), fits, drawings, level=level, definitions=definitions, where=where)
+    drawn = score_figures(table, list(plan.arms), fits, drawings, level=level, definitions=definitions, where=where)
     answers = answer_figures(verdicts, decided.by_text, list(plan.arms), drawings, where=where)
     answers += size_figures(plan, table, decided.frontier, list(plan.arms), drawings, where=where)
     costs = cost_figures(plan, profile, records, drawings, sensitivity=sensitivity, where=where)
@@ -158,7 +157,7 @@ def report(
         below=sentence.startswith(BELOW_THRESHOLD) or not verdicts,
         sections=with_records([
             Section("Gates", gates_html(gates)),
-            Section("Outcomes", figure_html(outcomes)),
+            Section("Outcomes", figure_html(drawn)),
             Section("Verdicts", _verdicts(verdicts, figure_html(answers))),
             *decision_sections(decided, charted),
             Section("All budgets", sheet_html(full_sheet(frame, note=note)) if started else ""),
@@ -185,7 +184,7 @@ def report(
         sheet=closing_sheet(frame, note=note) if started else plan_sheet(plan),
         page=write_whole(folder / "report.html", page),
         scores=written,
-        figures=(*outcomes, *answers, *costs, *charted),
+        figures=(*drawn, *answers, *costs, *charted),
         decisions=decided,
     )
 

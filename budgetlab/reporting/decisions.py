@@ -4,41 +4,39 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from budgetlab.decisions import Decisions, assumptions_frame, best_split
+from budgetlab.decisions import Decisions, assumptions_frame
 from budgetlab.reporting.figures.maps import draw_map, map_table
 from budgetlab.reporting.figures.style import FigureFiles, render
 from budgetlab.reporting.page import Section, figure_html, list_html, sheet_html
-from budgetlab.reporting.tables.assumptions import assumption_sheet, assumption_words
-from budgetlab.reporting.tables.maps import map_sheet, next_sheet
-from budgetlab.reporting.tables.sheets import markdown
+from budgetlab.reporting.tables import assumption_sheet, assumption_words, map_sheet, markdown, next_sheet
 from budgetlab.store import write_csv, write_whole
 
 
 def write_decisions(decisions: Decisions, folder: Path) -> tuple[FigureFiles, ...]:
     """Write the tables into a study's folder as CSV and Markdown, and draw the map; nothing where nothing is known."""
-    tables = {"all_in": decisions.frontier, "capacity_gap": decisions.gap, "verdict_map": decisions.verdict_map}
-    if decisions.assumptions:
-        tables["assumptions"] = assumptions_frame(decisions.assumptions)
-        write_whole(folder / "assumptions.md", markdown(assumption_sheet(decisions.assumptions)))
-    if len(decisions.verdict_map):
-        tables["best_split"] = best_split(decisions.verdict_map)
-        write_whole(folder / "verdict_map.md", markdown(map_sheet(decisions.verdict_map)))
-    if len(decisions.next_runs):
-        write_whole(folder / "next_run.md", markdown(next_sheet(decisions.next_runs)))
-        tables["next_runs"] = decisions.next_runs
+    rows, charted, ahead = decisions.assumptions, decisions.verdict_map, decisions.next_runs
+    sheets = {
+        "assumptions": assumption_sheet(rows) if rows else None,
+        "verdict_map": map_sheet(charted) if len(charted) else None,
+        "next_run": next_sheet(ahead) if len(ahead) else None,
+    }
+    for name, sheet in sheets.items():
+        if sheet is not None:
+            write_whole(folder / f"{name}.md", markdown(sheet))
+    tables = {"all_in": decisions.frontier, "capacity_gap": decisions.gap, "verdict_map": charted, "next_runs": ahead}
+    tables["assumptions"] = assumptions_frame(rows)
     for name, table in tables.items():
         if len(table):
             write_csv(folder / f"{name}.csv", table)
-    if not len(decisions.verdict_map):
+    if not len(charted):
         return ()
     caption = (
         "Who is ahead at equal all-in required compute of one student, by how many students share the teacher's "
         "pretraining (free: it exists anyway); from the curves between the budgets that were run, a dot where a fit "
         "was extrapolated"
     )
-    notes = decisions.verdict_map.attrs.get("notes", ())
-    told = "; ".join([caption, *notes]) + "."
-    return (render("verdict_map", draw_map, map_table(decisions.verdict_map), folder / "figures", told),)
+    told = "; ".join([caption, *charted.attrs.get("notes", ())]) + "."
+    return (render("verdict_map", draw_map, map_table(charted), folder / "figures", told),)
 
 
 def decision_sections(decisions: Decisions, figures: tuple[FigureFiles, ...]) -> list[Section]:

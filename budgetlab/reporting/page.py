@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from html import escape
 from urllib.parse import quote
 
+from budgetlab.reporting.conclusion import Gate
 from budgetlab.reporting.figures import FigureFiles
-from budgetlab.reporting.gates import Gate
 from budgetlab.reporting.tables import Sheet
 
 _STYLE = """

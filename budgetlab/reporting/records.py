@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from budgetlab.reporting.page import Section, details_html, link_html, sheet_html
-from budgetlab.reporting.tables.records import Links, runs_sheet, score_files_sheet
+from budgetlab.reporting.tables.answers import Links, runs_sheet, score_files_sheet
 from budgetlab.values import RunRecord
 
 _FILES = {

@@ -221,7 +221,7 @@ def test_numbers_are_printed_at_one_prefix():
 
 
 def test_a_group_that_is_too_wide_is_split_and_keeps_its_keys():
-    columns = (Column("key", left=True), *(Column(f"column{i:02d}", "group") for i in range(12)))
+    columns = (Column("key", left=True), *(Column(f"column{i:02d}", group="group") for i in range(12)))
     sheet = Sheet("title", columns, (("a", *("1" for _ in range(12))),), ("a note",))
     parts = stack(sheet, 40)
     assert all(part.width() <= 40 for part in parts)
