@@ -12,7 +12,7 @@ import pandas as pd
 
 from budgetlab.decisions import Decisions
 from budgetlab.planner import methods_paragraph
-from budgetlab.reporting.conclusion import BELOW_THRESHOLD, MANY, Gate, conclude_study
+from budgetlab.reporting.conclusion import BELOW_THRESHOLD, MANY, SanityCheck, conclude_study
 from budgetlab.reporting.decisions import decision_lines, decision_sections, write_decisions
 from budgetlab.reporting.draw import answer_figures, cost_figures, score_figures, size_figures
 from budgetlab.reporting.figures import FigureFiles
@@ -50,7 +50,7 @@ class Report:
     study: str
     sentence: str
     """The verdict, or why there is none."""
-    gates: tuple[Gate, ...]
+    gates: tuple[SanityCheck, ...]
     closing_table: pd.DataFrame
     """Every arm at every budget and the yardsticks, in canonical units; unknown is missing."""
     sheet: Sheet
@@ -104,7 +104,7 @@ def report(
     fits: Sequence[CurveFit],
     verdicts: Sequence[Verdict],
     folder: Path,
-    gates: Sequence[Gate] | None = None,
+    gates: Sequence[SanityCheck] | None = None,
     decisions: Decisions | None = None,
     sensitivity: pd.DataFrame | None = None,
 ) -> Report:

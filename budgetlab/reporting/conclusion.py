@@ -382,7 +382,3 @@ def _clause(verdict: Verdict) -> str:
         return f"{a} against {b} is not resolved ({signed} {around}, detectable {smallest})"
     small = f", less than the margin of {verdict.margin:g}," if abs(difference) < verdict.margin else ""
     return f"{a} is better than {b} by {abs(difference):.{digits}f}{small} {around}"
-
-
-# Names of before, until the page asks for the new ones.
-Gate, learning_gates = SanityCheck, sanity_checks

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from urllib.parse import quote
 
-from budgetlab.reporting.conclusion import Gate
+from budgetlab.reporting.conclusion import SanityCheck
 from budgetlab.reporting.figures import FigureFiles
 from budgetlab.reporting.tables import Sheet
 
@@ -161,7 +161,7 @@ def sheet_html(sheet: Sheet, *, titled: bool = False, links: Mapping[tuple[int, 
     )
 
 
-def gates_html(gates: Sequence[Gate]) -> str:
+def gates_html(gates: Sequence[SanityCheck]) -> str:
     """Return the gates as a list."""
     lines = []
     for gate in gates:

@@ -59,8 +59,8 @@ def test_the_figure_of_budgets_over_tokens_says_tokens():
 
 @pytest.mark.parametrize(
     "option",
-    [["--objective", "lad"], ["--delta", "0.1"], ["--weights", "loss"], ["--pin", "E=1"], ["--interval", "rows"],
-     ["--exclude-invalid"], ["--lower-is-better"], ["--clusters", "flops"], ["--define", "loss=mine"]],
+    [["--pin", "E=1"], ["--exclude-invalid"], ["--higher-is-better"],
+     ["--lower-is-better"], ["--clusters", "flops"], ["--define", "loss=mine"]],
 )  # fmt: skip
 def test_options_without_effect_on_budgets_are_refused(tmp_path, option):
     budgets().to_csv(tmp_path / "runs.csv", index=False)

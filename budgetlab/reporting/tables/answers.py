@@ -53,7 +53,7 @@ def verdict_sheet(verdicts: Sequence[Verdict]) -> Sheet:
     columns = (
         Column("contrast", lambda v: " - ".join(v.contrast) + " *" * v.primary, left=True),
         Column("budget", lambda v: format_amount(v.at.amount, v.at.unit), left=True),
-        Column("of", lambda v: f"{OUTCOMES.get(v.y, v.y).removeprefix('the ')} ({v.unit})", left=True),
+        Column("of", lambda v: f"{OUTCOMES.get(v.y, str(v.y)).removeprefix('the ')} ({v.unit})", left=True),
         Column("difference", difference, group=_ANSWER),
         Column("interval", lambda v: bracketed(v.interval, decimals_of(v.unit)), group=_ANSWER),
         Column("MDD", lambda v: fixed(v.minimum_detectable_difference, decimals_of(v.unit)), group=_ANSWER),
@@ -227,9 +227,7 @@ def score_files_sheet(scores: pd.DataFrame) -> tuple[Sheet, Links]:
         Column("task", "task", left=True),
         Column("fine-tuning\nseed", "finetune_seed", lambda seed: "n/a" if pd.isna(seed) else str(int(seed))),
         Column("metric", "metric", left=True),
-        Column(
-            "value", lambda row: fixed(row["value"], 4) if row["task"] in LOSSES else fixed(100 * row["value"], 2)
-        ),
+        Column("value", lambda row: fixed(row["value"], 4) if row["task"] in LOSSES else fixed(100 * row["value"], 2)),
         Column("examples", "num_examples", text),
     )
     links = {(i, 4): f"runs/{row['run_id']}/scores/{row['key']}.json" for i, row in enumerate(rows) if row.get("key")}

@@ -156,11 +156,8 @@ def average_sheet(scores: Scores, *, arms: Sequence[str] = (), level: float = 0.
 
     def row(label: str, cells: pd.DataFrame, of: pd.DataFrame, outcome: str, decimals: int) -> tuple[str, ...]:
         own = _at_largest_budget(cells[cells["task"] == outcome], top).drop_duplicates(["subject", "arm"])
-        own = own.set_index(["subject", "arm"])
-        means = [
-            fixed(own.at[key, "mean"], decimals, own.at[key, "half_width"]) if key in own.index else "n/a"
-            for key in subjects
-        ]
+        known = own.set_index(["subject", "arm"])[["mean", "half_width"]].T.to_dict("list")
+        means = [fixed(known[key][0], decimals, known[key][1]) if key in known else "n/a" for key in subjects]
         return (label, *means, *(_difference(of, a, b, outcome, level, decimals) for a, b in pairs))
 
     rows = [
@@ -241,7 +238,7 @@ def _column(task: str, what: str = "") -> str:
 def _arm_row(schedule: Schedule, complete: Sequence[RunRecord], cells: pd.DataFrame) -> dict[str, object]:
     runs = [r for r in complete if r.kind == "rung" and r.arm == schedule.arm and answers(r, schedule)]
     own = cells[(cells["subject"] == "run") & (cells["arm"] == schedule.arm) & (cells["rung"] == schedule.rung)]
-    row = {
+    row: dict[str, object] = {
         "subject": "run", "arm": schedule.arm, "rung": schedule.rung, "budget_amount": schedule.budget.amount,
         "budget_unit": schedule.budget.unit, "feasible": schedule.feasible, "runs": len(runs),
     }  # fmt: skip
@@ -360,7 +357,7 @@ def _closing(
         *own,
         *(_loss_column(f"{head}\npoints", task, 1) for task, head in heads.items()),
     ]
-    blocks = [row.rung if row.subject == "run" else None for row in frame.itertuples()]
+    blocks = list(frame["rung"].where(frame["subject"] == "run", -1))
     return Sheet.of(
         title,
         frame,
