@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+from typer import Argument, Option
 
 from budgetlab.cli.options import Options
 from budgetlab.errors import CallerError, unknown_name
@@ -23,45 +23,26 @@ _ARM = "arm"
 
 
 def fit(
-    study: Annotated[str | None, typer.Argument(help="Study file.", metavar="STUDY")] = None,
-    table: Annotated[Path | None, typer.Option("--table", help="Fit this table instead.", metavar="FILE")] = None,
-    form: Annotated[
-        str, typer.Option("--from", help="What wrote it: auto, csv, trainer_state, tracker or harness.", metavar="FORM")
-    ] = "auto",
-    law: Annotated[
-        str, typer.Option("--law", help="Name of a law, or path of a file with one, with --table: see docs/laws.md.")
-    ] = "power",
-    mapping: Annotated[
-        list[str] | None, typer.Option("--map", help="NAME=COLUMN of the table, repeated.", metavar="NAME=COLUMN")
-    ] = None,
-    resamples: Annotated[int, typer.Option("--resamples", help="Resamples of the interval; 0 for none.")] = 1000,
-    clusters: Annotated[str | None, typer.Option("--clusters", help="Column that names the run of a row.")] = None,
-    pin: Annotated[
-        list[str] | None, typer.Option("--pin", help="PARAMETER=VALUE held fixed, repeated.", metavar="NAME=VALUE")
-    ] = None,
-    define: Annotated[
-        list[str] | None, typer.Option("--define", help="NAME=MEANING for the record, repeated.", metavar="NAME=TEXT")
-    ] = None,
-    exclude_invalid: Annotated[
-        bool, typer.Option("--exclude-invalid", help="Leave out, and count, rows that no power law can have.")
-    ] = False,
-    by: Annotated[
-        str | None, typer.Option("--by", help="Column of groups: a curve each, compared.", metavar="COLUMN")
-    ] = None,
-    last: Annotated[bool, typer.Option("--last", help="Keep the last row of each run.")] = False,
-    higher: Annotated[
-        bool | None,
-        typer.Option("--higher-is-better/--lower-is-better", help="Which way an outcome goes whose name does not say."),
-    ] = None,
-    at: Annotated[
-        list[str] | None, typer.Option("--at", help="NAME=VALUE: predict there, repeated.", metavar="NAME=VALUE")
-    ] = None,
-    optimum: Annotated[
-        list[float] | None, typer.Option("--optimum", help="Split this compute, repeated.", metavar="FLOPS")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Also write fits.json, fits.csv and the figure.", metavar="DIR")
-    ] = None,
+    study: str | None = Argument(None, help="Study file.", metavar="STUDY"),
+    table: Path | None = Option(None, help="Fit this table instead.", metavar="FILE"),
+    form: str = Option("auto", "--from", help="What wrote it: auto, csv, trainer_state, tracker or harness."),
+    law: str = Option("power", help="Name of a law, or path of a file with one, with --table: see docs/laws.md."),
+    mapping: list[str] = Option((), "--map", help="NAME=COLUMN of the table, repeated.", metavar="NAME=COLUMN"),
+    resamples: int = Option(1000, help="Resamples of the interval; 0 for none."),
+    clusters: str | None = Option(None, help="Column that names the run of a row.", metavar="COLUMN"),
+    pin: list[str] = Option((), help="PARAMETER=VALUE held fixed, repeated.", metavar="NAME=VALUE"),
+    define: list[str] = Option((), help="NAME=MEANING for the record, repeated.", metavar="NAME=TEXT"),
+    exclude_invalid: bool = Option(
+        False, "--exclude-invalid", help="Leave out, and count, rows that no power law can have."
+    ),
+    by: str | None = Option(None, help="Column of groups: a curve each, compared.", metavar="COLUMN"),
+    last: bool = Option(False, "--last", help="Keep the last row of each run."),
+    higher: bool | None = Option(
+        None, "--higher-is-better/--lower-is-better", help="Which way an outcome goes whose name does not say."
+    ),
+    at: list[str] = Option((), help="NAME=VALUE: predict there, repeated.", metavar="NAME=VALUE"),
+    optimum: list[float] = Option((), help="Split this compute, repeated.", metavar="FLOPS"),
+    out: Path | None = Option(None, help="Also write fits.json, fits.csv and the figure.", metavar="DIR"),
     *,
     options: Options,
 ) -> None:
@@ -77,7 +58,7 @@ def fit(
         "pinned": _numbers("--pin", pin), "definitions": _pairs("--define", define),
         "exclude_invalid": exclude_invalid,
     }  # fmt: skip
-    wanted = {"at": _numbers("--at", at), "optimum": optimum or []}
+    wanted = {"at": _numbers("--at", at), "optimum": list(optimum)}
     words, plain = fit_table(table, form, settings, by=by, last=last, higher_is_better=higher, wanted=wanted, out=out)
     options.print(lambda: plain, list, words)
 
@@ -309,10 +290,10 @@ def _rises(law: Any, outcome: str, stated: bool | None, asked: str) -> bool:
     return bool(higher_is_better(outcome, f"{asked}, law {law.name}"))
 
 
-def _pairs(option: str, given: Sequence[str] | None) -> dict[str, str]:
+def _pairs(option: str, given: Sequence[str]) -> dict[str, str]:
     """Read NAME=VALUE pairs."""
     found = {}
-    for item in given or ():
+    for item in given:
         name, _, found_value = item.partition("=")
         if not (name and found_value):
             raise CallerError(f"{option} {item}", "not NAME=VALUE", f"write {option} tokens=D")
@@ -320,7 +301,7 @@ def _pairs(option: str, given: Sequence[str] | None) -> dict[str, str]:
     return found
 
 
-def _numbers(option: str, given: Sequence[str] | None) -> dict[str, float]:
+def _numbers(option: str, given: Sequence[str]) -> dict[str, float]:
     """Read NAME=NUMBER pairs."""
     found = {}
     for name, value in _pairs(option, given).items():

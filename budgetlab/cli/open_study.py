@@ -82,9 +82,7 @@ class OpenStudy:
         profile = self.profile(to_run=True)
         plan = self.tune(self.plan(profile))
         records = self.run(plan)
-        scores = self.table(self.evaluate(plan, records))
-        fits, verdicts = self.fit(scores, plan)
-        return self.report(plan, profile, records, scores, fits, verdicts)
+        return self.report(plan, profile, records, self.table(self.evaluate(plan, records)))
 
     def _check_room(self) -> None:
         """Refuse to start where the first file could not be written."""
@@ -356,32 +354,20 @@ class OpenStudy:
         return found
 
     def report(
-        self,
-        plan: Plan,
-        profile: CostProfile,
-        records: Sequence[RunRecord],
-        scores: pd.DataFrame,
-        fits: Sequence[CurveFit],
-        verdicts: Sequence[Verdict],
-    ) -> Report:
-        """Draw and write everything."""
+        self, plan: Plan, profile: CostProfile, records: Sequence[RunRecord], scores: pd.DataFrame
+    ) -> Report:  # fmt: skip
+        """Fit, compare and decide, as far as there are scores; draw and write everything."""
         from budgetlab.planner import sensitivity
         from budgetlab.reporting import report
 
+        fits, verdicts = self.fit(scores, plan) if len(scores) else ((), ())
         decisions = self.decide(plan, scores, fits, verdicts)
         with self.screen.stage("report") as stage:
             made = report(
-                study=self.study.name,
-                plan=plan,
-                profile=profile,
-                records=records,
-                scores=scores,
-                fits=fits,
-                verdicts=verdicts,
-                folder=self.store.folder,
-                decisions=decisions,
+                study=self.study.name, plan=plan, profile=profile, records=records, scores=scores, fits=fits,
+                verdicts=verdicts, folder=self.store.folder, decisions=decisions,
                 sensitivity=sensitivity(self.study, profile) if any(s.feasible for s in plan.schedules) else None,
-            )
+            )  # fmt: skip
             stage.note = str(made.page)
         return made
 

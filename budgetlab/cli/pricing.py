@@ -6,16 +6,14 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+from typer import Option
 
 from budgetlab.cli.options import Options, StudyArg, print_json
 from budgetlab.errors import CallerError, unknown_name
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from budgetlab.cli.open_study import OpenStudy
     from budgetlab.reporting.tables import Sheet
     from budgetlab.values import CostProfile, Plan
@@ -29,26 +27,15 @@ _SHAPES = {"batch": (1, 2**20), "seq": (8, 8192)}
 
 def profile(
     study: StudyArg = "presets/demo.toml",
-    count_only: Annotated[bool, typer.Option("--count-only", help="Count FLOPs; time nothing.")] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="Six rounds; no memory, energy or time model.")] = False,
-    predict: Annotated[
-        str | None,
-        typer.Option("--predict", help="Cost at another shape, from the time model.", metavar="batch=N,seq=N"),
-    ] = None,
-    peak: Annotated[
-        float | None, typer.Option("--peak", help="FLOPs a second that the device can do at most.", min=1.0, max=1e24)
-    ] = None,
-    throughput: Annotated[
-        Path | None,
-        typer.Option(
-            "--throughput", help="Count, and take seconds from a CSV or JSON of arm, tokens_per_second.", metavar="FILE"
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", help="Count this language model alone: a folder, config.json, hub id or gpt2."),
-    ] = None,
-    seq_len: Annotated[int, typer.Option("--seq-len", min=1, help="Positions of a sequence, with --model.")] = 128,
+    count_only: bool = Option(False, "--count-only", help="Count FLOPs; time nothing."),
+    quick: bool = Option(False, "--quick", help="Six rounds; no memory, energy or time model."),
+    predict: str | None = Option(None, help="Cost at another shape, from the time model.", metavar="batch=N,seq=N"),
+    peak: float | None = Option(None, help="FLOPs a second that the device can do at most.", min=1.0, max=1e24),
+    throughput: Path | None = Option(
+        None, help="Count, and take seconds from a CSV or JSON of arm, tokens_per_second.", metavar="FILE"
+    ),
+    model: str | None = Option(None, help="Count this language model alone: a folder, config.json, hub id or gpt2."),
+    seq_len: int = Option(128, min=1, help="Positions of a sequence, with --model."),
     *,
     options: Options,
 ) -> None:
@@ -151,39 +138,21 @@ def _timed_elsewhere(prices: CostProfile, path: Path, opened: OpenStudy) -> Cost
 
 def plan(
     study: StudyArg,
-    recorded: Annotated[
-        Path | None, typer.Option("--profile", help="Use this recorded profile.", metavar="FILE")
-    ] = None,
-    budget: Annotated[
-        list[str] | None, typer.Option("--budget", help='Instead of the study\'s, such as "4 h".', metavar="AMOUNT")
-    ] = None,
-    match: Annotated[
-        str | None, typer.Option("--match", help="What is matched: required_flops, device_seconds, tokens:ARM, ...")
-    ] = None,
-    teacher_charge: Annotated[
-        str | None, typer.Option("--teacher-charge", help="none, inference, pretraining or amortised:K.")
-    ] = None,
-    throughput: Annotated[
-        Path | None,
-        typer.Option("--throughput", help="CSV of arm, tokens_per_second measured elsewhere.", metavar="FILE"),
-    ] = None,
-    save: Annotated[
-        bool, typer.Option("--save", help="Keep the plan for run, although options above change the study's.")
-    ] = False,
-    sensitivity: Annotated[bool, typer.Option("--sensitivity", help="Tokens under every meaning of compute.")] = False,
-    paper: Annotated[bool, typer.Option("--paper", help="Methods paragraph and LaTeX table.")] = False,
-    figure: Annotated[bool, typer.Option("--figure", help="Draw the sensitivity into the results folder.")] = False,
-    power: Annotated[
-        list[float] | None,
-        typer.Option("--power", help="Seeds and compute that resolve this difference; repeated.", metavar="DIFFERENCE"),
-    ] = None,
-    spread: Annotated[
-        float | None, typer.Option("--spread", help="Standard deviation of a run; else that of the results.")
-    ] = None,
-    export: Annotated[
-        str | None, typer.Option("--export", help="Print ARM's largest run as TrainingArguments.", metavar="ARM")
-    ] = None,
-    plain: Annotated[bool, typer.Option("--plain", help="With --export: JSON for any trainer instead.")] = False,
+    recorded: Path | None = Option(None, "--profile", help="Use this recorded profile.", metavar="FILE"),
+    budget: list[str] = Option((), help='Instead of the study\'s, such as "4 h".', metavar="AMOUNT"),
+    match: str | None = Option(None, help="What is matched: required_flops, device_seconds, tokens:ARM, ..."),
+    teacher_charge: str | None = Option(None, help="none, inference, pretraining or amortised:K."),
+    throughput: Path | None = Option(None, help="CSV of arm, tokens_per_second measured elsewhere.", metavar="FILE"),
+    save: bool = Option(False, "--save", help="Keep the plan for run, although options above change the study's."),
+    sensitivity: bool = Option(False, "--sensitivity", help="Tokens under every meaning of compute."),
+    paper: bool = Option(False, "--paper", help="Methods paragraph and LaTeX table."),
+    figure: bool = Option(False, "--figure", help="Draw the sensitivity into the results folder."),
+    power: list[float] = Option(
+        (), help="Seeds and compute that resolve this difference; repeated.", metavar="DIFFERENCE"
+    ),
+    spread: float | None = Option(None, help="Standard deviation of a run; else that of the results."),
+    export: str | None = Option(None, help="Print ARM's largest run as TrainingArguments.", metavar="ARM"),
+    plain: bool = Option(False, "--plain", help="With --export: JSON for any trainer instead."),
     *,
     options: Options,
 ) -> None:
@@ -194,7 +163,7 @@ def plan(
 
     opened = options.open(study)
     # Refused before anything is timed.
-    opened.study = opened.study.asked(budgets=budget or (), match=match, teacher_charge=teacher_charge)
+    opened.study = opened.study.asked(budgets=budget, match=match, teacher_charge=teacher_charge)
     if recorded is not None:
         prices = read_value(CostProfile, recorded)
     else:
@@ -231,6 +200,7 @@ def plan(
 def _sensitivity(opened: OpenStudy, prices: CostProfile) -> Block:
     """Tokens under every meaning of compute, costs all in, and what a cached teacher would save."""
     from budgetlab.planner import all_in, cached_teacher, definition_notes, sensitivity
+    from budgetlab.reporting.tables import plain_rows
     from budgetlab.units import format_amount, format_quantity
 
     found, costs = sensitivity(opened.study, prices), all_in(opened.study, prices)
@@ -241,7 +211,7 @@ def _sensitivity(opened: OpenStudy, prices: CostProfile) -> Block:
         "Tokens in this plan's largest budget relative to the first feasible arm, under every meaning of compute:", "",
         wide.to_string(float_format="{:.3f}".format, na_rep="n/a"), "", *definition_notes(found),
     ]  # fmt: skip
-    for row in _records(costs[costs["rung"] == costs["rung"].max()] if len(costs) else costs):
+    for row in plain_rows(costs[costs["rung"] == costs["rung"].max()] if len(costs) else costs):
         if row["all_in_flops"] is None:
             lines.append(f"{row['arm']}, all in: n/a, the cost of its teacher is unknown")
             continue
@@ -262,13 +232,14 @@ def _sensitivity(opened: OpenStudy, prices: CostProfile) -> Block:
             sizes.append(f"{name} logits {each} a token, {total} in all{' (absurd)' if row['absurd'] else ''}")
         lines.append(f"{whole['arm']}, teacher cached: {pays}; {'; '.join(sizes)}")
     return {
-        "sensitivity": _records(found), "all_in": _records(costs), "cached_teacher": _records(caches[None]),
+        "sensitivity": plain_rows(found), "all_in": plain_rows(costs), "cached_teacher": plain_rows(caches[None]),
     }, lines  # fmt: skip
 
 
 def _power(opened: OpenStudy, made: Plan, differences: Sequence[float], spread: float | None) -> Block:
     """What resolves a difference, by the spread that is stated or was measured here."""
     from budgetlab.planner import power
+    from budgetlab.reporting.tables import plain_rows
     from budgetlab.units import format_amount, format_seconds
 
     if spread is not None:
@@ -280,7 +251,7 @@ def _power(opened: OpenStudy, made: Plan, differences: Sequence[float], spread: 
         top = max(known, key=lambda verdict: verdict.at.amount)
         spread = top.run_sd or 0.0
         basis = f"{spread:.4g} {top.unit} (measured here on {top.y})"
-    found = _records(power(made, run_sd=spread, differences=differences))
+    found = plain_rows(power(made, run_sd=spread, differences=differences))
     lines = [f"Standard deviation of one run: {basis}. To resolve a difference four times in five:"]
     for row in found:
         if row["seeds"] is None:
@@ -308,8 +279,3 @@ def _figure(opened: OpenStudy, prices: CostProfile) -> Block:
     table = plan_table(sensitivity(opened.study, prices))
     drawn = str(render("plan", draw_plan, table, opened.store.folder / "figures", caption).png)
     return {"figure": drawn}, [f"figure  {drawn}"]
-
-
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    rows = table.astype(object).where(table.notna(), None).to_dict("records")
-    return [{str(name): value for name, value in row.items()} for row in rows]

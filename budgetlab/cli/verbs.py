@@ -8,7 +8,7 @@ import shutil
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -56,8 +56,7 @@ def report(study: StudyArg, options: Options) -> None:
     """Draw the figures, tables and page of what is known so far; trains nothing."""
     opened, made = _planned(study, options)
     scores = opened.table(opened.store.scores())
-    fits, verdicts = opened.fit(scores, made) if len(scores) else ((), ())
-    _show_report(opened.report(made, opened.prices(), opened.store.records(), scores, fits, verdicts), options)
+    _show_report(opened.report(made, opened.prices(), opened.store.records(), scores), options)
 
 
 def study(study: StudyArg, options: Options) -> None:
@@ -77,9 +76,7 @@ def status(study: StudyArg, options: Options) -> None:
 
 
 def demo(
-    quick: Annotated[bool, typer.Option("--quick", help="One seed, under four minutes.")] = False,
-    *,
-    options: Options,
+    quick: bool = typer.Option(False, "--quick", help="One seed, under four minutes."), *, options: Options
 ) -> None:
     """Compare four strategies at three matched budgets, on text that this machine already has."""
     preset = "presets/demo_quick.toml" if quick else "presets/demo.toml"

@@ -27,6 +27,7 @@ from budgetlab.reporting.tables import (
     closing_sheet,
     fit_sheet,
     full_sheet,
+    plain_rows,
     plan_sheet,
     print_sheets,
     profile_sheet,
@@ -78,12 +79,11 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """Return plain JSON: sentence, gates, closing table and paths; unknown is null."""
-        table = self.closing_table.astype(object).where(self.closing_table.notna(), None)
         return {
             "study": self.study,
             "sentence": self.sentence,
             "gates": [gate.model_dump() for gate in self.gates],
-            "closing_table": table.to_dict("records"),
+            "closing_table": plain_rows(self.closing_table),
             "assumptions": [row.model_dump(mode="json") for row in self.decisions.assumptions],
             "next_run": self.decisions.next_runs.attrs.get("sentence"),
             "page": str(self.page),

@@ -21,11 +21,11 @@ from budgetlab.reporting.tables.scores import (
     score_sheet,
     subset_note,
 )
-from budgetlab.reporting.tables.sheets import Column, Sheet, markdown, plain_lines, print_sheets, stack
+from budgetlab.reporting.tables.sheets import Column, Sheet, markdown, plain_lines, plain_rows, print_sheets, stack
 
 __all__ = [
     "Column", "Sheet", "assumption_sheet", "assumption_words", "average_sheet", "closing_frame", "closing_note",
     "closing_sheet", "fit_sheet", "full_sheet", "map_sheet", "markdown", "model_sheet", "next_sheet", "phase_sheet",
-    "plain_lines", "plan_sheet", "print_sheets", "profile_sheet", "ratio_sheet", "runs_sheet", "score_files_sheet",
-    "score_sheet", "stack", "status_sheet", "subset_note", "time_model_sheet", "verdict_sheet",
+    "plain_lines", "plain_rows", "plan_sheet", "print_sheets", "profile_sheet", "ratio_sheet", "runs_sheet",
+    "score_files_sheet", "score_sheet", "stack", "status_sheet", "subset_note", "time_model_sheet", "verdict_sheet",
 ]  # fmt: skip

@@ -10,7 +10,7 @@ import pandas as pd
 
 from budgetlab.fitting.scores import OUTCOMES
 from budgetlab.reporting.frames import LOSSES
-from budgetlab.reporting.tables.sheets import Column, Sheet, bracketed, fixed, number, text
+from budgetlab.reporting.tables.sheets import Column, Sheet, bracketed, fixed, number, plain_rows, text
 from budgetlab.units import format_amount, format_quantity, format_seconds
 from budgetlab.values import Assumption, CurveFit, RunRecord, Verdict
 
@@ -147,8 +147,7 @@ def map_sheet(found: pd.DataFrame) -> Sheet:
     known = found[found["difference"].notna()] if len(found) else found
 
     def interval(row: Mapping[str, Any]) -> str:
-        ends = (row["low"], row["high"])
-        return bracketed(None if pd.isna(ends[0]) else ends, decimals_of(row["unit"]))
+        return bracketed(None if row["low"] is None else (row["low"], row["high"]), decimals_of(row["unit"]))
 
     columns = (
         Column("student", "student", left=True),
@@ -184,7 +183,7 @@ def next_sheet(table: pd.DataFrame) -> Sheet:
     """Return the candidates for a next run, best first."""
 
     def width(value: float | None) -> str:
-        return "n/a" if value is None or pd.isna(value) else f"±{value:.3g}"
+        return "n/a" if value is None else f"±{value:.3g}"
 
     columns = (
         Column("what it adds", "adds", left=True),
@@ -221,14 +220,14 @@ def runs_sheet(records: Sequence[RunRecord]) -> tuple[Sheet, Links]:
 
 def score_files_sheet(scores: pd.DataFrame) -> tuple[Sheet, Links]:
     """Return every single score; its value leads to the file that holds it."""
-    rows = scores.head(_MOST_SCORES).to_dict("records")
+    rows = plain_rows(scores.head(_MOST_SCORES))
     columns = (
         Column("checkpoint", "run_id", left=True),
         Column("task", "task", left=True),
-        Column("fine-tuning\nseed", "finetune_seed", lambda seed: "n/a" if pd.isna(seed) else str(int(seed))),
+        Column("fine-tuning\nseed", "finetune_seed", lambda seed: text(seed and int(seed))),
         Column("metric", "metric", left=True),
         Column("value", lambda row: fixed(row["value"], 4) if row["task"] in LOSSES else fixed(100 * row["value"], 2)),
-        Column("examples", "num_examples", text),
+        Column("examples", "num_examples"),
     )
     links = {(i, 4): f"runs/{row['run_id']}/scores/{row['key']}.json" for i, row in enumerate(rows) if row.get("key")}
     notes = ["losses in nats per target token, all else in points"]

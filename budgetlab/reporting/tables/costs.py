@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from budgetlab.fitting.reference import base_arm
-from budgetlab.reporting.tables.sheets import Column, Sheet, bracketed, fixed, number, percent, scaled
+from budgetlab.frames import costs_frame
+from budgetlab.reporting.tables.sheets import (
+    Column,
+    Sheet,
+    bracketed,
+    fixed,
+    number,
+    percent,
+    plain_rows,
+    scaled,
+)
 from budgetlab.units import format_quantity, format_seconds
-from budgetlab.values import ArmCost, CostProfile, ModelCost, Ratio
+from budgetlab.values import ArmCost, CostProfile, ModelCost
 
 PHASES = ("teacher_forward", "student_forward", "loss", "backward", "update")
 """The phases of a step, in the order in which they run."""
@@ -147,52 +158,45 @@ def ratio_sheet(profile: CostProfile) -> Sheet:
     costs, basis, first = _costs(profile), _basis(profile), profile.arms[0]
     peak = profile.peak_flops_per_second
 
-    def flops_ratio(cost: ArmCost) -> float:
-        return cost.train_required_flops_per_token / first.train_required_flops_per_token
+    def time_ratio(row: dict[str, Any]) -> str:
+        ends = None if row["ratio_low"] is None else (row["ratio_low"], row["ratio_high"])
+        return fixed(row["seconds_ratio"], 3) + _around(ends, 3)
 
-    def time_ratio(cost: ArmCost) -> float | None:
-        if cost.seconds_ratio is not None:
-            return cost.seconds_ratio.value
-        if not cost.seconds_per_step or not first.seconds_per_step:
-            return None
-        return cost.seconds_per_step / cost.batch_tokens * first.batch_tokens / first.seconds_per_step
+    def cpu_ratio(row: dict[str, Any]) -> str:
+        ratio = row["cost"].cpu_seconds_ratio
+        return "n/a" if ratio is None else fixed(ratio.value, 3) + _around(ratio.interval, 3)
 
-    def with_interval(value: float | None, ratio: Ratio | None) -> str:
-        return fixed(value, 3) + _around(ratio and ratio.interval, 3)
-
-    def off(cost: ArmCost) -> str:
-        time = time_ratio(cost)
-        return "n/a" if time is None else f"{100 * (flops_ratio(cost) / time - 1.0):+.0f} %"
-
-    def rate(cost: ArmCost) -> str:
-        interval = cost.seconds_per_step_interval
-        ends = [format_quantity(cost.batch_tokens / end) for end in reversed(interval or ())]
+    def rate(row: dict[str, Any]) -> str:
+        cost = row["cost"]
+        ends = [format_quantity(cost.batch_tokens / end) for end in reversed(cost.seconds_per_step_interval or ())]
         return format_quantity(cost.tokens_per_second) + (f" [{', '.join(ends)}]" if ends else "")
 
-    def memory(cost: ArmCost) -> str:
+    def memory(row: dict[str, Any]) -> str:
         """Allocated, and what the allocator holds for it where that is known."""
-        held = cost.reserved_memory_bytes
-        return _mega(0)(cost.peak_memory_bytes) + ("" if held is None else f" ({_mega(0)(held)})")
+        held = row["cost"].reserved_memory_bytes
+        return _mega(0)(row["cost"].peak_memory_bytes) + ("" if held is None else f" ({_mega(0)(held)})")
 
-    def of_peak(cost: ArmCost) -> float | None:
-        return None if cost.required_flops_per_second is None or peak is None else cost.required_flops_per_second / peak
+    def of_peak(row: dict[str, Any]) -> float | None:
+        done = row["cost"].required_flops_per_second
+        return None if done is None or peak is None else done / peak
 
+    def off(share: float | None) -> str:
+        return "n/a" if share is None else f"{100 * share:+.0f} %"
+
+    rows = [{**row, "cost": cost} for row, cost in zip(plain_rows(costs_frame(profile)), costs, strict=True)]
     columns = [
         _ARM,
-        Column("FLOPs\nratio", flops_ratio, 3, _RATIO),
-        Column("time\nratio", lambda c: with_interval(time_ratio(c), c.seconds_ratio), group=_RATIO),
-        Column("FLOPs ratio\nis off by", off, group=_RATIO),
+        Column("FLOPs\nratio", "flops_ratio", 3, _RATIO),
+        Column("time\nratio", time_ratio, group=_RATIO),
+        *([Column("CPU time\nratio", cpu_ratio, group=_RATIO)] if any(c.cpu_seconds_ratio for c in costs) else []),
+        Column("FLOPs ratio\nis off by", "flops_ratio_off", off, _RATIO),
         Column("tokens\na second", rate, group=basis),
-        Column("TFLOP\na second", "required_flops_per_second", number(3, per=1e12), basis),
+        Column("TFLOP\na second", lambda row: row["cost"].required_flops_per_second, number(3, per=1e12), basis),
         Column("of peak\ndata sheet", of_peak, percent, basis),
         Column("memory\nMB", memory, group=basis),
         Column("energy\nmJ a token", "joules_per_token", _milli(2), basis),
-        Column("first step\nms more", "first_step_seconds", _milli(0), basis),
+        Column("first step\nms more", lambda row: row["cost"].first_step_seconds, _milli(0), basis),
     ]
-    if any(cost.cpu_seconds_ratio for cost in costs):
-        cpu = Column("CPU time\nratio", lambda c: with_interval(c.cpu_seconds_ratio and c.cpu_seconds_ratio.value,
-                                                                c.cpu_seconds_ratio), group=_RATIO)  # fmt: skip
-        columns.insert(3, cpu)
     paired = "median over paired rounds of an arm's" if profile.timing else "an arm's"
     notes = [f"time ratio: {paired} seconds a token over {first.arm}'s; the FLOPs ratio is off by itself over it"]
     batches = {cost.arm: cost.largest_micro_batch_sequences for cost in costs}
@@ -205,7 +209,7 @@ def ratio_sheet(profile: CostProfile) -> Sheet:
         notes.append(f"peak {peak / 1e12:.4g} TFLOP a second: {profile.peak_source}")
     notes += [f"memory: {source}" for source in dict.fromkeys(c.memory_source for c in costs if c.memory_source)]
     notes += [f"energy: {source}" for source in dict.fromkeys(c.joules_source for c in costs if c.joules_source)]
-    return Sheet.of(f"Each arm over {first.arm}", costs, columns, notes, _rules(profile))
+    return Sheet.of(f"Each arm over {first.arm}", rows, columns, notes, _rules(profile))
 
 
 def time_model_sheet(profile: CostProfile) -> Sheet | None:

@@ -26,7 +26,7 @@ from budgetlab.reporting.frames import (
 from budgetlab.reporting.tables.plans import answers
 from budgetlab.reporting.tables.sheets import Column, Sheet, bracketed, fixed, number, percent
 from budgetlab.units import format_amount, format_quantity
-from budgetlab.values import Plan, RunRecord, Schedule, Score
+from budgetlab.values import Plan, RunRecord, Schedule, Score, TeacherPlan
 
 Scores = Sequence[Score] | pd.DataFrame | Outcomes
 
@@ -213,12 +213,26 @@ def closing_frame(plan: Plan, records: Iterable[RunRecord], scores: Scores, *, l
     """
     found = outcomes(scores, level)
     cells, complete = found.cells, [record for record in records if record.status == "complete"]
-    rows = [_arm_row(schedule, complete, cells) for schedule in plan.schedules]
+    rows: list[dict[str, Any]] = []
+    for schedule in plan.schedules:
+        runs = [r for r in complete if r.kind == "rung" and r.arm == schedule.arm and answers(r, schedule)]
+        own = cells[(cells["subject"] == "run") & (cells["arm"] == schedule.arm) & (cells["rung"] == schedule.rung)]
+        rows.append({
+            "subject": "run", "arm": schedule.arm, "rung": schedule.rung, "budget_amount": schedule.budget.amount,
+            "budget_unit": schedule.budget.unit, "feasible": schedule.feasible, "runs": len(runs),
+            **_planned(schedule if schedule.feasible else None), **_spent(runs), **_quality(own),
+        })  # fmt: skip
+    teachers = {teacher.model: teacher for teacher in plan.teachers}
     for subject in YARDSTICKS:
-        names = list(cells.loc[cells["subject"] == subject, "arm"])
-        if subject == "teacher":
-            names = [*(teacher.model for teacher in plan.teachers), *names]
-        rows += [_yardstick_row(subject, name, plan, complete, cells) for name in dict.fromkeys(names)]
+        of_subject = cells[cells["subject"] == subject]
+        for name in dict.fromkeys([*(teachers if subject == "teacher" else ()), *of_subject["arm"]]):
+            row: dict[str, Any] = {"subject": subject, "arm": name, **_quality(of_subject[of_subject["arm"] == name])}
+            if subject == "teacher":
+                runs = [record for record in complete if record.kind == "teacher" and record.student == name]
+                planned = teachers.get(name)
+                row |= {"runs": len(runs), **_spent(runs)}
+                row |= _planned(planned if planned is not None and planned.weights is None else None)
+            rows.append(row)
     columns = ["subject", "arm", "rung", "budget_amount", "budget_unit", "feasible", "runs", "tokens", "steps",
                "planned_required_flops", "spent_required_flops", "planned_device_seconds", "spent_device_seconds",
                "unspent_fraction"]  # fmt: skip
@@ -235,40 +249,19 @@ def _column(task: str, what: str = "") -> str:
     return f"{task}_{what}{'nats' if task in LOSSES else 'points'}"
 
 
-def _arm_row(schedule: Schedule, complete: Sequence[RunRecord], cells: pd.DataFrame) -> dict[str, object]:
-    runs = [r for r in complete if r.kind == "rung" and r.arm == schedule.arm and answers(r, schedule)]
-    own = cells[(cells["subject"] == "run") & (cells["arm"] == schedule.arm) & (cells["rung"] == schedule.rung)]
-    row: dict[str, object] = {
-        "subject": "run", "arm": schedule.arm, "rung": schedule.rung, "budget_amount": schedule.budget.amount,
-        "budget_unit": schedule.budget.unit, "feasible": schedule.feasible, "runs": len(runs),
+def _planned(planned: Schedule | TeacherPlan | None) -> dict[str, float | None]:
+    if planned is None:
+        return {}
+    return {
+        "planned_required_flops": planned.required_flops, "planned_device_seconds": planned.device_seconds,
+        "unspent_fraction": getattr(planned, "unspent_fraction", None),
     }  # fmt: skip
-    if schedule.feasible:
-        row |= {
-            "planned_required_flops": schedule.required_flops, "planned_device_seconds": schedule.device_seconds,
-            "unspent_fraction": schedule.unspent_fraction,
-        }  # fmt: skip
-    return row | _spent(runs) | _quality(own)
-
-
-def _yardstick_row(
-    subject: str, name: str, plan: Plan, complete: Sequence[RunRecord], cells: pd.DataFrame
-) -> dict[str, object]:
-    row: dict[str, object] = {"subject": subject, "arm": name}
-    if subject == "teacher":
-        planned = next((teacher for teacher in plan.teachers if teacher.model == name), None)
-        runs = [record for record in complete if record.kind == "teacher" and record.student == name]
-        row |= {"runs": len(runs)} | _spent(runs)
-        if planned is not None and planned.weights is None:
-            row["planned_required_flops"] = planned.required_flops
-            row["planned_device_seconds"] = planned.device_seconds
-    return row | _quality(cells[(cells["subject"] == subject) & (cells["arm"] == name)])
 
 
 def _spent(runs: Sequence[RunRecord]) -> dict[str, float]:
     spent = {"tokens": "tokens", "steps": "steps", "required_flops": "spent_required_flops",
              "device_seconds": "spent_device_seconds"}  # fmt: skip
-    means = {name: sum(getattr(run, name) for run in runs) / len(runs) for name in spent if runs}
-    return {spent[name]: mean for name, mean in means.items()}
+    return {spent[name]: sum(getattr(run, name) for run in runs) / len(runs) for name in spent if runs}
 
 
 def _quality(cells: pd.DataFrame) -> dict[str, float]:
@@ -298,12 +291,12 @@ def full_sheet(frame: pd.DataFrame, *, note: str = "") -> Sheet:
     """
     behind = frame[_column("readout_loss")].astype(float) - frame[_column("mlm_loss")].astype(float)
     keys = [
-        Column("budget", lambda row: _budget(row) if pd.notna(row["budget_amount"]) else "", left=True),
+        Column("budget", lambda row: "" if row["budget_amount"] is None else _budget(row), left=True),
         Column("runs", "runs", 0, _SPENT),
     ]
     own = [_loss_column("own MLM\nnats", "mlm_loss")]
     if behind.notna().any():
-        own.append(Column("read-out\nminus own\nnats", "behind", lambda gap: "n/a" if pd.isna(gap) else f"{gap:+.3f}",
+        own.append(Column("read-out\nminus own\nnats", "behind", lambda gap: "n/a" if gap is None else f"{gap:+.3f}",
                           _OUTCOME))  # fmt: skip
     places: dict[str, list[str]] = {}
     for row in frame[(frame["subject"] == "run") & (behind > _READOUT_BEHIND_NATS)].to_dict("records"):

@@ -52,7 +52,13 @@ def scaled(values: Sequence[float | None], unit: str) -> tuple[str, list[str]]:
 
 def text(value: Any) -> str:
     """Print a word or a whole number; unknown is n/a."""
-    return "n/a" if value is None or value != value else str(value)
+    return "n/a" if value is None else str(value)
+
+
+def plain_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows of a frame as plain Python; what is missing is None."""
+    rows = table.astype(object).where(table.notna(), None).to_dict("records")
+    return [{str(name): value for name, value in row.items()} for row in rows]
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,7 @@ class Sheet:
         rules: Iterable[int] = (),
     ) -> Sheet:
         """Print rows, which are a frame, mappings or values, by a column spec; empty notes are left out."""
-        rows = rows.to_dict("records") if isinstance(rows, pd.DataFrame) else list(rows)
+        rows = plain_rows(rows) if isinstance(rows, pd.DataFrame) else list(rows)
         cells = [column.cells(rows) for column in columns]
         heads = list(columns)
         for unit in {column.show for column in columns if isinstance(column.show, str)}:
