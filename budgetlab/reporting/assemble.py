@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +12,14 @@ import pandas as pd
 from budgetlab.decisions import Decisions
 from budgetlab.planner import methods_paragraph
 from budgetlab.reporting.conclusion import BELOW_THRESHOLD, MANY, conclude_study
-from budgetlab.reporting.decisions import decision_lines, decision_sections, write_decisions
-from budgetlab.reporting.draw import answer_figures, cost_figures, score_figures, size_figures
-from budgetlab.reporting.figures import FigureFiles
-from budgetlab.reporting.frames import per_run, scores_frame, summarise
+from budgetlab.reporting.decisions import decision_lines, write_decisions
+from budgetlab.reporting.figures import FIGURES, FigureFiles, Known
+from budgetlab.reporting.frames import scores_frame
 from budgetlab.reporting.gates import Gate
-from budgetlab.reporting.page import Section, figure_html, gates_html, list_html, page_html, pairs_html, sheet_html
-from budgetlab.reporting.records import footer_html, records_html, with_records
+from budgetlab.reporting.page import page_html
 from budgetlab.reporting.tables import (
     Sheet,
+    assumption_sheet,
     average_sheet,
     closing_frame,
     closing_note,
@@ -29,6 +27,8 @@ from budgetlab.reporting.tables import (
     fit_sheet,
     full_sheet,
     gate_lines,
+    map_sheet,
+    next_sheet,
     plan_sheet,
     print_sheets,
     profile_sheet,
@@ -36,8 +36,9 @@ from budgetlab.reporting.tables import (
     status_sheet,
     verdict_sheet,
 )
+from budgetlab.reporting.tables.records import runs_sheet, score_files_sheet
 from budgetlab.reporting.tables.scores import subset_note
-from budgetlab.reporting.whatif import whatif_html
+from budgetlab.reporting.whatif import whatif_form
 from budgetlab.store import write_csv, write_whole
 from budgetlab.values import CostProfile, CurveFit, Environment, Plan, RunRecord, Score, Verdict
 
@@ -131,71 +132,76 @@ def report(
     Report
         The sentence, the closing table, and the paths.
     """
-    table = scores_frame(scores)
+    table, arms = scores_frame(scores), list(plan.arms)
     level = verdicts[0].interval_level if verdicts else 0.95
-    cells = summarise(per_run(table), level)
     concluded = conclude_study(plan, table, verdicts, records, gates=gates)
-    sentence, gates = concluded.sentence, concluded.gates
     frame = closing_frame(plan, records, table, level=level)
-    note = closing_note(frame, cells, level)
-    definitions = (*subset_note(frame.attrs["subsets"]), *([frame.attrs["average"]] if frame.attrs["average"] else []))
-    spread = score_sheet(table, arms=list(plan.arms), level=level)
-    averages = average_sheet(table, arms=list(plan.arms), level=level)
     decided = decisions or Decisions()
-    where, drawings = _hardware(profile), folder / "figures"
-    outcomes = score_figures(table, list(plan.arms), fits, drawings, level=level, definitions=definitions, where=where)
-    answers = answer_figures(verdicts, decided.by_text, list(plan.arms), drawings, where=where)
-    answers += size_figures(plan, table, decided.frontier, list(plan.arms), drawings, where=where)
-    costs = cost_figures(plan, profile, records, drawings, sensitivity=sensitivity, where=where)
-    charted = write_decisions(decided, folder)
+    known = Known(
+        plan=plan,
+        profile=profile,
+        records=records,
+        scores=table,
+        fits=fits,
+        verdicts=verdicts,
+        decisions=decided,
+        sensitivity=sensitivity,
+        arms=arms,
+        level=level,
+        definitions=[*subset_note(frame.attrs["subsets"]), *filter(None, [frame.attrs["average"]])],
+        where=_hardware(profile),
+    )
+    drawn = [(figure.section, figure.write(known, folder / "figures")) for figure in FIGURES]
+    figures = [(section, files) for section, files in drawn if files is not None]
+    write_decisions(decided, folder)
+    written = write_csv(folder / "scores.csv", scores if isinstance(scores, pd.DataFrame) else table)
     started = any(record.status == "complete" for record in records) or len(table) > 0
-    tidy = scores if isinstance(scores, pd.DataFrame) else table
-    written = write_csv(folder / "scores.csv", tidy)
+    note, planned = closing_note(frame, known.cells, level), plan_sheet(plan)
+    primary = [f"{verdict.sentence} {' '.join(verdict.notes)}".strip() for verdict in verdicts if verdict.primary]
     page = page_html(
-        study,
-        _subtitle(plan),
-        sentence,
-        below=sentence.startswith(BELOW_THRESHOLD) or not verdicts,
-        sections=with_records([
-            Section("Gates", gates_html(gates)),
-            Section("Outcomes", figure_html(outcomes)),
-            Section("Verdicts", _verdicts(verdicts, figure_html(answers))),
-            *decision_sections(decided, charted),
-            Section("All budgets", sheet_html(full_sheet(frame, note=note)) if started else ""),
-            Section("Scores", sheet_html(spread, titled=True) if spread.rows else ""),
-            Section("The average and its tasks", sheet_html(averages) if averages.rows else ""),
-            Section("Plan", sheet_html(plan_sheet(plan)) + sheet_html(status_sheet(plan, records), titled=True)
-                    + figure_html(costs[1:])),
-            Section("What if", whatif_html(plan)),
-            Section("Methods", f"<p>{escape(methods_paragraph(plan))}</p>"),
-            Section("What differs between the arms", list_html(plan.audit)),
-            Section("Cost of a training step", figure_html(costs[:1]) + sheet_html(profile_sheet(profile))),
-            Section("Fits", sheet_html(fit_sheet(fits)) if fits else ""),
-            Section("How things are counted", pairs_html(_conventions(profile))),
-            Section("Environment", pairs_html(_environment(profile.environment, records))),
-            Section("Records", records_html(records, table, folder)),
-        ], folder),
-        footer=footer_html(folder),
-    )  # fmt: skip
+        folder,
+        study=study,
+        subtitle=_subtitle(plan),
+        sentence=concluded.sentence,
+        below=concluded.sentence.startswith(BELOW_THRESHOLD) or not verdicts,
+        gates=concluded.gates,
+        figures=figures,
+        primary=primary if len(primary) <= MANY else [],
+        notes=decided.notes,
+        audit=plan.audit,
+        methods=methods_paragraph(plan),
+        conventions=_conventions(profile),
+        environment=_environment(profile.environment, records),
+        form=whatif_form(plan),
+        num_runs=len(records),
+        num_scores=len(table),
+        sheets={
+            "verdicts": verdict_sheet(verdicts),
+            "assumptions": assumption_sheet(decided.assumptions),
+            "map": map_sheet(decided.verdict_map) if len(decided.verdict_map) else None,
+            "next": next_sheet(decided.next_runs),
+            "budgets": full_sheet(frame, note=note) if started else None,
+            "scores": score_sheet(table, arms=arms, level=level),
+            "averages": average_sheet(table, arms=arms, level=level),
+            "plan": planned,
+            "status": status_sheet(plan, records),
+            "profile": profile_sheet(profile),
+            "fits": fit_sheet(fits),
+            "runs": runs_sheet(records),
+            "scored": score_files_sheet(table),
+        },
+    )
     return Report(
         study=study,
-        sentence=sentence,
-        gates=gates,
+        sentence=concluded.sentence,
+        gates=concluded.gates,
         closing_table=frame,
-        sheet=closing_sheet(frame, note=note) if started else plan_sheet(plan),
+        sheet=closing_sheet(frame, note=note) if started else planned,
         page=write_whole(folder / "report.html", page),
         scores=written,
-        figures=(*outcomes, *answers, *costs, *charted),
+        figures=tuple(files for _, files in figures),
         decisions=decided,
     )
-
-
-def _verdicts(verdicts: Sequence[Verdict], drawn: str) -> str:
-    if not verdicts:
-        return ""
-    primary = [f"{verdict.sentence} {' '.join(verdict.notes)}".strip() for verdict in verdicts if verdict.primary]
-    told = list_html(primary if len(primary) <= MANY else [])
-    return told + drawn + sheet_html(verdict_sheet(verdicts))
 
 
 def _hardware(profile: CostProfile) -> str:
@@ -205,9 +211,10 @@ def _hardware(profile: CostProfile) -> str:
 
 
 def _subtitle(plan: Plan) -> str:
-    students = dict.fromkeys(arm.student for arm in plan.arms.values())
-    teachers = dict.fromkeys(arm.teacher for arm in plan.arms.values() if arm.teacher)
-    names = ", ".join(f"{name} {_shape(plan, name)}" for name in [*students, *teachers])
+    students = [arm.student for arm in plan.arms.values()]
+    teachers = [arm.teacher for arm in plan.arms.values() if arm.teacher]
+    shapes = {name: plan.models.get(name) for name in [*students, *teachers]}
+    names = ", ".join(f"{name} {m.num_layers} × {m.hidden_size}" if m else name for name, m in shapes.items())
     seeds = len(plan.seeds)
     return (
         f"{len(plan.arms)} arms matched in {plan.match.replace('_', ' ')}, {seeds} run seed{'s' * (seeds != 1)}, "
@@ -215,15 +222,9 @@ def _subtitle(plan: Plan) -> str:
     )
 
 
-def _shape(plan: Plan, name: str) -> str:
-    model = plan.models.get(name)
-    return "" if model is None else f"{model.num_layers} × {model.hidden_size}"
-
-
 def _conventions(profile: CostProfile) -> list[tuple[str, str]]:
-    shared: Mapping[str, str] = profile.conventions
     return [
-        *((name.replace("_", " "), text) for name, text in shared.items()),
+        *((name.replace("_", " "), text) for name, text in profile.conventions.items()),
         ("losses", "nats per target token, on held-out text"),
         ("points", "a score times 100"),
         ("n/a", "unknown or not applicable, never zero"),

@@ -1,21 +1,18 @@
-"""Decisions on paper: their tables as files, their sections of the page, their lines on a terminal."""
+"""Decisions on paper: their tables as files, their lines on a terminal."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from budgetlab.decisions import Decisions, assumptions_frame, best_split
-from budgetlab.reporting.figures.maps import draw_map, map_table
-from budgetlab.reporting.figures.style import FigureFiles, render
-from budgetlab.reporting.page import Section, figure_html, list_html, sheet_html
 from budgetlab.reporting.tables.assumptions import assumption_sheet, assumption_words
 from budgetlab.reporting.tables.maps import map_sheet, next_sheet
 from budgetlab.reporting.tables.sheets import markdown
 from budgetlab.store import write_csv, write_whole
 
 
-def write_decisions(decisions: Decisions, folder: Path) -> tuple[FigureFiles, ...]:
-    """Write the tables into a study's folder as CSV and Markdown, and draw the map; nothing where nothing is known."""
+def write_decisions(decisions: Decisions, folder: Path) -> None:
+    """Write the tables into a study's folder as CSV and Markdown; nothing where nothing is known."""
     tables = {"all_in": decisions.frontier, "capacity_gap": decisions.gap, "verdict_map": decisions.verdict_map}
     if decisions.assumptions:
         tables["assumptions"] = assumptions_frame(decisions.assumptions)
@@ -29,27 +26,6 @@ def write_decisions(decisions: Decisions, folder: Path) -> tuple[FigureFiles, ..
     for name, table in tables.items():
         if len(table):
             write_csv(folder / f"{name}.csv", table)
-    if not len(decisions.verdict_map):
-        return ()
-    caption = (
-        "Who is ahead at equal all-in required compute of one student, by how many students share the teacher's "
-        "pretraining (free: it exists anyway); from the curves between the budgets that were run, a dot where a fit "
-        "was extrapolated"
-    )
-    notes = decisions.verdict_map.attrs.get("notes", ())
-    told = "; ".join([caption, *notes]) + "."
-    return (render("verdict_map", draw_map, map_table(decisions.verdict_map), folder / "figures", told),)
-
-
-def decision_sections(decisions: Decisions, figures: tuple[FigureFiles, ...]) -> list[Section]:
-    """Return the sections of the page; one without content is left out there."""
-    rows, ahead = decisions.assumptions, next_sheet(decisions.next_runs)
-    charted = figure_html(figures) + sheet_html(map_sheet(decisions.verdict_map)) if figures else ""
-    return [
-        Section("Assumptions", sheet_html(assumption_sheet(rows)) if rows else ""),
-        Section("The teacher's budget", charted),
-        Section("Next run, predicted", (sheet_html(ahead) if ahead.rows else "") + list_html(decisions.notes)),
-    ]
 
 
 def decision_lines(decisions: Decisions) -> list[str]:

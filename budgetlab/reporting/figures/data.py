@@ -1,0 +1,286 @@
+"""What figures are drawn from: a study as far as it is known, and its outcomes with their fitted curves."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from budgetlab.decisions import Decisions
+from budgetlab.errors import CallerError
+from budgetlab.reporting.figures.style import FigureFiles, render
+from budgetlab.reporting.frames import (
+    LOSSES,
+    MEAN,
+    YARDSTICKS,
+    interval_note,
+    mid_decay,
+    per_run,
+    scores_frame,
+    subsets,
+    summarise,
+    unit_of,
+)
+from budgetlab.values import CostProfile, CurveFit, Plan, RunRecord, Verdict
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+
+Axis = Literal["tokens", "required_flops", "device_hours"]
+AXES: tuple[Axis, ...] = ("tokens", "required_flops", "device_hours")
+_COLUMNS = ["task", "metric", "unit", "subset", "layer", "arm", "rung", "run_seed", *AXES,
+            "value", "low", "high", "spread", "num_runs"]  # fmt: skip
+_FEW_RUNS = 3
+"""With fewer runs than these an arm's band is the range of its runs."""
+_LONGEST_NOTE = 400
+"""A note on a figure longer than this leaves what it says to the table of fits."""
+_CONSTANT_RATIO = 1.05
+"""Amounts of an arm convert into one another where their ratio varies by less than this over its budgets."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What figures are drawn from; what is not known is left out."""
+
+    plan: Plan | None = None
+    profile: CostProfile | None = None
+    records: Sequence[RunRecord] = ()
+    scores: pd.DataFrame = field(default_factory=lambda: scores_frame([]))
+    """What `reporting.frames.scores_frame` returns."""
+    fits: Sequence[CurveFit] = ()
+    verdicts: Sequence[Verdict] = ()
+    decisions: Decisions = field(default_factory=Decisions)
+    sensitivity: pd.DataFrame | None = None
+    arms: Sequence[str] = ()
+    """In the order of the study, which their looks follow."""
+    level: float = 0.95
+    """Confidence of the intervals."""
+    definitions: Sequence[str] = ()
+    """What tasks are subsets, and what the mean is of: said in the first caption."""
+    where: str = ""
+    """Hardware and number format, which end a caption."""
+
+    @cached_property
+    def runs(self) -> pd.DataFrame:
+        """One row a run and task."""
+        return per_run(self.scores)
+
+    @cached_property
+    def cells(self) -> pd.DataFrame:
+        """Means over run seeds."""
+        return summarise(self.runs, self.level)
+
+    @cached_property
+    def points(self) -> pd.DataFrame:
+        """Every score, as `points_table` returns it."""
+        return self.points_of()
+
+    @cached_property
+    def losses(self) -> pd.DataFrame:
+        """The read-out loss, as `points_table` returns it."""
+        return self.points_of(["readout_loss"])
+
+    def points_of(self, tasks: Sequence[str] = ()) -> pd.DataFrame:
+        """Return what is drawn of some outcomes (default: all scores)."""
+        early = mid_decay(self.scores)
+        return points_table(self.runs, self.cells, self.arms, tasks, fits=self.fits, mid_decay=early)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of a study: an entry of `FIGURES`, from which page, command line and notebooks draw it."""
+
+    name: str
+    section: str
+    """Heading of the page that it stands under."""
+    table: Callable[[Known], pd.DataFrame]
+    """The drawn numbers; empty where there is nothing to draw."""
+    draw: Callable[[pd.DataFrame, Known], Drawing]
+    caption: Callable[[pd.DataFrame, Known], str]
+
+    def write(self, known: Known, folder: Path) -> FigureFiles | None:
+        """Leave the figure's three files in a folder; None where there is nothing to draw."""
+        table = self.table(known)
+        if table.empty:
+            return None
+        return render(self.name, lambda drawn: self.draw(drawn, known), table, folder, self.caption(table, known))
+
+
+def need_columns(table: pd.DataFrame, columns: Iterable[str], what: str, source: str) -> None:
+    """Refuse a table that is empty or another one."""
+    missing = [name for name in columns if name not in table]
+    if missing or table.empty:
+        wrong = f"no column {', '.join(missing)}" if len(table) else "the table has no rows"
+        raise CallerError(f"figure of {what}", wrong, f"give the table of {source}")
+
+
+def points_table(
+    runs: pd.DataFrame,
+    cells: pd.DataFrame,
+    arms: Sequence[str],
+    tasks: Sequence[str] = (),
+    *,
+    fits: Sequence[CurveFit] = (),
+    mid_decay: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """Return the drawn numbers.
+
+    Parameters
+    ----------
+    runs, cells
+        What `frames.per_run` and `frames.summarise` return.
+    arms
+        Arms in the order of the study.
+    tasks
+        Outcomes to draw; default: every score, their mean last.
+    fits
+        Fitted curves; those of an outcome drawn here that may be used are drawn.
+    mid_decay
+        What `frames.mid_decay` returns.
+
+    Returns
+    -------
+    DataFrame
+        `layer` says what a row is: a "run", a checkpoint in "mid_decay", the "mean" over runs with its `low` and
+        `high` (`spread`: "interval", or "range" under three runs), a point of a fitted "curve", one "beyond" the
+        fitted range, or a yardstick. `value` is in points or nats (`unit`). An amount is missing where it is not
+        known: of a yardstick, and of a curve on an axis that does not go in step with the one it was fitted over.
+    """
+    known = [str(task) for task in pd.unique(cells["task"])] if len(cells) else []
+    chosen = [t for t in known if t in tasks] if tasks else [t for t in known if t not in LOSSES]
+    layers = {
+        "run": runs.assign(num_runs=1),
+        "mid_decay": (runs[:0] if mid_decay is None else mid_decay).assign(num_runs=1),
+        "mean": cells.assign(value=cells["mean"]),
+    }
+    named, rows = subsets(cells), []
+    for task in sorted(chosen, key=lambda task: task == MEAN):
+        for layer, frame in layers.items():
+            own = frame[(frame["task"] == task) & (frame["subject"] == "run") & frame["arm"].isin(arms)]
+            own = own.assign(layer=layer, device_hours=own["device_seconds"] / 3600, order=own["arm"].map(arms.index))
+            rows += own.sort_values(["order", "tokens"], kind="stable").to_dict("records")
+        for mean in (row for row in rows if row["task"] == task and row["layer"] == "mean"):
+            mean |= _spread(mean, rows)
+        for subject in YARDSTICKS:
+            own = layers["mean"][(cells["task"] == task) & (cells["subject"] == subject)]
+            # A line: it has read and spent what it has, but not along this axis.
+            rows += own.assign(layer=subject, **dict.fromkeys(AXES, math.nan)).to_dict("records")
+        for row in rows:
+            if row["task"] == task:
+                row |= {"unit": unit_of(task), "subset": row["subset"] if task == MEAN else named.get(task, "")}
+        rows += [row for fit in fits if fit.arm in arms and may_be_drawn(fit, task) for row in _curve(fit, task, cells)]
+    table = pd.DataFrame(rows, columns=_COLUMNS).astype(dict.fromkeys((*AXES, "value", "low", "high"), float))
+    # Who read or spent nothing was not metered; a logarithmic axis has no place for it either.
+    return table.assign(**{axis: table[axis].where(table[axis] > 0) for axis in AXES})
+
+
+def _spread(mean: Mapping[Any, Any], rows: Sequence[Mapping[Any, Any]]) -> dict[Any, Any]:
+    """Name a mean's spread; under three runs it is their range, since an interval would lean on other arms alone."""
+    same = ("task", "arm", "rung")
+    own = [row["value"] for row in rows if row["layer"] == "run" and all(row[name] == mean[name] for name in same)]
+    if len(own) >= _FEW_RUNS and math.isfinite(mean["low"]):
+        return {"spread": "interval"}
+    return {"low": min(own), "high": max(own), "spread": "range"} if len(own) > 1 else {"low": None, "high": None}
+
+
+def _curve(fit: CurveFit, task: str, cells: pd.DataFrame) -> Iterator[dict[Any, Any]]:
+    own = cells[(cells["task"] == task) & (cells["subject"] == "run") & (cells["arm"] == fit.arm)]
+    own = own.assign(device_hours=own["device_seconds"] / 3600)
+    low, high = fit.x_range or (math.nan, math.nan)
+    x = np.array([low, *(value for value in fit.band["x"] if low < value < high), high])
+    if fit.usable_for == "everything":
+        x = np.array(sorted({*x, *fit.band["x"]}))
+    scale = 100.0 if unit_of(task) == "points" else 1.0
+    curve = {
+        name: scale * np.interp(np.log(x), np.log(fit.band["x"]), fit.band[key])
+        for name, key in (("value", "prediction"), ("low", "low"), ("high", "high")) if key in fit.band
+    }  # fmt: skip
+    curve |= {axis: x * _per_unit(own, axis, fit.columns["x"]) for axis in AXES}
+    shared = {"task": task, "unit": unit_of(task), "subset": "", "arm": fit.arm,
+              "spread": "interval" if "low" in fit.band else ""}  # fmt: skip
+    for i, amount in enumerate(x):
+        layer = "curve" if low <= amount <= high else "beyond"
+        yield {**shared, "layer": layer, **{name: column[i] for name, column in curve.items()}}
+
+
+def _per_unit(amounts: pd.DataFrame, axis: str, fitted: str) -> float:
+    """Return how much of an axis goes with one of the amount that was fitted; missing where that varies."""
+    if axis == fitted:
+        return 1.0
+    ratio = (amounts[axis] / amounts[fitted]).to_numpy(dtype=float) if fitted in amounts else np.array([])
+    return float(np.median(ratio)) if len(ratio) and ratio.max() <= _CONSTANT_RATIO * ratio.min() else math.nan
+
+
+def may_be_drawn(fit: CurveFit, task: str) -> bool:
+    """Whether a fit is a curve of this outcome that its status allows to use."""
+    usable = fit.arm is not None and fit.usable_for != "nothing" and fit.x_range is not None
+    return usable and bool(fit.band.get("x")) and fit.columns.get("y") == task
+
+
+def fit_note(fits: Sequence[CurveFit], task: str, table: pd.DataFrame, x: Axis) -> str:
+    """Say on the figure what its lines are, and why an arm has none; empty where nothing was fitted."""
+    drawn = set(table.loc[(table["layer"] == "curve") & table[x].notna(), "arm"])
+    own = [fit for fit in fits if fit.arm is not None and fit.columns.get("y") == task]
+    reasons: dict[tuple[str, str, str], list[str]] = {}
+    for fit in own:
+        # The first clause tells what happened, of a refusal the last before its full stop; the page has the whole text.
+        clauses = re.split(r"; ", re.split(r"\. |\.$", fit.status_text)[0])
+        refused = clauses[0].startswith("No curve: ") and len(clauses) > 1
+        clause = f"No curve: {clauses[-1]}" if refused else clauses[0]
+        if may_be_drawn(fit, task) and fit.arm not in drawn:
+            clause = f"its curve is over {fit.columns['x']}, which does not go in step with this axis"
+        use = fit.usable_for if fit.arm in drawn else "nothing"
+        reasons.setdefault((use, fit.law, clause), []).append(str(fit.arm))
+    parts = []
+    for (use, law, clause), arms in reasons.items():
+        whose = "" if len(arms) == len(own) else f" ({', '.join(arms)})"
+        reach = "dashed and shaded outside the fitted range" if use == "everything" else "inside the fitted range"
+        parts.append(f"Points{whose}: {clause}." if use == "nothing" else f"Lines{whose}: {law}, {reach}. {clause}.")
+    if len(" ".join(parts)) > _LONGEST_NOTE:
+        none = sum(len(arms) for (use, _, _), arms in reasons.items() if use == "nothing")
+        parts = [part for part in parts if part.startswith("Lines")]
+        parts.append(f"No curve for {none} of {len(own)} arms: the statuses of their fits say why.")
+    return " ".join(parts)
+
+
+def fit_notes(fits: Sequence[CurveFit], table: pd.DataFrame, x: Axis) -> str:
+    """Say on a figure of several outcomes which of its lines are fitted curves; empty where none is."""
+    drawn = table[table["layer"].isin(["curve", "beyond"]) & table[x].notna()]
+    if drawn.empty:
+        return ""
+    tasks, arms = [str(task) for task in pd.unique(drawn["task"])], set(drawn["arm"])
+    laws = dict.fromkeys(f.law for f in fits for task in tasks if f.arm in arms and may_be_drawn(f, task))
+    parts = [f"Fitted curves ({', '.join(laws)}): {', '.join('mean score' if t == MEAN else t for t in tasks)}"]
+    if (drawn["layer"] == "beyond").any():
+        parts.append("dashed and shaded outside the fitted range")
+    if table["task"].nunique() > len(tasks):
+        parts.append("other lines join means")
+    return "; ".join(parts) + "."
+
+
+def spread_note(table: pd.DataFrame, cells: pd.DataFrame, level: float) -> str:
+    """Say what the markers and the bands of a figure are."""
+    means = table[table["layer"] == "mean"]
+    if means.empty:
+        return "no run is complete"
+    counts = sorted({int(n) for n in means["num_runs"]})
+    many = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    parts = ["one run seed" if counts == [1] else f"{many} run seeds (open and faint: one run, filled: their mean)"]
+    spreads = set(means["spread"].dropna())
+    if "interval" in spreads:
+        own = cells[(cells["subject"] == "run") & cells["task"].isin(means["task"]) & (cells["num_runs"] >= _FEW_RUNS)]
+        parts.append(interval_note(own, level).replace("± is", "bands are"))
+    if "range" in spreads:
+        parts.append("bands are the range of the runs where an arm has two")
+    if not spreads:
+        parts.append("no bands, since no arm has two runs at one budget")
+    if (table["layer"] == "mid_decay").any():
+        parts.append("crosses: checkpoints in mid-decay, not fitted and not averaged")
+    return "; ".join(parts)
