@@ -229,7 +229,7 @@ def spent_table(plan: Plan, records: Iterable[RunRecord]) -> pd.DataFrame:
     """
     order = list(plan.arms)
     runs = [r for r in records if r.kind == "rung" and r.status == "complete" and r.schedule and r.arm in order]
-    runs.sort(key=lambda run: (order.index(str(run.arm)), run.rung, run.run_seed))
+    runs.sort(key=lambda run: (order.index(run.arm), run.schedule.rung, run.run_seed))
     if not runs:
         return pd.DataFrame(columns=_SPENT_COLUMNS)
     known = records_frame(runs)
