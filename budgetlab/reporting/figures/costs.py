@@ -11,20 +11,8 @@ import pandas as pd
 from budgetlab.errors import CallerError
 from budgetlab.fitting.reference import base_arm
 from budgetlab.frames import records_frame
+from budgetlab.reporting.figures import style
 from budgetlab.reporting.figures.data import Figure, Known, need_columns
-from budgetlab.reporting.figures.style import (
-    INK,
-    MARK,
-    QUIET,
-    arm_handles,
-    arm_styles,
-    canvas,
-    end_label,
-    log_axis,
-    prefixes,
-    room,
-    styled,
-)
 from budgetlab.reporting.tables.costs import PHASES
 from budgetlab.values import ArmCost, CostProfile, Plan, RunRecord
 
@@ -61,7 +49,7 @@ def cost_figure(profile: CostProfile) -> Drawing:
     """
     if not isinstance(profile, CostProfile):
         raise CallerError("figure of costs", f"{type(profile).__name__} is no profile", "profile the study first")
-    return styled(draw_costs, costs_table(profile))
+    return style.styled(draw_costs, costs_table(profile))
 
 
 def plan_figure(sensitivity: pd.DataFrame) -> Drawing:
@@ -70,7 +58,7 @@ def plan_figure(sensitivity: pd.DataFrame) -> Drawing:
     table = plan_table(sensitivity)
     if table.empty:
         raise CallerError("figure of a plan", "no arm has tokens under any definition", "give a larger budget")
-    return styled(draw_plan, table)
+    return style.styled(draw_plan, table)
 
 
 def spent_figure(plan: Plan, records: Iterable[RunRecord]) -> Drawing:
@@ -84,7 +72,7 @@ def spent_figure(plan: Plan, records: Iterable[RunRecord]) -> Drawing:
     table = spent_table(plan, records)
     if table.empty:
         raise CallerError(f"figure of what {plan.study} spent", "no run is complete", "run it")
-    return styled(lambda drawn: draw_spent(drawn, list(plan.arms)), table)
+    return style.styled(lambda drawn: draw_spent(drawn, list(plan.arms)), table)
 
 
 def costs_table(profile: CostProfile) -> pd.DataFrame:
@@ -137,7 +125,7 @@ def draw_costs(table: pd.DataFrame) -> Drawing:
     ratios = table[table["phase"] == WHOLE].pivot(index="arm", columns="quantity", values="ratio")
     off = (ratios[_FLOPS] / ratios[_SECONDS] - 1).dropna()
     shares = (1.0, 1.0, 0.26) if len(off) else (1.0, 1.0)
-    figure, [panels] = canvas(0.65 + 0.24 * len(arms), handles, (1, len(shares)), sharey=True, width_ratios=shares,
+    figure, [panels] = style.canvas(0.65 + 0.24 * len(arms), handles, (1, len(shares)), sharey=True, width_ratios=shares,
                               legend={"ncols": 3, "handlelength": 1.2})  # fmt: skip
     for axes, quantity in zip(panels, _PANELS, strict=False):
         wholes = table[(table["quantity"] == quantity) & (table["phase"] == WHOLE)].set_index("arm")
@@ -178,10 +166,10 @@ def _cost_panel(axes: Axes, bars: pd.DataFrame, wholes: pd.DataFrame, arms: Sequ
         if math.isfinite(whole["low"]):
             axes.plot([whole["low"], whole["high"]], [y, y], color="black", linewidth=0.9, zorder=4)
             end = max(end, whole["high"])
-        end_label(axes, f"{whole['ratio']:.2f}×" if math.isfinite(whole["ratio"]) else "n/a", (end, y))
+        style.end_label(axes, f"{whole['ratio']:.2f}×" if math.isfinite(whole["ratio"]) else "n/a", (end, y))
     axes.set_xlim(0, 1.32 * max(ends.max(), *wholes["high"].dropna(), *wholes["value"].dropna()))
     axes.locator_params(axis="x", nbins=4)
-    axes.xaxis.set_major_formatter(prefixes())
+    axes.xaxis.set_major_formatter(style.prefixes())
 
 
 def plan_table(sensitivity: pd.DataFrame) -> pd.DataFrame:
@@ -198,10 +186,10 @@ def plan_table(sensitivity: pd.DataFrame) -> pd.DataFrame:
 
 def draw_plan(table: pd.DataFrame) -> Drawing:
     """Draw `plan_table`: a line a definition, a marker an arm; at the right how many arms are infeasible."""
-    lines, styles = list(pd.unique(table["line"])), arm_styles(list(pd.unique(table["arm"])))
+    lines, styles = list(pd.unique(table["line"])), style.arm_styles(list(pd.unique(table["arm"])))
     height = 0.6 + (0.1 + 0.035 * len(styles)) * len(lines)
-    figure, [[axes]] = canvas(height, arm_handles(styles, lines=()), legend={"handletextpad": 0.2})
-    log_axis(axes, "x", room(table["tokens"].tolist(), log=True), "tokens", most=6)
+    figure, [[axes]] = style.canvas(height, style.arm_handles(styles, lines=()), legend={"handletextpad": 0.2})
+    style.log_axis(axes, "x", style.room(table["tokens"].tolist(), log=True), written=style.prefixes("tokens"), most=6)
     axes.set_xlabel("tokens")
     axes.set_yticks(range(len(lines)), lines)
     axes.set_ylim(len(lines) - 0.5, -0.5)
@@ -212,12 +200,12 @@ def draw_plan(table: pd.DataFrame) -> Drawing:
         if y % 2 == 0:
             axes.axhspan(y - 0.5, y + 0.5, color="#F5F5F5", linewidth=0, zorder=0)
         if unknown[line]:
-            end_label(axes, f"{unknown[line]} n/a", (1, y), xycoords=("axes fraction", "data"), color=QUIET)
-    for i, (arm, style) in enumerate(styles.items()):
+            style.end_label(axes, f"{unknown[line]} n/a", (1, y), xycoords=("axes fraction", "data"), color=style.QUIET)
+    for i, (arm, look) in enumerate(styles.items()):
         own = table[(table["arm"] == arm) & table["tokens"].notna()]
         # Side by side, since arms often get the same.
         at = own["line"].map(lines.index) + 0.7 * ((i + 0.5) / len(styles) - 0.5)
-        axes.plot(own["tokens"], at, style.marker, color=style.colour, zorder=3, **MARK)
+        axes.plot(own["tokens"], at, look.marker, color=look.colour, zorder=3, **style.MARK)
     return figure
 
 
@@ -248,21 +236,21 @@ def draw_spent(table: pd.DataFrame, order: Sequence[str] = ()) -> Drawing:
     `order` is that of the study's arms, which their looks follow.
     """
     arms, rungs = list(dict.fromkeys(table["arm"])), sorted(table["rung"].unique())
-    styles = arm_styles(list(dict.fromkeys([*order, *arms])))
-    figure, [panels] = canvas(0.65 + 0.28 * len(arms), shape=(1, 2), sharey=True)
+    styles = style.arm_styles(list(dict.fromkeys([*order, *arms])))
+    figure, [panels] = style.canvas(0.65 + 0.28 * len(arms), shape=(1, 2), sharey=True)
     for axes, (quantity, words) in zip(panels, _SPENT.items(), strict=True):
         rows = table[(table["quantity"] == quantity) & table["ratio"].notna()]
-        axes.axvline(1.0, color=INK, linewidth=0.6, zorder=1)
+        axes.axvline(1.0, color=style.INK, linewidth=0.6, zorder=1)
         for arm, own in rows.groupby("arm"):
             at = arms.index(str(arm)) + 0.6 * ((own["rung"].map(rungs.index) + 0.5) / len(rungs) - 0.5)
-            style = styles[str(arm)]
-            axes.plot(own["ratio"], at, style.marker, color=style.colour, zorder=3, **MARK)
+            look = styles[str(arm)]
+            axes.plot(own["ratio"], at, look.marker, color=look.colour, zorder=3, **style.MARK)
         if rows.empty:
             axes.text(0.05, 0.5, "n/a (not timed)", transform=axes.transAxes, va="center", fontsize=6.5)
             axes.set_xticks([])
         else:
             # What is spent to the FLOP must not look like noise: never less than a percent to either side.
-            axes.set_xlim(*room([0.99, 1.01, *rows["ratio"]]))
+            axes.set_xlim(*style.room([0.99, 1.01, *rows["ratio"]]))
             axes.locator_params(axis="x", nbins=4)
             axes.xaxis.set_major_formatter("{x:.4g}")
             axes.grid(axis="x")

@@ -12,22 +12,8 @@ import pandas as pd
 
 from budgetlab.errors import CallerError, unknown_name
 from budgetlab.fitting.scores import OUTCOMES
+from budgetlab.reporting.figures import style
 from budgetlab.reporting.figures.data import AXES, Axis, Figure, Known, fit_note, fit_notes, spread_note
-from budgetlab.reporting.figures.style import (
-    COLUMN_INCHES,
-    INK,
-    MARK,
-    QUIET,
-    TWO_COLUMNS_INCHES,
-    ArmStyle,
-    arm_handles,
-    arm_styles,
-    canvas,
-    handle,
-    log_axis,
-    room,
-    styled,
-)
 from budgetlab.reporting.frames import LOSSES, MEAN, YARDSTICKS, scores_frame
 from budgetlab.values import CurveFit
 
@@ -80,7 +66,7 @@ def score_figure(
     """
     tasks = [tasks] if isinstance(tasks, str) else tasks
     table, order = _points(scores, fits, arms, tasks, level, x, "scores")
-    return styled(lambda drawn: draw_scores(drawn, x, order, fit_notes(fits, drawn, x)), table)
+    return style.styled(lambda drawn: draw_scores(drawn, x, order, fit_notes(fits, drawn, x)), table)
 
 
 def loss_figure(
@@ -99,7 +85,7 @@ def loss_figure(
     if task not in LOSSES:
         raise unknown_name("loss", task, LOSSES, "loss_figure, task")
     table, order = _points(scores, fits, arms, [task], level, x, f"values of {task}")
-    return styled(lambda drawn: draw_losses(drawn, fit_note(fits, task, drawn, x), x, order), table)
+    return style.styled(lambda drawn: draw_losses(drawn, fit_note(fits, task, drawn, x), x, order), table)
 
 
 def _points(
@@ -142,24 +128,24 @@ def draw_scores(table: pd.DataFrame, x: Axis = "tokens", order: Sequence[str] = 
     styles, wide = _styles(table, x, order), len(tasks) > 6
     columns = 4 if wide else min(2, len(tasks))
     lines = math.ceil(len(tasks) / columns)
-    handles = [*arm_handles(styles), *_layer_handles(table, x)]
-    spare = len(tasks) % columns != 0 and len(handles) <= 10  # a panel without a task has room for the legend
+    handles = [*style.arm_handles(styles), *_layer_handles(table, x)]
+    spare = len(tasks) % columns != 0 and len(handles) <= 10  # a panel without a task has style.room for the legend
     told = textwrap.wrap(note, 120 if wide else 58)
-    figure, panels = canvas(
+    figure, panels = style.canvas(
         (1.45 if lines > 1 else 1.75) * lines + 0.2 + 0.11 * len(told), [] if spare else handles, (lines, columns),
-        width=TWO_COLUMNS_INCHES if wide else COLUMN_INCHES,
+        width=style.TWO_COLUMNS_INCHES if wide else style.COLUMN_INCHES,
     )  # fmt: skip
     panels = panels.ravel()
     aside = _aside(table, x)
     for axes, task in zip(panels, tasks, strict=False):
         rows = table[table["task"] == task]
         _panel(axes, rows, x, styles, aside, joined=not (rows["layer"] == "curve").any())
-        log_axis(axes, "x", _limits(table, x, aside), x, most=4)
+        style.log_axis(axes, "x", _limits(table, x, aside), written=_written(x), most=4)
         metric = str(rows["metric"].iloc[0])
         of = textwrap.wrap(str(rows["subset"].iloc[0]), 34)  # a subset, or what the mean is of
         axes.set_title(metric if task == MEAN else task, loc="left", pad=3 + 6 * len(of), fontweight="bold")
         axes.annotate("\n".join(of), (0, 1), (0, 2), xycoords="axes fraction", textcoords="offset points", fontsize=5,
-                      color=INK, linespacing=1.0)  # fmt: skip
+                      color=style.INK, linespacing=1.0)  # fmt: skip
         name = "score" if task == MEAN else _METRICS.get(metric, metric)
         axes.set_ylabel("loss (nats)" if task in LOSSES else f"{name} (points)", labelpad=2)
     for axes in panels[len(tasks) :]:
@@ -177,37 +163,41 @@ def draw_losses(table: pd.DataFrame, note: str = "", x: Axis = "required_flops",
     """
     styles, lines = _styles(table, x, order), textwrap.wrap(note, 66)
     fitted = set(table.loc[table["layer"].isin(["curve", "beyond"]) & table[x].notna(), "arm"])
-    handles = [*arm_handles(styles, lines=fitted), *_layer_handles(table, x)]
-    figure, [[axes]] = canvas(2.25 + 0.11 * len(lines), handles)
+    handles = [*style.arm_handles(styles, lines=fitted), *_layer_handles(table, x)]
+    figure, [[axes]] = style.canvas(2.25 + 0.11 * len(lines), handles)
     aside = _aside(table, x)
     _panel(axes, table, x, styles, aside, joined=False)
-    log_axis(axes, "x", _limits(table, x, aside), x, most=6)
+    style.log_axis(axes, "x", _limits(table, x, aside), written=_written(x), most=6)
     name = OUTCOMES[str(table["task"].iloc[0])].removeprefix("the ")
     axes.set(xlabel=_label(x), ylabel=f"{name} (nats per target token)")
     if lines:
-        figure.supxlabel("\n".join(lines), fontsize=6, color=INK, x=0.02, ha="left", style="italic")
+        figure.supxlabel("\n".join(lines), fontsize=6, color=style.INK, x=0.02, ha="left", look="italic")
     return figure
+
+
+def _written(x: Axis) -> Any:
+    return "{x:.4g}" if x == "device_hours" else style.prefixes("tokens" if x == "tokens" else "")
 
 
 def _label(x: Axis) -> str:
     return f"{_WORDS[x]} ({_UNITS[x]})"
 
 
-def _styles(table: pd.DataFrame, x: Axis, order: Sequence[str]) -> dict[str, ArmStyle]:
-    """Return the style of each arm that is drawn; of very many, those that lead at the largest budget have colours."""
+def _styles(table: pd.DataFrame, x: Axis, order: Sequence[str]) -> dict[str, style.ArmStyle]:
+    """Return the look of each arm that is drawn; of very many, those that lead at the largest budget have colours."""
     seen = table[table["layer"].isin(["run", "mid_decay"])]
     means = table[(table["layer"] == "mean") & (table["task"] == table["task"].iloc[-1])]
     last = means[means["rung"] == means["rung"].max()].set_index("arm")["value"]
     ranked = last.sort_values(ascending=table["unit"].iloc[0] != "points").index
-    styles = arm_styles(list(dict.fromkeys([*order, *seen["arm"]])), list(ranked))
+    styles = style.arm_styles(list(dict.fromkeys([*order, *seen["arm"]])), list(ranked))
     drawn = set(seen.loc[seen[x].notna(), "arm"])
-    return {arm: style for arm, style in styles.items() if arm in drawn}
+    return {arm: look for arm, look in styles.items() if arm in drawn}
 
 
 def _limits(table: pd.DataFrame, x: Axis, aside: Mapping[str, float]) -> tuple[float, float]:
     rows = table[table["layer"].isin(_LAYERS) & table[x].notna()]
     at = rows[x] * rows["arm"].map(aside).fillna(1.0)
-    low, high = room(at.tolist(), 0.07, log=True)
+    low, high = style.room(at.tolist(), 0.07, log=True)
     return min(low, at.min() / 1.1), max(high, at.max() * 1.1)  # one budget fills no axis
 
 
@@ -223,7 +213,13 @@ def _aside(table: pd.DataFrame, x: Axis) -> dict[str, float]:
 
 
 def _panel(
-    axes: Axes, rows: pd.DataFrame, x: Axis, styles: Mapping[str, ArmStyle], aside: Mapping[str, float], *, joined: bool
+    axes: Axes,
+    rows: pd.DataFrame,
+    x: Axis,
+    styles: Mapping[str, style.ArmStyle],
+    aside: Mapping[str, float],
+    *,
+    joined: bool,
 ) -> None:
     """Draw one outcome: its yardsticks, then arm by arm the curve, the runs, and their means.
 
@@ -232,57 +228,57 @@ def _panel(
     """
     axes.grid(axis="y")
     for row in rows[rows["layer"].isin(list(YARDSTICKS))].to_dict("records"):
-        axes.axhline(row["value"], color=QUIET, linewidth=0.8, linestyle=_DASHES[row["layer"]], zorder=1)
+        axes.axhline(row["value"], color=style.QUIET, linewidth=0.8, linestyle=_DASHES[row["layer"]], zorder=1)
     drawn = rows[rows[x].notna()]
     beyond, runs = drawn[drawn["layer"] == "beyond"], drawn[drawn["layer"] == "run"]
     if len(beyond):
         for start, stop in ((beyond[x].min(), runs[x].min()), (runs[x].max(), beyond[x].max())):
             if start < stop:
                 axes.axvspan(start, stop, color="#F0F0F0", linewidth=0, zorder=0)
-    for arm, style in styles.items():
+    for arm, look in styles.items():
         own = drawn[drawn["arm"] == arm]
         own = own.assign(at=own[x] * aside.get(arm, 1.0))
         runs, means, early, curve, beyond = (own[own["layer"] == layer] for layer in _LAYERS)
         if len(curve):
-            _band(axes, curve, style, 0.16, linestyle=style.dash)
+            _band(axes, curve, look, 0.16, linestyle=look.dash)
             inside = curve["at"].min(), curve["at"].max()
             for side, edge in ((beyond["at"] < inside[0], inside[0]), (beyond["at"] > inside[1], inside[1])):
                 if side.any():  # the two parts meet at the end of the range
                     whole = pd.concat([beyond[side], curve[curve["at"] == edge]]).sort_index()
-                    _band(axes, whole, style, 0.08, linestyle=(0, (4, 2)), linewidth=0.8)
-        axes.plot(runs["at"], runs["value"], linestyle="none", marker=style.marker, markersize=2.0,
-                  markeredgewidth=0.5, markerfacecolor="white", color=style.colour, alpha=0.55, zorder=2.5)  # fmt: skip
+                    _band(axes, whole, look, 0.08, linestyle=(0, (4, 2)), linewidth=0.8)
+        axes.plot(runs["at"], runs["value"], linestyle="none", marker=look.marker, markersize=2.0,
+                  markeredgewidth=0.5, markerfacecolor="white", color=look.colour, alpha=0.55, zorder=2.5)  # fmt: skip
         axes.plot(early["at"], early["value"], linestyle="none", marker="x", markersize=3, markeredgewidth=0.7,
-                  color=style.colour, zorder=2.6)  # fmt: skip
+                  color=look.colour, zorder=2.6)  # fmt: skip
         lines = joined and not len(curve) and len(means) > 1
         known = means[means[["low", "high"]].notna().all(axis=1)]
         if lines and len(known):
-            axes.fill_between(means["at"], means["low"], means["high"], color=style.colour, alpha=0.13, linewidth=0,
+            axes.fill_between(means["at"], means["low"], means["high"], color=look.colour, alpha=0.13, linewidth=0,
                               zorder=1.5)  # fmt: skip
         elif len(known):
             spread = [known["value"] - known["low"], known["high"] - known["value"]]
-            axes.errorbar(known["at"], known["value"], yerr=spread, linestyle="none", color=style.colour,
+            axes.errorbar(known["at"], known["value"], yerr=spread, linestyle="none", color=look.colour,
                           elinewidth=0.8, capsize=1.6, capthick=0.8, zorder=2.8)  # fmt: skip
-        axes.plot(means["at"], means["value"], linestyle=style.dash if lines else "none", marker=style.marker,
-                  color=style.colour, zorder=3, **MARK)  # fmt: skip
+        axes.plot(means["at"], means["value"], linestyle=look.dash if lines else "none", marker=look.marker,
+                  color=look.colour, zorder=3, **style.MARK)  # fmt: skip
 
 
-def _band(axes: Axes, rows: pd.DataFrame, style: ArmStyle, alpha: float, **line: Any) -> None:
+def _band(axes: Axes, rows: pd.DataFrame, look: style.ArmStyle, alpha: float, **line: Any) -> None:
     """Draw a part of a fitted curve, with its band where that is known."""
-    axes.plot(rows["at"], rows["value"], color=style.colour, zorder=2, **line)
+    axes.plot(rows["at"], rows["value"], color=look.colour, zorder=2, **line)
     if rows[["low", "high"]].notna().all(axis=None):
-        axes.fill_between(rows["at"], rows["low"], rows["high"], color=style.colour, alpha=alpha, linewidth=0,
+        axes.fill_between(rows["at"], rows["low"], rows["high"], color=look.colour, alpha=alpha, linewidth=0,
                           zorder=1.4)  # fmt: skip
 
 
 def _layer_handles(table: pd.DataFrame, x: Axis) -> list[Any]:
     drawn = set(table["layer"])
     handles = [
-        handle(label, color=QUIET, linewidth=0.8, linestyle=_DASHES[subject])
+        style.handle(label, color=style.QUIET, linewidth=0.8, linestyle=_DASHES[subject])
         for subject, label in YARDSTICKS.items() if subject in drawn
     ]  # fmt: skip
     if (table.loc[table[x].notna(), "layer"] == "mid_decay").any():
-        handles.append(handle("in mid-decay", linestyle="", marker="x", markersize=3, color="#555555"))
+        handles.append(style.handle("in mid-decay", linestyle="", marker="x", markersize=3, color="#555555"))
     return handles
 
 

@@ -15,18 +15,8 @@ from budgetlab.errors import CallerError
 from budgetlab.fitting import IsoFlop, isoflop, optimum, predict
 from budgetlab.fitting.scores import OUTCOMES, run_values
 from budgetlab.laws import get_law
+from budgetlab.reporting.figures import style
 from budgetlab.reporting.figures.data import Figure, Known, need_columns
-from budgetlab.reporting.figures.style import (
-    arm_handles,
-    arm_styles,
-    canvas,
-    handle,
-    log_axis,
-    prefixes,
-    room,
-    si_scale,
-    styled,
-)
 from budgetlab.reporting.frames import unit_of
 from budgetlab.values import CurveFit
 
@@ -63,21 +53,21 @@ def frontier_figure(frontier: pd.DataFrame, *, arms: Sequence[str] = ()) -> Draw
     table = frontier_table(frontier)
     if table.empty:
         raise CallerError("figure of a frontier", "the all-in compute is unknown", "count the teacher's pretraining")
-    return styled(lambda drawn: draw_frontier(drawn, [arms] if isinstance(arms, str) else arms), table)
+    return style.styled(lambda drawn: draw_frontier(drawn, [arms] if isinstance(arms, str) else arms), table)
 
 
 def isoflop_figure(found: IsoFlop, table: pd.DataFrame, columns: Mapping[str, str] | None = None) -> Drawing:
     """Draw the parabolas that `isoflop` fitted to a table, and the optimal size against compute."""
     needed = [(columns or {}).get(name, place) for name, place in found.columns.items()]
     need_columns(table, needed, "isoFLOP curves", "`isoflop`, with its columns")
-    return styled(draw_isoflop, isoflop_table(found, table, columns))
+    return style.styled(draw_isoflop, isoflop_table(found, table, columns))
 
 
 def map_figure(verdict_map: pd.DataFrame) -> Drawing:
     """Draw `verdict_map`: who is ahead at which all-in compute, by how many students share the teacher."""
     needed = ["student", "arm", "reference", "students_per_teacher", "total_flops", "answer", "basis"]
     need_columns(verdict_map, needed, "a verdict map", "`verdict_map`")
-    return styled(draw_map, map_table(verdict_map))
+    return style.styled(draw_map, map_table(verdict_map))
 
 
 def frontier_table(frontier: pd.DataFrame) -> pd.DataFrame:
@@ -104,26 +94,29 @@ def draw_frontier(table: pd.DataFrame, order: Sequence[str] = ()) -> Drawing:
     `order` is that of the study's arms, which their looks follow.
     """
     leading = list(table[table["on_frontier"]]["arm"].unique())
-    styles = arm_styles(list(dict.fromkeys([*order, *table["arm"]])), leading)
+    styles = style.arm_styles(list(dict.fromkeys([*order, *table["arm"]])), leading)
     line = {"color": "black", "linewidth": 0.8, "drawstyle": "steps-post"}
     shares = sorted(table["students_per_teacher"].unique().tolist(), reverse=True)
     shape = math.ceil(len(shares) / 2), min(2, len(shares))
-    figure, panels = canvas(
-        1.45 * shape[0] + 0.25, [*arm_handles(styles, lines=()), handle("frontier", **line)], shape, sharey=True
+    figure, panels = style.canvas(
+        1.45 * shape[0] + 0.25,
+        [*style.arm_handles(styles, lines=()), style.handle("frontier", **line)],
+        shape,
+        sharey=True,
     )
     for axes in panels.ravel()[len(shares) :]:
         axes.set_axis_off()
     for axes, share in zip(panels.ravel(), shares, strict=False):
         rows = table[table["students_per_teacher"] == share]
-        best, limits = rows[rows["on_frontier"]], room(rows["all_in_flops"].tolist(), log=True)
+        best, limits = rows[rows["on_frontier"]], style.room(rows["all_in_flops"].tolist(), log=True)
         axes.grid(axis="y")
         axes.plot([*best["all_in_flops"], limits[1]], [*best["outcome"], best["outcome"].iloc[-1]], zorder=2, **line)
-        for arm, style in styles.items():
-            for on, fill in ((True, style.colour), (False, "white")):
+        for arm, look in styles.items():
+            for on, fill in ((True, look.colour), (False, "white")):
                 own = rows[(rows["arm"] == arm) & (rows["on_frontier"] == on)]
-                axes.plot(own["all_in_flops"], own["outcome"], style.marker, color=style.colour, markerfacecolor=fill,
+                axes.plot(own["all_in_flops"], own["outcome"], look.marker, color=look.colour, markerfacecolor=fill,
                           markersize=4.0, markeredgewidth=0.7, zorder=3)  # fmt: skip
-        log_axis(axes, "x", limits, most=4)
+        style.log_axis(axes, "x", limits, most=4)
         shared = "teacher free" if math.isinf(share) else f"teacher for {share:g} student{'s' * (share != 1)}"
         axes.set_title(shared, loc="left")
     y = str(table["y"].iloc[0])
@@ -178,22 +171,22 @@ def draw_isoflop(table: pd.DataFrame) -> Drawing:
     runs, parabolas, optima, lines = (table[table["layer"] == n] for n in ("run", "parabola", "optimum", "line"))
     budgets = sorted(runs["flops"].unique())
     shades = matplotlib.colormaps["viridis"](np.linspace(0.15, 0.85, len(budgets)))
-    figure, [[above], [below]] = canvas(4.4, shape=(2, 1), height_ratios=(1.3, 1.0))
+    figure, [[above], [below]] = style.canvas(4.4, shape=(2, 1), height_ratios=(1.3, 1.0))
     for flops, colour in zip(budgets, shades, strict=True):
         own, curve, best = (layer[layer["flops"] == flops] for layer in (runs, parabolas, optima))
         inside = best[best["used"]]
         look = {"color": colour, "markersize": 3.6}
         above.plot(own[size], own["loss"], "o", markersize=2.4, color=colour, markerfacecolor="white",
-                   markeredgewidth=0.7, label=prefixes("FLOP")(float(f"{flops:.3g}")))  # fmt: skip
+                   markeredgewidth=0.7, label=style.prefixes("FLOP")(float(f"{flops:.3g}")))  # fmt: skip
         above.plot(curve[size], curve["loss"], color=colour, linewidth=1.0)
         above.plot(inside[size], inside["loss"], "D", **look)
         below.vlines(best["flops"], best[f"{size}_low"], best[f"{size}_high"], color=colour, linewidth=0.9)
         below.plot(best["flops"], best[size], "D", **look, markerfacecolor=colour if len(inside) else "white")
     below.plot(lines["flops"], lines[size], color="#555555", linewidth=0.9, linestyle=(0, (4, 2)), zorder=1)
     ends = optima[[size, f"{size}_low", f"{size}_high"]].to_numpy(dtype=float).ravel()
-    log_axis(above, "x", room(runs[size].tolist(), log=True), size, most=6)
-    log_axis(below, "x", room(budgets, log=True), most=6)
-    log_axis(below, "y", room(ends.tolist(), log=True), size, most=6)
+    style.log_axis(above, "x", style.room(runs[size].tolist(), log=True), written=style.prefixes(size), most=6)
+    style.log_axis(below, "x", style.room(budgets, log=True), most=6)
+    style.log_axis(below, "y", style.room(ends.tolist(), log=True), written=style.prefixes(size), most=6)
     above.set(xlabel=words, ylabel="loss (nats per token)")
     below.set(xlabel="compute (FLOP)", ylabel=f"optimal {words}")
     above.legend(ncols=3 if len(budgets) > 4 else 2, handletextpad=0.1, columnspacing=0.8, fontsize=5.5)
@@ -215,12 +208,12 @@ def draw_map(table: pd.DataFrame) -> Drawing:
     handles: list[Any] = [Patch(**look, edgecolor="#777777", linewidth=0.4) for answer, look in _ANSWERS.items()
                           if (table["answer"] == answer).any()]  # fmt: skip
     if (table["basis"] == "predicted").any():
-        handles.append(handle("predicted", markersize=1.8, **dot))
-    prefix, scale = si_scale(float(table["total_flops"].max()))
+        handles.append(style.handle("predicted", markersize=1.8, **dot))
+    prefix, scale = style.si_scale(float(table["total_flops"].max()))
     groups = list(table.groupby(["student", "arm"], sort=False))
     height = 0.35 + (0.62 + 0.135 * table["students_per_teacher"].nunique()) * len(groups)
     legend = {"ncols": 2, "handlelength": 1.4, "columnspacing": 1.0}
-    figure, panels = canvas(height, handles, (len(groups), 1), legend=legend)
+    figure, panels = style.canvas(height, handles, (len(groups), 1), legend=legend)
     for axes, ((student, arm), cells) in zip(panels[:, 0], groups, strict=True):
         amounts, shares = sorted(cells["total_flops"].unique()), sorted(cells["students_per_teacher"].unique())
         for row in cells.to_dict("records"):
@@ -301,8 +294,8 @@ def draw_fit(table: pd.DataFrame) -> Drawing:
     """Draw `fit_table`."""
     points, curve = table[table["layer"] == "point"], table[table["layer"] == "curve"]
     inside, limits = curve[~curve["extrapolated"].astype(bool)], (float(curve["x"].min()), float(curve["x"].max()))
-    colour = arm_styles(["fit"])["fit"].colour
-    figure, [[axes]] = canvas(2.4)
+    colour = style.arm_styles(["fit"])["fit"].colour
+    figure, [[axes]] = style.canvas(2.4)
     axes.grid(axis="y")
     for start, stop in ((limits[0], points["x"].min()), (points["x"].max(), limits[1])):
         axes.axvspan(start, stop, color="#F0F0F0", linewidth=0, zorder=0)
@@ -311,7 +304,7 @@ def draw_fit(table: pd.DataFrame) -> Drawing:
     axes.fill_between(curve["x"], curve["low"], curve["high"], color=colour, alpha=0.18, linewidth=0, zorder=1)
     axes.plot(points["x"], points["y"], "o", markersize=2.4, markeredgewidth=0.4, markerfacecolor="white",
               color="#333333", zorder=3)  # fmt: skip
-    log_axis(axes, "x", limits, most=6)
+    style.log_axis(axes, "x", limits, most=6)
     name, above = str(table["x_name"].iloc[0]), {"ha": "right", "va": "top", "fontsize": 6, "color": "#555555"}
     axes.set_xlabel(f"{name.removesuffix(')')}, log scale)" if name.endswith(")") else f"{name} (log scale)")
     axes.set_ylabel(table["y_name"].iloc[0])

@@ -238,7 +238,7 @@ def prefixes(unit: str = "") -> EngFormatter:
     """Return what writes an amount with an SI prefix, as a function or on an axis: 2T, 20M; a billion tokens is a B."""
     from matplotlib.ticker import EngFormatter
 
-    formatter = EngFormatter("" if unit == "tokens" else unit, sep=" " if unit == "FLOP" else "")
+    formatter = EngFormatter(unit if unit == "FLOP" else "", sep=" " if unit == "FLOP" else "")
     if unit == "tokens":
         formatter.ENG_PREFIXES = EngFormatter.ENG_PREFIXES | {9: "B"}  # type: ignore[misc]
     return formatter
@@ -258,25 +258,20 @@ def budget_axis(unit: str, largest: float) -> tuple[str, float]:
 
 
 def log_axis(
-    axes: Axes, along: str, limits: tuple[float, float], unit: str = "", *, most: int = 5, scale: float = 1.0
+    axes: Axes, along: str, limits: tuple[float, float], *, written: Any = None, most: int = 5, scale: float = 1.0
 ) -> None:
-    """Make an axis logarithmic, with a few round ticks in units of `scale` and SI prefixes, "×" for ratios."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+    """Make an axis logarithmic, with a few ticks that are round in units of `scale`; default: with SI prefixes."""
+    from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 
     axes.set(**{f"{along}scale": "log", f"{along}lim": limits})
     axis = axes.xaxis if along == "x" else axes.yaxis
     low, high = limits[0] / scale, limits[1] / scale
+    finest_first = ((1, 1.5, 2, 3, 4, 6, 8), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,))
     ticks: list[float] = []
-    for locator in (
-        *(LogLocator(subs=subs) for subs in ((1, 2, 5), (1, 3), (1,))),
-        MaxNLocator(most, steps=[1, 2, 5, 10]),
-    ):
+    for locator in (*map(LogLocator, [10] * 5, finest_first), MaxNLocator(most, steps=[1, 2, 5, 10])):
         ticks = [tick for tick in locator.tick_values(low, high) if low <= tick <= high]
         if 2 <= len(ticks) <= most:
             break
     axis.set_major_locator(FixedLocator([tick * scale for tick in ticks]))
     axis.set_minor_locator(NullLocator())
-    if unit == "×" or scale != 1:
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / scale:.4g}{unit if unit == '×' else ''}"))
-    else:
-        axis.set_major_formatter(prefixes("tokens" if unit == "tokens" else ""))
+    axis.set_major_formatter((lambda at, _: f"{at / scale:.4g}") if scale != 1 else written or prefixes())

@@ -12,23 +12,8 @@ import pandas as pd
 from budgetlab.errors import CallerError, unknown_name
 from budgetlab.fitting.scores import OUTCOMES
 from budgetlab.frames import verdicts_frame
+from budgetlab.reporting.figures import style
 from budgetlab.reporting.figures.data import Figure, Known
-from budgetlab.reporting.figures.style import (
-    COLUMN_INCHES,
-    INK,
-    MARK,
-    TWO_COLUMNS_INCHES,
-    ArmStyle,
-    arm_handles,
-    arm_styles,
-    budget_axis,
-    canvas,
-    end_label,
-    log_axis,
-    patch,
-    room,
-    styled,
-)
 from budgetlab.values import Verdict
 
 if TYPE_CHECKING:
@@ -39,7 +24,7 @@ _MULTIPLIERS = {"tokens": "token", "target_tokens": "target token", "device_seco
 """Of curves that are not over compute."""
 _MARGIN = "#EFEFEF"
 _PARTS = {
-    "difference": ("difference at equal budget", INK),
+    "difference": ("difference at equal budget", style.INK),
     "gain_per_token": ("gain per token (at equal tokens)", "#332288"),
     "effect_of_tokens": ("effect of reading fewer tokens", "#B3A63C"),
 }
@@ -90,7 +75,7 @@ def verdict_figure(
     if table.empty:
         raise CallerError(f"figure of verdicts on {y or 'the primary outcome'}", "there are none", "score two arms")
     order = [arms] if isinstance(arms, str) else arms
-    return styled(lambda drawn: draw_verdicts(drawn, order), table)
+    return style.styled(lambda drawn: draw_verdicts(drawn, order), table)
 
 
 def decomposition_figure(verdicts: Sequence[Verdict]) -> Drawing:
@@ -109,7 +94,7 @@ def decomposition_figure(verdicts: Sequence[Verdict]) -> Drawing:
             "; ".join(sorted(reasons)) or "no primary verdict has one",
             "run the reference at the other arm's tokens (match equal_tokens), or at three budgets",
         )
-    return styled(draw_decomposition, table)
+    return style.styled(draw_decomposition, table)
 
 
 def verdict_table(verdicts: Sequence[Verdict] | Mapping[str, Sequence[Verdict]], y: str | None = None) -> pd.DataFrame:
@@ -160,10 +145,10 @@ def draw_verdicts(table: pd.DataFrame, order: Sequence[str] = ()) -> Drawing:
     studies = list(pd.unique(table["study"]))
     styles = _styles(table, order)
     several, margin = bool(table["compute_multiplier"].notna().any()), float(table["margin"].max())
-    handles = [*arm_handles(styles), *([patch("equivalence margin", _MARGIN)] if margin > 0 else [])]
-    lines, width = 1 + several, COLUMN_INCHES if len(studies) == 1 else TWO_COLUMNS_INCHES
+    handles = [*style.arm_handles(styles), *([style.patch("equivalence margin", _MARGIN)] if margin > 0 else [])]
+    lines, width = 1 + several, style.COLUMN_INCHES if len(studies) == 1 else style.TWO_COLUMNS_INCHES
     shape = (lines, len(studies))
-    figure, panels = canvas(1.75 * lines + 0.35, handles, shape, width=width, sharex="col", sharey="row")
+    figure, panels = style.canvas(1.75 * lines + 0.35, handles, shape, width=width, sharex="col", sharey="row")
     for column, study in enumerate(studies):
         rows = table[table["study"] == study]
         unit = str(rows["budget_unit"].iloc[0])
@@ -174,18 +159,20 @@ def draw_verdicts(table: pd.DataFrame, order: Sequence[str] = ()) -> Drawing:
             panels[:, column], (["difference", "low", "high"], _MULTIPLIER), (0.0, 1.0), strict=False
         ):
             axes.grid(axis="y")
-            axes.axhline(level, color=INK, linewidth=0.6, zorder=1)
+            axes.axhline(level, color=style.INK, linewidth=0.6, zorder=1)
             _contrast_lines(axes, rows, styles, columns, _limits(rows))
         if margin > 0:
             panels[0, column].axhspan(-margin, margin, color=_MARGIN, linewidth=0, zorder=0)
         _crossovers(panels[0, column], rows, styles)
-        shown, scale = budget_axis(unit, limits[1])
-        log_axis(panels[-1, column], "x", limits, unit, scale=scale)
+        shown, scale = style.budget_axis(unit, limits[1])
+        style.log_axis(panels[-1, column], "x", limits, written=style.prefixes(unit), scale=scale)
         panels[-1, column].set_xlabel(f"budget ({shown}, log scale)")
     panels[0, 0].set_ylabel(f"{_outcome(table)}\nbetter than {_reference(table)} by\n({_unit(table)})")
     if several:
         values = table[_MULTIPLIER].to_numpy(dtype=float).ravel()
-        log_axis(panels[1, 0], "y", room([*values[np.isfinite(values)].tolist(), 1.0], log=True), "×")
+        style.log_axis(
+            panels[1, 0], "y", style.room([*values[np.isfinite(values)].tolist(), 1.0], log=True), written="{x:.4g}×"
+        )
         panels[1, 0].set_ylabel(f"{multiplier_name(table)}\n(above 1: needs less)")
     return figure
 
@@ -216,31 +203,35 @@ def _contrasts(table: pd.DataFrame) -> pd.Series:
     return table["arm"] if table["reference"].nunique() < 2 else table["arm"] + " - " + table["reference"]
 
 
-def _styles(table: pd.DataFrame, order: Sequence[str]) -> dict[str, ArmStyle]:
+def _styles(table: pd.DataFrame, order: Sequence[str]) -> dict[str, style.ArmStyle]:
     """Return the look of each contrast: that of its arm in the study's other figures, where one arm is one contrast."""
     arms = dict(zip(_contrasts(table), table["arm"], strict=True))
     known = list(dict.fromkeys([*order, *sorted({*table["reference"], *table["arm"]})]))
     if len(set(arms.values())) < len(arms):
         arms, known = {name: name for name in arms}, list(arms)
     largest = table.loc[table["difference"].abs().sort_values(ascending=False).index]
-    looks = arm_styles(known, [arms[name] for name in dict.fromkeys(_contrasts(largest))])
+    looks = style.arm_styles(known, [arms[name] for name in dict.fromkeys(_contrasts(largest))])
     places = {arm: place for place, arm in enumerate(looks)}  # grey ones first, behind
     return {name: looks[arms[name]] for name in sorted(arms, key=lambda name: places[arms[name]])}
 
 
 def _limits(rows: pd.DataFrame) -> tuple[float, float]:
     budgets = rows["budget_amount"].unique().tolist()
-    return room(budgets, 0.12, log=True) if len(budgets) > 1 else (budgets[0] / 1.5, budgets[0] * 1.5)
+    return style.room(budgets, 0.12, log=True) if len(budgets) > 1 else (budgets[0] / 1.5, budgets[0] * 1.5)
 
 
 def _contrast_lines(
-    axes: Axes, rows: pd.DataFrame, styles: Mapping[str, ArmStyle], columns: Sequence[str], limits: tuple[float, float]
+    axes: Axes,
+    rows: pd.DataFrame,
+    styles: Mapping[str, style.ArmStyle],
+    columns: Sequence[str],
+    limits: tuple[float, float],
 ) -> None:
     """Draw a quantity of every contrast over the budget with its intervals, each contrast a little aside."""
     names = _contrasts(rows)
     order = list(dict.fromkeys(names))
     step = _SHIFT * math.log(limits[1] / limits[0]) * min(1.0, 6 / len(styles))
-    for name, style in styles.items():
+    for name, look in styles.items():
         own = rows[(names == name) & rows[columns[0]].notna()]
         if own.empty:
             continue
@@ -248,12 +239,12 @@ def _contrast_lines(
         at = own["budget_amount"] * math.exp(step * (order.index(name) - (len(order) - 1) / 2))
         known = low.notna() & high.notna()
         axes.errorbar(at[known], value[known], yerr=[(value - low)[known], (high - value)[known]], linestyle="none",
-                      color=style.colour, elinewidth=0.9, capsize=1.8, capthick=0.9, zorder=2.5)  # fmt: skip
-        axes.plot(at, value, color=style.colour, linestyle=style.dash, linewidth=0.8, marker=style.marker, zorder=3,
-                  **MARK)  # fmt: skip
+                      color=look.colour, elinewidth=0.9, capsize=1.8, capthick=0.9, zorder=2.5)  # fmt: skip
+        axes.plot(at, value, color=look.colour, linestyle=look.dash, linewidth=0.8, marker=look.marker, zorder=3,
+                  **style.MARK)  # fmt: skip
 
 
-def _crossovers(axes: Axes, rows: pd.DataFrame, styles: Mapping[str, ArmStyle]) -> None:
+def _crossovers(axes: Axes, rows: pd.DataFrame, styles: Mapping[str, style.ArmStyle]) -> None:
     """Mark on zero where each contrast's curves cross, with the interval."""
     crossed = rows.assign(name=_contrasts(rows)).dropna(subset="crossover_amount").drop_duplicates("name")
     for row in crossed.to_dict("records"):
@@ -290,8 +281,8 @@ def draw_decomposition(table: pd.DataFrame) -> Drawing:
     """Draw `decomposition_table`: for each contrast the difference, and the two parts that make it up."""
     table = table.assign(contrast=_contrasts(table))
     names = list(dict.fromkeys(table["contrast"]))
-    handles = [patch(label, colour) for label, colour in _PARTS.values()]
-    figure, [[axes]] = canvas(0.6 + 0.42 * len(names), handles, legend={"ncols": 1, "handlelength": 1.2})
+    handles = [style.patch(label, colour) for label, colour in _PARTS.values()]
+    figure, [[axes]] = style.canvas(0.6 + 0.42 * len(names), handles, legend={"ncols": 1, "handlelength": 1.2})
     axes.grid(axis="x")
     digits = 2 if table["value"].abs().max() >= 0.2 else 3
     for row in table.to_dict("records"):
@@ -300,8 +291,8 @@ def draw_decomposition(table: pd.DataFrame) -> Drawing:
         ends = [row["value"], *(end for end in (row["low"], row["high"]) if math.isfinite(end))]
         axes.plot(ends[1:], [at] * len(ends[1:]), color="black", linewidth=0.9, zorder=3)
         far = max(ends) if row["value"] >= 0 else min(ends)
-        end_label(axes, f"{row['value'] + 0.0:+.{digits}f}", (far, at), left=row["value"] < 0, fontsize=5.5)
-    axes.axvline(0.0, color=INK, linewidth=0.6, zorder=4)
+        style.end_label(axes, f"{row['value'] + 0.0:+.{digits}f}", (far, at), left=row["value"] < 0, fontsize=5.5)
+    axes.axvline(0.0, color=style.INK, linewidth=0.6, zorder=4)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
