@@ -12,7 +12,6 @@ const ENERGY = { j: 1, joule: 1, kj: 1e3, mj: 1e6, wh: 3600, kwh: 3.6e6 };
 const UNITS = ["required_flops", "executed_flops", "wall_seconds", "device_seconds", "joules", "usd", "tokens"];
 const NUMBER = /^\s*([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(.*?)\s*$/;
 const DATA_HALF_LIFE_PASSES = 15.387756; // R_D* of the planner
-const MOST_FEWEST = 10000;
 
 function splitNumber(text, asked) {
   const found = NUMBER.exec(text);
@@ -160,15 +159,6 @@ const warmupSteps = (data, arm, steps) => arm.warmup_tokens !== null
 const cooldownSteps = (arm, steps) =>
   arm.cools_down && steps ? Math.max(1, roundHalfEven(arm.cooldown_fraction * steps)) : 0;
 
-/** Fewest steps that hold a warm-up and a cooldown. */
-function fewestSteps(data, arm) {
-  const stays = 1 - (arm.cools_down ? arm.cooldown_fraction : 0);
-  const least = arm.warmup_tokens === null ? 2 : Math.max(2, Math.floor((warmupSteps(data, arm, 0) - 0.5) / stays));
-  let steps = least;
-  while (steps < least + MOST_FEWEST && warmupSteps(data, arm, steps) + cooldownSteps(arm, steps) > steps) steps++;
-  return steps;
-}
-
 /** What repeated text is worth in fresh text (arXiv 2305.16264, equation 5). */
 function effectiveTokens(tokens, unique) {
   const once = Math.min(tokens, unique), repeats = once > 0 ? tokens / once - 1 : 0;
@@ -195,15 +185,15 @@ function scheduleOf(data, arm, { amount, unit }, settings) {
   const { charge } = settings, unique = settings.unique === null ? null : BigInt(settings.unique);
   const cached = settings.cached === "planned" ? arm.cached
     : settings.cached === "possible" && arm.why_not_cached === null;
-  let teacher, price;
+  let teacher, price, taught;
   try {
-    teacher = teacherCost(arm, unit, charge);
-    const taught = teacherSteps(arm, unique, cached), first = priceOf(arm, unit, charge);
+    [teacher, taught] = [teacherCost(arm, unit, charge), teacherSteps(arm, unique, cached)];
+    const first = priceOf(arm, unit, charge);
     price = new StepCost(first, cached ? priceOf(arm, unit, "none") : first, taught);
   } catch (error) {
     return { arm: arm.name, cached, error: error.message };
   }
-  const fewest = fewestSteps(data, arm), trials = data.charged_trials, share = trials ? data.trial_share : null;
+  const fewest = arm.fewest_steps, trials = data.charged_trials, share = trials ? data.trial_share : null;
   const length = share === null ? price.times(trials + 1).steps(amount, teacher)
     : price.steps(teacher + share * (amount - teacher), teacher);
   const trialSteps = length >= fewest ? length : 0, tuning = trials * price.cost(trialSteps);
@@ -220,6 +210,12 @@ function scheduleOf(data, arm, { amount, unit }, settings) {
     const students = Math.ceil(teacher / (chargeShare(charge) * (amount - own)));
     reason += `, or share the teacher among ${students} students (amortised:${students})`;
   }
+  // A cached teacher reads each sample once.
+  const targets = roundHalfEven(Number(tokens) * arm.target_fraction), sequence = BigInt(arm.seq_len);
+  let flops = Number(tokens) * arm.required_flops_per_position + targets * arm.required_flops_per_target_token;
+  const once = cached ? (unique / sequence) * sequence : tokens;
+  if (tokens > once) flops -= Number(tokens - once) * arm.teacher_forward_required_flops_per_token;
+  const { inference, none } = arm.prices.device_seconds, isTimed = arm.timed && (!cached || arm.teacher_timed);
   // What the budget buys at either end of the step time's interval.
   const { seconds_per_step: seconds, seconds_per_step_interval: ends } = arm;
   const ranged = feasible && seconds && ends && ["device_seconds", "usd"].includes(unit);
@@ -232,26 +228,9 @@ function scheduleOf(data, arm, { amount, unit }, settings) {
     teacher_charge: teacher, tuning_charge: tuning, unspent_fraction: unspent,
     beyond_tolerance: feasible && unspent > data.tolerance_fraction,
     tokens_interval: ranged ? [boughtAt(ends[1]), boughtAt(ends[0])] : null,
-    required_flops: requiredFlops(arm, tokens, cached ? unique : null),
-    device_seconds: deviceSeconds(arm, steps, price.teacherSteps),
+    required_flops: flops,
+    device_seconds: isTimed ? new StepCost(inference, cached ? none : inference, taught).cost(steps) : null,
   };
-}
-
-/** Required FLOPs of training; `unique` is given where the teacher reads each sample once. */
-function requiredFlops(arm, tokens, unique) {
-  const targets = roundHalfEven(Number(tokens) * arm.target_fraction);
-  const flops = Number(tokens) * arm.required_flops_per_position + targets * arm.required_flops_per_target_token;
-  if (unique === null) return flops;
-  const sequence = BigInt(arm.seq_len), once = (unique / sequence) * sequence;
-  const untaught = tokens > once ? tokens - once : 0n;
-  return flops - Number(untaught) * arm.teacher_forward_required_flops_per_token;
-}
-
-/** Device time of so many steps, predicted from the profile; null where it was not timed. */
-function deviceSeconds(arm, steps, taught) {
-  if (!arm.timed || (taught !== Infinity && !arm.teacher_timed)) return null;
-  const { inference, none } = arm.prices.device_seconds;
-  return new StepCost(inference, taught === Infinity ? inference : none, taught).cost(steps);
 }
 
 /** Unique tokens that the first arm without a teacher would read so many times; null where it reads nothing. */

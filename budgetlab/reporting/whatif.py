@@ -9,7 +9,7 @@ from typing import Any
 from budgetlab.errors import CallerError
 from budgetlab.planner import MATCHES, trial_plan
 from budgetlab.planner.prices import charge_share, device_seconds, step_price, teacher_bill
-from budgetlab.planner.warmup import WARMUP_FRACTION
+from budgetlab.planner.warmup import WARMUP_FRACTION, fewest_steps
 from budgetlab.strategies import build_strategy
 from budgetlab.units import format_quantity, parse_amount
 from budgetlab.values import Arm, ModelSpec, Plan, StrategySpec
@@ -148,6 +148,7 @@ def _arm(plan: Plan, arm: Arm) -> dict[str, Any]:
                                                   "required_flops_per_target_token", "seconds_per_step",
                                                   "seconds_per_step_interval")},
         "teacher_forward_required_flops_per_token": cost.phases["teacher_forward"].required_flops_per_token,
+        "fewest_steps": fewest_steps(recipe),
         "timed": device_seconds(plan.execution, cost, 1) is not None,
         "teacher_timed": device_seconds(plan.execution, cost, 1, 1.0) is not None,
         "cached": any(s.taught_tokens is not None for s in plan.schedules if s.arm == arm.name),

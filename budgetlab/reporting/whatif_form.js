@@ -14,13 +14,7 @@ const field = (name) => document.getElementById(`whatif-${name}`);
 const isOn = (one) => one.error === null && one.feasible;
 let timer = null, middle = null;
 
-function element(parent, name, attributes = {}, text = "") {
-  const made = document.createElementNS(parent.namespaceURI, name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  made.textContent = text;
-  parent.append(made);
-  return made;
-}
+const safe = (text) => text.replace(/[&<>"]/g, (letter) => `&#${letter.charCodeAt(0)};`);
 
 function settings() {
   const [charge, students, text, amount] = ["charge", "students", "text", "amount"].map((name) => field(name).value);
@@ -66,25 +60,29 @@ function show({ amount, unit, arms }) {
   const at = formatAmount(amount, unit), base = arms.find(isOn);
   const ranges = arms.some((one) => one.tokens_interval) ? "; in brackets, at the ends of the step time's interval" : "";
   field("caption").textContent = `Tokens per arm at ${at}, predicted from the profile's prices${ranges}`;
-  for (const name of ["rows", "chart", "notes"]) field(name).replaceChildren();
-  field("chart").setAttribute("height", arms.length * BAR_PITCH);
-  const most = Math.max(1, ...arms.map((one) => Number(one.tokens ?? 0)));
-  const told = arms.map((one, place) => {
-    const row = element(field("rows"), "tr");
-    element(row, "th", { scope: "row", class: "left" }, one.arm + (one.cached ? " (cached)" : ""));
-    for (const cell of cells(one, amount, base)) element(row, "td", cell === "n/a" ? { class: "na" } : {}, cell);
-    const tokens = isOn(one) ? formatQuantity(Number(one.tokens)) : one.error === null ? "infeasible" : "n/a";
-    const bar = { x: 0, y: place * BAR_PITCH + 20, height: 14 }, chart = field("chart");
-    element(chart, "text", { x: 0, y: bar.y - 6 }, one.arm);
-    element(chart, "text", { x: "100%", y: bar.y - 6, "text-anchor": "end" }, tokens + (isOn(one) ? " tokens" : ""));
-    element(chart, "rect", { ...bar, width: "100%", class: "room" });
-    element(chart, "rect", { ...bar, width: `${100 * Number(one.tokens ?? 0) / most}%`, class: "bar" });
-    for (const note of notes(one, data.arms[place])) element(field("notes"), "li", {}, `${note}.`);
-    return `${one.arm} ${tokens}`;
+  fill("rows", arms, (one) => {
+    const shown = cells(one, amount, base).map((cell) => `<td${cell === "n/a" ? ' class="na"' : ""}>${cell}</td>`);
+    return `<tr><th scope="row" class="left">${safe(one.arm)}${one.cached ? " (cached)" : ""}</th>${shown.join("")}</tr>`;
   });
-  const said = `Tokens at ${at}, predicted: ${told.join(", ")}.`;
+  const most = Math.max(1, ...arms.map((one) => Number(one.tokens ?? 0)));
+  fill("chart", arms, (one, place) => `<g transform="translate(0 ${place * BAR_PITCH})">
+    <text x="0" y="14">${safe(one.arm)}</text><text x="100%" y="14" text-anchor="end">${tokensOf(one, " tokens")}</text>
+    <rect y="20" width="100%" height="14" class="room"/>
+    <rect y="20" width="${100 * Number(one.tokens ?? 0) / most}%" height="14" class="bar"/></g>`);
+  field("chart").setAttribute("height", arms.length * BAR_PITCH);
+  fill("notes", arms.flatMap((one, place) => notes(one, data.arms[place])), (note) => `<li>${safe(note)}.</li>`);
+  const said = `Tokens at ${at}, predicted: ${arms.map((one) => `${one.arm} ${tokensOf(one)}`).join(", ")}.`;
   field("chart").setAttribute("aria-label", said);
   return said;
+}
+
+function fill(name, values, write) {
+  field(name).innerHTML = values.map(write).join("");
+}
+
+function tokensOf(one, unit = "") {
+  if (!isOn(one)) return one.error === null ? "infeasible" : "n/a";
+  return formatQuantity(Number(one.tokens)) + unit;
 }
 
 /** One row: tokens, ratio, steps, passes, fresh tokens, teacher's cost, unspent, FLOPs, device time. */
