@@ -133,15 +133,13 @@ def draw_costs(table: pd.DataFrame) -> Drawing:
         title, unit = _PANELS[quantity]
         axes.set_title(title, loc="left", fontweight="bold")
         axes.set_xlabel(unit)
-        axes.tick_params(axis="y", length=0)
     for axes in panels[2:]:
         axes.set_axis_off()
         axes.set_title("FLOPs\noff by", loc="right", fontsize=6.5)
         for y, arm in enumerate(arms):
             told = f"{100 * off[arm]:+.0f} %" if arm in off else "n/a"
             axes.text(1.0, y, told, ha="right", va="center", fontsize=6.5)
-    panels[0].set_yticks(range(len(arms)), arms)
-    panels[0].invert_yaxis()
+    style.name_rows(panels[0], arms)
     return figure
 
 
@@ -154,8 +152,7 @@ def _bars(table: pd.DataFrame) -> pd.DataFrame:
 
 def _cost_panel(axes: Axes, bars: pd.DataFrame, wholes: pd.DataFrame, arms: Sequence[str]) -> None:
     if bars.empty:
-        axes.set_xticks([])
-        axes.text(0.03, 0.5, "n/a (not timed)", transform=axes.transAxes, va="center", fontsize=6.5)
+        style.not_timed(axes)
         return
     axes.grid(axis="x")
     for bar in bars.to_dict("records"):
@@ -191,9 +188,7 @@ def draw_plan(table: pd.DataFrame) -> Drawing:
     figure, [[axes]] = style.canvas(height, style.arm_handles(styles, lines=()), legend={"handletextpad": 0.2})
     style.log_axis(axes, "x", style.room(table["tokens"].tolist(), log=True), written=style.prefixes("tokens"), most=6)
     axes.set_xlabel("tokens")
-    axes.set_yticks(range(len(lines)), lines)
-    axes.set_ylim(len(lines) - 0.5, -0.5)
-    axes.tick_params(axis="y", length=0)
+    style.name_rows(axes, lines)
     axes.grid(axis="x")
     unknown = table["tokens"].isna().groupby(table["line"]).sum()
     for y, line in enumerate(lines):
@@ -246,8 +241,7 @@ def draw_spent(table: pd.DataFrame, order: Sequence[str] = ()) -> Drawing:
             look = styles[str(arm)]
             axes.plot(own["ratio"], at, look.marker, color=look.colour, zorder=3, **style.MARK)
         if rows.empty:
-            axes.text(0.05, 0.5, "n/a (not timed)", transform=axes.transAxes, va="center", fontsize=6.5)
-            axes.set_xticks([])
+            style.not_timed(axes)
         else:
             # What is spent to the FLOP must not look like noise: never less than a percent to either side.
             axes.set_xlim(*style.room([0.99, 1.01, *rows["ratio"]]))
@@ -256,49 +250,40 @@ def draw_spent(table: pd.DataFrame, order: Sequence[str] = ()) -> Drawing:
             axes.grid(axis="x")
         axes.set_title(words, loc="left", fontweight="bold")
         axes.set_xlabel("spent / planned")
-        axes.tick_params(axis="y", length=0)
-    panels[0].set_yticks(range(len(arms)), arms)
-    panels[0].set_ylim(len(arms) - 0.5, -0.5)
+    style.name_rows(panels[0], arms)
     return figure
 
 
-def _costs_caption(_: pd.DataFrame, known: Known) -> str:
-    costs = known.profile.arms if known.profile else ()
-    timed = sorted({cost.steps_timed for cost in costs})
+def _told(_: pd.DataFrame, known: Known) -> dict[str, str]:
+    timed = sorted({cost.steps_timed for cost in known.profile.arms})
     steps = f"{timed[0]}" if len(timed) == 1 else f"{timed[0]} to {timed[-1]}"
-    return (
-        f"Cost of a training token by phase; ratios to {base_arm(cost.arm for cost in costs)}; black: interval of the "
-        f"measured step time ({steps} steps timed); at the right, by how much the ratio in FLOPs is off the one in "
-        f"time; {known.where}."
-    )
+    return {"reference": str(base_arm(known.arms)), "steps": steps}
 
 
 FIGURES = (
     Figure(
         "cost_per_arm",
         "Cost of a training step",
-        table=lambda known: pd.DataFrame() if known.profile is None else costs_table(known.profile),
+        table=lambda known: costs_table(known.profile),
         draw=lambda table, known: draw_costs(table),
-        caption=_costs_caption,
+        caption="Cost of a training token by phase; ratios to {reference}; black: interval of the measured step time "
+        "({steps} steps timed); at the right, by how much the ratio in FLOPs is off the one in time; {where}.",
+        told=_told,
     ),
     Figure(
         "plan_by_currency",
         "Plan",
-        table=lambda known: pd.DataFrame() if known.sensitivity is None else plan_table(known.sensitivity),
+        table=lambda known: plan_table(known.sensitivity) if len(known.sensitivity) else known.sensitivity,
         draw=lambda table, known: draw_plan(table),
-        caption=lambda table, known: (
-            "Tokens of each arm at the largest budget under each meaning of the same compute, and by what of the "
-            "teacher is charged; predicted from the profile, n/a where it is infeasible or the price is unknown."
-        ),
+        caption="Tokens of each arm at the largest budget under each meaning of the same compute, and by what of the "
+        "teacher is charged; predicted from the profile, n/a where it is infeasible or the price is unknown.",
     ),
     Figure(
         "planned_vs_spent",
         "Plan",
-        table=lambda known: pd.DataFrame() if known.plan is None else spent_table(known.plan, known.records),
+        table=lambda known: spent_table(known.plan, known.records),
         draw=lambda table, known: draw_spent(table, known.arms),
-        caption=lambda table, known: (
-            "What each complete run spent over what was planned: a marker a run, smallest budget uppermost; device "
-            f"time as the profile of this study predicted it; {known.where}."
-        ),
+        caption="What each complete run spent over what was planned: a marker a run, smallest budget uppermost; device "
+        "time as the profile of this study predicted it; {where}.",
     ),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,7 +23,6 @@ from budgetlab.reporting.frames import (
     interval_note,
     mid_decay,
     per_run,
-    scores_frame,
     subsets,
     summarise,
     unit_of,
@@ -47,25 +46,29 @@ _CONSTANT_RATIO = 1.05
 
 @dataclass(frozen=True)
 class Known:
-    """What figures are drawn from; what is not known is left out."""
+    """What the figures of a study are drawn from."""
 
-    plan: Plan | None = None
-    profile: CostProfile | None = None
-    records: Sequence[RunRecord] = ()
-    scores: pd.DataFrame = field(default_factory=lambda: scores_frame([]))
+    plan: Plan
+    profile: CostProfile
+    records: Sequence[RunRecord]
+    scores: pd.DataFrame
     """What `reporting.frames.scores_frame` returns."""
-    fits: Sequence[CurveFit] = ()
-    verdicts: Sequence[Verdict] = ()
-    decisions: Decisions = field(default_factory=Decisions)
-    sensitivity: pd.DataFrame | None = None
-    arms: Sequence[str] = ()
-    """In the order of the study, which their looks follow."""
-    level: float = 0.95
+    fits: Sequence[CurveFit]
+    verdicts: Sequence[Verdict]
+    decisions: Decisions
+    sensitivity: pd.DataFrame
+    """The plan under every meaning of compute; empty where no arm can afford a step."""
+    level: float
     """Confidence of the intervals."""
-    definitions: Sequence[str] = ()
+    definitions: Sequence[str]
     """What tasks are subsets, and what the mean is of: said in the first caption."""
-    where: str = ""
+    where: str
     """Hardware and number format, which end a caption."""
+
+    @property
+    def arms(self) -> list[str]:
+        """In the order of the study, which their looks follow."""
+        return list(self.plan.arms)
 
     @cached_property
     def runs(self) -> pd.DataFrame:
@@ -79,16 +82,15 @@ class Known:
 
     @cached_property
     def points(self) -> pd.DataFrame:
-        """Every score, as `points_table` returns it."""
-        return self.points_of()
+        """Every score as it is drawn."""
+        return self._points()
 
     @cached_property
     def losses(self) -> pd.DataFrame:
-        """The read-out loss, as `points_table` returns it."""
-        return self.points_of(["readout_loss"])
+        """The read-out loss as it is drawn."""
+        return self._points(["readout_loss"])
 
-    def points_of(self, tasks: Sequence[str] = ()) -> pd.DataFrame:
-        """Return what is drawn of some outcomes (default: all scores)."""
+    def _points(self, tasks: Sequence[str] = ()) -> pd.DataFrame:
         early = mid_decay(self.scores)
         return points_table(self.runs, self.cells, self.arms, tasks, fits=self.fits, mid_decay=early)
 
@@ -103,14 +105,17 @@ class Figure:
     table: Callable[[Known], pd.DataFrame]
     """The drawn numbers; empty where there is nothing to draw."""
     draw: Callable[[pd.DataFrame, Known], Drawing]
-    caption: Callable[[pd.DataFrame, Known], str]
+    caption: str
+    """With {level}, {where}, and what `told` names."""
+    told: Callable[[pd.DataFrame, Known], dict[str, str]] = lambda table, known: {}
 
     def write(self, known: Known, folder: Path) -> FigureFiles | None:
         """Leave the figure's three files in a folder; None where there is nothing to draw."""
         table = self.table(known)
         if table.empty:
             return None
-        return render(self.name, lambda drawn: self.draw(drawn, known), table, folder, self.caption(table, known))
+        told = {"level": f"{100 * known.level:g} %", "where": known.where, **self.told(table, known)}
+        return render(self.name, lambda drawn: self.draw(drawn, known), table, folder, self.caption.format(**told))
 
 
 def need_columns(table: pd.DataFrame, columns: Iterable[str], what: str, source: str) -> None:
@@ -130,28 +135,13 @@ def points_table(
     fits: Sequence[CurveFit] = (),
     mid_decay: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """Return the drawn numbers.
+    """Return the drawn numbers of some outcomes, default: of every score, their mean last.
 
-    Parameters
-    ----------
-    runs, cells
-        What `frames.per_run` and `frames.summarise` return.
-    arms
-        Arms in the order of the study.
-    tasks
-        Outcomes to draw; default: every score, their mean last.
-    fits
-        Fitted curves; those of an outcome drawn here that may be used are drawn.
-    mid_decay
-        What `frames.mid_decay` returns.
-
-    Returns
-    -------
-    DataFrame
-        `layer` says what a row is: a "run", a checkpoint in "mid_decay", the "mean" over runs with its `low` and
-        `high` (`spread`: "interval", or "range" under three runs), a point of a fitted "curve", one "beyond" the
-        fitted range, or a yardstick. `value` is in points or nats (`unit`). An amount is missing where it is not
-        known: of a yardstick, and of a curve on an axis that does not go in step with the one it was fitted over.
+    `runs`, `cells` and `mid_decay` are what those functions of `reporting.frames` return. `layer` says what a row is:
+    a "run", a checkpoint in "mid_decay", the "mean" over runs with its `low` and `high` (`spread`: "interval", or
+    "range" under three runs), a point of a fitted "curve", one "beyond" the fitted range, or a yardstick. `value` is
+    in points or nats (`unit`). An amount is missing where it is not known: of a yardstick, and of a curve on an axis
+    that does not go in step with the one it was fitted over.
     """
     known = [str(task) for task in pd.unique(cells["task"])] if len(cells) else []
     chosen = [t for t in known if t in tasks] if tasks else [t for t in known if t not in LOSSES]

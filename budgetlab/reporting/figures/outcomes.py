@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -13,8 +12,8 @@ import pandas as pd
 from budgetlab.errors import CallerError, unknown_name
 from budgetlab.fitting.scores import OUTCOMES
 from budgetlab.reporting.figures import style
-from budgetlab.reporting.figures.data import AXES, Axis, Figure, Known, fit_note, fit_notes, spread_note
-from budgetlab.reporting.frames import LOSSES, MEAN, YARDSTICKS, scores_frame
+from budgetlab.reporting.figures.data import AXES, Axis, Figure, Known, fit_note, fit_notes, points_table, spread_note
+from budgetlab.reporting.frames import LOSSES, MEAN, YARDSTICKS, mid_decay, per_run, scores_frame, summarise
 from budgetlab.values import CurveFit
 
 if TYPE_CHECKING:
@@ -99,8 +98,9 @@ def _points(
     if not 0 < level < 1:
         raise CallerError(f"{what}, level = {level:g}", "not between 0 and 1", "write 95 % as 0.95")
     order = [arms] if isinstance(arms, str) else list(arms)
-    known = Known(scores=scores_frame(scores), fits=fits, arms=order, level=level)
-    runs = known.runs[known.runs["subject"] == "run"]
+    scores = scores_frame(scores)
+    averages = per_run(scores)
+    runs = averages[averages["subject"] == "run"]
     if len(runs):
         for task in tasks:
             if task not in {*LOSSES, *runs["task"]}:
@@ -108,11 +108,12 @@ def _points(
         if order and not set(order) & set(runs["arm"]):
             raise unknown_name("arm", order[0], map(str, pd.unique(runs["arm"])), f"{what}, arm")
     chosen = order or list(pd.unique(runs["arm"]))
-    table = replace(known, arms=chosen).points_of(tasks)
+    cells, early = summarise(averages, level), mid_decay(scores)
+    table = points_table(averages, cells, chosen, tasks, fits=fits, mid_decay=early)
     means = table.loc[table["layer"] == "mean", x]
     asked = what + (f" of {', '.join(chosen)}" if 0 < len(chosen) <= 6 else "")
     if means.empty:
-        tabled = [str(task) for task in pd.unique(known.scores["task"])]
+        tabled = [str(task) for task in pd.unique(scores["task"])]
         raise CallerError(asked, "no complete run has any", f"the table has {', '.join(tabled) or 'no rows'}")
     if means.isna().all():
         raise CallerError(asked, f"{x} of the runs is unknown", "choose another x")
@@ -171,7 +172,7 @@ def draw_losses(table: pd.DataFrame, note: str = "", x: Axis = "required_flops",
     name = OUTCOMES[str(table["task"].iloc[0])].removeprefix("the ")
     axes.set(xlabel=_label(x), ylabel=f"{name} (nats per target token)")
     if lines:
-        figure.supxlabel("\n".join(lines), fontsize=6, color=style.INK, x=0.02, ha="left", look="italic")
+        figure.supxlabel("\n".join(lines), fontsize=6, color=style.INK, x=0.02, ha="left", fontstyle="italic")
     return figure
 
 
@@ -292,19 +293,23 @@ def _known_axes(table: pd.DataFrame) -> list[Axis]:
     return [x for x in AXES if means[x].notna().any()]
 
 
+def _spread(table: pd.DataFrame, known: Known) -> dict[str, str]:
+    return {"spread": spread_note(table, known.cells, known.level)}
+
+
 def _scores_figure(x: Axis) -> Figure:
-    def caption(table: pd.DataFrame, known: Known) -> str:
+    def told(table: pd.DataFrame, known: Known) -> dict[str, str]:
         # What the mean is of is said once.
         first = known.definitions if x == _known_axes(table)[0] else ()
-        note = "; ".join([*first, spread_note(table, known.cells, known.level)])
-        return f"Score against {_WORDS[x]}; {note}; {known.where}."
+        return {"spread": "; ".join([*first, spread_note(table, known.cells, known.level)])}
 
     return Figure(
         f"score_vs_{_NAMES[x]}",
         "Outcomes",
         table=lambda known: _on(x, known.points),
         draw=lambda table, known: draw_scores(table, x, known.arms, fit_notes(known.fits, table, x)),
-        caption=caption,
+        caption=f"Score against {_WORDS[x]}; {{spread}}; {{where}}.",
+        told=told,
     )
 
 
@@ -315,10 +320,8 @@ def _loss_figure(x: Axis) -> Figure:
         "Outcomes",
         table=lambda known: _on(x, known.losses),
         draw=lambda table, known: draw_losses(table, fit_note(known.fits, "readout_loss", table, x), x, known.arms),
-        caption=lambda table, known: (
-            f"Held-out read-out loss against {_WORDS[x]}; {aside}"
-            f"{spread_note(table, known.cells, known.level)}; {known.where}."
-        ),
+        caption=f"Held-out read-out loss against {_WORDS[x]}; {aside}{{spread}}; {{where}}.",
+        told=_spread,
     )
 
 
@@ -329,9 +332,8 @@ FIGURES = (
         "Outcomes",
         table=lambda known: _on("tokens", known.points[known.points["task"] == "cola"]),
         draw=lambda table, known: draw_scores(table, "tokens", known.arms, fit_notes(known.fits, table, "tokens")),
-        caption=lambda table, known: (
-            f"CoLA against {_WORDS['tokens']}; {spread_note(known.points, known.cells, known.level)}; {known.where}."
-        ),
+        caption=f"CoLA against {_WORDS['tokens']}; {{spread}}; {{where}}.",
+        told=lambda table, known: _spread(known.points, known),
     ),
     *map(_loss_figure, AXES[:2]),
 )

@@ -73,12 +73,7 @@ def map_figure(verdict_map: pd.DataFrame) -> Drawing:
 def frontier_table(frontier: pd.DataFrame) -> pd.DataFrame:
     """Return the drawn numbers: `all_in_frontier`'s rows whose compute is known, with the frontier over all sizes.
 
-    Returns
-    -------
-    DataFrame
-        `students_per_teacher` (infinite: the teacher exists anyway), `student`, `arm`, `all_in_flops`, `outcome` (of
-        `y`, in points or nats), `num_runs`, `on_frontier`: of all arms and students nothing that costs no more is
-        better.
+    An `outcome` is in points or nats; `on_frontier`: of all arms and students nothing that costs no more is better.
     """
     known = frontier[frontier["all_in_flops"].notna()].assign(on_frontier=False)
     sign = 1.0 if known["higher_is_better"].all() else -1.0
@@ -126,23 +121,10 @@ def draw_frontier(table: pd.DataFrame, order: Sequence[str] = ()) -> Drawing:
 
 
 def isoflop_table(found: IsoFlop, table: pd.DataFrame, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """Return what `draw_isoflop` draws.
+    """Return what `draw_isoflop` draws of what `isoflop` found in a table, with the columns that it was given.
 
-    Parameters
-    ----------
-    found
-        From `isoflop`.
-    table
-        What it was fitted to.
-    columns
-        As given to `isoflop`.
-
-    Returns
-    -------
-    DataFrame
-        `layer` ("run", "parabola", "optimum" or "line"), `flops`, `num_params` (of an optimum with
-        `num_params_low` and `num_params_high`), `loss` (missing on the line), and `used`: whether an optimum is one
-        of those that the line goes through. Where the sizes are of data the names say `tokens`.
+    `layer` is "run", "parabola", "optimum" or "line"; an optimum has `num_params_low` and `num_params_high`, and is
+    `used` where the line goes through it. Where the sizes are of data the names say `tokens`.
     """
     place = {name: (columns or {}).get(name, place) for name, place in found.columns.items()}
     fitted = table[table[place["flops"]].isin(found.optima["flops"])]
@@ -234,29 +216,11 @@ def draw_map(table: pd.DataFrame) -> Drawing:
 
 
 def fit_table(fit: CurveFit, table: pd.DataFrame) -> pd.DataFrame:
-    """Return what `draw_fit` draws: points, and the curve inside and outside the fitted range.
+    """Return what `draw_fit` draws: points, and the curve inside and outside the fitted range (`extrapolated`).
 
     For a law of one input x is that input. For ``chinchilla`` x is 6 N D, and the curve is the lowest loss that the
     law allows at that compute; points lie on it or above. For any other law x is the prediction and the curve the
-    line of perfect prediction.
-
-    Parameters
-    ----------
-    fit
-        One that may be used.
-    table
-        What it was fitted to.
-
-    Returns
-    -------
-    DataFrame
-        `layer` ("point" or "curve"), `x`, `y`, `low`, `high`, `extrapolated`, and the names of the axes in `x_name`,
-        `y_name`.
-
-    Raises
-    ------
-    CallerError
-        When the fit may not be used.
+    line of perfect prediction. A fit that may not be used raises `CallerError`.
     """
     if fit.usable_for == "nothing":
         raise CallerError(f"figure of a fit of {fit.law}", f"its status is {fit.status}", "see its status text")
@@ -319,21 +283,12 @@ def _frontier(known: Known) -> pd.DataFrame:
 
 def _isoflop(known: Known) -> pd.DataFrame:
     scored = known.scores[(known.scores["subject"] == "run") & (known.scores["task"] == "readout_loss")]
-    if known.plan is None or known.plan.match != "required_flops" or scored.empty:
+    if known.plan.match != "required_flops" or scored.empty:
         return scored[:0]
     sizes = runs_by_size(known.plan, run_values(known.scores, "readout_loss"))
     if sizes.empty or sizes.groupby("budget_amount")["num_params_non_embedding"].nunique().max() < _FEWEST_SIZES:
         return sizes[:0]
     return isoflop_table(isoflop(sizes, columns=_BY_SIZE), sizes, _BY_SIZE)
-
-
-def _map_caption(_: pd.DataFrame, known: Known) -> str:
-    caption = (
-        "Who is ahead at equal all-in required compute of one student, by how many students share the teacher's "
-        "pretraining (free: it exists anyway); from the curves between the budgets that were run, a dot where a fit "
-        "was extrapolated"
-    )
-    return "; ".join([caption, *known.decisions.verdict_map.attrs.get("notes", ())]) + "."
 
 
 FIGURES = (
@@ -342,30 +297,28 @@ FIGURES = (
         "Verdicts",
         table=_frontier,
         draw=lambda table, known: draw_frontier(table, known.arms),
-        caption=lambda table, known: (
-            "Every arm and student at every budget in all-in compute (the student's, the teacher's forward passes, "
-            "its pretraining shared by so many students); filled: nothing that costs no more is better. Means over "
-            f"runs, measured; {known.where}."
-        ),
+        caption="Every arm and student at every budget in all-in compute (the student's, the teacher's forward passes, "
+        "its pretraining shared by so many students); filled: nothing that costs no more is better. Means over runs, "
+        "measured; {where}.",
     ),
     Figure(
         "isoflop",
         "Verdicts",
         table=_isoflop,
         draw=lambda table, known: draw_isoflop(table),
-        caption=lambda table, known: (
-            "Read-out loss by student size (parameters without embedding tables) at each budget, with a parabola in "
-            "log N, and the optimal size against compute (open: outside the sizes that were run); "
-            f"{known.where}."
-        ),
+        caption="Read-out loss by student size (parameters without embedding tables) at each budget, with a parabola "
+        "in log N, and the optimal size against compute (open: outside the sizes that were run); {where}.",
     ),
     Figure(
         "verdict_map",
         "The teacher's budget",
-        table=lambda known: (
-            map_table(known.decisions.verdict_map) if len(known.decisions.verdict_map) else pd.DataFrame()
-        ),
+        table=lambda known: map_table(known.decisions.verdict_map),
         draw=lambda table, known: draw_map(table),
-        caption=_map_caption,
+        caption="Who is ahead at equal all-in required compute of one student, by how many students share the "
+        "teacher's pretraining (free: it exists anyway); from the curves between the budgets that were run, a dot "
+        "where a fit was extrapolated{notes}.",
+        told=lambda table, known: {
+            "notes": "".join(f"; {note}" for note in known.decisions.verdict_map.attrs.get("notes", ()))
+        },
     ),
 )

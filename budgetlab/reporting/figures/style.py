@@ -96,20 +96,9 @@ class FigureFiles:
 def render(
     name: str, draw: Callable[[pd.DataFrame], Figure], table: pd.DataFrame, folder: Path, caption: str
 ) -> FigureFiles:
-    """Draw a table and leave `name`.svg, .png and the .csv of exactly what was drawn.
+    """Draw a table, from which `draw` makes the whole figure, and leave `name`.svg, .png and .csv in a folder.
 
-    Parameters
-    ----------
-    name
-        Stem of the files.
-    draw
-        Makes the figure from the table and from nothing else.
-    table
-        The drawn numbers.
-    folder
-        Where the files go.
-    caption
-        One line; kept in the files' metadata.
+    The CSV has exactly what was drawn; the caption, one line, is kept in the files' metadata.
     """
     import matplotlib
 
@@ -193,6 +182,20 @@ def end_label(axes: Axes, text: str, at: tuple[float, float], *, left: bool = Fa
     """Write beside the end of a bar, on the side to which it grows."""
     side = {"xytext": (-3 if left else 3, 0), "ha": "right" if left else "left"}
     axes.annotate(text, at, **{"textcoords": "offset points", "va": "center", "fontsize": 6.5, **side, **look})
+
+
+def name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """Name what is drawn in rows, the first one uppermost, in all panels that share the axis."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    for panel in axes.get_shared_y_axes().get_siblings(axes):
+        panel.tick_params(axis="y", length=0)
+
+
+def not_timed(axes: Axes) -> None:
+    """Say that there is nothing to draw in a panel of times."""
+    axes.set_xticks([])
+    axes.text(0.03, 0.5, "n/a (not timed)", transform=axes.transAxes, va="center", fontsize=6.5)
 
 
 def canvas(

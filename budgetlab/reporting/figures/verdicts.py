@@ -100,19 +100,9 @@ def decomposition_figure(verdicts: Sequence[Verdict]) -> Drawing:
 def verdict_table(verdicts: Sequence[Verdict] | Mapping[str, Sequence[Verdict]], y: str | None = None) -> pd.DataFrame:
     """Return the drawn numbers: one outcome's differences from the reference, and multipliers, at every budget.
 
-    Parameters
-    ----------
-    verdicts
-        From `compare_arms`; or name -> verdicts of several studies, such as of unlimited and of limited data.
-    y
-        The outcome; default: that of the primary contrasts.
-
-    Returns
-    -------
-    DataFrame
-        `study`, `arm`, `reference`, and the columns of `verdicts_frame`, a row a study, contrast and budget. Contrasts
-        whose second arm is the reference of a primary one; all, where none is primary. A crossover is missing where
-        it is no amount of the budget.
+    A row a study, contrast and budget, of the contrasts whose second arm is the reference of a primary one (all, where
+    none is primary). `verdicts` may be those of several studies by name; the default of `y` is that of the primary
+    contrasts. A crossover is missing where it is no amount of the budget.
     """
     rows: list[dict[Any, Any]] = []
     for study, found in (verdicts if isinstance(verdicts, Mapping) else {"": verdicts}).items():
@@ -256,14 +246,7 @@ def _crossovers(axes: Axes, rows: pd.DataFrame, styles: Mapping[str, style.ArmSt
 
 
 def decomposition_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    """Return the drawn numbers: the parts of each primary difference, of the verdicts that were decomposed.
-
-    Returns
-    -------
-    DataFrame
-        A row a contrast and part ("difference", "gain_per_token", "effect_of_tokens"): `arm`, `reference`, `y`,
-        `unit`, `budget_amount`, `budget_unit`, `value`, `low`, `high`, `tokens_a`, `tokens_b`, `method`.
-    """
+    """Return the drawn numbers: the parts of each primary difference, of the verdicts that were decomposed."""
     rows = []
     for verdict in verdicts:
         parts = verdict.decomposition or {}
@@ -293,9 +276,7 @@ def draw_decomposition(table: pd.DataFrame) -> Drawing:
         far = max(ends) if row["value"] >= 0 else min(ends)
         style.end_label(axes, f"{row['value'] + 0.0:+.{digits}f}", (far, at), left=row["value"] < 0, fontsize=5.5)
     axes.axvline(0.0, color=style.INK, linewidth=0.6, zorder=4)
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.tick_params(axis="y", length=0)
+    style.name_rows(axes, names)
     axes.margins(x=0.22)
     axes.locator_params(axis="x", nbins=5)
     figure.supxlabel(f"{_outcome(table)}: better than\n{_reference(table)} by ({_unit(table)})", fontsize=7)
@@ -308,27 +289,13 @@ def _by_text(known: Known) -> pd.DataFrame:
     return several if several["study"].nunique() > 1 else several[:0]
 
 
-def _level(known: Known) -> str:
-    return f"{100 * known.level:g} %"
-
-
-def _verdict_caption(table: pd.DataFrame, known: Known) -> str:
+def _told(table: pd.DataFrame, known: Known) -> dict[str, str]:
     pairs = sorted(set(table["num_pairs"].astype(int)))
-    seeds = f"; {pairs[0]}" + (f" to {pairs[-1]}" if len(pairs) > 1 else "") + " run seeds"
-    return (
-        f"Above: difference from {', '.join(dict.fromkeys(table['reference']))} at each budget, positive where "
-        f"the arm is better. Below: {multiplier_name(table)}, what the reference needs over what the arm needs for "
-        f"an equal outcome, where both curves reach it. Bars: {_level(known)} intervals{seeds}. A stroke on zero is a "
-        f"crossover with its interval; {known.where}."
-    )
-
-
-def _decomposition_caption(table: pd.DataFrame, known: Known) -> str:
-    return (
-        "Where each primary difference comes from: what a token is worth at equal tokens, and what the tokens "
-        f"that the budget does not pay for cost; {'; '.join(dict.fromkeys(table['method']))}; bars: {_level(known)} "
-        f"intervals; {known.where}."
-    )
+    return {
+        "references": ", ".join(dict.fromkeys(table["reference"])),
+        "multiplier": multiplier_name(table),
+        "seeds": f"{pairs[0]}" + (f" to {pairs[-1]}" if len(pairs) > 1 else ""),
+    }
 
 
 FIGURES = (
@@ -337,22 +304,25 @@ FIGURES = (
         "Verdicts",
         table=lambda known: verdict_table(known.verdicts),
         draw=lambda table, known: draw_verdicts(table, known.arms),
-        caption=_verdict_caption,
+        caption="Above: difference from {references} at each budget, positive where the arm is better. Below: "
+        "{multiplier}, what the reference needs over what the arm needs for an equal outcome, where both curves reach "
+        "it. Bars: {level} intervals; {seeds} run seeds. A stroke on zero is a crossover with its interval; {where}.",
+        told=_told,
     ),
     Figure(
         "verdict_by_text",
         "Verdicts",
         table=_by_text,
         draw=lambda table, known: draw_verdicts(table, known.arms),
-        caption=lambda table, known: (
-            f"The same contrasts by how much text there is to read; bars: {_level(known)} intervals; {known.where}."
-        ),
+        caption="The same contrasts by how much text there is to read; bars: {level} intervals; {where}.",
     ),
     Figure(
         "decomposition",
         "Verdicts",
         table=lambda known: decomposition_table(known.verdicts),
         draw=lambda table, known: draw_decomposition(table),
-        caption=_decomposition_caption,
+        caption="Where each primary difference comes from: what a token is worth at equal tokens, and what the tokens "
+        "that the budget does not pay for cost; {method}; bars: {level} intervals; {where}.",
+        told=lambda table, known: {"method": "; ".join(dict.fromkeys(table["method"]))},
     ),
 )
