@@ -11,31 +11,13 @@ import pandas as pd
 
 from budgetlab.decisions import Decisions
 from budgetlab.planner import methods_paragraph
+from budgetlab.reporting import tables
 from budgetlab.reporting.conclusion import BELOW_THRESHOLD, MANY, conclude_study
 from budgetlab.reporting.decisions import decision_lines, write_decisions
 from budgetlab.reporting.figures import FIGURES, FigureFiles, Known
 from budgetlab.reporting.frames import scores_frame
 from budgetlab.reporting.gates import Gate
 from budgetlab.reporting.page import page_html
-from budgetlab.reporting.tables import (
-    Sheet,
-    assumption_sheet,
-    average_sheet,
-    closing_frame,
-    closing_note,
-    closing_sheet,
-    fit_sheet,
-    full_sheet,
-    gate_lines,
-    map_sheet,
-    next_sheet,
-    plan_sheet,
-    print_sheets,
-    profile_sheet,
-    score_sheet,
-    status_sheet,
-    verdict_sheet,
-)
 from budgetlab.reporting.tables.records import runs_sheet, score_files_sheet
 from budgetlab.reporting.tables.scores import subset_note
 from budgetlab.reporting.whatif import whatif_form
@@ -56,7 +38,7 @@ class Report:
     gates: tuple[Gate, ...]
     closing_table: pd.DataFrame
     """Every arm at every budget and the yardsticks, in canonical units; unknown is missing."""
-    sheet: Sheet
+    sheet: tables.Sheet
     """The closing table as printed: the largest budget, or the plan where nothing was run."""
     page: Path
     scores: Path
@@ -70,8 +52,8 @@ class Report:
             from rich.console import Console
 
             console = Console()
-        print_sheets([self.sheet], console)
-        gates = [*gate_lines(self.gates), *([""] if self.gates else [])]
+        tables.print_sheets([self.sheet], console)
+        gates = [*tables.gate_lines(self.gates), *([""] if self.gates else [])]
         for line in ["", *gates, self.sentence, *decision_lines(self.decisions), ""]:
             _say(line, console)
         for figure in self.figures:
@@ -135,7 +117,7 @@ def report(
     table, arms = scores_frame(scores), list(plan.arms)
     level = verdicts[0].interval_level if verdicts else 0.95
     concluded = conclude_study(plan, table, verdicts, records, gates=gates)
-    frame = closing_frame(plan, records, table, level=level)
+    frame = tables.closing_frame(plan, records, table, level=level)
     decided = decisions or Decisions()
     known = Known(
         plan=plan,
@@ -155,7 +137,7 @@ def report(
     write_decisions(decided, folder)
     written = write_csv(folder / "scores.csv", scores if isinstance(scores, pd.DataFrame) else table)
     started = any(record.status == "complete" for record in records) or len(table) > 0
-    note, planned = closing_note(frame, known.cells, level), plan_sheet(plan)
+    note, planned = tables.closing_note(frame, known.cells, level), tables.plan_sheet(plan)
     primary = [f"{verdict.sentence} {' '.join(verdict.notes)}".strip() for verdict in verdicts if verdict.primary]
     page = page_html(
         folder,
@@ -175,17 +157,17 @@ def report(
         num_runs=len(records),
         num_scores=len(table),
         sheets={
-            "verdicts": verdict_sheet(verdicts),
-            "assumptions": assumption_sheet(decided.assumptions),
-            "map": map_sheet(decided.verdict_map) if len(decided.verdict_map) else None,
-            "next": next_sheet(decided.next_runs),
-            "budgets": full_sheet(frame, note=note) if started else None,
-            "scores": score_sheet(table, arms=arms, level=level),
-            "averages": average_sheet(table, arms=arms, level=level),
+            "verdicts": tables.verdict_sheet(verdicts),
+            "assumptions": tables.assumption_sheet(decided.assumptions),
+            "map": tables.map_sheet(decided.verdict_map) if len(decided.verdict_map) else None,
+            "next": tables.next_sheet(decided.next_runs),
+            "budgets": tables.full_sheet(frame, note=note) if started else None,
+            "scores": tables.score_sheet(table, arms=arms, level=level),
+            "averages": tables.average_sheet(table, arms=arms, level=level),
             "plan": planned,
-            "status": status_sheet(plan, records),
-            "profile": profile_sheet(profile),
-            "fits": fit_sheet(fits),
+            "status": tables.status_sheet(plan, records),
+            "profile": tables.profile_sheet(profile),
+            "fits": tables.fit_sheet(fits),
             "runs": runs_sheet(records),
             "scored": score_files_sheet(table),
         },
@@ -195,7 +177,7 @@ def report(
         sentence=concluded.sentence,
         gates=concluded.gates,
         closing_table=frame,
-        sheet=closing_sheet(frame, note=note) if started else planned,
+        sheet=tables.closing_sheet(frame, note=note) if started else planned,
         page=write_whole(folder / "report.html", page),
         scores=written,
         figures=tuple(files for _, files in figures),

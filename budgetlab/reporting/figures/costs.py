@@ -120,13 +120,14 @@ def draw_costs(table: pd.DataFrame) -> Drawing:
 
     arms = list(pd.unique(table["arm"]))
     bars = _bars(table)
-    handles = [Patch(**look, **_EDGE, label=phase.replace("_", " "))
-               for phase, look in _LOOKS.items() if phase in set(bars["phase"])]  # fmt: skip
+    shown = [phase for phase in _LOOKS if phase in set(bars["phase"])]
+    handles = [Patch(label=phase.replace("_", " "), **_LOOKS[phase], **_EDGE) for phase in shown]
     ratios = table[table["phase"] == WHOLE].pivot(index="arm", columns="quantity", values="ratio")
     off = (ratios[_FLOPS] / ratios[_SECONDS] - 1).dropna()
     shares = (1.0, 1.0, 0.26) if len(off) else (1.0, 1.0)
-    figure, [panels] = style.canvas(0.65 + 0.24 * len(arms), handles, (1, len(shares)), sharey=True, width_ratios=shares,
-                              legend={"ncols": 3, "handlelength": 1.2})  # fmt: skip
+    legend, height = {"ncols": 3, "handlelength": 1.2}, 0.65 + 0.24 * len(arms)
+    shape = {"shape": (1, len(shares)), "sharey": True, "width_ratios": shares}
+    figure, [panels] = style.canvas(height, handles, legend=legend, **shape)
     for axes, quantity in zip(panels, _PANELS, strict=False):
         wholes = table[(table["quantity"] == quantity) & (table["phase"] == WHOLE)].set_index("arm")
         _cost_panel(axes, bars[bars["quantity"] == quantity], wholes, arms)
@@ -200,7 +201,7 @@ def draw_plan(table: pd.DataFrame) -> Drawing:
         own = table[(table["arm"] == arm) & table["tokens"].notna()]
         # Side by side, since arms often get the same.
         at = own["line"].map(lines.index) + 0.7 * ((i + 0.5) / len(styles) - 0.5)
-        axes.plot(own["tokens"], at, look.marker, color=look.colour, zorder=3, **style.MARK)
+        axes.plot(own["tokens"], at, linestyle="none", zorder=3, **look.mark | {"markersize": 3.4})
     return figure
 
 
@@ -238,8 +239,8 @@ def draw_spent(table: pd.DataFrame, order: Sequence[str] = ()) -> Drawing:
         axes.axvline(1.0, color=style.INK, linewidth=0.6, zorder=1)
         for arm, own in rows.groupby("arm"):
             at = arms.index(str(arm)) + 0.6 * ((own["rung"].map(rungs.index) + 0.5) / len(rungs) - 0.5)
-            look = styles[str(arm)]
-            axes.plot(own["ratio"], at, look.marker, color=look.colour, zorder=3, **style.MARK)
+            mark = styles[str(arm)].mark | {"markersize": 3.4}
+            axes.plot(own["ratio"], at, linestyle="none", zorder=3, **mark)
         if rows.empty:
             style.not_timed(axes)
         else:

@@ -188,13 +188,12 @@ def _curve(fit: CurveFit, task: str, cells: pd.DataFrame) -> Iterator[dict[Any, 
     if fit.usable_for == "everything":
         x = np.array(sorted({*x, *fit.band["x"]}))
     scale = 100.0 if unit_of(task) == "points" else 1.0
-    curve = {
-        name: scale * np.interp(np.log(x), np.log(fit.band["x"]), fit.band[key])
-        for name, key in (("value", "prediction"), ("low", "low"), ("high", "high")) if key in fit.band
-    }  # fmt: skip
+    columns = {"value": "prediction", "low": "low", "high": "high"}
+    band = {name: fit.band[column] for name, column in columns.items() if column in fit.band}
+    curve = {name: scale * np.interp(np.log(x), np.log(fit.band["x"]), values) for name, values in band.items()}
     curve |= {axis: x * _per_unit(own, axis, fit.columns["x"]) for axis in AXES}
-    shared = {"task": task, "unit": unit_of(task), "subset": "", "arm": fit.arm,
-              "spread": "interval" if "low" in fit.band else ""}  # fmt: skip
+    spread = "interval" if "low" in band else ""
+    shared = {"task": task, "unit": unit_of(task), "subset": "", "arm": fit.arm, "spread": spread}
     for i, amount in enumerate(x):
         layer = "curve" if low <= amount <= high else "beyond"
         yield {**shared, "layer": layer, **{name: column[i] for name, column in curve.items()}}

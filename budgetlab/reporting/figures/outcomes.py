@@ -31,6 +31,8 @@ _LAYERS = ("run", "mean", "mid_decay", "curve", "beyond")
 _SHIFT = 0.02
 """By which arms are drawn aside of one another where they spent the same, in logarithms: the width of a marker."""
 _DASHES = {"teacher": (0, ()), "random": (0, (4, 2)), "majority": (0, (1, 1.5)), "unigram": (0, (6, 2, 1, 2))}
+_EARLY = {"linestyle": "none", "marker": "x", "markersize": 3.0, "markeredgewidth": 0.7}
+"""How a checkpoint in mid-decay is marked."""
 _METRICS = {"matthews": "Matthews", "f1": "F1", "macro_f1": "macro F1", "pearson_spearman": "correlation"}
 
 
@@ -132,10 +134,9 @@ def draw_scores(table: pd.DataFrame, x: Axis = "tokens", order: Sequence[str] = 
     handles = [*style.arm_handles(styles), *_layer_handles(table, x)]
     spare = len(tasks) % columns != 0 and len(handles) <= 10  # a panel without a task has style.room for the legend
     told = textwrap.wrap(note, 120 if wide else 58)
-    figure, panels = style.canvas(
-        (1.45 if lines > 1 else 1.75) * lines + 0.2 + 0.11 * len(told), [] if spare else handles, (lines, columns),
-        width=style.TWO_COLUMNS_INCHES if wide else style.COLUMN_INCHES,
-    )  # fmt: skip
+    height = (1.45 if lines > 1 else 1.75) * lines + 0.2 + 0.11 * len(told)
+    width = style.TWO_COLUMNS_INCHES if wide else style.COLUMN_INCHES
+    figure, panels = style.canvas(height, [] if spare else handles, (lines, columns), width=width)
     panels = panels.ravel()
     aside = _aside(table, x)
     for axes, task in zip(panels, tasks, strict=False):
@@ -145,8 +146,8 @@ def draw_scores(table: pd.DataFrame, x: Axis = "tokens", order: Sequence[str] = 
         metric = str(rows["metric"].iloc[0])
         of = textwrap.wrap(str(rows["subset"].iloc[0]), 34)  # a subset, or what the mean is of
         axes.set_title(metric if task == MEAN else task, loc="left", pad=3 + 6 * len(of), fontweight="bold")
-        axes.annotate("\n".join(of), (0, 1), (0, 2), xycoords="axes fraction", textcoords="offset points", fontsize=5,
-                      color=style.INK, linespacing=1.0)  # fmt: skip
+        beneath = {"xycoords": "axes fraction", "textcoords": "offset points", "fontsize": 5, "linespacing": 1.0}
+        axes.annotate("\n".join(of), (0, 1), (0, 2), color=style.INK, **beneath)
         name = "score" if task == MEAN else _METRICS.get(metric, metric)
         axes.set_ylabel("loss (nats)" if task in LOSSES else f"{name} (points)", labelpad=2)
     for axes in panels[len(tasks) :]:
@@ -247,39 +248,30 @@ def _panel(
                 if side.any():  # the two parts meet at the end of the range
                     whole = pd.concat([beyond[side], curve[curve["at"] == edge]]).sort_index()
                     _band(axes, whole, look, 0.08, linestyle=(0, (4, 2)), linewidth=0.8)
-        axes.plot(runs["at"], runs["value"], linestyle="none", marker=look.marker, markersize=2.0,
-                  markeredgewidth=0.5, markerfacecolor="white", color=look.colour, alpha=0.55, zorder=2.5)  # fmt: skip
-        axes.plot(early["at"], early["value"], linestyle="none", marker="x", markersize=3, markeredgewidth=0.7,
-                  color=look.colour, zorder=2.6)  # fmt: skip
+        faint = style.OPEN | {"marker": look.marker, "markersize": 2.0, "markeredgewidth": 0.5, "alpha": 0.55}
+        axes.plot(runs["at"], runs["value"], color=look.colour, zorder=2.5, **faint)
+        axes.plot(early["at"], early["value"], color=look.colour, zorder=2.6, **_EARLY)
         lines = joined and not len(curve) and len(means) > 1
-        known = means[means[["low", "high"]].notna().all(axis=1)]
-        if lines and len(known):
-            axes.fill_between(means["at"], means["low"], means["high"], color=look.colour, alpha=0.13, linewidth=0,
-                              zorder=1.5)  # fmt: skip
-        elif len(known):
-            spread = [known["value"] - known["low"], known["high"] - known["value"]]
-            axes.errorbar(known["at"], known["value"], yerr=spread, linestyle="none", color=look.colour,
-                          elinewidth=0.8, capsize=1.6, capthick=0.8, zorder=2.8)  # fmt: skip
-        axes.plot(means["at"], means["value"], linestyle=look.dash if lines else "none", marker=look.marker,
-                  color=look.colour, zorder=3, **style.MARK)  # fmt: skip
+        if lines:
+            axes.fill_between(means["at"], means["low"], means["high"], color=look.colour, alpha=0.13, **style.AREA)
+        else:
+            style.intervals(axes, means["at"], means[["value", "low", "high"]], look.colour)
+        axes.plot(means["at"], means["value"], linestyle=look.dash if lines else "none", zorder=3, **look.mark)
 
 
 def _band(axes: Axes, rows: pd.DataFrame, look: style.ArmStyle, alpha: float, **line: Any) -> None:
     """Draw a part of a fitted curve, with its band where that is known."""
     axes.plot(rows["at"], rows["value"], color=look.colour, zorder=2, **line)
-    if rows[["low", "high"]].notna().all(axis=None):
-        axes.fill_between(rows["at"], rows["low"], rows["high"], color=look.colour, alpha=alpha, linewidth=0,
-                          zorder=1.4)  # fmt: skip
+    axes.fill_between(rows["at"], rows["low"], rows["high"], color=look.colour, alpha=alpha, **style.AREA)
 
 
 def _layer_handles(table: pd.DataFrame, x: Axis) -> list[Any]:
     drawn = set(table["layer"])
-    handles = [
-        style.handle(label, color=style.QUIET, linewidth=0.8, linestyle=_DASHES[subject])
-        for subject, label in YARDSTICKS.items() if subject in drawn
-    ]  # fmt: skip
+    line = {"color": style.QUIET, "linewidth": 0.8}
+    known = {subject: label for subject, label in YARDSTICKS.items() if subject in drawn}
+    handles = [style.handle(label, linestyle=_DASHES[subject], **line) for subject, label in known.items()]
     if (table.loc[table[x].notna(), "layer"] == "mid_decay").any():
-        handles.append(style.handle("in mid-decay", linestyle="", marker="x", markersize=3, color="#555555"))
+        handles.append(style.handle("in mid-decay", color="#555555", **_EARLY))
     return handles
 
 

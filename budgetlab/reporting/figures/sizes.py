@@ -109,8 +109,8 @@ def draw_frontier(table: pd.DataFrame, order: Sequence[str] = ()) -> Drawing:
         for arm, look in styles.items():
             for on, fill in ((True, look.colour), (False, "white")):
                 own = rows[(rows["arm"] == arm) & (rows["on_frontier"] == on)]
-                axes.plot(own["all_in_flops"], own["outcome"], look.marker, color=look.colour, markerfacecolor=fill,
-                          markersize=4.0, markeredgewidth=0.7, zorder=3)  # fmt: skip
+                mark = {"markersize": 4.0, "markeredgewidth": 0.7, "markerfacecolor": fill, "color": look.colour}
+                axes.plot(own["all_in_flops"], own["outcome"], look.marker, zorder=3, **mark)
         style.log_axis(axes, "x", limits, most=4)
         shared = "teacher free" if math.isinf(share) else f"teacher for {share:g} student{'s' * (share != 1)}"
         axes.set_title(shared, loc="left")
@@ -158,8 +158,8 @@ def draw_isoflop(table: pd.DataFrame) -> Drawing:
         own, curve, best = (layer[layer["flops"] == flops] for layer in (runs, parabolas, optima))
         inside = best[best["used"]]
         look = {"color": colour, "markersize": 3.6}
-        above.plot(own[size], own["loss"], "o", markersize=2.4, color=colour, markerfacecolor="white",
-                   markeredgewidth=0.7, label=style.prefixes("FLOP")(float(f"{flops:.3g}")))  # fmt: skip
+        label = style.prefixes("FLOP")(float(f"{flops:.3g}"))
+        above.plot(own[size], own["loss"], color=colour, markeredgewidth=0.7, label=label, **style.OPEN)
         above.plot(curve[size], curve["loss"], color=colour, linewidth=1.0)
         above.plot(inside[size], inside["loss"], "D", **look)
         below.vlines(best["flops"], best[f"{size}_low"], best[f"{size}_high"], color=colour, linewidth=0.9)
@@ -179,7 +179,10 @@ def draw_isoflop(table: pd.DataFrame) -> Drawing:
 
 def map_table(found: pd.DataFrame) -> pd.DataFrame:
     """Return the drawn numbers: a verdict map's cells, in order of students, arms, students to share, compute."""
-    return found[_MAP_COLUMNS].sort_values(["student", "arm", "students_per_teacher", "total_flops"], ignore_index=True)
+    if found.empty:
+        return found
+    order = ["student", "arm", "students_per_teacher", "total_flops"]
+    return found[_MAP_COLUMNS].sort_values(order, ignore_index=True)
 
 
 def draw_map(table: pd.DataFrame) -> Drawing:
@@ -187,8 +190,8 @@ def draw_map(table: pd.DataFrame) -> Drawing:
     from matplotlib.patches import Patch
 
     dot = {"linestyle": "", "marker": "o", "color": "black"}
-    handles: list[Any] = [Patch(**look, edgecolor="#777777", linewidth=0.4) for answer, look in _ANSWERS.items()
-                          if (table["answer"] == answer).any()]  # fmt: skip
+    shown = [look for answer, look in _ANSWERS.items() if (table["answer"] == answer).any()]
+    handles: list[Any] = [Patch(**look, edgecolor=style.QUIET, linewidth=0.4) for look in shown]
     if (table["basis"] == "predicted").any():
         handles.append(style.handle("predicted", markersize=1.8, **dot))
     prefix, scale = style.si_scale(float(table["total_flops"].max()))
@@ -265,9 +268,8 @@ def draw_fit(table: pd.DataFrame) -> Drawing:
         axes.axvspan(start, stop, color="#F0F0F0", linewidth=0, zorder=0)
     axes.plot(curve["x"], curve["y"], color=colour, linewidth=0.8, linestyle=(0, (4, 2)), zorder=2)
     axes.plot(inside["x"], inside["y"], color=colour, linewidth=1.3, zorder=2.1)
-    axes.fill_between(curve["x"], curve["low"], curve["high"], color=colour, alpha=0.18, linewidth=0, zorder=1)
-    axes.plot(points["x"], points["y"], "o", markersize=2.4, markeredgewidth=0.4, markerfacecolor="white",
-              color="#333333", zorder=3)  # fmt: skip
+    axes.fill_between(curve["x"], curve["low"], curve["high"], color=colour, alpha=0.18, **style.AREA)
+    axes.plot(points["x"], points["y"], color="#333333", markeredgewidth=0.4, zorder=3, **style.OPEN)
     style.log_axis(axes, "x", limits, most=6)
     name, above = str(table["x_name"].iloc[0]), {"ha": "right", "va": "top", "fontsize": 6, "color": "#555555"}
     axes.set_xlabel(f"{name.removesuffix(')')}, log scale)" if name.endswith(")") else f"{name} (log scale)")

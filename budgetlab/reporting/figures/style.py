@@ -25,7 +25,8 @@ COLUMN_INCHES = 3.3
 """The width of one column of a two-column paper; figures are drawn at this size and never scaled down."""
 TWO_COLUMNS_INCHES = 2 * COLUMN_INCHES + 0.3
 INK, QUIET = "#444444", "#777777"
-MARK: dict[str, Any] = {"markersize": 4.0, "markeredgecolor": "white", "markeredgewidth": 0.4}
+OPEN: dict[str, Any] = {"marker": "o", "linestyle": "none", "markerfacecolor": "white", "markersize": 2.4}
+AREA: dict[str, Any] = {"linewidth": 0.0, "zorder": 1.4}
 
 # Okabe and Ito's palette, without its yellow, which is lost on paper. The order alternates dark and light,
 # and every arm has its own marker and dash as well, so that greyscale loses nothing.
@@ -80,6 +81,12 @@ class ArmStyle:
     dash: Any
     named: bool = True
     """Whether it has a place in the legend; the others share one."""
+
+    @property
+    def mark(self) -> dict[str, Any]:
+        """How matplotlib is told to draw a marker of it."""
+        edge = {"markeredgecolor": "white", "markeredgewidth": 0.4}
+        return {"color": self.colour, "marker": self.marker, "markersize": 4.0, **edge}
 
 
 @dataclass(frozen=True)
@@ -158,10 +165,9 @@ def arm_handles(styles: Mapping[str, ArmStyle], lines: Container[str] | None = N
     if grey:
         shown[f"{len(grey)} other arms"] = grey[0]
     return [
-        handle(name, color=style.colour, marker=style.marker, **MARK,
-               linestyle=style.dash if lines is None or name in lines else "none")
+        handle(name, linestyle=style.dash if lines is None or name in lines else "none", **style.mark)
         for name, style in shown.items()
-    ]  # fmt: skip
+    ]
 
 
 def handle(label: str, **look: Any) -> Line2D:
@@ -182,6 +188,14 @@ def end_label(axes: Axes, text: str, at: tuple[float, float], *, left: bool = Fa
     """Write beside the end of a bar, on the side to which it grows."""
     side = {"xytext": (-3 if left else 3, 0), "ha": "right" if left else "left"}
     axes.annotate(text, at, **{"textcoords": "offset points", "va": "center", "fontsize": 6.5, **side, **look})
+
+
+def intervals(axes: Axes, at: pd.Series, ends: pd.DataFrame, colour: str) -> None:
+    """Draw a bar for each row of value, low and high, whatever they are called; none where an end is unknown."""
+    known = ends.notna().all(axis=1)
+    value, low, high = (ends.loc[known, name] for name in ends)
+    size = {"elinewidth": 0.9, "capsize": 1.7, "capthick": 0.9, "zorder": 2.6}
+    axes.errorbar(at[known], value, yerr=[value - low, high - value], linestyle="none", color=colour, **size)
 
 
 def name_rows(axes: Axes, names: Sequence[str]) -> None:

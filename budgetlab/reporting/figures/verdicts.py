@@ -150,7 +150,7 @@ def draw_verdicts(table: pd.DataFrame, order: Sequence[str] = ()) -> Drawing:
         ):
             axes.grid(axis="y")
             axes.axhline(level, color=style.INK, linewidth=0.6, zorder=1)
-            _contrast_lines(axes, rows, styles, columns, _limits(rows))
+            _contrast_lines(axes, rows, styles, columns)
         if margin > 0:
             panels[0, column].axhspan(-margin, margin, color=_MARGIN, linewidth=0, zorder=0)
         _crossovers(panels[0, column], rows, styles)
@@ -210,28 +210,19 @@ def _limits(rows: pd.DataFrame) -> tuple[float, float]:
     return style.room(budgets, 0.12, log=True) if len(budgets) > 1 else (budgets[0] / 1.5, budgets[0] * 1.5)
 
 
-def _contrast_lines(
-    axes: Axes,
-    rows: pd.DataFrame,
-    styles: Mapping[str, style.ArmStyle],
-    columns: Sequence[str],
-    limits: tuple[float, float],
-) -> None:
+def _contrast_lines(axes: Axes, rows: pd.DataFrame, styles: Mapping[str, style.ArmStyle], columns: list[str]) -> None:
     """Draw a quantity of every contrast over the budget with its intervals, each contrast a little aside."""
     names = _contrasts(rows)
     order = list(dict.fromkeys(names))
-    step = _SHIFT * math.log(limits[1] / limits[0]) * min(1.0, 6 / len(styles))
+    low, high = _limits(rows)
+    step = _SHIFT * math.log(high / low) * min(1.0, 6 / len(styles))
     for name, look in styles.items():
         own = rows[(names == name) & rows[columns[0]].notna()]
         if own.empty:
             continue
-        value, low, high = (own[column] for column in columns)
         at = own["budget_amount"] * math.exp(step * (order.index(name) - (len(order) - 1) / 2))
-        known = low.notna() & high.notna()
-        axes.errorbar(at[known], value[known], yerr=[(value - low)[known], (high - value)[known]], linestyle="none",
-                      color=look.colour, elinewidth=0.9, capsize=1.8, capthick=0.9, zorder=2.5)  # fmt: skip
-        axes.plot(at, value, color=look.colour, linestyle=look.dash, linewidth=0.8, marker=look.marker, zorder=3,
-                  **style.MARK)  # fmt: skip
+        style.intervals(axes, at, own[columns], look.colour)
+        axes.plot(at, own[columns[0]], linestyle=look.dash, linewidth=0.8, zorder=3, **look.mark)
 
 
 def _crossovers(axes: Axes, rows: pd.DataFrame, styles: Mapping[str, style.ArmStyle]) -> None:
@@ -241,8 +232,8 @@ def _crossovers(axes: Axes, rows: pd.DataFrame, styles: Mapping[str, style.ArmSt
         colour, at = styles[row["name"]].colour, row["crossover_amount"]
         axes.plot(at, 0.0, marker="|", markersize=8, markeredgewidth=1.2, color=colour, zorder=4)
         if math.isfinite(row["crossover_amount_low"]):
-            axes.plot([row["crossover_amount_low"], row["crossover_amount_high"]], [0.0, 0.0], color=colour,
-                      linewidth=2.2, alpha=0.5, solid_capstyle="butt", zorder=3.5)  # fmt: skip
+            ends = row["crossover_amount_low"], row["crossover_amount_high"]
+            axes.hlines(0.0, *ends, color=colour, linewidth=2.2, alpha=0.5, zorder=3.5)
 
 
 def decomposition_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
