@@ -122,8 +122,7 @@ class Extras:
             yield f"  {row['difference']:g}: {row['seeds']} seeds, {spent}{now}"
 
     def _draw(self) -> str:
-        from budgetlab.reporting.figures import render
-        from budgetlab.reporting.figures.costs import draw_plan, plan_table
+        from budgetlab.reporting.figures import draw_plan, plan_table, render
 
         caption = f"tokens that the largest budget of {self.study.name} buys each arm, under every meaning of compute"
         table = plan_table(sensitivity(self.study, self.prices))

@@ -90,8 +90,7 @@ def show_profile(found: CostProfile, figures: Path | None) -> None:
             if model is not None and cost.seq_len and not model.covers(size, cost.seq_len):
                 print(f"warning: {cost.arm}: this shape is outside what was measured; an extrapolation")
     if figures is not None:
-        from budgetlab.reporting.figures import render
-        from budgetlab.reporting.figures.costs import costs_table, draw_costs
+        from budgetlab.reporting.figures import costs_table, draw_costs, render
 
         caption = f"cost of a training token of {found.study} by phase; {found.environment.device_name}"
         print(f"\nfigure  {render('cost_per_arm', draw_costs, costs_table(found), figures, caption).png}")

@@ -207,9 +207,8 @@ def _fit_one(table: Any, name: str, out: Path | None, settings: dict[str, Any]) 
     settings["definitions"] = {**table.attrs.get("definitions", {}), **(settings.get("definitions") or {})}
     found = fit(table, **settings)
     if out is not None:
-        from budgetlab.reporting.figures import render
-        from budgetlab.reporting.figures.sizes import draw_fit
-        from budgetlab.reporting.figures.sizes import fit_table as drawn_table
+        from budgetlab.reporting.figures import draw_fit, render
+        from budgetlab.reporting.figures import fit_table as drawn_table
         from budgetlab.store import write_fits
 
         write_fits(out, [found])
@@ -225,8 +224,7 @@ def _fit_budgets(table: Any, name: str, out: Path | None, settings: dict[str, An
 
     found = isoflop(table, **{key: settings[key] for key in ("columns", "resamples", "seed")})
     if out is not None:
-        from budgetlab.reporting.figures import render
-        from budgetlab.reporting.figures.sizes import draw_isoflop, isoflop_table
+        from budgetlab.reporting.figures import draw_isoflop, isoflop_table, render
         from budgetlab.store import write_csv
 
         write_csv(out / "optima.csv", found.table())

@@ -1,10 +1,26 @@
 """Figures: outcomes, differences, sizes, costs and any fit, each with its CSV. A new one is an entry of its file."""
 
 from budgetlab.reporting.figures import costs, outcomes, sizes, verdicts
-from budgetlab.reporting.figures.costs import cost_figure, plan_figure, spent_figure
+from budgetlab.reporting.figures.costs import (
+    cost_figure,
+    costs_table,
+    draw_costs,
+    draw_plan,
+    plan_figure,
+    plan_table,
+    spent_figure,
+)
 from budgetlab.reporting.figures.data import Figure, Known
 from budgetlab.reporting.figures.outcomes import loss_figure, score_figure
-from budgetlab.reporting.figures.sizes import frontier_figure, isoflop_figure, map_figure
+from budgetlab.reporting.figures.sizes import (
+    draw_fit,
+    draw_isoflop,
+    fit_table,
+    frontier_figure,
+    isoflop_figure,
+    isoflop_table,
+    map_figure,
+)
 from budgetlab.reporting.figures.style import FigureFiles, render
 from budgetlab.reporting.figures.verdicts import decomposition_figure, verdict_figure
 
@@ -17,12 +33,20 @@ __all__ = [
     "FigureFiles",
     "Known",
     "cost_figure",
+    "costs_table",
     "decomposition_figure",
+    "draw_costs",
+    "draw_fit",
+    "draw_isoflop",
+    "draw_plan",
+    "fit_table",
     "frontier_figure",
     "isoflop_figure",
+    "isoflop_table",
     "loss_figure",
     "map_figure",
     "plan_figure",
+    "plan_table",
     "render",
     "score_figure",
     "spent_figure",

@@ -129,7 +129,7 @@ def draw_costs(table: pd.DataFrame) -> Drawing:
     shape = {"shape": (1, len(shares)), "sharey": True, "width_ratios": shares}
     figure, [panels] = style.canvas(height, handles, legend=legend, **shape)
     for axes, quantity in zip(panels, _PANELS, strict=False):
-        wholes = table[(table["quantity"] == quantity) & (table["phase"] == WHOLE)].set_index("arm")
+        wholes = table[(table["quantity"] == quantity) & (table["phase"] == WHOLE)]
         _cost_panel(axes, bars[bars["quantity"] == quantity], wholes, arms)
         title, unit = _PANELS[quantity]
         axes.set_title(title, loc="left", fontweight="bold")
@@ -159,8 +159,8 @@ def _cost_panel(axes: Axes, bars: pd.DataFrame, wholes: pd.DataFrame, arms: Sequ
     for bar in bars.to_dict("records"):
         axes.barh(arms.index(bar["arm"]), bar["value"], left=bar["start"], height=0.66, **_LOOKS[bar["phase"]], **_EDGE)
     ends = (bars["start"] + bars["value"]).groupby(bars["arm"]).max()
-    for y, arm in enumerate(arms):
-        whole, end = wholes.loc[arm], ends.get(arm, 0.0)
+    for y, whole in enumerate(wholes.to_dict("records")):
+        end = ends.get(arms[y], 0.0)
         if math.isfinite(whole["low"]):
             axes.plot([whole["low"], whole["high"]], [y, y], color="black", linewidth=0.9, zorder=4)
             end = max(end, whole["high"])
@@ -213,10 +213,10 @@ def spent_table(plan: Plan, records: Iterable[RunRecord]) -> pd.DataFrame:
     """
     order = list(plan.arms)
     runs = [r for r in records if r.kind == "rung" and r.status == "complete" and r.schedule and r.arm in order]
-    runs.sort(key=lambda run: (order.index(run.arm), run.schedule.rung, run.run_seed))
     if not runs:
         return pd.DataFrame(columns=_SPENT_COLUMNS)
     known = records_frame(runs)
+    known = known.sort_values(["arm", "rung", "run_seed"], key=lambda c: c.map(order.index) if c.name == "arm" else c)
     parts = [
         known.assign(quantity=name, planned=known[f"planned_{name}"].astype(float), spent=known[name].astype(float))
         for name in _SPENT

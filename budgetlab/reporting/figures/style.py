@@ -192,10 +192,10 @@ def end_label(axes: Axes, text: str, at: tuple[float, float], *, left: bool = Fa
 
 def intervals(axes: Axes, at: pd.Series, ends: pd.DataFrame, colour: str) -> None:
     """Draw a bar for each row of value, low and high, whatever they are called; none where an end is unknown."""
-    known = ends.notna().all(axis=1)
-    value, low, high = (ends.loc[known, name] for name in ends)
-    size = {"elinewidth": 0.9, "capsize": 1.7, "capthick": 0.9, "zorder": 2.6}
-    axes.errorbar(at[known], value, yerr=[value - low, high - value], linestyle="none", color=colour, **size)
+    known = ends.dropna()
+    value, low, high = known.to_numpy().T
+    size: dict[str, Any] = {"elinewidth": 0.9, "capsize": 1.7, "capthick": 0.9, "zorder": 2.6}
+    axes.errorbar(at[known.index], value, yerr=[value - low, high - value], linestyle="none", color=colour, **size)
 
 
 def name_rows(axes: Axes, names: Sequence[str]) -> None:
@@ -213,20 +213,23 @@ def not_timed(axes: Axes) -> None:
 
 
 def canvas(
-    height: float, handles: Sequence[Any] = (), shape: tuple[int, int] = (1, 1), *, width: float = COLUMN_INCHES,
-    legend: dict[str, Any] | None = None, **panels: Any,
-) -> tuple[Figure, Any]:  # fmt: skip
+    height: float,
+    handles: Sequence[Any] = (),
+    shape: tuple[int, int] = (1, 1),
+    *,
+    width: float = COLUMN_INCHES,
+    legend: Mapping[str, Any] | None = None,
+    **panels: Any,
+) -> tuple[Figure, Any]:
     """Return a figure with a legend above, as much higher as that takes, and its array of axes."""
     from matplotlib.figure import Figure
 
-    if not handles:
-        figure = Figure(figsize=(width, height), layout="constrained")
-        return figure, figure.subplots(*shape, squeeze=False, **panels)
-    columns = legend_columns([str(one.get_label()) for one in handles], width)
-    legend = {"ncols": columns, **(legend or {})}
-    lines = math.ceil(len(handles) / legend["ncols"])
-    figure = Figure(figsize=(width, height + 0.14 * lines), layout="constrained")
-    figure.legend(handles=handles, loc="outside upper center", **legend)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    if handles:
+        columns = legend_columns([str(one.get_label()) for one in handles], width)
+        look = {"ncols": columns, **(legend or {})}
+        figure.set_figheight(height + 0.14 * math.ceil(len(handles) / look["ncols"]))
+        figure.legend(handles=handles, loc="outside upper center", **look)
     return figure, figure.subplots(*shape, squeeze=False, **panels)
 
 
@@ -283,9 +286,10 @@ def log_axis(
     axes.set(**{f"{along}scale": "log", f"{along}lim": limits})
     axis = axes.xaxis if along == "x" else axes.yaxis
     low, high = limits[0] / scale, limits[1] / scale
-    finest_first = ((1, 1.5, 2, 3, 4, 6, 8), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,))
+    finest_first = ((1, 1.5, 2, 3, 4, 6, 8), (1, 2, 3, 5), (1, 2, 5), (1, 3))
+    locators = [LogLocator(subs=subs) for subs in finest_first]
     ticks: list[float] = []
-    for locator in (*map(LogLocator, [10] * 5, finest_first), MaxNLocator(most, steps=[1, 2, 5, 10])):
+    for locator in (*locators, LogLocator(numticks=most), MaxNLocator(most, steps=[1, 2, 5, 10])):
         ticks = [tick for tick in locator.tick_values(low, high) if low <= tick <= high]
         if 2 <= len(ticks) <= most:
             break
