@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
 
+Verdicts = Sequence[Verdict]
+
 _MULTIPLIERS = {"tokens": "token", "target_tokens": "target token", "device_seconds": "time", "budget_amount": "budget"}
 """Of curves that are not over compute."""
 _MARGIN = "#EFEFEF"
@@ -44,10 +46,7 @@ _PART_COLUMNS = ["arm", "reference", "y", "unit", "budget_amount", "budget_unit"
 
 
 def verdict_figure(
-    verdicts: Verdict | Sequence[Verdict] | Mapping[str, Sequence[Verdict]],
-    y: str | None = None,
-    *,
-    arms: Sequence[str] = (),
+    verdicts: Verdict | Verdicts | Mapping[str, Verdicts], y: str | None = None, *, arms: Sequence[str] = ()
 ) -> Drawing:
     """Draw differences from the reference arm over the budget, and compute multipliers below them.
 
@@ -97,7 +96,7 @@ def decomposition_figure(verdicts: Sequence[Verdict]) -> Drawing:
     return style.styled(draw_decomposition, table)
 
 
-def verdict_table(verdicts: Sequence[Verdict] | Mapping[str, Sequence[Verdict]], y: str | None = None) -> pd.DataFrame:
+def verdict_table(verdicts: Verdicts | Mapping[str, Verdicts], y: str | None = None) -> pd.DataFrame:
     """Return the drawn numbers: one outcome's differences from the reference, and multipliers, at every budget.
 
     A row a study, contrast and budget, of the contrasts whose second arm is the reference of a primary one (all, where
@@ -132,8 +131,8 @@ def draw_verdicts(table: pd.DataFrame, order: Sequence[str] = ()) -> Drawing:
 
     `order` is that of the study's arms, which their looks follow.
     """
-    studies = list(pd.unique(table["study"]))
-    styles = _styles(table, order)
+    table = table.assign(contrast=_contrasts(table))
+    studies, styles = list(pd.unique(table["study"])), _styles(table, order)
     several, margin = bool(table["compute_multiplier"].notna().any()), float(table["margin"].max())
     handles = [*style.arm_handles(styles), *([style.patch("equivalence margin", _MARGIN)] if margin > 0 else [])]
     lines, width = 1 + several, style.COLUMN_INCHES if len(studies) == 1 else style.TWO_COLUMNS_INCHES
@@ -145,9 +144,8 @@ def draw_verdicts(table: pd.DataFrame, order: Sequence[str] = ()) -> Drawing:
         limits = _limits(table[table["budget_unit"] == unit])  # studies in one unit share them
         if study:
             panels[0, column].set_title(study, loc="left", fontweight="bold")
-        for axes, columns, level in zip(
-            panels[:, column], (["difference", "low", "high"], _MULTIPLIER), (0.0, 1.0), strict=False
-        ):
+        quantities = (["difference", "low", "high"], 0.0), (_MULTIPLIER, 1.0)
+        for axes, (columns, level) in zip(panels[:, column], quantities, strict=False):
             axes.grid(axis="y")
             axes.axhline(level, color=style.INK, linewidth=0.6, zorder=1)
             _contrast_lines(axes, rows, styles, columns)
@@ -160,9 +158,8 @@ def draw_verdicts(table: pd.DataFrame, order: Sequence[str] = ()) -> Drawing:
     panels[0, 0].set_ylabel(f"{_outcome(table)}\nbetter than {_reference(table)} by\n({_unit(table)})")
     if several:
         values = table[_MULTIPLIER].to_numpy(dtype=float).ravel()
-        style.log_axis(
-            panels[1, 0], "y", style.room([*values[np.isfinite(values)].tolist(), 1.0], log=True), written="{x:.4g}×"
-        )
+        limits = style.room([*values[np.isfinite(values)].tolist(), 1.0], log=True)
+        style.log_axis(panels[1, 0], "y", limits, written="{x:.4g}×")
         panels[1, 0].set_ylabel(f"{multiplier_name(table)}\n(above 1: needs less)")
     return figure
 
@@ -195,12 +192,12 @@ def _contrasts(table: pd.DataFrame) -> pd.Series:
 
 def _styles(table: pd.DataFrame, order: Sequence[str]) -> dict[str, style.ArmStyle]:
     """Return the look of each contrast: that of its arm in the study's other figures, where one arm is one contrast."""
-    arms = dict(zip(_contrasts(table), table["arm"], strict=True))
+    arms = dict(zip(table["contrast"], table["arm"], strict=True))
     known = list(dict.fromkeys([*order, *sorted({*table["reference"], *table["arm"]})]))
     if len(set(arms.values())) < len(arms):
         arms, known = {name: name for name in arms}, list(arms)
     largest = table.loc[table["difference"].abs().sort_values(ascending=False).index]
-    looks = style.arm_styles(known, [arms[name] for name in dict.fromkeys(_contrasts(largest))])
+    looks = style.arm_styles(known, [arms[name] for name in dict.fromkeys(largest["contrast"])])
     places = {arm: place for place, arm in enumerate(looks)}  # grey ones first, behind
     return {name: looks[arms[name]] for name in sorted(arms, key=lambda name: places[arms[name]])}
 
@@ -212,12 +209,11 @@ def _limits(rows: pd.DataFrame) -> tuple[float, float]:
 
 def _contrast_lines(axes: Axes, rows: pd.DataFrame, styles: Mapping[str, style.ArmStyle], columns: list[str]) -> None:
     """Draw a quantity of every contrast over the budget with its intervals, each contrast a little aside."""
-    names = _contrasts(rows)
-    order = list(dict.fromkeys(names))
+    order = list(dict.fromkeys(rows["contrast"]))
     low, high = _limits(rows)
     step = _SHIFT * math.log(high / low) * min(1.0, 6 / len(styles))
     for name, look in styles.items():
-        own = rows[(names == name) & rows[columns[0]].notna()]
+        own = rows[(rows["contrast"] == name) & rows[columns[0]].notna()]
         if own.empty:
             continue
         at = own["budget_amount"] * math.exp(step * (order.index(name) - (len(order) - 1) / 2))
@@ -227,9 +223,9 @@ def _contrast_lines(axes: Axes, rows: pd.DataFrame, styles: Mapping[str, style.A
 
 def _crossovers(axes: Axes, rows: pd.DataFrame, styles: Mapping[str, style.ArmStyle]) -> None:
     """Mark on zero where each contrast's curves cross, with the interval."""
-    crossed = rows.assign(name=_contrasts(rows)).dropna(subset="crossover_amount").drop_duplicates("name")
+    crossed = rows.dropna(subset="crossover_amount").drop_duplicates("contrast")
     for row in crossed.to_dict("records"):
-        colour, at = styles[row["name"]].colour, row["crossover_amount"]
+        colour, at = styles[row["contrast"]].colour, row["crossover_amount"]
         axes.plot(at, 0.0, marker="|", markersize=8, markeredgewidth=1.2, color=colour, zorder=4)
         if math.isfinite(row["crossover_amount_low"]):
             ends = row["crossover_amount_low"], row["crossover_amount_high"]
