@@ -154,7 +154,7 @@ def draw_scores(table: pd.DataFrame, x: Axis = "tokens", order: Sequence[str] = 
         axes.set_axis_off()
     if spare:
         panels[-1].legend(handles=handles, loc="center", borderaxespad=0)
-    figure.supxlabel("\n".join([_label(x), *told]), fontsize=7)
+    figure.supxlabel("\n".join([_label(x), *told]))
     return figure
 
 

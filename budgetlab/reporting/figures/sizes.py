@@ -115,8 +115,8 @@ def draw_frontier(table: pd.DataFrame, order: Sequence[str] = ()) -> Drawing:
         shared = "teacher free" if math.isinf(share) else f"teacher for {share:g} student{'s' * (share != 1)}"
         axes.set_title(shared, loc="left")
     y = str(table["y"].iloc[0])
-    figure.supylabel(f"{OUTCOMES.get(y, y).removeprefix('the ')} ({unit_of(y)})", fontsize=7)
-    figure.supxlabel("all-in required compute of one student (FLOP, log scale)", fontsize=7)
+    figure.supylabel(f"{OUTCOMES.get(y, y).removeprefix('the ')} ({unit_of(y)})")
+    figure.supxlabel("all-in required compute of one student (FLOP, log scale)")
     return figure
 
 

@@ -41,7 +41,6 @@ _DOTS_PER_INCH_SHOWN = 140
 _RC: dict[Any, Any] = {
     "font.family": ["DejaVu Sans"],
     "font.size": 7.0,
-    "axes.labelsize": 7.0,
     "axes.titlesize": 7.0,
     "axes.titlepad": 3.0,
     "axes.linewidth": 0.6,

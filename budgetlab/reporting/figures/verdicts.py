@@ -266,7 +266,7 @@ def draw_decomposition(table: pd.DataFrame) -> Drawing:
     style.name_rows(axes, names)
     axes.margins(x=0.22)
     axes.locator_params(axis="x", nbins=5)
-    figure.supxlabel(f"{_outcome(table)}: better than\n{_reference(table)} by ({_unit(table)})", fontsize=7)
+    figure.supxlabel(f"{_outcome(table)}: better than\n{_reference(table)} by ({_unit(table)})")
     return figure
 
 
