@@ -11,7 +11,7 @@ from budgetlab import isoflop_figure
 from budgetlab.cli import app
 from budgetlab.errors import CallerError
 from budgetlab.fitting import fit, frontier, isoflop, predict
-from budgetlab.reporting.figures import isoflop_table
+from budgetlab.reporting.figures.sizes import isoflop_table
 
 
 def budgets(sizes=5, noise=0.0, x="num_params"):

@@ -17,7 +17,7 @@ from budgetlab.cli import run_command
 from budgetlab.errors import CallerError
 from budgetlab.fitting import choose_law, fit, fit_arms, isoflop, power_line, predict, two_step
 from budgetlab.laws import get_law
-from budgetlab.reporting.figures import fit_table
+from budgetlab.reporting.figures.sizes import fit_table
 from budgetlab.values import FitSpec
 
 SIGMOID = {"chance": 0.25, "ceiling": 0.9, "k": 3.0, "midpoint": 2.6}

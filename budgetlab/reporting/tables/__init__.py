@@ -1,6 +1,6 @@
 """Tables for terminals, for the page and as files: each is rows and a column spec."""
 
-from budgetlab.reporting.tables.answers import (
+from budgetlab.reporting.tables.answer_sheets import (
     assumption_sheet,
     assumption_words,
     fit_sheet,
@@ -10,9 +10,15 @@ from budgetlab.reporting.tables.answers import (
     score_files_sheet,
     verdict_sheet,
 )
-from budgetlab.reporting.tables.costs import model_sheet, phase_sheet, profile_sheet, ratio_sheet, time_model_sheet
-from budgetlab.reporting.tables.plans import plan_sheet, status_sheet
-from budgetlab.reporting.tables.scores import (
+from budgetlab.reporting.tables.cost_sheets import (
+    model_sheet,
+    phase_sheet,
+    profile_sheet,
+    ratio_sheet,
+    time_model_sheet,
+)
+from budgetlab.reporting.tables.plan_sheets import plan_sheet, status_sheet
+from budgetlab.reporting.tables.score_sheets import (
     average_sheet,
     closing_frame,
     closing_note,

@@ -23,7 +23,7 @@ from budgetlab.reporting.frames import (
     subsets,
     summarise,
 )
-from budgetlab.reporting.tables.plans import answers
+from budgetlab.reporting.tables.plan_sheets import answers
 from budgetlab.reporting.tables.sheets import Column, Sheet, bracketed, fixed, number, percent
 from budgetlab.units import format_amount, format_quantity
 from budgetlab.values import Plan, RunRecord, Schedule, Score, TeacherPlan
