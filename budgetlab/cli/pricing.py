@@ -26,19 +26,10 @@ from budgetlab.cli.tables import timed_elsewhere
 def profile(
     study: StudyArg = "presets/demo.toml",
     count_only: Annotated[bool, typer.Option("--count-only", help="Count FLOPs; time nothing.")] = False,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Six rounds; no memory, energy, time model or calibration.")
-    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Six rounds; no memory, energy or time model.")] = False,
     predict: Annotated[
         str | None,
         typer.Option("--predict", help="Cost at another shape, from the time model.", metavar="batch=N,seq=N"),
-    ] = None,
-    calibration: Annotated[
-        Path | None,
-        typer.Option("--calibration", help="Predict for the device of this profile.json.", metavar="FILE"),
-    ] = None,
-    compare: Annotated[
-        list[Path] | None, typer.Option("--compare", help="Show these profiles side by side; repeated.", metavar="FILE")
     ] = None,
     peak: Annotated[
         float | None, typer.Option("--peak", help="FLOPs a second that the device can do at most.", min=1.0, max=1e24)
@@ -66,22 +57,13 @@ def profile(
         counted = profiles.count_one_model(model, seq_len)
         show(counted, counted.model_dump(mode="json"), "model_sheet", as_json)
         return
-    if compare:
-        found = profiles.compare_profiles(compare)
-        show(found, [made.model_dump(mode="json") for made in found], "comparison_sheet", as_json)
-        return
-    others = {"--predict": predict, "--calibration": calibration, "--throughput": throughput}
+    others = {"--predict": predict, "--throughput": throughput}
     measuring = {"--quick": quick, "--count-only": count_only, "--peak": peak}
     profiles.refuse_two_ways(others, measuring)
     bench = bench_of(study, results, data_root)
     figures: Path | None = bench.store.folder / "figures"
-    if calibration is not None or predict is not None:
-        figures = None
-        priced = (
-            profiles.predict_elsewhere(bench, calibration)
-            if calibration is not None
-            else profiles.predict_shape(bench, predict or "")
-        )
+    if predict is not None:
+        figures, priced = None, profiles.predict_shape(bench, predict)
     else:
         counting, depth = count_only or throughput is not None, "quick" if quick else "full"
         priced = bench.profile(fresh=True, count_only=counting, depth=depth, peak=peak, keep=throughput is None)

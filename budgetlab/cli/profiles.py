@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,22 +28,9 @@ def refuse_two_ways(others: Mapping[str, object], measuring: Mapping[str, object
 def count_one_model(name: str, seq_len: int) -> ModelCost:
     """Count one language model by itself."""
     from budgetlab.models import read_model
-    from budgetlab.profiler.whole import count_model
+    from budgetlab.profiler.single_model import count_model
 
     return count_model(read_model(name), seq_len=seq_len)
-
-
-def predict_elsewhere(bench: Workbench, path: Path) -> CostProfile:
-    """Price a study on the device of another profile, from that profile's calibration."""
-    from budgetlab.profiler import predict_for
-
-    calibration = _read_profile("--calibration", path).calibration
-    if calibration is None:
-        raise CallerError(
-            f"--calibration {path}", "that profile has no calibration", "make it there by budgetlab profile STUDY"
-        )
-    with bench.screen.stage("predict") as stage:
-        return predict_for(bench.study, calibration, stage)
 
 
 def predict_shape(bench: Workbench, asked: str) -> CostProfile:
@@ -61,15 +48,10 @@ def predict_shape(bench: Workbench, asked: str) -> CostProfile:
             raise CallerError(f"--predict {asked}", wrong, "write batch=64,seq=128")
         given[name] = int(value)
     found = bench.known_profile()
-    if found is None or found.calibration is None:
+    if found is None or all(cost.time_model is None for cost in (*found.arms, *found.teachers)):
         bench.screen.say("predict   no time models in the results folder yet: profiling in full first")
         found = bench.profile(fresh=True, depth="full")
     return reshaped(bench.study, found, given["batch"], given["seq"])
-
-
-def compare_profiles(paths: Sequence[Path]) -> list[CostProfile]:
-    """Read the profiles that are to be shown side by side."""
-    return [_read_profile("--compare", path) for path in paths]
 
 
 def show_profile(found: CostProfile, figures: Path | None) -> None:
@@ -94,11 +76,3 @@ def show_profile(found: CostProfile, figures: Path | None) -> None:
 
         caption = f"cost of a training token of {found.study} by phase; {found.environment.device_name}"
         print(f"\nfigure  {render('cost_per_arm', draw_costs, costs_table(found), figures, caption).png}")
-
-
-def _read_profile(option: str, path: Path) -> CostProfile:
-    from budgetlab.store import read_value
-
-    if not path.is_file():
-        raise CallerError(f"{option} {path}", "no such file", "give a profile.json")
-    return read_value(CostProfile, path)

@@ -38,10 +38,11 @@ def open_workbench(
 
 def _says_more(kept: CostProfile, found: CostProfile) -> bool:
     """Whether a profile of the same study has what a new one lacks."""
-    return (kept.timing is not None, kept.calibration is not None) > (
-        found.timing is not None,
-        found.calibration is not None,
-    )
+
+    def says(profile: CostProfile) -> tuple[bool, bool]:
+        return profile.timing is not None, any(cost.time_model is not None for cost in profile.arms)
+
+    return says(kept) > says(found)
 
 
 class Workbench:

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import random
 import statistics
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
+from loky import cpu_count
+from numpy.typing import NDArray
 
 from budgetlab.batches import MaskedBatch
-from budgetlab.errors import CallerError
-from budgetlab.hardware import (
-    PeakMemory,
-    PhaseClock,
+from budgetlab.crew import work as work_side_by_side
+from budgetlab.errors import BudgetlabError, CallerError
+from budgetlab.hardware import prepare
+from budgetlab.hardware.meters import (
+    EnergyCounter,
+    PhaseMeter,
     StepTime,
-    find_energy_counter,
     is_out_of_memory,
     largest_that_fits,
     peak_memory,
@@ -26,17 +33,16 @@ from budgetlab.hardware import (
     throttled,
     waited_seconds,
 )
+from budgetlab.profiler.arms import Job
 from budgetlab.resampling import median_interval
-from budgetlab.step import TrainingStep, build_step
-from budgetlab.strategies import build_strategy
-from budgetlab.values import CompiledCost, ModelSpec, Ratio, Recipe, StrategySpec, Timing
-
-Job = tuple[str, StrategySpec, ModelSpec, ModelSpec | None, Recipe]
-"""Name, strategy, student, teacher and recipe of what is priced."""
+from budgetlab.step import TrainingStep
+from budgetlab.values import CompiledCost, ExecutionSpec, Packing, Ratio, Timing
 
 _WAITING = 0.05
 """Of the time that threads could have run: above this, other programs took part of the machine."""
 _DRIFT = 0.05
+Work = tuple[TrainingStep, MaskedBatch, int | None]
+"""A step, its batch, and the sequences of a micro-batch."""
 
 
 class OutOfMemory(CallerError):
@@ -68,16 +74,10 @@ class Rounds:
     waiting_share: float | None = None
     throttling: set[str] = field(default_factory=set)
 
-
-def build_job(
-    job: Job, device: str | torch.device, trained: Collection[str] | None = None, *, compiled: bool = False
-) -> TrainingStep:
-    """Build the step of an arm, or of pretraining a teacher; `trained` and `compiled` as in `TrainingStep`."""
-    name, strategy, student, teacher, recipe = job
-    # Random weights cost what given ones do.
-    student, teacher = student.untrained(), None if teacher is None else teacher.untrained()
-    built = build_strategy(strategy, name)
-    return build_step(name, built, student, teacher, recipe, seed=0, device=device, trained=trained, compiled=compiled)
+    @property
+    def least_seconds(self) -> float:
+        """Of the arm that was measured the least."""
+        return min(sum(step.seconds for step in steps) for steps in self.steps.values())
 
 
 def time_steps(
@@ -88,10 +88,7 @@ def time_steps(
     micro_batch_sequences: int | None,
 ) -> Rounds:
     """Time the steps of all arms, interleaved in a random order so that drift of the machine hits all alike."""
-    work = {}
-    for job in jobs:
-        with _within_memory(job[0], micro_batch_sequences or job[4].batch_sequences):
-            work[job[0]] = (build_job(job, device), random_batch(job[2], job[4]), micro_batch_sequences)
+    work = {job.name: _work(job, device, micro_batch_sequences) for job in jobs}
     return _rounds(work, device, effort, say)
 
 
@@ -99,47 +96,48 @@ def time_shapes(
     job: Job, shapes: Sequence[tuple[int, int]], device: torch.device, rounds: int
 ) -> dict[tuple[int, int], list[StepTime]]:
     """Time one arm's step at several shapes, (sequences, positions), all at once and interleaved."""
-    step = build_job(job, device)
-    names = {shape: f"{job[0]} at {shape[0]} x {shape[1]}" for shape in shapes}
-    work = {name: (step, random_batch(job[2], job[4], *shape), None) for shape, name in names.items()}
-    found = _rounds(work, device, Effort(rounds, 0.0), lambda text: None)
+    step = job.build(device)
+    names = {shape: f"{job.name} at {shape[0]} x {shape[1]}" for shape in shapes}
+    work: dict[str, Work] = {name: (step, job.batch(*shape), None) for shape, name in names.items()}
+    found = _rounds(work, device, Effort(rounds, 0.0))
     return {shape: found.steps[name] for shape, name in names.items()}
 
 
 def time_compiled(job: Job, device: torch.device, effort: Effort, micro_batch_sequences: int | None) -> CompiledCost:
     """Time one arm's step compiled and not, in turn."""
-    batch = random_batch(job[2], job[4])
-    names = {False: f"{job[0]} as it is", True: f"{job[0]} compiled"}
-    work, took = {}, {}
-    for how, name in names.items():
-        step = build_job(job, device, compiled=how)
-        took[how] = PhaseClock(device).time(lambda _, step=step: step.warm_up(batch, micro_batch_sequences)).seconds
+    batch, work, took = job.batch(), {}, {}
+    for name in ("as it is", "compiled"):
+        step = job.build(device, compiled=name == "compiled")
+        took[name] = PhaseMeter(device).time(lambda _, step=step: step.warm_up(batch, micro_batch_sequences)).seconds
         work[name] = (step, batch, micro_batch_sequences)
-    found = _rounds(work, device, effort, lambda text: None)
-    plain, compiled = ([step.seconds for step in found.steps[names[how]]] for how in (False, True))
-    ratios = [one / other for one, other in zip(compiled, plain, strict=True)]
-    ratio = Ratio(value=statistics.median(ratios), interval=median_interval(ratios))
-    return CompiledCost(seconds_ratio=ratio, compile_seconds=max(0.0, took[True] - took[False]))
+    steps = _rounds(work, device, effort).steps
+    return CompiledCost(
+        seconds_ratio=paired_ratio(
+            [step.seconds for step in steps["compiled"]], [step.seconds for step in steps["as it is"]]
+        ),
+        compile_seconds=max(0.0, took["compiled"] - took["as it is"]),
+    )
+
+
+def paired_ratio(own: Sequence[float], reference: Sequence[float], share: float = 1.0) -> Ratio:
+    """Median over rounds of the ratio to a reference in the same round, with its interval."""
+    ratios = [share * a / b for a, b in zip(own, reference, strict=True)]
+    return Ratio(value=statistics.median(ratios), interval=median_interval(ratios))
 
 
 def _rounds(
-    work: Mapping[str, tuple[TrainingStep, MaskedBatch, int | None]],
-    device: torch.device,
-    effort: Effort,
-    say: Callable[[str], None],
+    work: Mapping[str, Work], device: torch.device, effort: Effort, say: Callable[[str], None] = lambda text: None
 ) -> Rounds:
-    clock, shuffle = PhaseClock(device), random.Random(0)
-    found = Rounds({name: [] for name in work}, {})
-    before = waited_seconds()
-    done = 0
+    meter, shuffle = PhaseMeter(device), random.Random(0)
+    found, done, before = Rounds({name: [] for name in work}, {}), 0, waited_seconds()
 
     def while_busy() -> None:
         if (reason := throttled(device)) is not None:
             found.throttling.add(reason)
 
-    while done <= effort.rounds or (done <= effort.most_rounds and _least_seconds(found) < effort.seconds):
+    while done <= effort.rounds or (done <= effort.most_rounds and found.least_seconds < effort.seconds):
         for name in shuffle.sample(sorted(work), len(work)):
-            timed = clock.time(_runner(name, *work[name]), while_busy)
+            timed = meter.time(_runner(name, *work[name]), while_busy)
             if done:
                 found.steps[name].append(timed)
             else:  # makes optimizer state, warms the kernels up
@@ -154,6 +152,11 @@ def _rounds(
         ran, waited = after[0] - before[0], after[1] - before[1]
         found.waiting_share = waited / (ran + waited) if ran + waited > 0 else 0.0
     return found
+
+
+def _work(job: Job, device: torch.device, micro_batch_sequences: int | None) -> Work:
+    with _within_memory(job.name, micro_batch_sequences or job.recipe.batch_sequences):
+        return job.build(device), job.batch(), micro_batch_sequences
 
 
 def _runner(
@@ -183,14 +186,16 @@ def _within_memory(name: str, sequences: int) -> Iterator[None]:
         ) from None
 
 
-def _least_seconds(found: Rounds) -> float:
-    return min(sum(step.seconds for step in steps) for steps in found.steps.values())
-
-
 def describe_rounds(found: Rounds) -> Timing:
     """Say how the seconds were taken, and what speaks against them: other programs, throttling, drift."""
-    drift = _drift(found)
-    warnings = []
+    changes, warnings = [], []
+    for steps in found.steps.values():
+        half = len(steps) // 2
+        if half:
+            early, late = ([step.seconds for step in part] for part in (steps[:half], steps[-half:]))
+            changes.append(np.log(statistics.median(late) / statistics.median(early)))
+    # Geometric mean over arms of the second half's median over the first half's.
+    drift = float(np.expm1(np.mean(changes))) if changes else 0.0
     if found.waiting_share is not None and found.waiting_share > _WAITING:
         warnings.append(
             f"other programs ran: threads waited for a core {100 * found.waiting_share:.0f} % of the time; "
@@ -202,46 +207,43 @@ def describe_rounds(found: Rounds) -> Timing:
     warnings += [f"the GPU was held back: {reason}" for reason in sorted(found.throttling)]
     return Timing(
         rounds=min(len(steps) for steps in found.steps.values()),
-        measured_seconds=_least_seconds(found),
+        measured_seconds=found.least_seconds,
         waiting_share=found.waiting_share,
         drift=drift,
         warnings=tuple(warnings),
     )
 
 
-def _drift(found: Rounds) -> float:
-    """Geometric mean over arms of the second half's median over the first half's."""
-    changes = []
-    for steps in found.steps.values():
-        half = len(steps) // 2
-        if half:
-            early, late = ([step.seconds for step in part] for part in (steps[:half], steps[-half:]))
-            changes.append(np.log(statistics.median(late) / statistics.median(early)))
-    return float(np.expm1(np.mean(changes))) if changes else 0.0
+def measure_memory(job: Job, device: torch.device, micro_batch_sequences: int | None) -> dict[str, object]:
+    """Measure the peak of the arm alone: networks, optimizer state, activations.
 
-
-def measure_memory(job: Job, device: torch.device, micro_batch_sequences: int | None) -> PeakMemory | None:
-    """Measure the peak of the arm alone: networks, optimizer state, activations; None where the system does not say."""
+    Returns the fields of an `ArmCost`, none where the system does not say.
+    """
 
     def work() -> None:
-        with _within_memory(job[0], micro_batch_sequences or job[4].batch_sequences):
-            step, batch = build_job(job, device), random_batch(job[2], job[4])
-            for _ in range(2):  # the first makes optimizer state
-                step.run(batch, 1e-6, micro_batch_sequences=micro_batch_sequences)
+        step, batch, micro = _work(job, device, micro_batch_sequences)
+        for _ in range(2):  # the first makes optimizer state
+            _runner(job.name, step, batch, micro)(lambda phase: None)
 
-    return peak_memory(work, device)
+    found = peak_memory(work, device)
+    if found is None:
+        return {}
+    return {
+        "peak_memory_bytes": found.allocated_bytes,
+        "reserved_memory_bytes": found.reserved_bytes,
+        "memory_source": found.source,
+    }
 
 
 def largest_micro_batch(job: Job, device: torch.device) -> int:
     """Search the most sequences of a batch that fit on the device at once; 0 if one does not."""
-    recipe = job[4]
     release_memory(device)
 
     def fits(sequences: int) -> bool:
         try:
-            step = build_job(job, device)
+            step = job.build(device)
             for _ in range(2):
-                step.run(random_batch(job[2], recipe, sequences), 1e-6)
+                step.run(job.batch(sequences), 1e-6)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
         except (RuntimeError, MemoryError) as error:
@@ -253,45 +255,106 @@ def largest_micro_batch(job: Job, device: torch.device) -> int:
             release_memory(device)
         return True
 
-    return largest_that_fits(fits, recipe.batch_sequences)
+    return largest_that_fits(fits, job.recipe.batch_sequences)
 
 
 def measure_energy(
-    jobs: Sequence[Job], device: torch.device, micro_batch_sequences: int | None
-) -> tuple[dict[str, float], str | None]:
-    """Joules per token of each arm over windows of seconds, and where they come from; nothing where none is counted.
+    job: Job, device: torch.device, micro_batch_sequences: int | None, counter: EnergyCounter
+) -> dict[str, object]:
+    """Measure joules a token over a window of seconds: all that the counter counts, idle power included.
 
-    All that the counter counts, idle power included, is the arm's.
+    Returns the fields of an `ArmCost`.
     """
-    counter = find_energy_counter(device)
-    if counter is None:
-        return {}, None
-    found = {}
-    clock = PhaseClock(device)
-    for job in jobs:
-        step = run = None  # what the last arm held goes first
-        batch = random_batch(job[2], job[4])
-        with _within_memory(job[0], micro_batch_sequences or len(batch.input_ids)):
-            step = build_job(job, device)
-        run = _runner(job[0], step, batch, micro_batch_sequences)
-        clock.time(run)
-        before, seconds, tokens = counter.joules(), 0.0, 0
-        while seconds < counter.window_seconds:
-            seconds += clock.time(run).seconds
-            tokens += batch.input_ids.size
-        found[job[0]] = (counter.joules() - before) / tokens
-    return found, counter.source
+    step, batch, micro = _work(job, device, micro_batch_sequences)
+    meter, run = PhaseMeter(device), _runner(job.name, step, batch, micro)
+    meter.time(run)
+    before, seconds, tokens = counter.joules(), 0.0, 0
+    while seconds < counter.window_seconds:
+        seconds += meter.time(run).seconds
+        tokens += batch.input_ids.size
+    return {"joules_per_token": (counter.joules() - before) / tokens, "joules_source": counter.source}
 
 
-def random_batch(
-    student: ModelSpec, recipe: Recipe, sequences: int | None = None, seq_len: int | None = None
-) -> MaskedBatch:
-    """Draw a batch of the recipe's shape, or of another, with its share of masked positions."""
-    count, length = sequences or recipe.batch_sequences, seq_len or recipe.seq_len
-    masked = max(1, round(recipe.mask_fraction * length))
-    draw = np.random.default_rng(0)
-    vocab_size = student.vocab_size or 0
-    columns = np.tile(np.arange(masked), count)
-    rows = np.repeat(np.arange(count), masked)
-    ids = draw.integers(vocab_size, size=(count, length))
-    return MaskedBatch(ids, rows * length + columns, draw.integers(vocab_size, size=len(rows)))
+_PATIENCE_SECONDS = 120.0
+"""For so long those processes that have begun wait for the others."""
+_LOOKS_PER_SECOND = 10
+_MOST_ON_A_GPU = 8
+_WORTH = 1.1
+"""More processes are not tried once the last ones have not brought this much."""
+
+
+def measure_packing(
+    job: Job,
+    execution: ExecutionSpec,
+    micro_batch_sequences: int | None,
+    say: Callable[[str], None],
+    *,
+    seconds: float = 5.0,
+) -> tuple[Packing, ...]:
+    """Time one arm's steps in 2, 4, 8 ... processes at once, as `run` would have them, and in one alone.
+
+    It ends where more bring little, where memory ends, or, on a CPU, where cores do.
+    """
+    most = _MOST_ON_A_GPU if prepare(execution).type == "cuda" else cpu_count() // execution.threads
+    found: list[Packing] = []
+    processes, best = 2, 1.0
+    while processes <= most:
+        say(f"timing {processes} processes side by side")
+        how = (execution, micro_batch_sequences, seconds)
+        try:
+            alone, together = (_steps_per_second(job, count, *how) for count in (1, processes))
+        except (RuntimeError, BudgetlabError) as error:
+            if isinstance(error, BudgetlabError) or is_out_of_memory(error):
+                break
+            raise
+        if alone is None or together is None:
+            break
+        found.append(Packing(processes=processes, speed_ratio=together / alone))
+        if together / alone < _WORTH * best:
+            break
+        processes, best = 2 * processes, together / alone
+    return tuple(found)
+
+
+def _steps_per_second(
+    job: Job, processes: int, execution: ExecutionSpec, micro: int | None, seconds: float
+) -> float | None:
+    """Steps a second of all of them while all of them ran; None where they hardly met."""
+    with tempfile.TemporaryDirectory() as meeting:
+        arguments = (job, processes, execution, micro, seconds, Path(meeting))
+        stamps = [s for _, s in work_side_by_side(_stepper, arguments, list(range(processes)), workers=processes)]
+    begin, end = max(stamp[0, 0] for stamp in stamps), min(stamp[-1, 0] for stamp in stamps)
+    if end - begin < seconds / 2:
+        return None
+    return sum(float(np.ptp(np.interp([begin, end], s[:, 0], s[:, 1]))) for s in stamps) / (end - begin)
+
+
+def _stepper(
+    job: Job, processes: int, execution: ExecutionSpec, micro: int | None, seconds: float, meeting: Path
+) -> Callable[..., NDArray[np.float64]]:
+    """Make what takes an arm's steps for some seconds and says how many it had taken when."""
+    device = prepare(execution)
+    step, batch = job.build(device), job.batch()
+
+    def take(steps: int) -> float:
+        for _ in range(steps):
+            step.run(batch, 1e-6, micro_batch_sequences=micro)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.monotonic()
+
+    def run(number: int, tell: object, stop_asked: object) -> NDArray[np.float64]:
+        """Return rows of (seconds by a clock that all processes share, steps taken until then)."""
+        began = take(1)  # makes optimizer state
+        (meeting / str(number)).touch()
+        while len(os.listdir(meeting)) < processes and time.monotonic() - began < _PATIENCE_SECONDS:
+            time.sleep(0.01)
+        began = time.monotonic()
+        # A look waits for the device, so that there must be few.
+        between = max(1, int(1.0 / (_LOOKS_PER_SECOND * (take(1) - began))))
+        stamps = [(time.monotonic(), 0.0)]
+        while stamps[-1][0] - stamps[0][0] < seconds:
+            stamps.append((take(between), stamps[-1][1] + between))
+        return np.array(stamps)
+
+    return run

@@ -54,17 +54,11 @@ def build_strategy(spec: StrategySpec, arm: str = "") -> Strategy:
         module = importlib.import_module(f"{__name__}.{spec.name}")
     else:
         raise unknown_name("strategy", spec.name, strategy_names(), where)
-    found = [
-        item
-        for item in vars(module).values()
-        if isinstance(item, type) and issubclass(item, Strategy) and item.__module__ == module.__name__
-    ]
+    classes = [item for item in vars(module).values() if isinstance(item, type) and item.__module__ == module.__name__]
+    found = [item for item in classes if issubclass(item, Strategy)]
     if len(found) != 1:
-        raise CallerError(
-            f"{where} = {spec.name!r}",
-            f"the file defines {len(found)} strategies",
-            "define exactly one in a file",
-        )
+        wrong = f"the file defines {len(found)} strategies"
+        raise CallerError(f"{where} = {spec.name!r}", wrong, "define exactly one in a file")
     try:
         return found[0](**spec.settings)
     except ValidationError as error:

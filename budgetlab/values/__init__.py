@@ -3,12 +3,10 @@
 from budgetlab.values.base import Value, content_hash
 from budgetlab.values.costs import (
     ArmCost,
-    Calibration,
     CompiledCost,
     CostProfile,
     Environment,
     HeldOut,
-    KernelRate,
     ModelCost,
     Packing,
     PhaseCost,
@@ -47,7 +45,6 @@ __all__ = [
     "Assumption",
     "Batch",
     "Budget",
-    "Calibration",
     "CompiledCost",
     "CorpusSpec",
     "CostProfile",
@@ -58,7 +55,6 @@ __all__ = [
     "FinetuneRecipe",
     "FitSpec",
     "HeldOut",
-    "KernelRate",
     "ModelCost",
     "ModelSpec",
     "Needs",

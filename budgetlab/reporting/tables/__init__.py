@@ -4,7 +4,6 @@ from budgetlab.reporting.tables.answers import fit_sheet, gate_lines, verdict_sh
 from budgetlab.reporting.tables.assumptions import assumption_sheet, assumption_words
 from budgetlab.reporting.tables.closing import closing_frame, closing_note, closing_sheet, full_sheet
 from budgetlab.reporting.tables.costs import (
-    comparison_sheet,
     model_sheet,
     phase_sheet,
     profile_sheet,
@@ -25,7 +24,6 @@ __all__ = [
     "closing_frame",
     "closing_note",
     "closing_sheet",
-    "comparison_sheet",
     "fit_sheet",
     "full_sheet",
     "gate_lines",

@@ -159,9 +159,6 @@ def ratio_sheet(profile: CostProfile) -> Sheet:
     times = [_time_ratio(cost, first) for cost in costs]
     off = [None if t is None else f / t - 1.0 for f, t in zip(flops, times, strict=True)]
     rate = [cost.required_flops_per_second for cost in costs]
-    calibrated = [
-        None if profile.calibration is None else profile.calibration.peak_flops_per_second(c.dtype) for c in costs
-    ]
     peaks = [profile.peak_flops_per_second] * len(costs)
     parts: list[tuple[Column, list[str]]] = [
         (Column("arm", left=True), [cost.arm for cost in costs]),
@@ -178,7 +175,6 @@ def ratio_sheet(profile: CostProfile) -> Sheet:
         (Column("FLOPs ratio\nis off by", _RATIO), ["n/a" if o is None else f"{100 * o:+.0f} %" for o in off]),
         (Column("tokens\na second", _how(profile)), [_rate(cost) for cost in costs]),
         (Column("TFLOP\na second", _how(profile)), [fixed(None if r is None else r / 1e12, 3) for r in rate]),
-        (Column("of peak\ncalibrated", _how(profile)), _shares(rate, calibrated)),
         (Column("of peak\ndata sheet", _how(profile)), _shares(rate, peaks)),
         (Column("memory\nMB", _how(profile)), [_memory(cost) for cost in costs]),
         (Column("energy\nmJ a token", _how(profile)), [fixed(_milli(cost.joules_per_token), 2) for cost in costs]),
@@ -207,7 +203,7 @@ def ratio_sheet(profile: CostProfile) -> Sheet:
 
 
 def time_model_sheet(profile: CostProfile) -> Sheet | None:
-    """Return the time models with their held-out errors, and the prediction from the calibration; None without."""
+    """Return the time models with their held-out errors; None without."""
     costs = [cost for cost in (*profile.arms, *profile.teachers) if cost.time_model is not None]
     if not costs:
         return None
@@ -216,69 +212,25 @@ def time_model_sheet(profile: CostProfile) -> Sheet | None:
         model = cost.time_model
         assert model is not None
         phases = model.phases.values()
-        measured = cost.seconds_per_step
-        off = (cost.predicted_seconds_per_step or 0.0) / measured - 1.0 if measured else None
         held = ", ".join(f"{h.sequences} × {h.seq_len}: {100 * h.error:+.1f} %" for h in model.held_out)
         rows.append((
             cost.arm, fixed(1e3 * sum(p.constant_seconds for p in phases), 2),
             fixed(1e6 * sum(p.seconds_per_token for p in phases), 2),
             fixed(1e9 * sum(p.seconds_per_token_position for p in phases), 2), held or "n/a",
-            "n/a" if off is None or not cost.predicted_seconds_per_step else f"{100 * off:+.0f} %",
         ))  # fmt: skip
     models = [cost.time_model for cost in costs if cost.time_model is not None]
     seconds = "CPU time, summed over threads" if models[0].clock == "cpu" else "device time"
     columns = (
         Column("arm", left=True), Column("constant\nms", _MODEL), Column("a token\nµs", _MODEL),
         Column("a token and position\nns", _MODEL), Column("held out\n(sequences × length)", _MODEL),
-        Column("calibration's\nprediction", _MODEL),
     )  # fmt: skip
     fitted = [count * length for model in models for count, length in model.shapes]
     held = [h.sequences * h.seq_len for model in models for h in model.held_out]
     notes = [
         f"time model, {seconds}: fitted to at most {max(len(model.shapes) for model in models)} shapes of up to "
         f"{max(fitted)} tokens, held-out shapes of {min(held)} to {max(held)}; predicted over measured, less one",
-        "calibration's prediction: operator by operator from the device's rates, over the measured step, less one",
     ]
-    if (found := profile.calibration) is not None:
-        peaks = {d: found.peak_flops_per_second(d) for d in dict.fromkeys(cost.dtype for cost in costs)}
-        rates = [f"{format_quantity(peak, 'FLOP')} a second in {d}" for d, peak in peaks.items()]
-        copies = format_quantity(found.copy_bytes_per_second, "B")
-        notes.append(f"calibrated here: matrix products up to {', '.join(rates)}, large copies {copies} a second")
     return Sheet("How long another batch or length would take", columns, tuple(rows), tuple(notes))
-
-
-def comparison_sheet(profiles: Sequence[CostProfile]) -> Sheet:
-    """Return several machines side by side: tokens a second and the ratio to the first arm of each."""
-    named = [_named(found) for found in profiles]
-    arms = list(dict.fromkeys(name for found in named for name in found))
-    columns, cells = [Column("arm", left=True)], [[name for name, _ in arms]]
-    notes = []
-    for number, (found, by_arm) in enumerate(zip(profiles, named, strict=True), start=1):
-        first = found.arms[0]
-        mark = f"[{number}]"
-        columns += [Column(f"{mark} FLOPs\nratio", mark), Column(f"{mark} time\nratio", mark),
-                    Column(f"{mark} tokens\na second", mark)]  # fmt: skip
-        base = first.train_required_flops_per_token
-        cells += [
-            [fixed(by_arm[a].train_required_flops_per_token / base if a in by_arm else None, 3) for a in arms],
-            [fixed(_time_ratio(by_arm[a], first) if a in by_arm else None, 3) for a in arms],
-            [format_quantity(by_arm[a].tokens_per_second if a in by_arm else None) for a in arms],
-        ]
-        where = found.environment
-        how = "predicted" if found.predicted_for else "measured" if found.timing else found.conventions["seconds"]
-        if not found.arms_have_seconds:
-            how = "counted only"
-        shapes = ", ".join(dict.fromkeys(f"{c.dtype}, {c.attention} attention" for c in found.arms))
-        if found.timing is None and found.arms_have_seconds and not found.predicted_for:
-            notes.append(f"{mark} {found.study}: seconds {how}; counted with {shapes}")
-            continue
-        notes.append(f"{mark} {found.study}: {where.device_name}, {where.threads} threads, {shapes}; seconds {how}")
-    return Sheet("Machines side by side", tuple(columns), tuple(zip(*cells, strict=True)), tuple(notes))
-
-
-def _named(profile: CostProfile) -> dict[tuple[str, bool], ArmCost]:
-    """Prices by name, and whether of a teacher's pretraining: an arm may be named like one."""
-    return {(c.arm, cs is profile.teachers): c for cs in (profile.arms, profile.teachers) for c in cs}
 
 
 def _time_ratio(cost: ArmCost, first: ArmCost) -> float | None:
