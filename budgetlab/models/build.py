@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
@@ -282,5 +283,7 @@ def export_model(network: Network, tokenizer: Any, card: str, folder: Path, *, s
                 os.close(handle)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
+    except SafetensorError as error:  # safetensors reports a full disk as its own error
+        raise OSError(str(error)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
