@@ -35,7 +35,7 @@ def count_one_model(name: str, seq_len: int) -> ModelCost:
 
 def predict_shape(bench: Workbench, asked: str) -> CostProfile:
     """Price a study at "batch=SEQUENCES,seq=POSITIONS", from the time models of its profile."""
-    from budgetlab.profiler import reshaped
+    from budgetlab.profiler.time_model import reshaped
 
     recipe = bench.study.recipe
     given = {"batch": recipe.batch_sequences, "seq": recipe.seq_len}

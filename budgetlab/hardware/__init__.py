@@ -12,52 +12,33 @@ import torch
 from budgetlab.errors import CallerError
 from budgetlab.hardware.meters import (
     EnergyCounter,
-    PeakMemory,
     PhaseMeter,
-    StepTime,
     find_energy_counter,
     is_out_of_memory,
     keep_memory,
-    largest_that_fits,
-    peak_memory,
-    release_memory,
-    throttled,
-    waited_seconds,
 )
-from budgetlab.hardware.peaks import PEAKS, Peak, find_peak
+from budgetlab.hardware.peaks import find_peak
 from budgetlab.machine import memory_bytes, processor_name
 from budgetlab.values import Environment, ExecutionSpec
 
 __all__ = [
-    "PEAKS",
     "EnergyCounter",
-    "Peak",
-    "PeakMemory",
     "PhaseMeter",
-    "StepTime",
     "emulated_bfloat16",
     "environment",
     "find_energy_counter",
     "find_peak",
     "has_bfloat16",
     "is_out_of_memory",
-    "largest_that_fits",
-    "peak_memory",
     "pick_device",
     "prepare",
-    "release_memory",
-    "throttled",
-    "waited_seconds",
 ]
 
 
 def pick_device(execution: ExecutionSpec, local_rank: int = 0) -> torch.device:
     """Turn `execution.device` into a device that is here; of several GPUs, that of the process of this number.
 
-    Raises
-    ------
-    CallerError
-        When it is no device name, or not on this machine.
+    A CallerError where it is no device's name, or not on this machine.
     """
     asked, remedy = f"execution.device = {execution.device!r}", 'use "auto", "cpu" or "cuda"'
     name = execution.device

@@ -9,7 +9,9 @@ import gc
 import importlib
 import importlib.util
 import itertools
+import re
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import Any
 
 import torch
 
-_PENDING = 600  # stamps: a hundred steps
+_PENDING_STEPS = 100
 
 
 @dataclass
@@ -52,16 +54,14 @@ class PhaseMeter:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._on_gpu = device.type == "cuda"
-        self._stamps: list[tuple[str, Any]] = []
+        self._steps: deque[list[tuple[str, Any]]] = deque()
         self._sums = StepTime()
 
     def begin(self) -> None:
         """A step begins; what came since the last one ended is none of any phase."""
-        if len(self._stamps) > _PENDING:  # the device has long passed the older half of them
-            begins = [i for i, (phase, _) in enumerate(self._stamps) if phase == ""]
-            half = max((i for i in begins if i <= _PENDING // 2), default=0) or begins[-1]
-            self._add_up(self._stamps[:half])
-            del self._stamps[:half]
+        if len(self._steps) > _PENDING_STEPS:
+            self._add_up(self._steps.popleft())  # which the device has long passed
+        self._steps.append([])
         self("")
 
     def __call__(self, phase: str) -> None:
@@ -71,7 +71,7 @@ class PhaseMeter:
             stamp.record()
         else:
             stamp = time.perf_counter(), time.process_time()
-        self._stamps.append((phase, stamp))
+        self._steps[-1].append((phase, stamp))
 
     def collect(self) -> dict[str, float]:
         """Return the device's seconds of each phase since the last call, of steps that ended; waits for the device."""
@@ -89,17 +89,16 @@ class PhaseMeter:
         return self._take()
 
     def _take(self) -> StepTime:
-        self._add_up(self._stamps)
-        found, self._sums, self._stamps = self._sums, StepTime(), []
+        while self._steps:
+            self._add_up(self._steps.popleft())
+        found, self._sums = self._sums, StepTime()
         return found
 
     def _add_up(self, stamps: list[tuple[str, Any]]) -> None:
-        if stamps and self._on_gpu:
+        if self._on_gpu:
             stamps[-1][1].synchronize()
         wall, cpu = self._sums.device, self._sums.cpu
         for (_, before), (phase, after) in itertools.pairwise(stamps):
-            if phase == "":
-                continue
             if self._on_gpu:
                 wall[phase] = wall.get(phase, 0.0) + before.elapsed_time(after) / 1e3
             else:
@@ -120,13 +119,8 @@ def waited_seconds() -> tuple[float, float] | None:
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-_NO_MEMORY = (
-    "can't allocate memory",
-    "could not create a primitive",
-    "could not create a memory object",
-    "out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
+_NO_MEMORY = re.compile(
+    "can't allocate memory|could not create a (primitive|memory object)|out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED"
 )
 
 
@@ -134,9 +128,9 @@ _NO_MEMORY = (
 class PeakMemory:
     """The most memory that a piece of work held: by tensors, and by the allocator on their behalf."""
 
-    allocated_bytes: int
-    reserved_bytes: int | None
-    source: str
+    peak_memory_bytes: int
+    reserved_memory_bytes: int | None
+    memory_source: str
 
 
 def peak_memory(work: Callable[[], object], device: torch.device) -> PeakMemory | None:
@@ -194,8 +188,7 @@ def keep_memory() -> None:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error says that memory ran out, on a GPU or on a CPU (whose kernels then cannot be set up either)."""
-    said = str(error)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in said for words in _NO_MEMORY)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or _NO_MEMORY.search(str(error)) is not None
 
 
 def largest_that_fits(fits: Callable[[int], bool], most: int) -> int:

@@ -42,25 +42,9 @@ def build_network(
 ) -> Network:
     """Build a network with random weights, or load those that `spec.weights` names.
 
-    Parameters
-    ----------
-    spec
-        With `vocab_size`.
-    seed
-        Of the random initialisation; the global generator is left as it was.
-    seq_len
-        Longest sequence in positions.
-    dropout
-        Of hidden states and attention, 0 to 1.
-    attention
-        "sdpa" or "eager".
-    device
-        "meta" builds the shapes only.
-
-    Raises
-    ------
-    CallerError
-        When the family is unknown, the vocabulary missing, or the weights do not fit the specification.
+    `seed` is of the random initialisation, and the global generator is left as it was; `seq_len` the longest sequence
+    in positions; `dropout` of hidden states and attention, 0 to 1; `attention` "sdpa" or "eager"; on the device "meta"
+    there are shapes only. A CallerError where the vocabulary is missing, or configuration or weights do not fit.
     """
     family = FAMILIES[spec.family]
     if spec.vocab_size is None:
@@ -107,10 +91,10 @@ def _cuda(device: str | torch.device) -> list[int]:
 
 
 def _load(spec: ModelSpec, attention: str, dropouts: dict[str, float]) -> nn.Module:
-    asked = f"weights = {spec.weights!r}"
+    weights, asked = spec.weights or "", f"weights = {spec.weights!r}"
     options = {"attn_implementation": attention, "dtype": torch.float32, "trust_remote_code": False, **dropouts}
     try:
-        model, info = AutoModelForMaskedLM.from_pretrained(spec.weights, output_loading_info=True, **options)
+        model, info = AutoModelForMaskedLM.from_pretrained(weights, output_loading_info=True, **options)
     except BudgetlabError:
         raise
     except Exception as error:  # a folder of a stranger's: pickles that are none, other types, other shapes
@@ -136,13 +120,7 @@ def _one_line(error: Exception) -> str:
 
 
 def given_key(spec: ModelSpec) -> str:
-    """Hash a network whose weights are given: its shape, and the files (of the hub, their revision).
-
-    Raises
-    ------
-    CallerError
-        When they cannot be read.
-    """
+    """Hash a network whose weights are given: its shape, and the files (of the hub, their revision)."""
     weights = spec.weights or ""
     try:
         if not Path(weights).is_dir():
@@ -158,12 +136,7 @@ def given_key(spec: ModelSpec) -> str:
 def start_from_teacher(student: Network, teacher: Network, layers: Sequence[int]) -> None:
     """Copy the teacher's embeddings, head and chosen blocks into the student (Sanh et al. 2019, arXiv 1910.01108).
 
-    Parameters
-    ----------
-    student, teacher
-        Of one family and one width.
-    layers
-        A block of the teacher for each block of the student, counted from 0.
+    Both are of one family and width; `layers` has a block of the teacher for each of the student, counted from 0.
     """
     family = FAMILIES[student.spec.family]
     blocks, given = f"model.{family.trunk}.{family.blocks}.", dict(teacher.named_parameters())
@@ -183,13 +156,7 @@ def count_parameters(network: Network) -> tuple[int, int]:
 
 
 def load_parameters(network: Network, state: dict[str, Tensor]) -> None:
-    """Copy a checkpoint's student into a network.
-
-    Raises
-    ------
-    BudgetlabError
-        When the names or shapes differ.
-    """
+    """Copy a checkpoint's student into a network; a BudgetlabError where names or shapes differ."""
     saved = {key.removeprefix("student."): value for key, value in state.items() if key.startswith("student.")}
     own = dict(network.named_parameters())
     if saved.keys() != own.keys() or any(saved[name].shape != own[name].shape for name in own):
@@ -253,18 +220,8 @@ class _OfFirstPosition(nn.Module):
 def export_model(network: Network, tokenizer: Any, card: str, folder: Path, *, seq_len: int) -> None:
     """Write a plain transformers folder that needs no budgetlab to be loaded, in one step: all of it or nothing.
 
-    Parameters
-    ----------
-    network
-        On any device; its config and its weights, as safetensors.
-    tokenizer
-        A transformers tokenizer.
-    card
-        The model card, README.md.
-    folder
-        Replaced if it is there.
-    seq_len
-        Positions that it was trained on, beyond which its tokenizer cuts.
+    It holds the network's config and weights (safetensors), a transformers tokenizer, which cuts beyond the `seq_len`
+    positions that were trained on, and the model card; it replaces what was there.
     """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

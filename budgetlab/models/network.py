@@ -50,15 +50,7 @@ FAMILIES = {
 
 
 class Network(nn.Module):
-    """A masked language model that yields `Signals`.
-
-    Parameters
-    ----------
-    model
-        The transformers model, one of the families above.
-    spec
-        What it was built from, with its vocabulary size.
-    """
+    """A masked language model, of one of the families above, that yields `Signals`."""
 
     def __init__(self, model: nn.Module, spec: ModelSpec) -> None:
         super().__init__()
@@ -90,12 +82,7 @@ class Network(nn.Module):
         """Compile this network apart from all others; arguments as for `torch.compile`.
 
         torch keeps at most eight graphs of one code object, over all networks that share it, and runs what comes after
-        uncompiled without a word. So each gets a code object of its own, and reaching the limit is an error.
-
-        Raises
-        ------
-        BudgetlabError
-            In a later call that torch would not compile.
+        uncompiled without a word. So each gets a code object of its own, and a call past the limit is a BudgetlabError.
         """
         from torch._dynamo.exc import FailOnRecompileLimitHit  # only compiling needs it
 
@@ -123,18 +110,9 @@ class Network(nn.Module):
     ) -> Signals:
         """Run the network as far as `needs` says.
 
-        Parameters
-        ----------
-        input_ids_BT
-            Token ids, int64 [B, T].
-        needs
-            What to compute and keep.
-        target_positions_M
-            Flat positions into B*T for `needs.logits == "masked"`.
-        attention_mask_BT
-            True at real tokens; None where nothing is padded.
-        everything
-            Compute all blocks, all attention scores and all logits as well, whether needed or not.
+        Token ids are int64 [B, T]; target positions flat ones into B*T, for `needs.logits == "masked"`; the mask is
+        true at real tokens, None where nothing is padded. With `everything` all blocks, attention scores and logits
+        are computed, whether needed or not.
         """
         kept, depth = Signals(), self.spec.num_layers
         whole = depth if everything or needs.trunk_depth < 0 else max(needs.trunk_depth, needs.projected_depth - 1)

@@ -43,18 +43,9 @@ class SingleModel:
 
 
 def read_model(asked: str) -> SingleModel:
-    """Read what model is meant.
+    """Read a model's configuration: of a folder, a JSON file, a hub id, or an architecture's default, such as "gpt2".
 
-    Parameters
-    ----------
-    asked
-        A folder with a config.json, a JSON file, a hub id, or the name of an architecture such as "gpt2", which then
-        has its default configuration.
-
-    Raises
-    ------
-    CallerError
-        When nothing of that name can be read, or it is no masked or causal language model.
+    A CallerError where nothing of that name can be read, or it is no masked or causal language model.
     """
     config = _read_config(asked)
     masked, causal = type(config) in MODEL_FOR_MASKED_LM_MAPPING, type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
@@ -70,7 +61,7 @@ def read_model(asked: str) -> SingleModel:
 def _read_config(asked: str) -> Any:
     path, option, remedy = Path(asked), f"--model {asked}", "give one that loads"
     try:
-        fields = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        fields: Any = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
         if path.is_dir():
             return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, TypeError) as error:

@@ -33,13 +33,12 @@ from budgetlab.profiler.clock import (
     time_compiled,
     time_steps,
 )
-from budgetlab.profiler.count import count_flops
-from budgetlab.profiler.time_model import machine_changed, measure_time_model, reshaped
+from budgetlab.profiler.time_model import machine_changed, measure_time_model
 from budgetlab.resampling import median_interval
 from budgetlab.studies import Study
 from budgetlab.values import ArmCost, CostProfile
 
-__all__ = ["count_flops", "profile", "reshaped", "with_times"]
+__all__ = ["profile"]
 
 _HOPELESS = 2.0
 """So many times the fastest choice so far: a precision or attention is dropped after one step of each arm."""
@@ -117,9 +116,11 @@ def profile(
     where = environment(execution)
     peak = find_peak(where.device_name) if where.device == "cuda" else None
     of_maker = None if peak is None else peak.flops_per_second(jobs[0].recipe.dtype)
+    arms, teachers = arms_and_teachers(study, list(costs.values()))
     return CostProfile(
         study=study.name,
-        **arms_and_teachers(study, list(costs.values())),
+        arms=arms,
+        teachers=teachers,
         conventions=CONVENTIONS,
         environment=where,
         timing=timing,

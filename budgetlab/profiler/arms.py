@@ -89,13 +89,11 @@ def jobs_of(study: Study) -> list[Job]:
     return jobs
 
 
-def arms_and_teachers(study: Study, costs: Sequence[ArmCost]) -> dict[str, tuple[ArmCost, ...]]:
-    """Part what was priced into the fields `arms` and `teachers` of a profile."""
+def arms_and_teachers(study: Study, costs: Sequence[ArmCost]) -> tuple[tuple[ArmCost, ...], tuple[ArmCost, ...]]:
+    """Part what was priced: the arms, and the pretraining of teachers."""
+    arms = tuple(cost for cost in costs if cost.arm in study.arms)
     teachers = (cost for cost in costs if cost.arm not in study.arms)
-    return {
-        "arms": tuple(cost for cost in costs if cost.arm in study.arms),
-        "teachers": tuple(c.model_copy(update={"arm": c.arm.removesuffix(_PRETRAINING)}) for c in teachers),
-    }
+    return arms, tuple(cost.model_copy(update={"arm": cost.arm.removesuffix(_PRETRAINING)}) for cost in teachers)
 
 
 def choices_of(study: Study, device: torch.device) -> list[tuple[str, str]]:
@@ -111,13 +109,14 @@ def choices_of(study: Study, device: torch.device) -> list[tuple[str, str]]:
 def count_arm(job: Job, device: torch.device) -> ArmCost:
     """Count an arm; nothing is timed."""
     recipe = job.recipe
+    shape = recipe.seq_len, recipe.masked_per_sequence
     lean = job._replace(recipe=recipe.model_copy(update={"execute": "lean"})).build("meta")
-    required = count_flops(lean, recipe.seq_len, recipe.masked_per_sequence)
+    required = count_flops(lean, *shape)
     # A lean step's head is the same products on any device, so what a target token costs is known by now.
     known = {phase: price[1] for phase, price in required.items()} if recipe.execute == "lean" else None
     with FakeTensorMode(allow_non_fake_inputs=True):
         real = job.build(device, trained=lean.trained)
-        executed = count_flops(real, recipe.seq_len, recipe.masked_per_sequence, executed_on=device, per_target=known)
+        executed = count_flops(real, *shape, executed_on=device, per_target=known)
     fraction = recipe.masked_per_sequence / recipe.seq_len
     head = count_head(lean.student, lean.student_needs)
     phases = {

@@ -9,17 +9,16 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from loky import cpu_count
-from numpy.typing import NDArray
 
 from budgetlab.batches import MaskedBatch
-from budgetlab.crew import work as work_side_by_side
+from budgetlab.crew import work
 from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.hardware import prepare
 from budgetlab.hardware.meters import (
@@ -41,8 +40,6 @@ from budgetlab.values import CompiledCost, ExecutionSpec, Packing, Ratio, Timing
 _WAITING = 0.05
 """Of the time that threads could have run: above this, other programs took part of the machine."""
 _DRIFT = 0.05
-Work = tuple[TrainingStep, MaskedBatch, int | None]
-"""A step, its batch, and the sequences of a micro-batch."""
 
 
 class OutOfMemory(CallerError):
@@ -80,95 +77,25 @@ class Rounds:
         return min(sum(step.seconds for step in steps) for steps in self.steps.values())
 
 
-def time_steps(
-    jobs: Sequence[Job],
-    device: torch.device,
-    effort: Effort,
-    say: Callable[[str], None],
-    micro_batch_sequences: int | None,
-) -> Rounds:
-    """Time the steps of all arms, interleaved in a random order so that drift of the machine hits all alike."""
-    work = {job.name: _work(job, device, micro_batch_sequences) for job in jobs}
-    return _rounds(work, device, effort, say)
+@dataclass(frozen=True)
+class Ready:
+    """A step with its batch, to be taken again and again; where memory runs out it says what to do."""
+
+    name: str
+    step: TrainingStep
+    batch: MaskedBatch
+    micro_batch_sequences: int | None = None
+
+    def __call__(self, on_phase: Callable[[str], None] | None = None) -> None:
+        """Take the step once."""
+        micro, whole = self.micro_batch_sequences, len(self.batch.input_ids)
+        with _within_memory(self.name, min(micro or whole, whole)):
+            self.step.run(self.batch, 1e-6, micro_batch_sequences=micro, on_phase=on_phase)
 
 
-def time_shapes(
-    job: Job, shapes: Sequence[tuple[int, int]], device: torch.device, rounds: int
-) -> dict[tuple[int, int], list[StepTime]]:
-    """Time one arm's step at several shapes, (sequences, positions), all at once and interleaved."""
-    step = job.build(device)
-    names = {shape: f"{job.name} at {shape[0]} x {shape[1]}" for shape in shapes}
-    work: dict[str, Work] = {name: (step, job.batch(*shape), None) for shape, name in names.items()}
-    found = _rounds(work, device, Effort(rounds, 0.0))
-    return {shape: found.steps[name] for shape, name in names.items()}
-
-
-def time_compiled(job: Job, device: torch.device, effort: Effort, micro_batch_sequences: int | None) -> CompiledCost:
-    """Time one arm's step compiled and not, in turn."""
-    batch, work, took = job.batch(), {}, {}
-    for name in ("as it is", "compiled"):
-        step = job.build(device, compiled=name == "compiled")
-        took[name] = PhaseMeter(device).time(lambda _, step=step: step.warm_up(batch, micro_batch_sequences)).seconds
-        work[name] = (step, batch, micro_batch_sequences)
-    steps = _rounds(work, device, effort).steps
-    return CompiledCost(
-        seconds_ratio=paired_ratio(
-            [step.seconds for step in steps["compiled"]], [step.seconds for step in steps["as it is"]]
-        ),
-        compile_seconds=max(0.0, took["compiled"] - took["as it is"]),
-    )
-
-
-def paired_ratio(own: Sequence[float], reference: Sequence[float], share: float = 1.0) -> Ratio:
-    """Median over rounds of the ratio to a reference in the same round, with its interval."""
-    ratios = [share * a / b for a, b in zip(own, reference, strict=True)]
-    return Ratio(value=statistics.median(ratios), interval=median_interval(ratios))
-
-
-def _rounds(
-    work: Mapping[str, Work], device: torch.device, effort: Effort, say: Callable[[str], None] = lambda text: None
-) -> Rounds:
-    meter, shuffle = PhaseMeter(device), random.Random(0)
-    found, done, before = Rounds({name: [] for name in work}, {}), 0, waited_seconds()
-
-    def while_busy() -> None:
-        if (reason := throttled(device)) is not None:
-            found.throttling.add(reason)
-
-    while done <= effort.rounds or (done <= effort.most_rounds and found.least_seconds < effort.seconds):
-        for name in shuffle.sample(sorted(work), len(work)):
-            timed = meter.time(_runner(name, *work[name]), while_busy)
-            if done:
-                found.steps[name].append(timed)
-            else:  # makes optimizer state, warms the kernels up
-                found.first[name] = timed
-        if done % 5 == 0:
-            say(f"timing steps, round {done}, at least {effort.rounds}")
-        if done == 1 and sum(steps[0].seconds for steps in found.steps.values()) > effort.give_up_seconds:
-            break
-        done += 1
-    after = waited_seconds()
-    if before is not None and after is not None:
-        ran, waited = after[0] - before[0], after[1] - before[1]
-        found.waiting_share = waited / (ran + waited) if ran + waited > 0 else 0.0
-    return found
-
-
-def _work(job: Job, device: torch.device, micro_batch_sequences: int | None) -> Work:
-    with _within_memory(job.name, micro_batch_sequences or job.recipe.batch_sequences):
-        return job.build(device), job.batch(), micro_batch_sequences
-
-
-def _runner(
-    name: str, step: TrainingStep, batch: MaskedBatch, micro: int | None
-) -> Callable[[Callable[[str], None]], object]:
-    size = min(micro or len(batch.input_ids), len(batch.input_ids))
-
-    def run(on_phase: Callable[[str], None]) -> object:
-        with _within_memory(name, size):
-            return step.run(batch, 1e-6, micro_batch_sequences=micro, on_phase=on_phase)
-
-    return run
+def _make_ready(job: Job, device: torch.device, micro: int | None) -> Ready:
+    with _within_memory(job.name, micro or job.recipe.batch_sequences):
+        return Ready(job.name, job.build(device), job.batch(), micro)
 
 
 @contextlib.contextmanager
@@ -179,11 +106,77 @@ def _within_memory(name: str, sequences: int) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise OutOfMemory(
-            f"a step of {name} with {sequences} sequence{'s' * (sequences != 1)} at once",
-            "the device is out of memory",
-            f"set execution.micro_batch_sequences below {sequences}" if sequences > 1 else "take a smaller model",
-        ) from None
+        asked = f"a step of {name} with {sequences} sequence{'s' * (sequences != 1)} at once"
+        remedy = f"set execution.micro_batch_sequences below {sequences}" if sequences > 1 else "take a smaller model"
+        raise OutOfMemory(asked, "the device is out of memory", remedy) from None
+
+
+def time_steps(
+    jobs: Sequence[Job], device: torch.device, effort: Effort, say: Callable[[str], None], micro: int | None
+) -> Rounds:
+    """Time the steps of all arms, in micro-batches of so many sequences, interleaved so that drift hits all alike."""
+    return _time_rounds([_make_ready(job, device, micro) for job in jobs], device, effort, say)
+
+
+def time_shapes(
+    job: Job, shapes: Sequence[tuple[int, int]], device: torch.device, rounds: int
+) -> dict[tuple[int, int], list[StepTime]]:
+    """Time one arm's step at several shapes, (sequences, positions), all at once and interleaved."""
+    step = job.build(device)
+    ready = {shape: Ready(f"{job.name} at {shape[0]} x {shape[1]}", step, job.batch(*shape)) for shape in shapes}
+    steps = _time_rounds(list(ready.values()), device, Effort(rounds, 0.0)).steps
+    return {shape: steps[one.name] for shape, one in ready.items()}
+
+
+def time_compiled(job: Job, device: torch.device, effort: Effort, micro: int | None) -> CompiledCost:
+    """Time one arm's step compiled and not, in turn."""
+    ready, took = [], []
+    for name in ("as it is", "compiled"):
+        one = Ready(name, job.build(device, compiled=name == "compiled"), job.batch(), micro)
+        took.append(PhaseMeter(device).time(lambda _, one=one: one.step.warm_up(one.batch, micro)).seconds)
+        ready.append(one)
+    steps = _time_rounds(ready, device, effort).steps
+    plain, compiled = ([step.seconds for step in steps[one.name]] for one in ready)
+    return CompiledCost(seconds_ratio=paired_ratio(compiled, plain), compile_seconds=max(0.0, took[1] - took[0]))
+
+
+def paired_ratio(own: Sequence[float], reference: Sequence[float], share: float = 1.0) -> Ratio:
+    """Median over rounds of the ratio to a reference in the same round, with its interval."""
+    ratios = [share * a / b for a, b in zip(own, reference, strict=True)]
+    return Ratio(value=statistics.median(ratios), interval=median_interval(ratios))
+
+
+def _time_rounds(
+    ready: Sequence[Ready],
+    device: torch.device,
+    effort: Effort,
+    say: Callable[[str], None] = lambda text: None,
+) -> Rounds:
+    """Take every step once a round, each round in another order; the first only warms up."""
+    meter, shuffle = PhaseMeter(device), random.Random(0)
+    found, done, before = Rounds({one.name: [] for one in ready}, {}), 0, waited_seconds()
+
+    def while_busy() -> None:
+        if (reason := throttled(device)) is not None:
+            found.throttling.add(reason)
+
+    while done <= effort.rounds or (done <= effort.most_rounds and found.least_seconds < effort.seconds):
+        for one in shuffle.sample(sorted(ready, key=lambda one: one.name), len(ready)):
+            timed = meter.time(one, while_busy)
+            if done:
+                found.steps[one.name].append(timed)
+            else:  # makes optimizer state, warms the kernels up
+                found.first[one.name] = timed
+        if done % 5 == 0:
+            say(f"timing steps, round {done}, at least {effort.rounds}")
+        if done == 1 and sum(steps[0].seconds for steps in found.steps.values()) > effort.give_up_seconds:
+            break
+        done += 1
+    after = waited_seconds()
+    if before is not None and after is not None:
+        ran, waited = after[0] - before[0], after[1] - before[1]
+        found.waiting_share = waited / (ran + waited) if ran + waited > 0 else 0.0
+    return found
 
 
 def describe_rounds(found: Rounds) -> Timing:
@@ -214,25 +207,19 @@ def describe_rounds(found: Rounds) -> Timing:
     )
 
 
-def measure_memory(job: Job, device: torch.device, micro_batch_sequences: int | None) -> dict[str, object]:
+def measure_memory(job: Job, device: torch.device, micro: int | None) -> dict[str, object]:
     """Measure the peak of the arm alone: networks, optimizer state, activations.
 
     Returns the fields of an `ArmCost`, none where the system does not say.
     """
 
     def work() -> None:
-        step, batch, micro = _work(job, device, micro_batch_sequences)
+        take = _make_ready(job, device, micro)
         for _ in range(2):  # the first makes optimizer state
-            _runner(job.name, step, batch, micro)(lambda phase: None)
+            take()
 
     found = peak_memory(work, device)
-    if found is None:
-        return {}
-    return {
-        "peak_memory_bytes": found.allocated_bytes,
-        "reserved_memory_bytes": found.reserved_bytes,
-        "memory_source": found.source,
-    }
+    return {} if found is None else asdict(found)
 
 
 def largest_micro_batch(job: Job, device: torch.device) -> int:
@@ -258,20 +245,17 @@ def largest_micro_batch(job: Job, device: torch.device) -> int:
     return largest_that_fits(fits, job.recipe.batch_sequences)
 
 
-def measure_energy(
-    job: Job, device: torch.device, micro_batch_sequences: int | None, counter: EnergyCounter
-) -> dict[str, object]:
+def measure_energy(job: Job, device: torch.device, micro: int | None, counter: EnergyCounter) -> dict[str, object]:
     """Measure joules a token over a window of seconds: all that the counter counts, idle power included.
 
     Returns the fields of an `ArmCost`.
     """
-    step, batch, micro = _work(job, device, micro_batch_sequences)
-    meter, run = PhaseMeter(device), _runner(job.name, step, batch, micro)
-    meter.time(run)
+    take, meter = _make_ready(job, device, micro), PhaseMeter(device)
+    meter.time(take)
     before, seconds, tokens = counter.joules(), 0.0, 0
     while seconds < counter.window_seconds:
-        seconds += meter.time(run).seconds
-        tokens += batch.input_ids.size
+        seconds += meter.time(take).seconds
+        tokens += take.batch.input_ids.size
     return {"joules_per_token": (counter.joules() - before) / tokens, "joules_source": counter.source}
 
 
@@ -297,42 +281,33 @@ def measure_packing(
     """
     most = _MOST_ON_A_GPU if prepare(execution).type == "cuda" else cpu_count() // execution.threads
     found: list[Packing] = []
-    processes, best = 2, 1.0
-    while processes <= most:
+
+    def steps_per_second(processes: int) -> float:
+        with tempfile.TemporaryDirectory() as meeting:
+            arguments = (job, execution, micro_batch_sequences, seconds, Path(meeting), processes)
+            return sum(rate for _, rate in work(_stepper, arguments, list(range(processes)), workers=processes))
+
+    while (processes := 2 ** (len(found) + 1)) <= most:
         say(f"timing {processes} processes side by side")
-        how = (execution, micro_batch_sequences, seconds)
         try:
-            alone, together = (_steps_per_second(job, count, *how) for count in (1, processes))
+            ratio = steps_per_second(processes) / steps_per_second(1)
         except (RuntimeError, BudgetlabError) as error:
             if isinstance(error, BudgetlabError) or is_out_of_memory(error):
                 break
             raise
-        if alone is None or together is None:
+        if math.isnan(ratio):
             break
-        found.append(Packing(processes=processes, speed_ratio=together / alone))
-        if together / alone < _WORTH * best:
+        before = found[-1].speed_ratio if found else 1.0
+        found.append(Packing(processes=processes, speed_ratio=ratio))
+        if ratio < _WORTH * before:
             break
-        processes, best = 2 * processes, together / alone
     return tuple(found)
 
 
-def _steps_per_second(
-    job: Job, processes: int, execution: ExecutionSpec, micro: int | None, seconds: float
-) -> float | None:
-    """Steps a second of all of them while all of them ran; None where they hardly met."""
-    with tempfile.TemporaryDirectory() as meeting:
-        arguments = (job, processes, execution, micro, seconds, Path(meeting))
-        stamps = [s for _, s in work_side_by_side(_stepper, arguments, list(range(processes)), workers=processes)]
-    begin, end = max(stamp[0, 0] for stamp in stamps), min(stamp[-1, 0] for stamp in stamps)
-    if end - begin < seconds / 2:
-        return None
-    return sum(float(np.ptp(np.interp([begin, end], s[:, 0], s[:, 1]))) for s in stamps) / (end - begin)
-
-
 def _stepper(
-    job: Job, processes: int, execution: ExecutionSpec, micro: int | None, seconds: float, meeting: Path
-) -> Callable[..., NDArray[np.float64]]:
-    """Make what takes an arm's steps for some seconds and says how many it had taken when."""
+    job: Job, execution: ExecutionSpec, micro: int | None, seconds: float, meeting: Path, processes: int
+) -> Callable[..., float]:
+    """Make what says how many of an arm's steps it takes a second beside the others; NaN if they never met."""
     device = prepare(execution)
     step, batch = job.build(device), job.batch()
 
@@ -343,18 +318,19 @@ def _stepper(
             torch.cuda.synchronize(device)
         return time.monotonic()
 
-    def run(number: int, tell: object, stop_asked: object) -> NDArray[np.float64]:
-        """Return rows of (seconds by a clock that all processes share, steps taken until then)."""
-        began = take(1)  # makes optimizer state
+    def run(number: int, tell: object, stop_asked: object) -> float:
+        ready = take(1)  # makes optimizer state
         (meeting / str(number)).touch()
-        while len(os.listdir(meeting)) < processes and time.monotonic() - began < _PATIENCE_SECONDS:
+        while len(os.listdir(meeting)) < processes:
+            if time.monotonic() - ready > _PATIENCE_SECONDS:
+                return math.nan
             time.sleep(0.01)
         began = time.monotonic()
+        now, steps = take(1), 1
         # A look waits for the device, so that there must be few.
-        between = max(1, int(1.0 / (_LOOKS_PER_SECOND * (take(1) - began))))
-        stamps = [(time.monotonic(), 0.0)]
-        while stamps[-1][0] - stamps[0][0] < seconds:
-            stamps.append((take(between), stamps[-1][1] + between))
-        return np.array(stamps)
+        between = max(1, int(1.0 / (_LOOKS_PER_SECOND * (now - began))))
+        while now - began < seconds:
+            now, steps = take(between), steps + between
+        return steps / (now - began)
 
     return run

@@ -90,29 +90,12 @@ def count_flops(
     executed_on: torch.device | None = None,
     per_target: Mapping[str, float] | None = None,
 ) -> dict[str, Price]:
-    """Count the FLOPs of each phase of a step on the meta device.
+    """Count the FLOPs of each phase, per position and per target token: linear in both, so that two counts give both.
 
-    Parameters
-    ----------
-    step
-        Built on the meta device, or, with `executed_on`, anywhere within a fake-tensor mode.
-    seq_len, masked
-        Positions and masked positions of a sequence.
-    executed_on
-        The device whose kernels are counted, as it would choose them; None for the meta device.
-    per_target
-        FLOPs a target token of each phase where they are known; else a second count finds them.
-
-    Returns
-    -------
-    prices
-        By phase, per position and per target token: the count is linear in both, so two counts give the two prices.
-
-    Raises
-    ------
-    BudgetlabError
-        When an operator that may be heavy was counted by nobody, or the loss of a strategy that does not state its
-        FLOPs multiplies across samples.
+    `seq_len` and `masked` are the positions and masked positions of a sequence. The step is built on the meta device,
+    or within a fake-tensor mode for the kernels that the device `executed_on` would choose. `per_target` are the FLOPs
+    a target token where they are known. A BudgetlabError where an operator that may be heavy was counted by nobody, or
+    the loss of a strategy that does not state its FLOPs multiplies across samples.
     """
     few = max(1, min(masked, seq_len // 2))
     device = executed_on or torch.device("meta")
@@ -162,40 +145,43 @@ def count_head(network: Network, needs: Needs) -> Price:
     return (flops, 0.0) if needs.logits == "all" else (0.0, flops)
 
 
-def _queries_keys_values(sizes: Mapping[str, int]) -> int:
-    narrow = sizes["key_value_heads"] * sizes["head_width"]
-    return 2 * sizes["width"] * (sizes["heads"] * sizes["head_width"] + 2 * narrow)
+Sizes = Mapping[str, int]
+"""Of an architecture, as `describe_model` names them."""
 
 
-def _blocks(sizes: Mapping[str, int], length: int) -> int:
+def _queries_keys_values(sizes: Sizes) -> int:
+    return 2 * sizes["width"] * (sizes["heads"] + 2 * sizes["key_value_heads"]) * sizes["head_width"]
+
+
+def _blocks(sizes: Sizes, length: int) -> int:
     """Blocks of a transformer, a position: Q, K, V and output projections, scores and values, feed-forward."""
     width, heads = sizes["width"], sizes["heads"] * sizes["head_width"]
     attention = _queries_keys_values(sizes) + 2 * heads * width + 4 * length * heads
     return sizes["layers"] * (attention + 4 * width * sizes["inner"])
 
 
-def _gated_blocks(sizes: Mapping[str, int], length: int) -> int:
+def _gated_blocks(sizes: Sizes, length: int) -> int:
     return _blocks(sizes, length) + sizes["layers"] * 2 * sizes["width"] * sizes["inner"]
 
 
-def _electra_body(sizes: Mapping[str, int], length: int) -> int:
+def _electra_body(sizes: Sizes, length: int) -> int:
     width, narrow = sizes["width"], sizes["embedding"]
     return _blocks(sizes, length) + (2 * narrow * width if narrow != width else 0)
 
 
-def _masked_head(sizes: Mapping[str, int]) -> int:
-    return 2 * sizes["width"] * sizes["width"] + 2 * sizes["width"] * sizes["vocab"]
+def _masked_head(sizes: Sizes) -> int:
+    return 2 * sizes["width"] * (sizes["width"] + sizes["vocab"])
 
 
-def _electra_head(sizes: Mapping[str, int]) -> int:
-    return 2 * sizes["width"] * sizes["embedding"] + 2 * sizes["embedding"] * sizes["vocab"]
+def _electra_head(sizes: Sizes) -> int:
+    return 2 * sizes["embedding"] * (sizes["width"] + sizes["vocab"])
 
 
-def _decoder(sizes: Mapping[str, int]) -> int:
+def _decoder(sizes: Sizes) -> int:
     return 2 * sizes["width"] * sizes["vocab"]
 
 
-CLOSED_FORMS: dict[str, tuple[Callable[[Mapping[str, int], int], int], Callable[[Mapping[str, int]], int]]] = {
+CLOSED_FORMS: dict[str, tuple[Callable[[Sizes, int], int], Callable[[Sizes], int]]] = {
     "bert": (_blocks, _masked_head),
     "roberta": (_blocks, _masked_head),
     "megatron-bert": (_blocks, _masked_head),
@@ -245,15 +231,8 @@ def _forward_form(network: Network, needs: Needs, seq_len: int) -> Price | None:
 def agree(step: TrainingStep, required: dict[str, Price], recipe: Recipe) -> dict[str, str]:
     """Hold torch's count of a lean step against the closed form, phase by phase, and against fvcore's forward passes.
 
-    Returns
-    -------
-    verdict
-        By name of the other count: "equal", or "n/a" and why.
-
-    Raises
-    ------
-    BudgetlabError
-        When they differ, or fvcore meets an operator that it does not know and that may be heavy.
+    Returns by name of the other count "equal", or "n/a" and why; a BudgetlabError where they differ, or fvcore meets an
+    operator that it does not know and that may be heavy.
     """
     expected, verdict = _closed_form(step, recipe.seq_len), "equal"
     if expected is None:

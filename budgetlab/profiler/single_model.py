@@ -22,13 +22,7 @@ def count_model(model: SingleModel, *, seq_len: int = 128, mask_fraction: float 
 
     Torch's counter counts a forward and a backward pass of the model built without storage; fvcore's counts the forward
     pass again; for the architectures of `CLOSED_FORMS` arithmetic does. Attention is full: no causal half is taken off.
-
-    Raises
-    ------
-    CallerError
-        When the model cannot be built, or has not so many positions.
-    BudgetlabError
-        When two counts disagree, or an operator that may be heavy was counted by nobody.
+    A BudgetlabError where two counts disagree, or nobody counts an operator that may be heavy.
     """
     asked, sizes = f"--model {model.name}", describe_model(model.config)
     large = [name for name, size in sizes.items() if size > _LARGEST.get(name, _LARGEST_OF_OTHERS)]

@@ -10,7 +10,7 @@ import torch
 from scipy.optimize import nnls
 
 from budgetlab.errors import CallerError
-from budgetlab.hardware import StepTime, release_memory
+from budgetlab.hardware.meters import StepTime, release_memory
 from budgetlab.profiler.arms import Job, arms_and_teachers, count_arm, jobs_of
 from budgetlab.profiler.clock import OutOfMemory, time_shapes
 from budgetlab.step import PHASES
@@ -128,19 +128,8 @@ def machine_changed(cost: ArmCost) -> str | None:
 def reshaped(study: Study, found: CostProfile, sequences: int, seq_len: int) -> CostProfile:
     """Price a study at another batch and length from the time models of its profile: FLOPs counted, seconds predicted.
 
-    Parameters
-    ----------
-    study
-        What was profiled.
-    found
-        Its profile, of depth "full".
-    sequences, seq_len
-        Of one step, in the micro-batches of the profile.
-
-    Raises
-    ------
-    CallerError
-        When the profile has no time models, or the networks not so many positions.
+    The profile is of depth "full"; `sequences` of `seq_len` are a step's, in the micro-batches of the profile. A
+    CallerError where there are no time models, or the networks have not so many positions.
     """
     known = [*found.arms, *found.teachers]  # in the order of `jobs_of`
     without = [cost.arm for cost in known if cost.time_model is None]
@@ -178,5 +167,6 @@ def reshaped(study: Study, found: CostProfile, sequences: int, seq_len: int) -> 
             counted.model_copy(update={"phases": phases, "time_model": model, "tokens_per_second": rate, **step})
         )
     where = f"{sequences} sequences of {seq_len} a step on {found.environment.device_name}"
-    changes = {"timing": None, "study_key": "", "predicted_for": where}
-    return found.model_copy(update=changes | arms_and_teachers(study, costs))
+    arms, teachers = arms_and_teachers(study, costs)
+    changes = {"arms": arms, "teachers": teachers, "timing": None, "study_key": "", "predicted_for": where}
+    return found.model_copy(update=changes)

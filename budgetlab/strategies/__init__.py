@@ -32,20 +32,10 @@ def strategy_names() -> tuple[str, ...]:
 
 
 def build_strategy(spec: StrategySpec, arm: str = "") -> Strategy:
-    """Make the strategy that a study names.
+    """Make the strategy that a study names for an arm: one of `strategy_names`, or of the file of that path.
 
-    Parameters
-    ----------
-    spec
-        A name from `strategy_names`, or the path of a file that defines one `Strategy`, with settings.
-    arm
-        The arm's name, for the error message.
-
-    Raises
-    ------
-    CallerError
-        When there is no such strategy, its file cannot be imported, or a setting is unknown or of the wrong type. A
-        file that never returns cannot be told from a slow one.
+    A CallerError where there is no such strategy, its file cannot be imported, or a setting is unknown or of the wrong
+    type. A file that never returns cannot be told from a slow one.
     """
     where = f"arms.{arm}.strategy" if arm else "strategy"
     if spec.name.endswith(".py"):

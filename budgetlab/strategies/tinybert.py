@@ -50,11 +50,9 @@ class TinyBERT(FeatureStrategy):
         """Refuse layer maps that do not fit, unequal heads, and unequal widths without a projection."""
         assert teacher is not None
         if self.layer_map == "uniform" and teacher.num_layers % student.num_layers:
-            raise CallerError(
-                f"tinybert with a student of {student.num_layers} layers",
-                f"they do not divide the teacher's {teacher.num_layers}",
-                f"choose depths that divide, or give layer_map a list of {student.num_layers} teacher layers",
-            )
+            wrong = f"they do not divide the teacher's {teacher.num_layers}"
+            remedy = f"choose depths that divide, or give layer_map a list of {student.num_layers} teacher layers"
+            raise CallerError(f"tinybert with a student of {student.num_layers} layers", wrong, remedy)
         if isinstance(self.layer_map, tuple):
             if len(self.layer_map) != student.num_layers:
                 wrong = f"{len(self.layer_map)} entries for a student of {student.num_layers} layers"
@@ -63,17 +61,12 @@ class TinyBERT(FeatureStrategy):
             for layer in self.layer_map:
                 layer_index(layer, teacher.num_layers, "layer_map entry")
         if teacher.num_heads != student.num_heads:
-            raise CallerError(
-                f"tinybert with a student of {student.num_heads} heads",
-                f"the teacher has {teacher.num_heads}, and scores are compared head by head",
-                "give both the same number of heads",
-            )
+            asked = f"tinybert with a student of {student.num_heads} heads"
+            wrong = f"the teacher has {teacher.num_heads}, and scores are compared head by head"
+            raise CallerError(asked, wrong, "give both the same number of heads")
         if self.projection == "none" and teacher.hidden_size != student.hidden_size:
-            raise CallerError(
-                'projection = "none"',
-                f"the widths differ: student {student.hidden_size}, teacher {teacher.hidden_size}",
-                'use projection = "shared" or "per_layer"',
-            )
+            wrong = f"the widths differ: student {student.hidden_size}, teacher {teacher.hidden_size}"
+            raise CallerError('projection = "none"', wrong, 'use projection = "shared" or "per_layer"')
 
     def _needs(self, blocks: set[int], logits: Literal["none", "masked"] = "none") -> Needs:
         if self.variant == "released_code":
