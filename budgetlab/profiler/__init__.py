@@ -84,35 +84,34 @@ def profile(
         When the device is not there, or a step does not fit into its memory.
     """
     say = progress or (lambda text: None)
-    execution, jobs = study.execution, jobs_of(study)
+    execution = study.execution
     if count_only and execution.device.startswith("cuda") and not torch.cuda.is_available():
         execution = execution.model_copy(update={"device": "cpu"})  # where the study's device is not, FLOPs can be
     device = prepare(execution)
-    micro = None if execution.micro_batch_sequences == "auto" else execution.micro_batch_sequences
-    timing, packing, rounds, largest, warnings = None, None, None, {}, []
+    timing = packing = micro = None
     if count_only:
-        jobs = [job.settled(*choices_of(study, device)[0]) for job in jobs]
+        say("counting FLOPs")
+        jobs = [job.settled(*choices_of(study, device)[0]) for job in jobs_of(study)]
+        costs = {job.name: count_arm(job, device) for job in jobs}
+        if execution.micro_batch_sequences != "auto":
+            micro = execution.micro_batch_sequences
     else:
         effort = Effort(steps, 0.0) if steps else QUICK if depth == "quick" else Effort()
-        jobs, rounds, micro, largest = _time(study, jobs, device, effort, micro, say)
-        timing = describe_rounds(rounds)
-    say("counting FLOPs")
-    costs = {job.name: count_arm(job, device) for job in jobs}
-    if rounds is not None:
-        first = costs[next(iter(study.arms))]
+        jobs, rounds, micro, largest = _time(study, device, effort, say)
+        say("counting FLOPs")
+        counted = {job.name: count_arm(job, device) for job in jobs}
+        first, costs = counted[next(iter(study.arms))], {}
         for job in jobs:
             # Where the whole batch ran, it fits; a smaller micro-batch that was asked for says nothing.
             fits = largest.get(job.name, job.recipe.batch_sequences if micro is None else None)
-            timed = with_times(costs[job.name], rounds, first)
-            more = _measure_more(job, device, micro, study.execution.compile, depth, say)
+            more = _measure_more(job, device, micro, execution.compile, depth, say)
+            timed = with_times(counted[job.name], rounds, first)
             costs[job.name] = timed.model_copy(update={"largest_micro_batch_sequences": fits, **more})
         if execution.workers == "auto" and execution.devices == 1:
             dearest = max(jobs, key=lambda job: costs[job.name].seconds_per_step or 0.0)
             packing = measure_packing(dearest, execution, micro, say)
-        warnings = [emulated_bfloat16({job.recipe.dtype for job in jobs}, device)]
-        warnings += [machine_changed(cost) for cost in costs.values()]
-    if timing is not None:
-        timing = timing.model_copy(update={"warnings": (*timing.warnings, *filter(None, warnings))})
+        further = [emulated_bfloat16({job.recipe.dtype for job in jobs}, device), *map(machine_changed, costs.values())]
+        timing = describe_rounds(rounds, [line for line in further if line is not None])
     where = environment(execution)
     peak = find_peak(where.device_name) if where.device == "cuda" else None
     of_maker = None if peak is None else peak.flops_per_second(jobs[0].recipe.dtype)
@@ -132,18 +131,14 @@ def profile(
 
 
 def _time(
-    study: Study,
-    jobs: list[Job],
-    device: torch.device,
-    effort: Effort,
-    micro: int | None,
-    say: Callable[[str], None],
+    study: Study, device: torch.device, effort: Effort, say: Callable[[str], None]
 ) -> tuple[list[Job], Rounds, int | None, dict[str, int]]:
     """Settle precision and attention, and time; where memory does not hold a step, in the largest micro-batch.
 
     Returns the jobs as settled, their steps, the sequences of a micro-batch, and the most of each arm where searched.
     """
-    largest: dict[str, int] = {}
+    jobs, asked, largest = jobs_of(study), study.execution.micro_batch_sequences, {}
+    micro = None if asked == "auto" else asked
     while True:
         release_memory(device)
         try:
@@ -153,7 +148,7 @@ def _time(
             rounds.first = first or rounds.first  # the probe's steps were the first of their kind
             return settled, rounds, micro, largest
         except OutOfMemory:
-            if study.execution.micro_batch_sequences != "auto" or micro == 1:
+            if asked != "auto" or micro == 1:
                 raise
         if micro is None:
             say("searching the largest micro-batch that fits")
@@ -163,9 +158,9 @@ def _time(
             micro = min(largest.values())
             if micro == 0:
                 none = ", ".join(name for name, fits in largest.items() if fits == 0)
-                asked = f"a step of {none} with one sequence of {study.recipe.seq_len}"
                 remedy = "take a smaller model or recipe.seq_len, or another device"
-                raise CallerError(asked, "the device is out of memory", remedy)
+                what = f"a step of {none} with one sequence of {study.recipe.seq_len}"
+                raise CallerError(what, "the device is out of memory", remedy)
         else:
             # All arms are built side by side to be timed in turn, which takes more than each by itself.
             micro = micro // 2

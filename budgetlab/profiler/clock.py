@@ -179,8 +179,8 @@ def _time_rounds(
     return found
 
 
-def describe_rounds(found: Rounds) -> Timing:
-    """Say how the seconds were taken, and what speaks against them: other programs, throttling, drift."""
+def describe_rounds(found: Rounds, further: Sequence[str] = ()) -> Timing:
+    """Say how the seconds were taken, and what speaks against them: other programs, throttling, drift, and further."""
     changes, warnings = [], []
     for steps in found.steps.values():
         half = len(steps) // 2
@@ -203,7 +203,7 @@ def describe_rounds(found: Rounds) -> Timing:
         measured_seconds=found.least_seconds,
         waiting_share=found.waiting_share,
         drift=drift,
-        warnings=tuple(warnings),
+        warnings=(*warnings, *further),
     )
 
 
