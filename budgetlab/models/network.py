@@ -114,14 +114,14 @@ class Network(nn.Module):
         true at real tokens, None where nothing is padded. With `everything` all blocks, attention scores and logits
         are computed, whether needed or not.
         """
-        kept, depth = Signals(), self.spec.num_layers
+        signals, depth = Signals(), self.spec.num_layers
         whole = depth if everything or needs.trunk_depth < 0 else max(needs.trunk_depth, needs.projected_depth - 1)
         if self.spec.taps_attention:
-            hidden_BTD = self._run_tapped(kept, input_ids_BT, needs, whole, attention_mask_BT, everything)
+            hidden_BTD = self._run_tapped(signals, input_ids_BT, needs, whole, attention_mask_BT, everything)
         else:
-            hidden_BTD = self._run_own(kept, input_ids_BT, needs, whole, attention_mask_BT)
+            hidden_BTD = self._run_own(signals, input_ids_BT, needs, whole, attention_mask_BT)
         if needs.logits == "none" and not everything:
-            return kept
+            return signals
         flat = hidden_BTD.flatten(0, 1)
         if everything:
             logits = self.head(flat)
@@ -129,11 +129,11 @@ class Network(nn.Module):
                 logits = logits[target_positions_M]
         else:
             logits = self.head(flat[target_positions_M] if needs.logits == "masked" else flat)
-        kept.logits = logits if needs.logits != "none" else None
-        return kept
+        signals.logits = logits if needs.logits != "none" else None
+        return signals
 
     def _run_tapped(
-        self, kept: Signals, ids_BT: Tensor, needs: Needs, whole: int, mask_BT: Tensor | None, everything: bool
+        self, signals: Signals, ids_BT: Tensor, needs: Needs, whole: int, mask_BT: Tensor | None, everything: bool
     ) -> Tensor:
         """Run the blocks one by one, and take what is needed out of their attention."""
         trunk = self.trunk
@@ -143,20 +143,20 @@ class Network(nn.Module):
         if hasattr(trunk, "embeddings_project"):  # ELECTRA with embeddings of another width
             hidden_BTD = trunk.embeddings_project(hidden_BTD)
         if 0 in needs.hidden:
-            kept.hidden[0] = hidden_BTD
+            signals.hidden[0] = hidden_BTD
         for number, block in enumerate(blocks[:whole], start=1):
-            hidden_BTD = block(hidden_BTD, mask, tap=_Tap(kept, number, needs, everything))
+            hidden_BTD = block(hidden_BTD, mask, tap=_Tap(signals, number, needs, everything))
             hidden_BTD = hidden_BTD[0] if isinstance(hidden_BTD, tuple) else hidden_BTD
             if number in needs.hidden:
-                kept.hidden[number] = hidden_BTD
+                signals.hidden[number] = hidden_BTD
         if needs.projected_depth > whole:
             own = blocks[whole].attention.self
             shape = (*hidden_BTD.shape[:2], own.num_attention_heads, own.attention_head_size)
-            for target, linear in ((kept.queries, own.query), (kept.keys, own.key), (kept.values, own.value)):
+            for target, linear in ((signals.queries, own.query), (signals.keys, own.key), (signals.values, own.value)):
                 target[whole + 1] = linear(hidden_BTD).view(shape).transpose(1, 2)
         return hidden_BTD
 
-    def _run_own(self, kept: Signals, ids_BT: Tensor, needs: Needs, whole: int, mask_BT: Tensor | None) -> Tensor:
+    def _run_own(self, signals: Signals, ids_BT: Tensor, needs: Needs, whole: int, mask_BT: Tensor | None) -> Tensor:
         """Run the family's own forward on its first `whole` blocks; its last state is the one after the final norm."""
         *path, name = FAMILIES[self.spec.family].blocks.split(".")
         holder = functools.reduce(getattr, path, self.trunk)
@@ -164,7 +164,7 @@ class Network(nn.Module):
 
         def keep(number: int) -> Any:
             def hook(module: nn.Module, inputs: object, output: Any) -> None:
-                kept.hidden[number] = output[0] if isinstance(output, tuple) else output
+                signals.hidden[number] = output[0] if isinstance(output, tuple) else output
 
             return hook
 
@@ -182,7 +182,7 @@ class Network(nn.Module):
             for hook in hooks:
                 hook.remove()
         if depth in needs.hidden:
-            kept.hidden[depth] = hidden_BTD
+            signals.hidden[depth] = hidden_BTD
         return hidden_BTD
 
 
@@ -190,7 +190,7 @@ class Network(nn.Module):
 class _Tap:
     """Rides through a block's keyword arguments into the attention and keeps what is needed there."""
 
-    kept: Signals
+    signals: Signals
     number: int
     needs: Needs
     everything: bool
@@ -210,13 +210,13 @@ def _tapped_attention(math_attention: bool) -> Any:
     ) -> tuple[Tensor, None]:
         keeps_scores = tap is not None and tap.number in tap.needs.scores
         if tap is not None and tap.number in tap.needs.qkv:
-            kept, number = tap.kept, tap.number
-            kept.queries[number], kept.keys[number], kept.values[number] = query, key, value
+            signals, number = tap.signals, tap.number
+            signals.queries[number], signals.keys[number], signals.values[number] = query, key, value
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         if math_attention or keeps_scores or (tap is not None and tap.everything):
             scores_BHTT = torch.matmul(query, key.transpose(2, 3)) * scale
             if tap is not None and keeps_scores:
-                tap.kept.scores[tap.number] = scores_BHTT
+                tap.signals.scores[tap.number] = scores_BHTT
             if attention_mask is not None:
                 scores_BHTT = scores_BHTT.masked_fill(~attention_mask, torch.finfo(scores_BHTT.dtype).min)
             weights_BHTT = functional.dropout(scores_BHTT.softmax(-1), dropout, module.training)

@@ -131,9 +131,14 @@ def time_shapes(
 def time_compiled(job: Job, device: torch.device, effort: Effort, micro: int | None) -> CompiledCost:
     """Time one arm's step compiled and not, in turn."""
     ready, took = [], []
-    for name in ("as it is", "compiled"):
-        one = Ready(name, job.build(device, compiled=name == "compiled"), job.batch(), micro)
-        took.append(PhaseMeter(device).time(lambda _, one=one: one.step.warm_up(one.batch, micro)).seconds)
+    for how in ("as it is", "compiled"):
+        one = Ready(f"{job.name} {how}", job.build(device, compiled=how == "compiled"), job.batch(), micro)
+
+        def warm_up(on_phase: Callable[[str], None], one: Ready = one) -> None:
+            one.step.warm_up(one.batch, micro)
+            on_phase("compile")
+
+        took.append(PhaseMeter(device).time(warm_up).seconds)
         ready.append(one)
     steps = _time_rounds(ready, device, effort).steps
     plain, compiled = ([step.seconds for step in steps[one.name]] for one in ready)
@@ -213,12 +218,12 @@ def measure_memory(job: Job, device: torch.device, micro: int | None) -> dict[st
     Returns the fields of an `ArmCost`, none where the system does not say.
     """
 
-    def work() -> None:
+    def build_and_train() -> None:
         take = _make_ready(job, device, micro)
         for _ in range(2):  # the first makes optimizer state
             take()
 
-    found = peak_memory(work, device)
+    found = peak_memory(build_and_train, device)
     return {} if found is None else asdict(found)
 
 

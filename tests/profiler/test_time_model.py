@@ -76,7 +76,7 @@ def test_a_full_profile_predicts_other_shapes_and_says_so(full) -> None:
     counted = {c.arm: c for c in profile(_longer(study), count_only=True).arms}["no_kd"]
     assert longer.train_required_flops_per_token == counted.train_required_flops_per_token
     assert longer.batch_tokens == 512
-    assert any("predicted, not measured" in line for line in plan(study, other).warnings)
+    assert any("predicted, not measured" in line for line in plan(study, reshaped(study, found, 8, 16)).warnings)
     with pytest.raises(CallerError, match="no time models"):
         reshaped(study, profile(study, count_only=True), 16, 32)
     some = found.arms[1].model_copy(update={"time_model": None})

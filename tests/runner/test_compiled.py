@@ -77,6 +77,7 @@ def test_compiling_is_measured_only_where_asked(study: Study) -> None:
     found = profile(study.model_copy(update={"arms": arms, "execution": always}), depth="quick")
     cost = found.arms[0].compiled
     assert cost is not None and cost.seconds_ratio.value > 0 and cost.seconds_ratio.interval is not None
+    assert cost.compile_seconds > 0
     left_alone = profile(study.model_copy(update={"arms": arms}), depth="quick")
     assert left_alone.arms[0].compiled is None
 
