@@ -25,8 +25,6 @@ from budgetlab.strategies import Strategy
 from budgetlab.strategies.losses import largest
 from budgetlab.values import Batch, ModelSpec, Needs, Recipe, Signals
 
-PHASES: tuple[str, ...] = ("teacher_forward", "student_forward", "loss", "backward", "update")
-
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps of each tensor."""
 OnPhase = Callable[[str], None]

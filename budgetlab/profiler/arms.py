@@ -14,10 +14,10 @@ from budgetlab.batches import MaskedBatch
 from budgetlab.hardware import has_bfloat16
 from budgetlab.models import count_parameters
 from budgetlab.profiler.count import agree, count_flops, count_head
-from budgetlab.step import PHASES, TrainingStep, build_step
+from budgetlab.step import TrainingStep, build_step
 from budgetlab.strategies import build_strategy
 from budgetlab.studies import Study
-from budgetlab.values import ArmCost, ModelSpec, PhaseCost, Recipe, StrategySpec
+from budgetlab.values import PHASES, ArmCost, ModelSpec, PhaseCost, Recipe, StrategySpec
 
 CONVENTIONS = {
     "flops": "two per multiply-add; matmuls only; no norms, softmax, activations, embeddings or optimizer",

@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_backwa
 
 from budgetlab.errors import BudgetlabError
 from budgetlab.models import Network, describe_model
-from budgetlab.step import PHASES, TrainingStep
-from budgetlab.values import Batch, Needs, Recipe
+from budgetlab.step import TrainingStep
+from budgetlab.values import PHASES, Batch, Needs, Recipe
 
 Price = tuple[float, float]
 """FLOPs of one phase: (a position, a target token)."""

@@ -13,9 +13,8 @@ from budgetlab.errors import CallerError
 from budgetlab.hardware.meters import StepTime, release_memory
 from budgetlab.profiler.arms import Job, arms_and_teachers, count_arm, jobs_of
 from budgetlab.profiler.clock import OutOfMemory, time_shapes
-from budgetlab.step import PHASES
 from budgetlab.studies import Study
-from budgetlab.values import ArmCost, CostProfile, HeldOut, ModelSpec, PhaseTime, Recipe, TimeModel
+from budgetlab.values import PHASES, ArmCost, CostProfile, HeldOut, ModelSpec, PhaseTime, Recipe, TimeModel
 
 Shape = tuple[int, int]
 _ROUNDS = 4

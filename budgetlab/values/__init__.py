@@ -2,6 +2,7 @@
 
 from budgetlab.values.base import Value, content_hash
 from budgetlab.values.costs import (
+    PHASES,
     ArmCost,
     CompiledCost,
     CostProfile,
@@ -40,6 +41,7 @@ from budgetlab.values.specs import (
 )
 
 __all__ = [
+    "PHASES",
     "Arm",
     "ArmCost",
     "Assumption",

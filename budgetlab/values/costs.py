@@ -12,6 +12,9 @@ from pydantic import model_validator
 
 from budgetlab.values.base import Interval, Value
 
+PHASES: tuple[str, ...] = ("teacher_forward", "student_forward", "loss", "backward", "update")
+"""The phases of a training step, in the order in which they run."""
+
 
 class Environment(Value):
     """The machine and the versions that a number was measured with."""

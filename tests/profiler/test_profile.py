@@ -13,10 +13,10 @@ from budgetlab.profiler import profile, with_times
 from budgetlab.profiler.arms import choices_of, jobs_of
 from budgetlab.profiler.clock import Rounds, measure_packing
 from budgetlab.profiler.count import agree, count_flops, count_head
-from budgetlab.step import PHASES, build_step
+from budgetlab.step import build_step
 from budgetlab.strategies import build_strategy
 from budgetlab.studies import load_study
-from budgetlab.values import ModelSpec, Recipe, StrategySpec
+from budgetlab.values import PHASES, ModelSpec, Recipe, StrategySpec
 
 
 def spec(layers: int, width: int, heads: int) -> ModelSpec:

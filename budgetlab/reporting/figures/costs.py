@@ -9,8 +9,7 @@ import pandas as pd
 
 from budgetlab.fitting.reference import base_arm
 from budgetlab.reporting.figures.style import COLUMN_INCHES, grid, prefix_for
-from budgetlab.reporting.tables.costs import PHASES
-from budgetlab.values import ArmCost, CostProfile
+from budgetlab.values import PHASES, ArmCost, CostProfile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

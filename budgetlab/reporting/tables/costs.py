@@ -7,10 +7,7 @@ from collections.abc import Sequence
 from budgetlab.fitting.reference import base_arm
 from budgetlab.reporting.tables.sheets import Column, Sheet, fixed, percent, scaled
 from budgetlab.units import format_quantity, format_seconds
-from budgetlab.values import ArmCost, CostProfile, ModelCost, Ratio
-
-PHASES = ("teacher_forward", "student_forward", "loss", "backward", "update")
-"""The phases of a step, in the order in which they run."""
+from budgetlab.values import PHASES, ArmCost, CostProfile, ModelCost, Ratio
 
 _COUNTED = "counted FLOPs a token"
 _RATIO = "ratios"
