@@ -310,7 +310,7 @@ def test_a_plan_on_given_throughput_and_a_report_time_nothing(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("this machine was timed")
 
-    monkeypatch.setattr("budgetlab.profiler._choose_and_time", never)
+    monkeypatch.setattr("budgetlab.profiler._time", never)
     rates = tmp_path / "rates.csv"
     rates.write_text("arm,tokens_per_second\n" + "".join(f"{arm},1000\n" for arm in ARMS))
     text = study.read_text().replace('device = "cpu"', 'device = "cuda"')

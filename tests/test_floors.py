@@ -29,7 +29,7 @@ FLOOR_OF = {room: floor for floor, sides in enumerate(FLOORS) for side in sides 
 EXEMPT = {"__main__", "__init__"}
 DOORS = {
     "fvcore": {"profiler"},
-    "scipy": {"fitting", "resampling", "evaluation"},
+    "scipy": {"fitting", "resampling", "evaluation", "profiler"},
     "matplotlib": {"reporting"},
     "datasets": {"corpus", "evaluation"},
     "transformers": {"models", "corpus", "evaluation"},

@@ -42,7 +42,7 @@ def profile(
     """Measure what a token costs: FLOPs, seconds, memory and energy of each arm's step, by phase."""
     if model is not None:
         from budgetlab.models import read_model
-        from budgetlab.profiler.whole import count_model
+        from budgetlab.profiler.single_model import count_model
         from budgetlab.reporting.tables import model_sheet
 
         counted = count_model(read_model(model), seq_len=seq_len)
@@ -83,7 +83,7 @@ def _profile_sheets(priced: CostProfile) -> Sequence[Sheet]:
 
 def _predict_shape(opened: OpenStudy, asked: str) -> CostProfile:
     """Price a study at "batch=SEQUENCES,seq=POSITIONS", from the time models of its profile."""
-    from budgetlab.profiler import reshaped
+    from budgetlab.profiler.time_model import reshaped
 
     recipe = opened.study.recipe
     given = {"batch": recipe.batch_sequences, "seq": recipe.seq_len}
@@ -97,7 +97,7 @@ def _predict_shape(opened: OpenStudy, asked: str) -> CostProfile:
             raise CallerError(f"--predict {asked}", wrong, "write batch=64,seq=128")
         given[name] = int(value)
     found = opened.known_profile()
-    if found is None or not found.arms[0].time_model:
+    if found is None or all(cost.time_model is None for cost in (*found.arms, *found.teachers)):
         opened.screen.say("predict   no time models in the results folder yet: profiling in full first")
         found = opened.profile(fresh=True, depth="full")
     priced = reshaped(opened.study, found, given["batch"], given["seq"])

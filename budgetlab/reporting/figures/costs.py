@@ -13,8 +13,7 @@ from budgetlab.fitting.reference import base_arm
 from budgetlab.frames import records_frame
 from budgetlab.reporting.figures import style
 from budgetlab.reporting.figures.data import Figure, Known, need_columns
-from budgetlab.reporting.tables.cost_sheets import PHASES
-from budgetlab.values import ArmCost, CostProfile, Plan, RunRecord
+from budgetlab.values import PHASES, ArmCost, CostProfile, Plan, RunRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

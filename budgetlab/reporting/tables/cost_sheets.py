@@ -19,10 +19,7 @@ from budgetlab.reporting.tables.sheets import (
     scaled,
 )
 from budgetlab.units import format_quantity, format_seconds
-from budgetlab.values import ArmCost, CostProfile, ModelCost
-
-PHASES = ("teacher_forward", "student_forward", "loss", "backward", "update")
-"""The phases of a step, in the order in which they run."""
+from budgetlab.values import PHASES, ArmCost, CostProfile, ModelCost
 
 _ARM = Column("arm", "arm", left=True)
 _COUNTED, _RATIO, _MODEL = "counted FLOPs a token", "ratios", "time model"
