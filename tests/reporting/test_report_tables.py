@@ -25,6 +25,7 @@ from budgetlab.reporting.tables import (
     plan_sheet,
     print_sheets,
     profile_sheet,
+    score_files_sheet,
     score_sheet,
     stack,
     status_sheet,
@@ -313,3 +314,10 @@ def test_the_noise_of_one_budget_is_not_that_of_another():
     for rung, alike in ((0, False), (1, True), (2, True)):
         halves = [c.loc[(c["rung"] == rung) & (c["task"] == "belongs"), "half_width"] for c in (before, after)]
         assert (halves[0].tolist() == halves[1].tolist()) is alike
+
+
+def test_every_score_is_a_row_with_its_seed():
+    sheet, _ = score_files_sheet(scores_frame(values.scores()))
+    seeds = {(row[1], row[2]) for row in sheet.rows}
+    assert {("belongs", "0"), ("belongs", "1"), ("belongs", "n/a"), ("readout_loss", "n/a")} <= seeds
+    assert len(sheet.rows) == len(values.scores())

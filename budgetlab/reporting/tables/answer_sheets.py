@@ -224,7 +224,7 @@ def score_files_sheet(scores: pd.DataFrame) -> tuple[Sheet, Links]:
     columns = (
         Column("checkpoint", "run_id", left=True),
         Column("task", "task", left=True),
-        Column("fine-tuning\nseed", "finetune_seed", lambda seed: text(seed and int(seed))),
+        Column("fine-tuning\nseed", "finetune_seed", lambda seed: text(None if seed is None else int(seed))),
         Column("metric", "metric", left=True),
         Column("value", lambda row: fixed(row["value"], 4) if row["task"] in LOSSES else fixed(100 * row["value"], 2)),
         Column("examples", "num_examples"),
