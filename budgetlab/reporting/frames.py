@@ -1,14 +1,14 @@
 """Scores as tidy frames: fine-tuning seeds averaged first, then means over run seeds with their interval.
 
-The pretraining run is the unit of replication. With two or three runs an arm's own variance says next to nothing, so
-the variance is pooled over the arms at one budget and the interval uses Student's t. Budgets are not pooled: noise
-changes with compute.
+The pretraining run is the unit of replication. Each arm at each budget has the t interval of its own runs: noise
+changes with compute and with the arm, so nothing is pooled.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -30,6 +30,29 @@ _CELL = ["subject", "arm", "rung", "task"]
 _CARRIED = ("steps", "tokens", "target_tokens", "required_flops", "executed_flops", "device_seconds")
 
 
+@dataclass(frozen=True)
+class Outcomes:
+    """The scores of a study at three grains, computed once for every table and figure."""
+
+    table: pd.DataFrame
+    """One row a score."""
+    runs: pd.DataFrame
+    """One row a run and task, in the unit shown."""
+    cells: pd.DataFrame
+    """One row an arm, budget and task: the mean over run seeds."""
+    level: float
+    """Confidence of the intervals."""
+
+
+def outcomes(scores: Sequence[Score] | pd.DataFrame | Outcomes, level: float = 0.95) -> Outcomes:
+    """Average scores over fine-tuning seeds and over run seeds; what is averaged already is returned as it is."""
+    if isinstance(scores, Outcomes):
+        return scores
+    table = scores_frame(scores)
+    runs = per_run(table)
+    return Outcomes(table, runs, summarise(runs, level), level)
+
+
 def scores_frame(scores: Sequence[Score] | pd.DataFrame) -> pd.DataFrame:
     """Return scores as one tidy frame: the fields of `Score`, `budget` as `budget_amount` and `budget_unit`.
 
@@ -44,10 +67,8 @@ def scores_frame(scores: Sequence[Score] | pd.DataFrame) -> pd.DataFrame:
     needed = ("subject", "arm", "run_seed", "task", "metric", "value", "higher_is_better", "budget_amount")
     missing = [name for name in needed if name not in table]
     if missing and len(table):
-        raise CallerError(
-            f"a table of {len(table)} scores", f"no column {', '.join(missing)}",
-            "give the table of the store, or of as_scores",
-        )  # fmt: skip
+        wrong, remedy = f"no column {', '.join(missing)}", "give the table of the store, or of as_scores"
+        raise CallerError(f"a table of {len(table)} scores", wrong, remedy)
     if missing:
         table = tidy_scores([])
     optional = {"standard_error": math.nan, "degenerate": False, "averaged": True, "subset": "", "mid_decay": False,
@@ -60,15 +81,6 @@ def scores_frame(scores: Sequence[Score] | pd.DataFrame) -> pd.DataFrame:
 def unit_of(task: str) -> str:
     """Return the unit in which a task is shown."""
     return "nats per target token" if task in LOSSES else "units" if higher_is_better(task) is False else "points"
-
-
-PROBES = frozenset({"replaced", "belongs"})
-"""Tasks that budgetlab makes itself, from held-out text."""
-
-
-def probe_tasks(scores: pd.DataFrame) -> tuple[str, ...]:
-    """Return the tasks that are scores, not losses, in the order of first appearance."""
-    return tuple(task for task in pd.unique(scores["task"]) if task not in LOSSES)
 
 
 def largest_rung(scores: pd.DataFrame) -> int | None:

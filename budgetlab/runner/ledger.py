@@ -14,8 +14,7 @@ from budgetlab.batches import MaskedBatch
 from budgetlab.hardware import EnergyCounter, PhaseMeter
 from budgetlab.ranks import Ranks
 from budgetlab.runner.teacher_cache import TeacherCache
-from budgetlab.step import PHASES
-from budgetlab.values import ArmCost, PhaseSpent
+from budgetlab.values import PHASES, ArmCost, PhaseSpent
 
 
 class Ledger:

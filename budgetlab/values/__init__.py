@@ -2,13 +2,12 @@
 
 from budgetlab.values.base import Value, content_hash
 from budgetlab.values.costs import (
+    PHASES,
     ArmCost,
-    Calibration,
     CompiledCost,
     CostProfile,
     Environment,
     HeldOut,
-    KernelRate,
     ModelCost,
     Packing,
     PhaseCost,
@@ -42,12 +41,12 @@ from budgetlab.values.specs import (
 )
 
 __all__ = [
+    "PHASES",
     "Arm",
     "ArmCost",
     "Assumption",
     "Batch",
     "Budget",
-    "Calibration",
     "CompiledCost",
     "CorpusSpec",
     "CostProfile",
@@ -58,7 +57,6 @@ __all__ = [
     "FinetuneRecipe",
     "FitSpec",
     "HeldOut",
-    "KernelRate",
     "ModelCost",
     "ModelSpec",
     "Needs",

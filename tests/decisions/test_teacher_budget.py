@@ -14,7 +14,7 @@ from budgetlab.decisions import (
 )
 from budgetlab.errors import CallerError
 from budgetlab.fitting import fit_arms
-from budgetlab.reporting.figures.maps import draw_map, map_table
+from budgetlab.reporting.figures.sizes import draw_map, map_table
 from budgetlab.reporting.figures.style import styled
 from budgetlab.reporting.tables import map_sheet
 

@@ -17,7 +17,7 @@ from budgetlab.cli import run_command
 from budgetlab.errors import CallerError
 from budgetlab.fitting import fit, fit_arms, isoflop, power_line, predict, two_step
 from budgetlab.laws import get_law
-from budgetlab.reporting.figures import fit_table
+from budgetlab.reporting.figures.sizes import fit_table
 from budgetlab.values import FitSpec
 
 SIGMOID = {"chance": 0.25, "ceiling": 0.9, "k": 3.0, "midpoint": 2.6}
@@ -259,4 +259,6 @@ def test_parabolas_at_each_budget_from_the_command_line(tmp_path: Path, capsys: 
     table = pd.DataFrame(rows)
     columns = {"flops": "C", "num_params": "N", "loss": "L"}
     figure = budgetlab.isoflop_figure(budgetlab.isoflop(table, columns=columns, resamples=0), table, columns)
-    assert [axes.get_xlabel() for axes in figure.axes] == ["parameters (G)", "compute (EFLOP)"]
+    assert [axes.get_xlabel() for axes in figure.axes] == ["parameters", "compute (FLOP)"]
+    above, below = (axes.xaxis.get_majorticklabels() for axes in figure.axes)
+    assert all(text.get_text()[-1] in "MG" for text in above) and all(text.get_text()[-1] in "PE" for text in below)

@@ -1,4 +1,4 @@
-"""Any masked or causal language model of transformers, built without weights, to be counted as it stands."""
+"""A single masked or causal language model of transformers, built without weights, to be counted as it stands."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from budgetlab.errors import CallerError, unknown_name
 
 
 @dataclass(frozen=True)
-class WholeModel:
+class SingleModel:
     """A configuration of transformers, and which language model it makes."""
 
     name: str
@@ -42,19 +42,10 @@ class WholeModel:
         return model
 
 
-def read_model(asked: str) -> WholeModel:
-    """Read what model is meant.
+def read_model(asked: str) -> SingleModel:
+    """Read a model's configuration: of a folder, a JSON file, a hub id, or an architecture's default, such as "gpt2".
 
-    Parameters
-    ----------
-    asked
-        A folder with a config.json, a JSON file, a hub id, or the name of an architecture such as "gpt2", which then
-        has its default configuration.
-
-    Raises
-    ------
-    CallerError
-        When nothing of that name can be read, or it is no masked or causal language model.
+    A CallerError where nothing of that name can be read, or it is no masked or causal language model.
     """
     config = _read_config(asked)
     masked, causal = type(config) in MODEL_FOR_MASKED_LM_MAPPING, type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
@@ -64,41 +55,37 @@ def read_model(asked: str) -> WholeModel:
     named = getattr(config, "is_decoder", False) or any(
         "CausalLM" in name or "LMHeadModel" in name for name in getattr(config, "architectures", None) or []
     )
-    return WholeModel(asked, config, "causal" if causal and (named or not masked) else "masked")
+    return SingleModel(asked, config, "causal" if causal and (named or not masked) else "masked")
 
 
 def _read_config(asked: str) -> Any:
-    path = Path(asked)
+    path, option, remedy = Path(asked), f"--model {asked}", "give one that loads"
     try:
-        fields = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        fields: Any = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
         if path.is_dir():
             return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, TypeError) as error:
-        raise CallerError(f"--model {asked}", f"no configuration ({_line(error)})", "give one that loads") from None
-    if fields is not None:
-        if not isinstance(fields, dict):
-            raise CallerError(f"--model {asked}", "no configuration (not a JSON object)", "give one that loads")
-        return _of_type(asked, fields.pop("model_type", None), fields)
-    if asked in CONFIG_MAPPING:
-        return _of_type(asked, asked, {})
-    try:
-        return AutoConfig.from_pretrained(asked, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = f"no such folder, file, architecture or hub id that can be reached ({_line(error)})"
-        raise CallerError(f"--model {asked}", reason, "give a folder, a config.json, or a name such as gpt2") from None
-
-
-def _of_type(asked: str, model_type: str | None, fields: dict[str, Any]) -> Any:
+        raise CallerError(option, f"no configuration ({_line(error)})", remedy) from None
+    if fields is None and asked not in CONFIG_MAPPING:
+        try:
+            return AutoConfig.from_pretrained(asked, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            reason = f"no such folder, file, architecture or hub id that can be reached ({_line(error)})"
+            raise CallerError(option, reason, "give a folder, a config.json, or a name such as gpt2") from None
+    fields = {"model_type": asked} if fields is None else fields
+    if not isinstance(fields, dict):
+        raise CallerError(option, "no configuration (not a JSON object)", remedy)
+    model_type = fields.pop("model_type", None)
     if model_type is None:
-        raise CallerError(f"--model {asked}", "it has no model_type", 'add one, such as "bert"')
+        raise CallerError(option, "it has no model_type", 'add one, such as "bert"')
     if not isinstance(model_type, str):
-        raise CallerError(f"--model {asked}", f"its model_type is {model_type!r}, not a name", 'write such as "bert"')
+        raise CallerError(option, f"its model_type is {model_type!r}, not a name", 'write such as "bert"')
     if model_type not in CONFIG_MAPPING:
-        raise unknown_name("architecture", model_type, list(CONFIG_MAPPING), f"--model {asked}")
+        raise unknown_name("architecture", model_type, list(CONFIG_MAPPING), option)
     try:
         return CONFIG_MAPPING[model_type](**fields)
     except Exception as error:
-        raise CallerError(f"--model {asked}", f"no valid configuration ({_line(error)})", "correct it") from None
+        raise CallerError(option, f"no valid configuration ({_line(error)})", "correct it") from None
 
 
 def _line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Whole language models: three counts agree, for architectures chosen before and after the code was written."""
+"""Single language models: three counts agree, for architectures chosen before and after the code was written."""
 
 import json
 from pathlib import Path
@@ -10,8 +10,8 @@ from torch.utils.flop_counter import flop_registry
 from budgetlab.cli import run_command
 from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.models import read_model
-from budgetlab.profiler import whole
-from budgetlab.profiler.whole import count_model
+from budgetlab.profiler.count import CLOSED_FORMS
+from budgetlab.profiler.single_model import count_model
 
 SMALL = {
     "bert": {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 160},
@@ -97,13 +97,13 @@ def test_bert_base_is_the_published_count() -> None:
 
 def test_a_count_that_is_off_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = read_model(written(tmp_path, "bert", SMALL["bert"]))
-    body, head = whole.CLOSED_FORMS["bert"]
-    monkeypatch.setitem(whole.CLOSED_FORMS, "bert", (lambda sizes, length: body(sizes, length) + 1, head))
+    body, head = CLOSED_FORMS["bert"]
+    monkeypatch.setitem(CLOSED_FORMS, "bert", (lambda sizes, length: body(sizes, length) + 1, head))
     with pytest.raises(BudgetlabError, match="the closed form says"):
         count_model(model, seq_len=16)
     monkeypatch.undo()
     # Torch's counter forgets a product: fvcore still sees it.
-    monkeypatch.delitem(whole.CLOSED_FORMS, "bert")
+    monkeypatch.delitem(CLOSED_FORMS, "bert")
     monkeypatch.setitem(flop_registry, torch.ops.aten.bmm, lambda *shapes, out_shape=None, **_: 0)
     with pytest.raises(BudgetlabError, match="fvcore says"):
         count_model(model, seq_len=16)
