@@ -115,10 +115,11 @@ def _build(source: Source, origin: TokenizerOrigin, key: str, working: Path, say
     tokenizer, names = origin.make(shuffled.sample(origin.sample_characters))
     os.environ["TOKENIZERS_PARALLELISM"] = "true"  # on all cores; nothing here forks afterwards
     tokenizer.encode_special_tokens = True  # a literal "[MASK]" in the text is text
-    ids = {role: tokenizer.token_to_id(names[role]) for role in SPECIAL_ROLES}
-    if lacking := [names[role] for role, number in ids.items() if number is None]:
+    vocabulary = tokenizer.get_vocab()
+    if lacking := [names[role] for role in SPECIAL_ROLES if names[role] not in vocabulary]:
         raise CallerError("corpus.tokenizer", f"has no id for its own token {lacking[0]!r}", "use another one")
-    special, vocab_size = SpecialIds(**ids), tokenizer.get_vocab_size()
+    special = SpecialIds(**{role: vocabulary[names[role]] for role in SPECIAL_ROLES})
+    vocab_size = tokenizer.get_vocab_size()
     dtype = np.dtype("<u2" if vocab_size <= 65_536 else "<u4")
     description: dict[str, Any] = {"found": done.state["found"]}
     counts: dict[str, np.ndarray] = {}
@@ -133,7 +134,7 @@ def _build(source: Source, origin: TokenizerOrigin, key: str, working: Path, say
             do = "train one on text of this kind (tokenizer = { train = SIZE }, with a larger SIZE), or change the text"
             raise CallerError(f"corpus.{split}", wrong, do)
     tokenizer.save(str(folder / "tokenizer.json"))
-    seal(folder, key=key, dtype=dtype.str, vocab_size=vocab_size, special_ids=ids, special_names=names,
+    seal(folder, key=key, dtype=dtype.str, vocab_size=vocab_size, special_ids=vars(special), special_names=names,
          unigram_entropy_nats=unigram_entropy_nats(counts["train"], counts["heldout"], special),
          unknown_fraction=unknown, description=description)  # fmt: skip
 

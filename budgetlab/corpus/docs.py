@@ -24,18 +24,15 @@ from typing import Any
 from budgetlab.errors import CallerError
 
 STDLIB = "stdlib"
-PACKAGES = {
-    STDLIB: "", "torch": "torch", "transformers": "transformers", "scipy": "scipy", "sympy": "sympy",
-    "pandas": "pandas", "numpy": "numpy", "sklearn": "scikit-learn", "networkx": "networkx",
-    "matplotlib": "matplotlib", "huggingface_hub": "huggingface-hub", "datasets": "datasets",
-    "setuptools": "setuptools", "fontTools": "fonttools", "narwhals": "narwhals", "pydantic": "pydantic",
-    "mpmath": "mpmath", "pygments": "pygments", "rich": "rich", "PIL": "pillow", "fsspec": "fsspec",
-    "pyparsing": "pyparsing", "click": "click", "jinja2": "jinja2", "joblib": "joblib", "pyarrow": "pyarrow",
-    "packaging": "packaging", "fvcore": "fvcore", "filelock": "filelock", "dill": "dill", "typer": "typer",
-    "tqdm": "tqdm", "markdown_it": "markdown-it-py", "multiprocess": "multiprocess",
-    "safetensors": "safetensors",
-}  # fmt: skip
-"""Top-level package -> distribution, in the order of reading: budgetlab's dependencies and theirs."""
+PACKAGES = (
+    STDLIB, "torch", "transformers", "scipy", "sympy", "pandas", "numpy", "sklearn", "networkx", "matplotlib",
+    "huggingface_hub", "datasets", "setuptools", "fontTools", "narwhals", "pydantic", "mpmath", "pygments", "rich",
+    "PIL", "fsspec", "pyparsing", "click", "jinja2", "joblib", "pyarrow", "packaging", "fvcore", "filelock", "dill",
+    "typer", "tqdm", "markdown_it", "multiprocess", "safetensors",
+)  # fmt: skip
+"""Top-level packages in the order of reading: budgetlab's dependencies and theirs."""
+_DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow", "markdown_it": "markdown-it-py"}
+"""Of the packages whose distribution has another name."""
 HELDOUT = ("pandas", "numpy", "networkx")
 """Packages whose text is never trained on."""
 
@@ -51,7 +48,7 @@ _MIN_LINE = 24  # shorter lines ("Parameters", "axis : int") are the skeleton of
 class DocsSource:
     """The built-in corpus as a source of documents, one for each docstring or topic."""
 
-    packages: Sequence[str] = tuple(PACKAGES)
+    packages: Sequence[str] = PACKAGES
     heldout: Sequence[str] = HELDOUT
     found: dict[str, Any] = field(default_factory=dict)
     """Filled while reading: documents and bytes before and after, files that could not be parsed."""
@@ -59,9 +56,10 @@ class DocsSource:
 
     def __post_init__(self) -> None:
         self._roots = {name: root for name in self.packages if (root := _root(name)) is not None}
+        distributions = {name: _DISTRIBUTIONS.get(name, name) for name in self._roots}
         self._versions = {
-            name: platform.python_version() if name == STDLIB else importlib.metadata.version(PACKAGES.get(name, name))
-            for name in self._roots
+            name: platform.python_version() if name == STDLIB else importlib.metadata.version(distribution)
+            for name, distribution in distributions.items()
         }
         for split, names in (("train", set(self.packages) - set(self.heldout)), ("held-out", self.heldout)):
             if not self._roots.keys() & set(names):

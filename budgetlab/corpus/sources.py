@@ -237,30 +237,24 @@ class HubSource:
         """Yield (split, 0, text), one for each row."""
         for split, data in self._parts:
             progress(f"reading {self.spec.dataset} ({split})")
-            for text in self._texts(split, data):
-                drawn = False
-                if not self.spec.heldout:
-                    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-                    drawn = int.from_bytes(digest) % _HELDOUT_ONE_IN == 0
+            rows, read = iter(data), 0
+            while True:
+                try:
+                    row = next(rows, None)
+                except _UNLOADABLE as error:
+                    asked = f"corpus.dataset = {self.spec.dataset!r}, split {split!r}"
+                    wrong = f"reading stopped after {read:,} rows ({_first_line(error)})"
+                    raise CallerError(asked, wrong, "give the same command again") from error
+                if row is None:
+                    break
+                text, read = row[self.spec.column], read + 1
+                if not isinstance(text, str):
+                    asked = f"corpus.column = {self.spec.column!r}"
+                    raise CallerError(asked, f"holds {type(text).__name__}, not text", "name a column of text")
+                digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+                drawn = not self.spec.heldout and int.from_bytes(digest) % _HELDOUT_ONE_IN == 0
                 yield "heldout" if drawn else split, 0, text
         self.found["dataset"] = {"name": self.spec.dataset, "config": self.spec.dataset_config}
-
-    def _texts(self, split: str, data: Any) -> Iterator[str]:
-        rows, read = iter(data), 0
-        while True:
-            try:
-                text = next(rows)[self.spec.column]
-            except StopIteration:
-                return
-            except _UNLOADABLE as error:
-                asked = f"corpus.dataset = {self.spec.dataset!r}, split {split!r}"
-                wrong = f"reading stopped after {read:,} rows ({_first_line(error)})"
-                raise CallerError(asked, wrong, "give the same command again") from error
-            if not isinstance(text, str):
-                asked = f"corpus.column = {self.spec.column!r}"
-                raise CallerError(asked, f"holds {type(text).__name__}, not text", "name a column of text")
-            read += 1
-            yield text
 
 
 def _first_line(error: Exception) -> str:

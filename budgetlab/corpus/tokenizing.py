@@ -48,11 +48,11 @@ class TokenizerOrigin:
             return cls(choice)
         here = [Path(place) / Path(choice).expanduser() for place in roots or [Path.cwd()]]
         if folder := next((path for path in here if path.is_dir()), None):
-            inside = [folder / name for name in ("tokenizer.json", "vocab.txt") if (folder / name).is_file()]
-            if not inside:
-                wrong = f"{folder} has no tokenizer.json and no vocab.txt"
-                raise CallerError(f"corpus.tokenizer = {choice!r}", wrong, "give a folder that has one")
-            return cls(inside[0])
+            for name in ("tokenizer.json", "vocab.txt"):
+                if (folder / name).is_file():
+                    return cls(folder / name)
+            wrong = f"{folder} has no tokenizer.json and no vocab.txt"
+            raise CallerError(f"corpus.tokenizer = {choice!r}", wrong, "give a folder that has one")
         looks_like_path = choice.endswith((".txt", ".json")) or choice.startswith((".", "/", "~"))
         if looks_like_path or any(path.exists() for path in here):
             return cls(find_files([choice], roots, "corpus.tokenizer")[0])
@@ -79,9 +79,12 @@ class TokenizerOrigin:
             texts = list(sample)
             vocabulary, normalizer = train_wordpiece(texts, self.choice.train), _normalizer(texts)
             return _wordpiece(vocabulary, normalizer, _longest_word(texts, normalizer)), _BERT_NAMES
-        if isinstance(self.choice, str):
-            return _from_hub(self.choice)
-        return _from_json(self.choice) if self.choice.suffix == ".json" else (_from_file(self.choice), _BERT_NAMES)
+        if isinstance(self.choice, Path) and self.choice.suffix != ".json":
+            return _from_file(self.choice), _BERT_NAMES
+        tokenizer, names = _from_hub(self.choice) if isinstance(self.choice, str) else _from_json(self.choice)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer, names
 
 
 def train_wordpiece(texts: Sequence[str], size: int) -> list[str]:
@@ -196,13 +199,11 @@ def _from_file(path: Path) -> Tokenizer:
         vocabulary = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise CallerError(asked, f"not a readable vocabulary ({error})", do) from error
-    missing = [name for name in _BERT_NAMES.values() if name not in vocabulary]
-    if missing:
+    specials = _BERT_NAMES.values()
+    if missing := [name for name in specials if name not in vocabulary]:
         raise CallerError(asked, f"the vocabulary lacks {', '.join(missing)}", do)
-    twice = [piece for piece, count in Counter(vocabulary).items() if count > 1]
-    if twice:
+    if twice := [piece for piece, count in Counter(vocabulary).items() if count > 1]:
         raise CallerError(asked, f"the vocabulary has {twice[0]!r} twice", do)
-    specials = set(_BERT_NAMES.values())
     cased = any(piece != piece.lower() for piece in vocabulary if piece not in specials)
     return _wordpiece(vocabulary, normalizers.BertNormalizer(lowercase=not cased))
 
@@ -218,7 +219,7 @@ def _from_json(path: Path) -> tuple[Tokenizer, dict[str, str]]:
     vocabulary = tokenizer.get_vocab()
     for names in (_BERT_NAMES, _ROBERTA_NAMES):
         if vocabulary.keys() >= set(names.values()):
-            return _uncut(tokenizer), names
+            return tokenizer, names
     wrong = f"it lacks one of {', '.join(_BERT_NAMES.values())}"
     raise CallerError(asked, wrong, "use the tokenizer of a masked language model")
 
@@ -239,13 +240,7 @@ def _from_hub(name: str) -> tuple[Tokenizer, dict[str, str]]:
     if missing or not getattr(loaded, "is_fast", False):
         wrong = f"has no {', '.join(missing)} token" if missing else "is not a fast tokenizer"
         raise CallerError(asked, wrong, "use the tokenizer of a masked language model")
-    return _uncut(Tokenizer.from_str(loaded.backend_tokenizer.to_str())), {r: str(t) for r, t in names.items()}
-
-
-def _uncut(tokenizer: Tokenizer) -> Tokenizer:
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
+    return Tokenizer.from_str(loaded.backend_tokenizer.to_str()), {r: str(t) for r, t in names.items()}
 
 
 def vocabulary_of(folder: Path) -> dict[str, int] | None:

@@ -25,7 +25,6 @@ __all__ = [
     "TRAINER_COLUMNS",
     "as_scores",
     "read_harness",
-    "read_json",
     "read_table",
     "read_tracker_csv",
     "read_trainer_state",
