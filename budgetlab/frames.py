@@ -6,7 +6,7 @@ Numbers stay in the units of the values (the last word of a column's name); unkn
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -188,7 +188,7 @@ def verdicts_frame(verdicts: Iterable[Verdict]) -> pd.DataFrame:
     rows = []
     for verdict in verdicts:
         parts = verdict.decomposition or {}
-        curves: dict[str, dict[str, Any]] = {
+        curves: dict[str, Mapping[str, Any]] = {
             "compute_multiplier": verdict.compute_multiplier or {},
             "crossover_amount": verdict.crossover or {},
             "gain_per_token": parts.get("gain_per_token") or {},

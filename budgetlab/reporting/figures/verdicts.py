@@ -240,7 +240,7 @@ def decomposition_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
         if not verdict.primary or parts.get("method") is None:
             continue
         shared = (*verdict.contrast, verdict.y, verdict.unit, verdict.at.amount, verdict.at.unit)
-        how = [parts[name] for name in ("tokens_a", "tokens_b", "method")]
+        how = [parts.get(name) for name in ("tokens_a", "tokens_b", "method")]
         for part in _PARTS:
             # The difference of the curves, which is what the parts add up to.
             rows.append([*shared, part, parts[part]["value"], *(parts[part]["interval"] or (math.nan, math.nan)), *how])
