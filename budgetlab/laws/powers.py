@@ -1,10 +1,11 @@
-"""Loss by parameters and tokens: ``L = E + A / N^alpha + B / D^beta``."""
+"""Sums of power terms: one input; parameters and tokens, with exponents of their own or one for both."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from budgetlab.laws.base import Array, Law, Term
+from budgetlab.laws.law import Law
+from budgetlab.laws.terms import Array, Term
 
 
 def _num_params_exponent(params: Mapping[str, Array]) -> Array:
@@ -17,7 +18,15 @@ def _tokens_exponent(params: Mapping[str, Array]) -> Array:
     return params["alpha"] / (params["alpha"] + params["beta"])
 
 
-LAW = Law(
+POWER = Law(
+    name="power",
+    outcome="y",
+    terms=(Term("E"), Term("A", {"x": "a"})),
+    formula="E + A/x^a",
+    source="Hestness et al. 2017, arXiv 1712.00409",
+)
+
+CHINCHILLA = Law(
     name="chinchilla",
     outcome="loss",
     terms=(Term("E"), Term("A", {"num_params": "alpha"}), Term("B", {"tokens": "beta"})),
@@ -25,3 +34,15 @@ LAW = Law(
     source="Hoffmann et al. 2022, arXiv 2203.15556, approach 3",
     derived={"optimal_num_params_exponent": _num_params_exponent, "optimal_tokens_exponent": _tokens_exponent},
 )
+
+# With compute C = 6ND and tokens per parameter M = D/N this is Gadre's E + (a M^eta + b M^-eta) C^-eta with
+# eta = alpha / 2, a = A 6^eta and b = B 6^eta: the best M is the same at every budget.
+TIED = Law(
+    name="tied",
+    outcome="loss",
+    terms=(Term("E"), Term("A", {"num_params": "alpha"}), Term("B", {"tokens": "alpha"})),
+    formula="E + A/num_params^alpha + B/tokens^alpha",
+    source="Gadre et al. 2024, arXiv 2403.08540",
+)
+
+LAWS = (POWER, CHINCHILLA, TIED)

@@ -1,24 +1,28 @@
-"""Laws of any smooth form: a formula in numpy, named bounded parameters, and a proposal of where to start.
+"""What a scaling law is: a formula, named bounded parameters, and a guess of where a fit begins.
 
-`Law` is a sum of power terms; whatever is not, is a `Form`. Its formula is written once, for the logarithm of the
-outcome: with arrays it predicts, with jets it gives its exact derivatives, so that the same engine fits it.
+The formula is written once, for the logarithm of the outcome: with arrays it predicts, with jets it gives its exact
+derivatives. A sum of power terms needs no more than its terms: formula, parameters and guess follow from them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from budgetlab.errors import CallerError
-from budgetlab.laws.base import Array
+from budgetlab.laws.terms import Array, Term, log_sum, start_terms
+
+Rule = Callable[[Mapping[str, Any], Mapping[str, Array]], Any]
+Proposal = Callable[[Mapping[str, Array], Array, int], Array]
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of a `Form`.
+    """One parameter of a law.
 
     Parameters
     ----------
@@ -53,28 +57,27 @@ class Parameter:
 
 
 @dataclass(frozen=True)
-class Form:
-    """A scaling law that is not a sum of power terms.
+class Law:
+    """A scaling law: either its `terms`, or `inputs`, `parameters`, `rule` and `propose`.
 
     Parameters
     ----------
-    name
-        The name of its file.
-    outcome
-        What it predicts, such as ``loss``; above zero.
-    inputs
-        Names of the inputs, above zero.
-    parameters
-        Its parameters.
+    name, outcome
+        What it is asked for by, and what it predicts, such as ``loss``; above zero.
+    terms
+        The power terms of a sum of them: positive coefficients, exponents in [0, `exponent_max`], decreasing in
+        every input; the first term without inputs is the floor.
+    formula, source
+        As printed, and where the form comes from.
+    derived
+        Quantities that follow from the parameters, by name.
+    inputs, parameters
+        Names of the inputs, above zero, and the parameters.
     rule
         The logarithm of the outcome, from the parameters (logarithms of those that are `positive`) and the
         logarithms of the inputs, except of `plain` ones. Written with numpy's functions that `jets` knows.
     propose
         Starting points, shape (starts, parameters), in natural units, from inputs and outcome of shape (points,).
-    formula
-        The formula, as printed.
-    source
-        Where the form comes from.
     floor
         Name of the parameter that is the outcome's limit and may be zero, if there is one.
     plain
@@ -89,8 +92,6 @@ class Form:
     lacking
         Says in a sentence which variation the inputs lack for the parameters to be told apart, given the names of
         the free ones; empty where there is enough. Inputs that never vary are found without it.
-    derived
-        Quantities that follow from the parameters, by name.
     scope
         What the form is not validated for; a note on every fit.
     typical, ranges
@@ -99,12 +100,15 @@ class Form:
 
     name: str
     outcome: str
-    inputs: tuple[str, ...]
-    parameters: tuple[Parameter, ...]
-    rule: Callable[[Mapping[str, Any], Mapping[str, Array]], Any]
-    propose: Callable[[Mapping[str, Array], Array, int], Array]
-    formula: str
-    source: str
+    terms: tuple[Term, ...] = ()
+    formula: str = ""
+    source: str = ""
+    derived: Mapping[str, Callable[[Mapping[str, Array]], Array]] = field(default_factory=dict)
+    exponent_max: float = 10.0
+    inputs: tuple[str, ...] = ()
+    parameters: tuple[Parameter, ...] = ()
+    rule: Rule = lambda p, x: np.nan
+    propose: Proposal | None = None
     floor: str | None = None
     plain: tuple[str, ...] = ()
     most: float = float("inf")
@@ -112,14 +116,28 @@ class Form:
     rising: tuple[str, ...] = ()
     size: Mapping[str, float] = field(default_factory=dict)
     lacking: Callable[[Mapping[str, Array], tuple[str, ...]], str] | None = None
-    derived: Mapping[str, Callable[[Mapping[str, Array]], Array]] = field(default_factory=dict)
     scope: str = ""
     typical: Mapping[str, float] = field(default_factory=dict)
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.size:
-            object.__setattr__(self, "size", {name: 1.0 for name in self.inputs})
+        known: dict[str, Any] = {} if self.size else {"size": dict.fromkeys(self.inputs, 1.0)}
+        if self.terms:
+            powers = dict.fromkeys(power for term in self.terms for power in term.exponents.values())
+            inputs = tuple(dict.fromkeys(name for term in self.terms for name in term.exponents))
+            known = {
+                "inputs": inputs,
+                "falling": inputs,
+                "size": dict.fromkeys(inputs, 1.0),
+                "floor": next((term.coefficient for term in self.terms if not term.exponents), None),
+                "rule": partial(log_sum, self.terms),
+                "parameters": (
+                    *(Parameter(term.coefficient, centred=term.exponents) for term in self.terms),
+                    *(Parameter(power, high=self.exponent_max, positive=False) for power in powers),
+                ),
+            }
+        for name, value in known.items():
+            object.__setattr__(self, name, value)
 
     @property
     def params(self) -> tuple[str, ...]:
@@ -132,14 +150,10 @@ class Form:
         return tuple(parameter.name for parameter in self.parameters if not parameter.positive)
 
     @property
-    def coefficients(self) -> tuple[str, ...]:
-        """Names of the parameters that are solved for in logarithms."""
-        return tuple(parameter.name for parameter in self.parameters if parameter.positive)
-
-    @property
-    def centred(self) -> tuple[str, ...]:
-        """Names of the coefficients that are solved for as the size of their term at the centre of the inputs."""
-        return tuple(parameter.name for parameter in self.parameters if parameter.centred)
+    def coordinates(self) -> tuple[str, ...]:
+        """Parameters in the order in which they are solved for; of a sum each term's, so that one may come twice."""
+        in_terms = tuple(name for term in self.terms for name in (term.coefficient, *term.exponents.values()))
+        return in_terms or self.params
 
     @property
     def powers(self) -> tuple[tuple[str, str], ...]:
@@ -175,7 +189,7 @@ class Form:
         for kind, needed, given in (("parameter", self.params, params), ("input", self.inputs, inputs)):
             if missing := [name for name in needed if name not in given]:
                 raise CallerError(f"law {self.name}", f"no {kind} {', '.join(missing)}", "give a value to each")
-        with np.errstate(divide="ignore", over="ignore"):
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
             return np.exp(self.rule(self.raw(params), self.seen(inputs)))
 
     def seen(self, inputs: Mapping[str, float | Array]) -> dict[str, Array]:
@@ -187,16 +201,36 @@ class Form:
         """Turn natural parameters into those that `rule` takes: logarithms of the positive ones."""
         arrays = {name: np.asarray(params[name], dtype=float) for name in self.params}
         with np.errstate(divide="ignore"):
-            return {name: np.log(arrays[name]) if name in self.coefficients else arrays[name] for name in self.params}
+            return {p.name: np.log(arrays[p.name]) if p.positive else arrays[p.name] for p in self.parameters}
+
+    def derive(self, params: Mapping[str, float | Array]) -> dict[str, Array]:
+        """Compute what follows from the parameters; NaN where that is undefined."""
+        arrays = {name: np.asarray(value, dtype=float) for name, value in params.items()}
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return {name: np.asarray(rule(arrays)) for name, rule in self.derived.items()}
+
+    def of_terms(self, terms: Sequence[Term]) -> Law:
+        """Return the smaller sum of these terms, named by what it lacks, such as ``power without E``."""
+        left = {term.coefficient for term in terms}
+        gone = " and ".join(term.coefficient for term in self.terms if term.coefficient not in left)
+        name = f"{self.name} without {gone}" if gone else self.name
+        formula = " + ".join(term.formula for term in terms)
+        return replace(self, name=name, terms=tuple(terms), formula=formula, derived={})
+
+    def without(self, *coefficients: str) -> Law:
+        """Return the smaller sum that lacks these terms."""
+        return self.of_terms([term for term in self.terms if term.coefficient not in coefficients])
 
     def starts(
         self, inputs: Mapping[str, Array], outcome: Array, count: int = 8, pinned: Mapping[str, float] | None = None
     ) -> Array:
-        """Propose starting points, shape (at most `count`, parameters), inside the bounds.
+        """Propose starting points inside the bounds, shape (at most `count`, parameters), in the order of `params`.
 
-        The best half of them comes first, the others are spread over what was proposed: where the objective has
-        several basins, the closest starts often share one.
+        The best half comes first, the others are spread over what was proposed: where the objective has several
+        basins, the closest starts often share one. A sum of terms proposes what it would without `pinned` ones.
         """
+        if self.propose is None:
+            return start_terms(self.terms, self.exponents, inputs, outcome, count)
         # In one order of rows, so that no other order leads to another basin.
         order = np.lexsort([outcome, *inputs.values()])
         inputs, outcome = {name: values[order] for name, values in inputs.items()}, outcome[order]
@@ -216,12 +250,6 @@ class Form:
         spread = others[np.linspace(0, len(others) - 1, min(count // 2, len(others))).astype(int)]
         return proposed[np.concatenate([best, spread])]
 
-    def derive(self, params: Mapping[str, float | Array]) -> dict[str, Array]:
-        """Compute what follows from the parameters; NaN where that is undefined."""
-        arrays = {name: np.asarray(value, dtype=float) for name, value in params.items()}
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return {name: np.asarray(rule(arrays)) for name, rule in self.derived.items()}
-
 
 @dataclass(frozen=True)
 class Instance:
@@ -229,24 +257,22 @@ class Instance:
 
     Parameters
     ----------
-    name
+    name, law
         Who fitted what.
-    law
-        The law.
     params
         Published values, by the law's names.
-    intervals
-        Published intervals, at `interval_level`.
-    input_ranges
-        Ranges of the inputs that it was fitted to, as far as they are published.
     scope
         What it was fitted to, and what it is not validated for.
     source
         Where the values are printed.
+    intervals
+        Published intervals, at `interval_level`.
+    input_ranges
+        Ranges of the inputs that it was fitted to, as far as they are published.
     """
 
     name: str
-    law: Any
+    law: Law
     params: Mapping[str, float]
     scope: str
     source: str
