@@ -12,9 +12,9 @@ import pandas as pd
 from budgetlab.decisions import Decisions, assumptions_frame
 from budgetlab.planner import methods_paragraph
 from budgetlab.reporting import tables
+from budgetlab.reporting.averages import outcomes
 from budgetlab.reporting.conclusion import BELOW_THRESHOLD, MANY, SanityCheck, conclude_study
 from budgetlab.reporting.figures import FIGURES, FigureFiles, Known
-from budgetlab.reporting.frames import outcomes
 from budgetlab.reporting.page import page_html
 from budgetlab.reporting.whatif import whatif_form
 from budgetlab.store import write_csv, write_whole

@@ -13,7 +13,7 @@ import pandas as pd
 
 from budgetlab.fitting.contrast import Contrast, satterthwaite
 from budgetlab.fitting.scores import AGGREGATE, LOSSES, OUTCOMES, averaged_tasks
-from budgetlab.reporting.frames import Outcomes, largest_rung, outcomes
+from budgetlab.reporting.averages import Outcomes, largest_rung, outcomes
 from budgetlab.reporting.tables.answer_sheets import decimals_of
 from budgetlab.reporting.tables.sheets import bracketed, fixed
 from budgetlab.resampling import holm

@@ -9,6 +9,7 @@ import reporting_values as values
 
 import budgetlab
 from budgetlab.errors import CallerError
+from budgetlab.reporting.averages import LOSSES, MEAN, mid_decay, per_run, scores_frame, summarise
 from budgetlab.reporting.figures import render
 from budgetlab.reporting.figures.costs import (
     costs_table,
@@ -28,7 +29,6 @@ from budgetlab.reporting.figures.verdicts import (
     draw_verdicts,
     verdict_table,
 )
-from budgetlab.reporting.frames import LOSSES, MEAN, mid_decay, per_run, scores_frame, summarise
 from budgetlab.units import parse_amount
 from budgetlab.values import Budget, Verdict
 

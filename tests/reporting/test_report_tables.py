@@ -11,9 +11,9 @@ import reporting_values as values
 from rich.console import Console
 
 from budgetlab.fitting import compare
+from budgetlab.reporting.averages import per_run, scores_frame, summarise
 from budgetlab.reporting.figures.data import points_table
 from budgetlab.reporting.figures.outcomes import draw_scores
-from budgetlab.reporting.frames import per_run, scores_frame, summarise
 from budgetlab.reporting.tables import (
     average_sheet,
     closing_frame,

@@ -15,8 +15,7 @@ import pandas as pd
 
 from budgetlab.decisions import Decisions
 from budgetlab.errors import CallerError
-from budgetlab.reporting.figures.style import FigureFiles, render
-from budgetlab.reporting.frames import (
+from budgetlab.reporting.averages import (
     LOSSES,
     MEAN,
     YARDSTICKS,
@@ -26,6 +25,7 @@ from budgetlab.reporting.frames import (
     subsets,
     unit_of,
 )
+from budgetlab.reporting.figures.style import FigureFiles, render
 from budgetlab.values import CostProfile, CurveFit, Plan, RunRecord, Verdict
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def points_table(
 ) -> pd.DataFrame:
     """Return the drawn numbers of some outcomes, default: of every score, their mean last.
 
-    `runs`, `cells` and `mid_decay` are what those functions of `reporting.frames` return. `layer` says what a row is:
+    `runs`, `cells` and `mid_decay` are what those functions of `reporting.averages` return. `layer` says what a row is:
     a "run", a checkpoint in "mid_decay", the "mean" over runs with its `low` and `high` (`spread`: "interval", or
     "range" under three runs), a point of a fitted "curve", one "beyond" the fitted range, or a yardstick. `value` is
     in points or nats (`unit`). An amount is missing where it is not known: of a yardstick, and of a curve on an axis

@@ -11,9 +11,9 @@ import pandas as pd
 
 from budgetlab.errors import CallerError, unknown_name
 from budgetlab.fitting.scores import OUTCOMES
+from budgetlab.reporting.averages import LOSSES, MEAN, YARDSTICKS, mid_decay, per_run, scores_frame, summarise
 from budgetlab.reporting.figures import style
 from budgetlab.reporting.figures.data import AXES, Axis, Figure, Known, fit_note, fit_notes, points_table, spread_note
-from budgetlab.reporting.frames import LOSSES, MEAN, YARDSTICKS, mid_decay, per_run, scores_frame, summarise
 from budgetlab.values import CurveFit
 
 if TYPE_CHECKING:

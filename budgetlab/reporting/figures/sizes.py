@@ -15,9 +15,9 @@ from budgetlab.errors import CallerError
 from budgetlab.fitting import IsoFlop, isoflop, optimum, predict
 from budgetlab.fitting.scores import OUTCOMES, run_values
 from budgetlab.laws import get_law
+from budgetlab.reporting.averages import unit_of
 from budgetlab.reporting.figures import style
 from budgetlab.reporting.figures.data import Figure, Known, need_columns
-from budgetlab.reporting.frames import unit_of
 from budgetlab.values import CurveFit
 
 if TYPE_CHECKING:

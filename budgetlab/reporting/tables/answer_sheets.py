@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from budgetlab.fitting.scores import OUTCOMES
-from budgetlab.reporting.frames import LOSSES
+from budgetlab.reporting.averages import LOSSES
 from budgetlab.reporting.tables.sheets import Column, Sheet, bracketed, fixed, number, plain_rows, text
 from budgetlab.units import format_amount, format_quantity, format_seconds
 from budgetlab.values import Assumption, CurveFit, RunRecord, Verdict

@@ -11,7 +11,7 @@ from budgetlab.errors import CallerError
 from budgetlab.fitting import compare
 from budgetlab.fitting.reference import reference_arm
 from budgetlab.fitting.scores import OUTCOMES, average_words, averaged_tasks, subset_of
-from budgetlab.reporting.frames import (
+from budgetlab.reporting.averages import (
     LOSSES,
     MEAN,
     YARDSTICKS,
