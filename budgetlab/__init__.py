@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         verdict_map,
     )
     from budgetlab.errors import BudgetlabError, CallerError
-    from budgetlab.evaluation import build_probes, evaluate, load_task, mcnemar, paired_bootstrap
+    from budgetlab.evaluation import build_probes, evaluate, load_task, paired_bootstrap
     from budgetlab.fitting import (
         average_words,
         certify,
@@ -118,7 +118,6 @@ _HOMES = {
     "load_task": "evaluation",
     "loss_figure": "reporting.figures",
     "map_figure": "reporting.figures",
-    "mcnemar": "evaluation",
     "next_runs": "decisions",
     "optimum": "fitting",
     "paired_bootstrap": "evaluation",
@@ -194,7 +193,6 @@ __all__ = [
     "load_task",
     "loss_figure",
     "map_figure",
-    "mcnemar",
     "next_runs",
     "optimum",
     "paired_bootstrap",

@@ -13,7 +13,7 @@ import torch
 from loky import cpu_count
 from numpy.typing import NDArray
 
-from budgetlab.crew import work
+from budgetlab.workers import work
 from budgetlab.errors import BudgetlabError
 from budgetlab.hardware import is_out_of_memory, prepare
 from budgetlab.profiler.clock import Job, build_job, random_batch
