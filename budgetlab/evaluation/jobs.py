@@ -189,9 +189,15 @@ class Scorer:
         self.plan, self.spec, self.corpus, self.store, self.tasks = plan, spec, corpus, store, tasks
         self.device = prepare(plan.execution)
         self.recipe = next(iter(plan.arms.values())).recipe
-        how = {"seq_len": self.recipe.seq_len, "masked_per_sequence": self.recipe.masked_per_sequence}
         self.train, self.heldout = (
-            Batches(stream, corpus.special, corpus.vocab_size, run_seed=YARDSTICK_SEED, **how)
+            Batches(
+                stream,
+                corpus.special,
+                corpus.vocab_size,
+                seq_len=self.recipe.seq_len,
+                masked_per_sequence=self.recipe.masked_per_sequence,
+                run_seed=YARDSTICK_SEED,
+            )
             for stream in (corpus.train, corpus.heldout)
         )
         self.tokenizer = corpus.tokenizer()
@@ -241,9 +247,15 @@ class Scorer:
             how, tokens = adaptation(self.recipe), self.spec.adapted_tokens
             found = adapted_loss(network, self.train, self.heldout, how, tokens=tokens, **shared)
         else:
-            shared |= {"log_unigram": log_unigram(self.corpus.train, network.word_embeddings.shape[0])}
-            how = {"tokens": self.spec.readout_tokens, "dtype": self.recipe.dtype}
-            found = readout_loss(network, self.train, self.heldout, **how, **shared)
+            found = readout_loss(
+                network,
+                self.train,
+                self.heldout,
+                tokens=self.spec.readout_tokens,
+                log_unigram=log_unigram(self.corpus.train, network.word_embeddings.shape[0]),
+                dtype=self.recipe.dtype,
+                **shared,
+            )
         half = found.half_value
         yield (
             job.task,

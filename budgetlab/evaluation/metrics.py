@@ -53,8 +53,9 @@ def standard_errors(labels: Array, predictions: Array, *, resamples: int = 400, 
         drawn = _measure_tables(_resample(_count(labels, predictions), resamples, rng))
     else:
         rows = _draw_rows(len(labels), min(resamples, 200), rng)
-        drawn = pd.DataFrame([measure(labels[some], predictions[some]) for some in rows])
-    return {name: float(np.std(np.asarray(values), ddof=1)) for name, values in drawn.items()}
+        draws = [measure(labels[some], predictions[some]) for some in rows]
+        drawn = {name: np.array([draw[name] for draw in draws]) for name in draws[0]}
+    return {name: float(np.std(values, ddof=1)) for name, values in drawn.items()}
 
 
 @dataclass(frozen=True)

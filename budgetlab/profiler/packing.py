@@ -13,11 +13,11 @@ import torch
 from loky import cpu_count
 from numpy.typing import NDArray
 
-from budgetlab.workers import work
 from budgetlab.errors import BudgetlabError
 from budgetlab.hardware import is_out_of_memory, prepare
 from budgetlab.profiler.clock import Job, build_job, random_batch
 from budgetlab.values import ExecutionSpec, Packing
+from budgetlab.workers import work
 
 PATIENCE_SECONDS = 120.0
 """For so long those that have begun wait for the others."""

@@ -82,10 +82,11 @@ def run(
         if ranks.first:
             store.write_index(runs=[unit.run_id for unit in units])
             for unit in units:  # finished runs answer the budgets of the plan as it is now
-                record, now = store.read_record(unit.run_id), unit.schedule
-                before = None if record is None else record.schedule
-                if before and now and (before.rung, before.budget) != (now.rung, now.budget):
-                    store.write_record(record.model_copy(update={"schedule": now}))
+                record, schedule = store.read_record(unit.run_id), unit.schedule
+                if record is None or record.schedule is None or schedule is None:
+                    continue
+                if (record.schedule.rung, record.schedule.budget) != (schedule.rung, schedule.budget):
+                    store.write_record(record.model_copy(update={"schedule": schedule}))
         ranks.wait()  # nobody begins before all have seen what is done
         todo = unfinished(units, store)
         own = " ".join([corpus.content_hash, *(unit.run_id for unit in todo)])

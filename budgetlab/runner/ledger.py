@@ -18,6 +18,7 @@ from budgetlab.runner.teacher_cache import TeacherCache
 from budgetlab.step import PHASES
 from budgetlab.values import ArmCost, PhaseSpent
 
+_OVERHEADS: tuple[str, ...] = ("start", "compile", "data_wait", "evaluation", "checkpoint")
 _SAVED = ("tokens", "target_tokens", "digest", "seconds", "joules", "rank_seconds", "overheads")
 
 
@@ -37,7 +38,7 @@ class Ledger:
         self.tokens = self.target_tokens = self.digest = 0
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self.joules: dict[str, float] | None = None if counter is None else dict.fromkeys(PHASES, 0.0)
-        self.overheads = dict.fromkeys(("start", "compile", "data_wait", "evaluation", "checkpoint"), 0.0)
+        self.overheads = dict.fromkeys(_OVERHEADS, 0.0)
         self.rank_seconds: list[float] | None = [0.0] * ranks.world
         """Device time of each process; None where they were other processes before."""
         self._counted = (0, 0, 0)  # tokens, targets and digest of this process since the last sum over all
@@ -114,16 +115,14 @@ class Ledger:
         teacher_tokens, teacher_seconds, teacher_joules = self._cached_teacher()
         phases = {}
         for name, price in self.cost.phases.items():
-            cached = teacher_tokens is not None and name == "teacher_forward"
-            tokens = teacher_tokens if cached else self.tokens
-            joules = None if self.joules is None else self.joules[name]
-            if cached and joules is not None:
-                joules = None if teacher_joules is None else joules + teacher_joules
+            tokens, seconds, joules = self.tokens, 0.0, 0.0
+            if teacher_tokens is not None and name == "teacher_forward":
+                tokens, seconds, joules = teacher_tokens, teacher_seconds, teacher_joules
             phases[name] = PhaseSpent(
                 required_flops=price.required_flops_per_token * tokens,
                 executed_flops=price.executed_flops_per_token * tokens,
-                device_seconds=self.seconds[name] + (teacher_seconds if cached else 0.0),
-                joules=joules,
+                device_seconds=self.seconds[name] + seconds,
+                joules=None if self.joules is None or joules is None else self.joules[name] + joules,
             )
         rates = None
         if self.ranks.world > 1 and self.rank_seconds is not None and all(self.rank_seconds):
