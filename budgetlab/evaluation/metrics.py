@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import special, stats
+from scipy import stats
 
 from budgetlab.batches import keyed_uniform
 from budgetlab.errors import CallerError, unknown_name
@@ -130,7 +130,9 @@ def score_predictions(frame: pd.DataFrame, metric: str) -> dict[str, Any]:
         loss = float(np.mean((predictions - labels) ** 2))
     else:
         logits = frame.filter(regex="^logit_").to_numpy(dtype=float)
-        loss = float(np.mean(special.logsumexp(logits, axis=-1) - logits[np.arange(len(labels)), labels]))
+        highest = logits.max(-1)
+        of_right = logits[np.arange(len(labels)), labels]
+        loss = float(np.mean(highest + np.log(np.exp(logits - highest[:, None]).sum(-1)) - of_right))
     return {
         "metric": metric,
         "value": metrics[metric],
