@@ -15,7 +15,7 @@ FLOORS = [
     ({"machine"}, set()),
     (
         {"strategies", "laws", "study_tables", "frames", "modelcard", "resampling"},
-        {"crew", "hardware", "models", "corpus", "batches", "checkpoint", "ranks"},
+        {"workers", "hardware", "models", "corpus", "batches", "checkpoint", "ranks"},
     ),
     ({"studies", "store", "intake"}, set()),
     ({"planner", "fitting"}, {"step"}),

@@ -13,9 +13,7 @@ from budgetlab.profiler import profile
 from budgetlab.profiler.arms import Job
 from budgetlab.profiler.clock import QUICK, time_compiled
 from budgetlab.runner import run
-from budgetlab.runner.feed import Feed
-from budgetlab.runner.training import Training
-from budgetlab.step import build_step
+from budgetlab.step import TrainingStep, build_step
 from budgetlab.store import Store
 from budgetlab.strategies import build_strategy
 from budgetlab.studies import Study
@@ -54,14 +52,14 @@ def test_a_compiled_run_is_the_same_training_resumed_to_the_bit(
         for mine, its in zip(record.points, other.points, strict=True):
             assert mine.losses == pytest.approx(its.losses, rel=1e-3)
 
-    take, left = Training._one_step, iter(range(50))
+    take, left = TrainingStep.run, iter(range(50))
 
-    def one_step(self: Training, feed: Feed) -> object:
+    def one_step(self: TrainingStep, *args: object, **kwargs: object) -> object:
         if next(left, None) == 49:
             raise KeyboardInterrupt
-        return take(self, feed)
+        return take(self, *args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Training, "_one_step", one_step)
+    monkeypatch.setattr(TrainingStep, "run", one_step)
     monkeypatch.setattr("budgetlab.runner.training.CHECKPOINT_EVERY_SECONDS", 0.0)
     store = Store(tmp_path / "stopped", "small")
     with pytest.raises(KeyboardInterrupt):

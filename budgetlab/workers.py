@@ -52,8 +52,29 @@ def work(
         # loky takes 300 MB more than at the start for a leak and restarts the worker; a network takes more.
         env={"LOKY_MAX_MEMORY_LEAK_SIZE": "1e15"},
     )
+    waiting, running, ended = dict(enumerate(jobs)), dict[Future[Any], int](), set[int]()
+    failure: BaseException | None = None
     try:
-        yield from _dispatch(pool, jobs, needs or [()] * len(jobs), workers, told, tell, stop, stop_asked)
+        while running or (waiting and failure is None):
+            if stop_asked() or failure is not None:
+                failure = failure or KeyboardInterrupt()
+                stop.set()
+            ready = [n for n in waiting if needs is None or ended.issuperset(needs[n])] if failure is None else []
+            for number in ready[: workers - len(running)]:
+                with _signals_blocked():
+                    running[pool.submit(_do, waiting.pop(number))] = number
+            done = wait(running, POLL_SECONDS, FIRST_COMPLETED).done
+            while not told.empty():
+                tell(told.get())
+            for future in done:
+                number, error = running.pop(future), future.exception()
+                if error is None:
+                    ended.add(number)
+                    yield number, future.result()
+                elif failure is None or isinstance(failure, KeyboardInterrupt):
+                    failure = error  # what a job ran into while it was stopping is worth more than that it was asked to
+        if failure is not None:
+            raise failure
     except BrokenExecutor:
         remedy = "free some memory, or set execution.workers = 1, and give the same command again; nothing is lost"
         raise BudgetlabError(f"{workers} workers", "one was killed, perhaps for its memory", remedy) from None
@@ -62,43 +83,8 @@ def work(
         pool.shutdown(kill_workers=True)
 
 
-def _dispatch(
-    pool: ProcessPoolExecutor,
-    jobs: Sequence[Any],
-    needs: Sequence[Collection[int]],
-    workers: int,
-    told: Any,
-    tell: Tell,
-    stop: Any,
-    stop_asked: StopAsked,
-) -> Iterator[tuple[int, Any]]:
-    waiting, running, ended = dict(enumerate(jobs)), dict[Future[Any], int](), set[int]()
-    failure: BaseException | None = None
-    while running or (waiting and failure is None):
-        if stop_asked() or failure is not None:
-            failure = failure or KeyboardInterrupt()
-            stop.set()
-        ready = [number for number in waiting if ended.issuperset(needs[number])] if failure is None else []
-        for number in ready[: workers - len(running)]:
-            with _held_signals():
-                running[pool.submit(_do, waiting.pop(number))] = number
-        done = wait(running, POLL_SECONDS, FIRST_COMPLETED).done
-        while not told.empty():
-            tell(told.get())
-        for future in done:
-            number, error = running.pop(future), future.exception()
-            if error is not None:
-                # What a job ran into while it was stopping is worth more than that it was asked to stop.
-                failure = error if failure is None or isinstance(failure, KeyboardInterrupt) else failure
-                continue
-            ended.add(number)
-            yield number, future.result()
-    if failure is not None:
-        raise failure
-
-
 @contextmanager
-def _held_signals() -> Iterator[None]:
+def _signals_blocked() -> Iterator[None]:
     """Hold back signals; processes that start meanwhile never get them.
 
     Ctrl-C reaches the whole group of processes, and the first one decides what becomes of it.
@@ -120,15 +106,14 @@ _HERE: dict[str, Any] = {}
 def _begin(build: Callable[..., Worker], arguments: tuple[Any, ...], told: Any, stop: Any, first: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(first,), daemon=True).start()
+
+    def end_with_the_first() -> None:  # its successor may begin the same job again
+        while os.getppid() == first:
+            time.sleep(POLL_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=end_with_the_first, daemon=True).start()
     _HERE.update(build=build, arguments=arguments, tell=told.put, stop_asked=stop.is_set)
-
-
-def _end_with(first: int) -> None:
-    """End when the first process has been killed: its successor may begin the same job again."""
-    while os.getppid() == first:
-        time.sleep(POLL_SECONDS)
-    os._exit(1)
 
 
 def _do(job: Any) -> Any:

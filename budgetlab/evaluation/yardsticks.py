@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,7 +23,9 @@ SEQUENCES_IN_MEMORY = 2048
 WARMUP_STEPS = 20
 HEAD_BATCH, HEAD_LEARNING_RATE, HEAD_STEPS = 128, 1e-2, 780
 """Of the read-out. Of 3e-3, 1e-2 and 3e-2 the rate in the middle is the best (docs/statistics.md)."""
-ADAPTED_BATCH_TOKENS, ADAPTED_LEARNING_RATE, ADAPTED_SEED = 1024, 1e-3, 20_240_430
+ADAPTED_BATCH_TOKENS, ADAPTED_LEARNING_RATE = 1024, 1e-3
+YARDSTICK_SEED = 20_240_430
+"""Of the samples, masks and fresh heads that every network is measured with."""
 READOUT_VERSION, ADAPTED_VERSION = 2, 1
 """Of the measurements themselves: scores of another version are not mixed with these."""
 
@@ -56,9 +58,9 @@ class Yardstick:
 
     value: float
     num_targets: int
-    half_value: float | None
+    half_value: float | None = None
     """The same with half the tokens and steps, and a decay of its own."""
-    words: str
+    words: str = ""
 
 
 def readout_loss(
@@ -89,16 +91,15 @@ def readout_loss(
             head = _Readout(network.spec.num_layers + 1, network.spec.hidden_size, embeddings, log_unigram.to(device))
         heads.append(_Head(head.to(device), length))
     generator = torch.Generator().manual_seed(0)
-    left_MLD, left_M = torch.empty(0), torch.empty(0)
+    left_MLD, left_M = torch.empty(0, device=device), torch.empty(0, dtype=torch.long, device=device)
     for first in range(0, sequences, SEQUENCES_IN_MEMORY):
         count = min(SEQUENCES_IN_MEMORY, sequences - first)
         with autocast:
             states_MLD, targets_M = _states(network, train.shuffled, first, count)
         order = torch.randperm(len(targets_M), generator=generator).to(device)
+        states_MLD, targets_M = states_MLD[order], targets_M[order]
         if len(left_M):
-            states_MLD, targets_M = torch.cat([left_MLD, states_MLD[order]]), torch.cat([left_M, targets_M[order]])
-        else:
-            states_MLD, targets_M = states_MLD[order], targets_M[order]
+            states_MLD, targets_M = torch.cat([left_MLD, states_MLD]), torch.cat([left_M, targets_M])
         whole = len(targets_M) // HEAD_BATCH * HEAD_BATCH
         for rows in range(0, whole, HEAD_BATCH):
             for head in heads:
@@ -180,7 +181,11 @@ def adapted_loss(
     """
     device = next(network.parameters()).device
     fresh = build_network(
-        network.spec.untrained(), seed=ADAPTED_SEED, seq_len=recipe.seq_len, attention=network.attention, device=device
+        network.spec.untrained(),
+        seed=YARDSTICK_SEED,
+        seq_len=recipe.seq_len,
+        attention=network.attention,
+        device=device,
     )
     fresh.trunk.load_state_dict(network.trunk.state_dict())
     step = TrainingStep("adapted loss", build_strategy(StrategySpec(name="no_kd")), fresh, None, recipe)
@@ -189,23 +194,23 @@ def adapted_loss(
     for number in range(steps):
         batch = train.step(number, recipe.batch_sequences)
         step.run(batch, recipe.learning_rate * _decay(number, steps))
-    value, count = mlm_loss(fresh.eval(), heldout, sequences=heldout_sequences, dtype=recipe.dtype)
+    found = mlm_loss(fresh.eval(), heldout, heldout_sequences=heldout_sequences, dtype=recipe.dtype)
     words = f"{steps * recipe.batch_tokens:,} tokens, {steps:,} steps at {recipe.learning_rate:g}, whole network"
-    return Yardstick(value, count, None, words)
+    return replace(found, words=words)
 
 
 @torch.no_grad()
-def mlm_loss(network: Network, heldout: Batches, *, sequences: int, dtype: str = "float32") -> tuple[float, int]:
-    """Held-out loss of the network's own head: (nats per target token, number of targets)."""
+def mlm_loss(network: Network, heldout: Batches, *, heldout_sequences: int, dtype: str = "float32") -> Yardstick:
+    """Held-out loss of the network's own head, in nats per target token."""
     device = next(network.parameters()).device
     total, count = 0.0, 0
-    for first in range(0, sequences, SEQUENCES_AT_ONCE):
-        batch = to_device(heldout.in_order(first, min(SEQUENCES_AT_ONCE, sequences - first)), device)
+    for first in range(0, heldout_sequences, SEQUENCES_AT_ONCE):
+        batch = to_device(heldout.in_order(first, min(SEQUENCES_AT_ONCE, heldout_sequences - first)), device)
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
             logits = network(batch.input_ids, Needs(logits="masked"), batch.target_positions).logits
         total += float(functional.cross_entropy(logits.float(), batch.target_ids, reduction="sum"))
         count += len(batch.target_ids)
-    return total / count, count
+    return Yardstick(total / count, count)
 
 
 def log_unigram(stream: np.ndarray, vocab_size: int) -> Tensor:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from budgetlab.crew import work
 from budgetlab.errors import BudgetlabError, CallerError
+from budgetlab.workers import work
 
 
 def note(folder: Path) -> Any:
@@ -88,7 +88,7 @@ def test_workers_end_with_a_killed_first_process(tmp_path: Path) -> None:
     script.write_text(
         "import sys; from pathlib import Path\n"
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from test_crew import note, work\n"
+        "from test_workers import note, work\n"
         f"list(work(note, (Path({str(tmp_path)!r}),), ['long:a', 'long:b'], workers=2))\n"
     )
     process = subprocess.Popen([sys.executable, str(script)])
