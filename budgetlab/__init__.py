@@ -54,7 +54,7 @@ if TYPE_CHECKING:
         verdicts_frame,
     )
     from budgetlab.intake import as_scores, read_harness, read_table, read_tracker_csv, read_trainer_state
-    from budgetlab.planner import all_in, cached_teacher, definition_notes, plan, power, sensitivity, what_if
+    from budgetlab.planner import all_in, audit, cached_teacher, definition_notes, plan, power, sensitivity, what_if
     from budgetlab.profiler import profile
     from budgetlab.reporting import conclude_study, report
     from budgetlab.reporting.figures import (
@@ -72,7 +72,7 @@ if TYPE_CHECKING:
     from budgetlab.runner import run
     from budgetlab.store import Store, read_profile
     from budgetlab.strategies import Strategy
-    from budgetlab.studies import Study, audit, load_study
+    from budgetlab.studies import Study, load_study
     from budgetlab.values import Needs
 
 _HOMES = {
@@ -89,7 +89,7 @@ _HOMES = {
     "as_scores": "intake",
     "assumptions": "decisions",
     "assumptions_frame": "decisions",
-    "audit": "studies",
+    "audit": "planner",
     "average_words": "fitting",
     "best_split": "decisions",
     "build_corpus": "corpus",

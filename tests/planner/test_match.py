@@ -15,6 +15,7 @@ from budgetlab.errors import CallerError
 from budgetlab.planner import (
     MATCHES,
     all_in,
+    audit,
     cached_teacher,
     checked,
     compute_statement,
@@ -31,7 +32,7 @@ from budgetlab.planner import (
 )
 from budgetlab.profiler import profile
 from budgetlab.store import read_value
-from budgetlab.studies import Study, audit, load_study
+from budgetlab.studies import Study, load_study
 from budgetlab.units import format_amount
 from budgetlab.values import CostProfile, Plan, StrategySpec
 from budgetlab.values.specs import Pretrain, TeacherLayers
