@@ -6,6 +6,7 @@ append to one file.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -41,8 +42,8 @@ def write_whole(path: Path, content: str | bytes) -> Path:
             os.fsync(file.fileno())
         beside.replace(path)
     except OSError as error:
-        if path.parent.is_dir():
-            beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a read-only folder refuses this too
+            beside.unlink()
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         remedy = "free some room" if full else "see that the folder can be written"
         raise BudgetlabError(f"writing {path}", str(error), f"{remedy} and give the same command again") from error

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers.utils import logging
 
 from budgetlab.models.network import Network
@@ -45,5 +46,7 @@ def export_model(network: Network, tokenizer: Any, card: str, folder: Path, *, s
                 os.close(handle)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
+    except SafetensorError as error:  # safetensors reports a full disk as its own error
+        raise OSError(str(error)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
