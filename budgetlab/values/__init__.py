@@ -17,9 +17,8 @@ from budgetlab.values.costs import (
     TimeModel,
     Timing,
 )
-from budgetlab.values.decisions import Assumption
 from budgetlab.values.plans import Budget, Plan, PlanSpec, PlanUnit, Schedule, TeacherPlan, Trial, TuningSpec
-from budgetlab.values.results import CurveFit, PhaseSpent, Point, RunRecord, Score, Verdict
+from budgetlab.values.results import Assumption, CurveFit, PhaseSpent, Point, RunRecord, Score, Verdict
 from budgetlab.values.scoring import EvaluateSpec, FinetuneRecipe, FitSpec, TaskSpec
 from budgetlab.values.signals import Batch, Needs, Signals, SpecialIds
 from budgetlab.values.specs import Arm, CorpusSpec, ExecutionSpec, ModelSpec, Pretrain, Recipe, StrategySpec

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from budgetlab.values.base import Interval, Value
+from budgetlab.values.base import Interval, Record, Value
 
 
 class Environment(Value):
@@ -261,7 +261,7 @@ class Timing(Value):
     warnings: tuple[str, ...] = ()
 
 
-class CostProfile(Value):
+class CostProfile(Record):
     """The prices of a study's arms and teachers on a device."""
 
     study: str
