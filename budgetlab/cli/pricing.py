@@ -167,7 +167,7 @@ def plan(
     }
     if as_json:
         blocks = extras.as_json([name for name, wanted in asked.items() if wanted], power or (), spread)
-        print_json(made.model_dump(mode="json") | blocks)
+        print_json(made.model_dump(mode="json") | {"units": [unit.as_json() for unit in made.units()]} | blocks)
         return
     from budgetlab.reporting.tables import plan_sheet, print_sheets
 

@@ -2,7 +2,7 @@
 
 from budgetlab.planner.checks import checked, other_machine, rereads
 from budgetlab.planner.match import plan
-from budgetlab.planner.prices import effective_tokens, price_per_step
+from budgetlab.planner.prices import effective_tokens, step_price
 from budgetlab.planner.progress import Standing, ladder_costs, ladder_note, standing
 from budgetlab.planner.scenarios import (
     all_in,

@@ -11,9 +11,9 @@ from budgetlab.planner.checks import warnings
 from budgetlab.planner.prices import (
     ArmPrice,
     charge_share,
-    price_per_step,
-    seconds_cost,
+    device_seconds,
     step_cost,
+    step_price,
     taught_steps,
     teacher_bill,
 )
@@ -164,7 +164,7 @@ def _budgets(study: Study, costs: Mapping[str, ArmCost]) -> list[Budget]:
     amounts = spec.amounts(study.execution.devices, study.arms)
     if spec.match.startswith("tokens:"):
         first = costs[spec.match.removeprefix("tokens:")]
-        price = price_per_step(first, "required_flops", charge=spec.teacher_charge) / first.batch_tokens
+        price = step_price(study.execution, first, "required_flops", spec.teacher_charge) / first.batch_tokens
         # One part in 1e9 keeps an arm's own tokens from being rounded down to one step less.
         amounts = [amount * price * (1 + 1e-9) for amount in amounts]
     return [Budget(amount=amount, unit=MATCHES.get(spec.match, "required_flops")) for amount in sorted(amounts)]
@@ -272,7 +272,6 @@ def _teacher_plan(study: Study, name: str, cost: ArmCost | None) -> TeacherPlan:
             flops = amount if unit == "required_flops" else 0.0
         return TeacherPlan(model=name, weights=spec.weights, required_flops=flops)
     cooldown = min(steps, max(1, round(recipe.cooldown_fraction * steps)))
-    seconds = None if cost is None else seconds_cost(study.execution, cost)
     return TeacherPlan(
         model=name,
         tokens=steps * recipe.batch_tokens,
@@ -281,7 +280,7 @@ def _teacher_plan(study: Study, name: str, cost: ArmCost | None) -> TeacherPlan:
         cooldown_steps=cooldown,
         seed=spec.pretrain.seed,
         required_flops=flops,
-        device_seconds=None if seconds is None else float(seconds.cost(steps)),
+        device_seconds=None if cost is None else device_seconds(study.execution, cost, steps),
     )
 
 

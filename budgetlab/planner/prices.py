@@ -59,12 +59,16 @@ def whole_steps(amount: Any, upfront: Any, price: Any) -> Any:
     return np.where((steps > 0) & (upfront + steps * price > amount), steps - 1.0, steps)
 
 
-def price_per_step(
-    cost: ArmCost, unit: str, *, charge: str = "inference", usd_per_device_hour: float | None = None
-) -> float:
-    """Return what one step costs on one device, in the budget's unit.
+def loss_factor(execution: ExecutionSpec) -> float:
+    """Device time of a step on the study's devices over that on one: what several of them lose to each other."""
+    return 1.0 / execution.scaling_efficiency if execution.devices > 1 else 1.0
 
-    With `charge = "none"` the teacher's forward pass is left out.
+
+def step_price(execution: ExecutionSpec, cost: ArmCost, unit: str, charge: str = "inference") -> float:
+    """Return what one step costs on the study's devices, in a budget's unit.
+
+    What several devices lose to each other is paid in time, money and energy. With `charge = "none"` the teacher's
+    forward pass is left out.
 
     Raises
     ------
@@ -88,7 +92,7 @@ def price_per_step(
             if free and has_teacher:
                 asked, wrong = f"{cost.arm} without its teacher, by joules", "its energy was not measured by phase"
                 raise CallerError(asked, wrong, "charge inference, and do not cache the teacher")
-            return cost.joules_per_token * cost.batch_tokens
+            return cost.joules_per_token * cost.batch_tokens * loss_factor(execution)
         case "device_seconds" | "usd":
             if cost.seconds_per_step is None:
                 wrong = f"{cost.arm} was counted, not timed"
@@ -98,22 +102,11 @@ def price_per_step(
                 raise CallerError(asked, "it was not timed by phase", "profile it here")
             seconds = cost.seconds_per_step - ((teacher.seconds_per_step or 0.0) if free else 0.0)
             if unit == "device_seconds":
-                return seconds
-            if usd_per_device_hour is None:
+                return seconds * loss_factor(execution)
+            if execution.usd_per_device_hour is None:
                 raise CallerError("match = usd", "no price of a device hour", "set execution.usd_per_device_hour")
-            return seconds / 3600.0 * usd_per_device_hour
+            return seconds / 3600.0 * execution.usd_per_device_hour * loss_factor(execution)
     raise unknown_name("unit", unit, list(MATCHES.values()), f"the price of {cost.arm}, unit")
-
-
-def loss_factor(execution: ExecutionSpec) -> float:
-    """Device time of a step on the study's devices over that on one: what several of them lose to each other."""
-    return 1.0 / execution.scaling_efficiency if execution.devices > 1 else 1.0
-
-
-def step_price(execution: ExecutionSpec, cost: ArmCost, unit: str, charge: str) -> float:
-    """Return what a step costs on the study's devices; their losses are paid in time, money and energy."""
-    price = price_per_step(cost, unit, charge=charge, usd_per_device_hour=execution.usd_per_device_hour)
-    return price * loss_factor(execution) if unit in ("device_seconds", "usd", "joules") else price
 
 
 def step_cost(
@@ -126,23 +119,25 @@ def step_cost(
     )
 
 
-def seconds_cost(execution: ExecutionSpec, cost: ArmCost, teacher_steps: float = math.inf) -> StepCost | None:
-    """Return the device time of an arm's steps, summed over devices; None where they were not timed.
-
-    Nor is it known where the phases were not timed, and the teacher is cached.
-    """
-    known = cost.seconds_per_step, cost.phases["teacher_forward"].seconds_per_step
-    if None in known[: 2 if math.isfinite(teacher_steps) else 1]:
-        return None
-    return step_cost(execution, cost, "device_seconds", teacher_steps=teacher_steps)
-
-
 def tariffs(
     execution: ExecutionSpec, cost: ArmCost, teacher_steps: float = math.inf
 ) -> tuple[StepCost | None, StepCost]:
-    """Return what an arm's steps cost in seconds, None where that is not known, and in required FLOPs."""
-    flops = step_cost(execution, cost, "required_flops", teacher_steps=teacher_steps)
-    return seconds_cost(execution, cost, teacher_steps), flops
+    """Return what an arm's steps cost in device time, summed over devices, and in required FLOPs.
+
+    The time is None where steps, or of a cached teacher the phases, were not timed.
+    """
+    known = cost.seconds_per_step, cost.phases["teacher_forward"].seconds_per_step
+    timed = None not in known[: 2 if math.isfinite(teacher_steps) else 1]
+    seconds = step_cost(execution, cost, "device_seconds", teacher_steps=teacher_steps) if timed else None
+    return seconds, step_cost(execution, cost, "required_flops", teacher_steps=teacher_steps)
+
+
+def device_seconds(
+    execution: ExecutionSpec, cost: ArmCost, steps: int, teacher_steps: float = math.inf
+) -> float | None:
+    """Device time of so many steps, summed over devices; None where it is not known, as in `tariffs`."""
+    seconds = tariffs(execution, cost, teacher_steps)[0]
+    return None if seconds is None else float(seconds.cost(steps))
 
 
 def taught_steps(arm: Arm, unique_tokens: int | None) -> float:
@@ -216,8 +211,7 @@ class ArmPrice:
         tokens = steps * cost.batch_tokens
         targets, seq_len = round(tokens * cost.target_fraction), self.arm.recipe.seq_len
         read = None if not cached else tokens if unique is None else min(tokens, unique // seq_len * seq_len)
-        timed = seconds_cost(self.execution, cost, self.per_step.teacher_steps)
-        seconds = None if timed is None else float(timed.cost(steps))
+        seconds = device_seconds(self.execution, cost, steps, self.per_step.teacher_steps)
         of_seconds = of_tokens = None
         if cost.seconds_per_step and cost.seconds_per_step_interval is not None:
             ends = cost.seconds_per_step_interval

@@ -24,8 +24,8 @@ from budgetlab.planner import (
     latex_table,
     methods_paragraph,
     plan,
-    price_per_step,
     sensitivity,
+    step_price,
     training_arguments,
     what_if,
     with_throughput,
@@ -49,7 +49,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 def test_never_over_budget_and_within_one_step(study: Study, amount: float, match: str) -> None:
     made = plan(study, profile_of(study), budgets=(f"{amount!r} {match}",), match=match)
     for schedule in made.schedules:
-        price = price_per_step(made.costs[schedule.arm], MATCHES[match])
+        price = step_price(study.execution, made.costs[schedule.arm], MATCHES[match])
         assert schedule.steps * price <= amount * (1 + 1e-12)
         assert schedule.tokens == schedule.steps * 128
         if schedule.feasible:

@@ -8,7 +8,7 @@ from typing import Any
 from budgetlab.errors import CallerError
 from budgetlab.planner import MATCHES, trial_plan
 from budgetlab.planner.match import WARMUP_FRACTION
-from budgetlab.planner.prices import seconds_cost, step_price, teacher_bill
+from budgetlab.planner.prices import device_seconds, step_price, teacher_bill
 from budgetlab.strategies import build_strategy
 from budgetlab.values import Arm, ModelSpec, Plan, StrategySpec
 
@@ -71,8 +71,8 @@ def _arm(plan: Plan, arm: Arm) -> dict[str, Any]:
         "teacher_forward_required_flops_per_token": cost.phases["teacher_forward"].required_flops_per_token,
         "seconds_per_step": cost.seconds_per_step,
         "seconds_per_step_interval": cost.seconds_per_step_interval,
-        "timed": seconds_cost(plan.execution, cost) is not None,
-        "teacher_timed": seconds_cost(plan.execution, cost, 1.0) is not None,
+        "timed": device_seconds(plan.execution, cost, 1) is not None,
+        "teacher_timed": device_seconds(plan.execution, cost, 1, 1.0) is not None,
         "cached": any(s.taught_tokens is not None for s in plan.schedules if s.arm == arm.name),
         "why_not_cached": why_not,
         "cached_needs": [] if why_not else _cached_needs(plan, arm),
