@@ -78,11 +78,19 @@ def test_only_what_is_kept_stays(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000001", "step_00000003"]
 
 
+def test_the_newest_that_verifies_is_gone_on_from(tmp_path: Path) -> None:
+    for step in (9, 10, 100):
+        save_checkpoint(tmp_path, f"step_{step:08d}", TENSORS, {"step": step})
+    assert latest_checkpoint(tmp_path) == tmp_path / "step_00000100"
+    assert latest_checkpoint(tmp_path, last="step_00000099") == tmp_path / "step_00000010"
+
+
 def test_hash_sees_every_bit() -> None:
     changed = {**TENSORS, "a": TENSORS["a"].clone()}
     changed["a"][1, 2] = torch.nextafter(changed["a"][1, 2], torch.tensor(9.0))
     assert tensors_hash(changed) != tensors_hash(TENSORS)
     assert tensors_hash({"c": TENSORS["a"], "b": TENSORS["b"]}) != tensors_hash(TENSORS)
+    assert tensors_hash({**TENSORS, "a": TENSORS["a"].reshape(3, 2)}) != tensors_hash(TENSORS)
 
 
 def test_a_killed_writer_never_leaves_a_torn_checkpoint(tmp_path: Path) -> None:

@@ -68,6 +68,13 @@ def test_writing_replaces_whole_files(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"] and (tmp_path / "a.txt").read_text() == "new"
 
 
+def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path: Path) -> None:
+    path = write_whole(tmp_path / "a.txt", "old")
+    with path.open() as reader:
+        write_whole(path, "new and longer")
+        assert reader.read() == "old" and path.read_text() == "new and longer"
+
+
 @pytest.mark.parametrize("content", ["", "{}", "not json", '{"study": 1}'])
 def test_a_file_that_is_no_plan(tmp_path: Path, content: str) -> None:
     path = tmp_path / "plan.json"

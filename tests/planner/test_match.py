@@ -99,6 +99,12 @@ def test_hours_are_wall_time_on_all_devices(study: Study) -> None:
     assert [s.steps for s in halved.schedules] == [7_200] * 4
 
 
+def test_money_is_hours_times_their_price(study: Study) -> None:
+    priced = study.model_copy(update={"execution": study.execution.model_copy(update={"usd_per_device_hour": 2.5})})
+    made = plan(priced, profile_of(priced), match="usd", budgets=("5 usd",))
+    assert [schedule.steps for schedule in made.schedules] == [2 * 3600 * 2] * 4  # two hours of half a second a step
+
+
 def test_the_teacher_is_charged_as_asked(study: Study) -> None:
     profile = profile_of(study)
     steps = {

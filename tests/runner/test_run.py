@@ -53,6 +53,7 @@ def test_every_run_spends_what_was_planned(made: Plan, finished) -> None:
         assert record.target_tokens == schedule.target_tokens
         assert record.required_flops == pytest.approx(schedule.required_flops)
         assert record.required_flops <= schedule.budget.amount
+        assert record.required_flops == pytest.approx(sum(phase.required_flops for phase in record.phases.values()))
         assert record.points[-1].step == record.steps and record.points[-1].tokens == record.tokens
         assert record.points[0].step > schedule.steps - schedule.cooldown_steps
 

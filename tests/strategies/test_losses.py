@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from budgetlab.strategies import build_strategy
 from budgetlab.strategies.losses import largest
-from budgetlab.values import Batch, Signals, StrategySpec
+from budgetlab.values import Batch, ModelSpec, Signals, StrategySpec
 
 DRAW = np.random.default_rng(0)
 BATCH, LENGTH, HEADS, WIDTH, VOCAB, TARGETS = 3, 7, 2, 6, 11, 5
@@ -251,6 +251,16 @@ def test_tinybert_layer_maps_and_the_released_code() -> None:
     assert float(terms["embeddings"]) == pytest.approx(error("scores", 1, 1), rel=1e-5)
     assert float(terms["hidden"]) == pytest.approx(error("hidden", 2, 4), rel=1e-5)
     assert float(terms["attention"]) == pytest.approx(error("scores", 2, 4), rel=1e-5)
+
+
+@pytest.mark.parametrize(("ours", "theirs", "layers"), [(2, 4, (0, 2, 4)), (3, 12, (0, 4, 8, 12)), (2, 5, (0, 2, 4))])
+def test_tinybert_learns_from_every_so_manyth_layer(ours: int, theirs: int, layers: tuple[int, ...]) -> None:
+    """Jiao et al. 2020, section 4: g(m) = m * teacher layers / student layers."""
+    student, teacher = (
+        ModelSpec(num_layers=n, hidden_size=WIDTH, num_heads=HEADS, intermediate_size=8) for n in (ours, theirs)
+    )
+    needs = build("tinybert").teacher_needs(student, teacher)
+    assert needs.hidden == layers and needs.scores == layers[1:]
 
 
 def test_the_soft_gradient_vanishes_in_the_released_reduction() -> None:
