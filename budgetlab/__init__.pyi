@@ -49,6 +49,7 @@ from .intake import (
     read_trainer_state as read_trainer_state,
 )
 from .planner import (
+    audit as audit,
     all_in as all_in,
     cached_teacher as cached_teacher,
     definition_notes as definition_notes,
@@ -74,5 +75,5 @@ from .reporting.figures import (
 from .runner import run as run
 from .store import Store as Store, read_profile as read_profile
 from .strategies import Strategy as Strategy
-from .studies import Study as Study, audit as audit, load_study as load_study
+from .studies import Study as Study, load_study as load_study
 from .values import Needs as Needs

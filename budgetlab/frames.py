@@ -34,36 +34,39 @@ def costs_frame(profile: CostProfile) -> pd.DataFrame:
         seconds = ratio.value if ratio else None
         if ratio is None and cost.tokens_per_second and first.tokens_per_second:
             seconds = first.tokens_per_second / cost.tokens_per_second
-        rows.append({
-            "arm": cost.arm, "required_flops_per_token": cost.train_required_flops_per_token,
-            "seconds_per_step": cost.seconds_per_step, **_ends("seconds", cost.seconds_per_step_interval),
-            "tokens_per_second": cost.tokens_per_second, "flops_ratio": flops, "seconds_ratio": seconds,
-            **_ends("ratio", ratio.interval if ratio else None),
-            "flops_ratio_off": flops / seconds - 1.0 if seconds else None,
-            "peak_memory_bytes": cost.peak_memory_bytes, "joules_per_token": cost.joules_per_token, **cost.agreement,
-        })  # fmt: skip
+        row = {"arm": cost.arm, "required_flops_per_token": cost.train_required_flops_per_token}
+        row |= {"seconds_per_step": cost.seconds_per_step, **_ends("seconds", cost.seconds_per_step_interval)}
+        row |= {"tokens_per_second": cost.tokens_per_second, "flops_ratio": flops, "seconds_ratio": seconds}
+        row |= _ends("ratio", ratio.interval if ratio else None)
+        row |= {"flops_ratio_off": flops / seconds - 1.0 if seconds else None}
+        rows.append(row | {name: getattr(cost, name) for name in ("peak_memory_bytes", "joules_per_token")})
+        rows[-1] |= cost.agreement
     return pd.DataFrame(rows)
 
 
 def phases_frame(profile: CostProfile) -> pd.DataFrame:
     """Tidy table, a row an arm (or teacher to pretrain) and phase of its step: what ``profile.csv`` holds."""
-    return pd.DataFrame([
+    rows = [
         {"arm": cost.arm, "phase": phase, **price.model_dump(), "batch_tokens": cost.batch_tokens}
         for cost in (*profile.arms, *profile.teachers)
         for phase, price in cost.phases.items()
-    ])  # fmt: skip
+    ]
+    return pd.DataFrame(rows)
 
 
 def plan_frame(plan: Plan) -> pd.DataFrame:
     """Tidy table, a row an arm and budget: the fields of `Schedule`, what ``plan.csv`` holds."""
-    rows = []
-    for schedule in plan.schedules:
-        row = schedule.model_dump()
-        budget = row.pop("budget")
-        rows.append({**row, "budget_amount": budget["amount"], "budget_unit": budget["unit"]})
-    return pd.DataFrame(rows)
+    return pd.DataFrame([_with_budget(schedule.model_dump()) for schedule in plan.schedules])
 
 
+def _with_budget(row: dict[str, Any]) -> dict[str, Any]:
+    budget = row.pop("budget") or {}
+    return {**row, "budget_amount": budget.get("amount"), "budget_unit": budget.get("unit")}
+
+
+_OF_VERDICTS = (
+    "unit", "verdict", "primary", "p_value", "adjusted_p_value", "minimum_detectable_difference", "margin", "num_pairs",
+)  # fmt: skip
 _SPENT = ("steps", "tokens", "required_flops", "executed_flops", "device_seconds")
 
 
@@ -78,13 +81,10 @@ def records_frame(records: Iterable[RunRecord]) -> pd.DataFrame:
     """
     rows = []
     for record in records:
-        planned = record.schedule
-        rows.append({
-            "run_id": record.run_id, "kind": record.kind, "arm": record.arm,
-            "rung": None if planned is None else planned.rung, "run_seed": record.run_seed, "status": record.status,
-            **{name: getattr(record, name) for name in (*_SPENT, "joules")},
-            **{f"planned_{name}": getattr(planned, name, None) for name in _SPENT},
-        })  # fmt: skip
+        row = {name: getattr(record, name) for name in ("run_id", "kind", "arm")}
+        row |= {"rung": getattr(record.schedule, "rung", None)}
+        row |= {name: getattr(record, name) for name in ("run_seed", "status", *_SPENT, "joules")}
+        rows.append(row | {f"planned_{name}": getattr(record.schedule, name, None) for name in _SPENT})
     whole = dict.fromkeys(("rung", "planned_steps", "planned_tokens"), "Int64")  # of teachers and trunks missing
     return pd.DataFrame(rows).astype(whole) if rows else pd.DataFrame()
 
@@ -111,11 +111,10 @@ def scores_frame(scores: Iterable[Score], *, informative_points: float = INFORMA
     rows = []
     for score in scores:
         row = score.model_dump()
-        budget = row.pop("budget") or {}
         row |= {name: json.dumps(row[name]) for name in ("metrics", "standard_errors")}
         row |= {"standard_error": score.standard_errors.get(score.metric), "subset": score.subset}
-        rows.append({**row, "budget_amount": budget.get("amount"), "budget_unit": budget.get("unit")})
-    columns = [name for name in Score.model_fields if name != "budget"]
+        rows.append(_with_budget(row))
+    columns = [name for name in Score.model_fields if name not in ("budget", "schema_version")]
     columns += ["standard_error", "subset", "budget_amount", "budget_unit"]
     frame = pd.DataFrame(rows, columns=columns)
     frame["informative"] = _informative(frame, informative_points)
@@ -140,11 +139,11 @@ def yardstick_levels(scores: pd.DataFrame) -> tuple[dict[str, Level], dict[tuple
 def _informative(frame: pd.DataFrame, points: float) -> pd.Series:
     lowest, random = yardstick_levels(frame)
     known: dict[tuple[str, str], bool] = {}
-    for (task, student), (floor, other) in random.items():
+    for (task, student), (floor, noise) in random.items():
         if task in lowest:
-            above, one = lowest[task]
+            above, other = lowest[task]
             lead = above - floor
-            known[task, student] = 100 * lead >= points and lead >= 3 * (one + other) ** 0.5
+            known[task, student] = 100 * lead >= points and lead >= 3 * (other + noise) ** 0.5
     asked = zip(frame["task"], frame["student"], frame["subject"], strict=True)
     values = [known.get((task, student)) if subject == "run" else None for task, student, subject in asked]
     return pd.Series(values, index=frame.index, dtype=object)
@@ -187,25 +186,20 @@ def verdicts_frame(verdicts: Iterable[Verdict]) -> pd.DataFrame:
     """
     rows = []
     for verdict in verdicts:
+        row: dict[str, Any] = {"a": verdict.contrast[0], "b": verdict.contrast[1], "y": verdict.y}
+        row |= {"budget_amount": verdict.at.amount, "budget_unit": verdict.at.unit, "difference": verdict.difference}
+        row |= _ends("", verdict.interval) | _ends("adjusted", verdict.adjusted_interval)
+        row |= {name: getattr(verdict, name) for name in _OF_VERDICTS}
+        row["curves_over"] = (verdict.crossover or {}).get("unit")
         parts = verdict.decomposition or {}
-        curves: dict[str, Mapping[str, Any]] = {
-            "compute_multiplier": verdict.compute_multiplier or {},
-            "crossover_amount": verdict.crossover or {},
-            "gain_per_token": parts.get("gain_per_token") or {},
-            "effect_of_tokens": parts.get("effect_of_tokens") or {},
+        curves: dict[str, Mapping[str, Any] | None] = {
+            "compute_multiplier": verdict.compute_multiplier,
+            "crossover_amount": verdict.crossover,
         }
-        rows.append({
-            "a": verdict.contrast[0], "b": verdict.contrast[1], "y": verdict.y, "budget_amount": verdict.at.amount,
-            "budget_unit": verdict.at.unit, "difference": verdict.difference, **_ends("", verdict.interval),
-            **_ends("adjusted", verdict.adjusted_interval),
-            **{name: getattr(verdict, name) for name in (
-                "unit", "verdict", "primary", "p_value", "adjusted_p_value", "minimum_detectable_difference", "margin",
-                "num_pairs",
-            )},
-            "curves_over": curves["crossover_amount"].get("unit"),
-            **{key: value for name, found in curves.items()
-               for key, value in {name: found.get("value"), **_ends(name, found.get("interval"))}.items()},
-        })  # fmt: skip
+        curves |= {name: parts.get(name) for name in ("gain_per_token", "effect_of_tokens")}
+        for name, found in curves.items():
+            row |= {name: (found or {}).get("value"), **_ends(name, (found or {}).get("interval"))}
+        rows.append(row)
     return pd.DataFrame(rows)
 
 

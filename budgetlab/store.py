@@ -1,8 +1,4 @@
-"""Values <-> results/NAME/: files written whole or not at all.
-
-Every file is written by temp + fsync + rename. One file per score, so that many workers on a shared disk never
-append to one file.
-"""
+"""Values <-> results/NAME/: files written whole or not at all, by temp + fsync + rename; a file for each score."""
 
 from __future__ import annotations
 
@@ -55,39 +51,57 @@ _FORMULA = ("=", "+", "-", "@")
 
 def write_csv(path: Path, table: pd.DataFrame) -> Path:
     """Write a CSV file, whole, in which no cell of text is a formula to a spreadsheet: such a one begins with '."""
-    plain = table.rename(columns=_no_formula)
-    for k, kind in enumerate(plain.dtypes):
+
+    def plain(cell: object) -> object:
+        if not isinstance(cell, str):
+            return cell
+        cell = cell.replace("\r\n", "\n").replace("\r", "\n")  # a lone CR is not quoted, and would end the row
+        if not cell.lstrip().startswith(_FORMULA):
+            return cell
+        try:
+            float(cell)
+        except ValueError:
+            return f"'{cell}"
+        return cell
+
+    safe = table.rename(columns=plain)
+    for k, kind in enumerate(safe.dtypes):
         if not (pd.api.types.is_numeric_dtype(kind) or pd.api.types.is_bool_dtype(kind)):
-            plain.isetitem(k, plain.iloc[:, k].map(_no_formula).array)
-    return write_whole(path, plain.to_csv(index=False))
+            safe.isetitem(k, safe.iloc[:, k].map(plain).array)
+    return write_whole(path, safe.to_csv(index=False))
 
 
-def _no_formula(cell: object) -> object:
-    if not isinstance(cell, str):
-        return cell
-    cell = cell.replace("\r\n", "\n").replace("\r", "\n")  # a lone CR is not quoted, and would end the row
-    if not cell.lstrip().startswith(_FORMULA):
-        return cell
-    try:
-        float(cell)
-    except ValueError:
-        return f"'{cell}"
-    return cell
-
-
-def read_value(kind: type[V], path: Path) -> V:
+def read_value(kind: type[V], path: str | Path) -> V:
     """Read one value from a JSON file."""
+    asked = f"{kind.__name__} from {path}"
     try:
-        return kind.model_validate_json(path.read_text(encoding="utf-8"))
+        return kind.model_validate_json(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CallerError(
-            f"{kind.__name__} from {path}", "no such file", "make it first, or correct the path"
-        ) from None
+        raise CallerError(asked, "no such file", "make it first, or correct the path") from None
     except (ValidationError, UnicodeDecodeError, OSError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        raise CallerError(
-            f"{kind.__name__} from {path}", f"not one ({reason})", "delete the file or correct it"
-        ) from None
+        raise CallerError(asked, f"not one ({reason})", "delete the file or correct it") from None
+
+
+def read_profile(path: str | Path) -> CostProfile:
+    """Read a profile from its file, such as one that was recorded beside a study.
+
+    Raises
+    ------
+    CallerError
+        When the file is missing, or holds something else.
+    """
+    return read_value(CostProfile, path)
+
+
+def write_fits(folder: Path, fits: Sequence[CurveFit]) -> None:
+    """Write fits.json and fits.csv."""
+    write_whole(folder / "fits.json", _json(fits))
+    write_csv(folder / "fits.csv", fits_frame(fits))
+
+
+def _json(values: Sequence[Value]) -> str:
+    return json.dumps([value.model_dump(mode="json") for value in values], indent=1)
 
 
 def _read_json(path: Path, remedy: str) -> dict[str, Any]:
@@ -99,23 +113,6 @@ def _read_json(path: Path, remedy: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise CallerError(f"{path}", "not a JSON object", remedy)
     return found
-
-
-def read_profile(path: str | Path) -> CostProfile:
-    """Read a profile from its file, such as one that was recorded beside a study.
-
-    Raises
-    ------
-    CallerError
-        When the file is missing, or holds something else.
-    """
-    return read_value(CostProfile, Path(path))
-
-
-def write_fits(folder: Path, fits: Sequence[CurveFit]) -> None:
-    """Write fits.json and fits.csv."""
-    write_whole(folder / "fits.json", json.dumps([fit.model_dump(mode="json") for fit in fits], indent=1))
-    write_csv(folder / "fits.csv", fits_frame(fits))
 
 
 class Store:
@@ -132,8 +129,7 @@ class Store:
     """
 
     def __init__(self, results: str | Path, study: str, *, part: str = "index") -> None:
-        self.folder = Path(results) / study
-        self.part = part
+        self.folder, self.part = Path(results) / study, part
         self.cache = Path(results) / "cache"
         """Corpora, shared by the studies of one results folder."""
         self.say: Callable[[str], None] | None = None
@@ -187,6 +183,14 @@ class Store:
         """Where one finished run lies as a plain transformers folder."""
         return self.run_folder(run_id) / "model"
 
+    def score_path(self, run_id: str, key: str) -> Path:
+        """Where one score is kept."""
+        return self.run_folder(run_id) / "scores" / f"{key}.json"
+
+    def predictions_path(self, run_id: str, key: str) -> Path:
+        """Where the predictions behind a score are kept."""
+        return self.run_folder(run_id) / "predictions" / f"{key}.parquet"
+
     def write_card(self, run_id: str, card: str) -> Path:
         """Write the model card of a finished run anew."""
         return write_whole(self.model_folder(run_id) / "README.md", card)
@@ -205,16 +209,6 @@ class Store:
         write_csv(self.folder / "plan.csv", plan_frame(plan))
         return write_whole(self.folder / "plan.json", plan.model_dump_json(indent=1))
 
-    def write_rates(self, key: str, losses: Mapping[str, float]) -> Path:
-        """Write the losses of trials of learning rates, under the key of what was tried."""
-        return write_whole(self.folder / "rates.json", json.dumps({"key": key, "readout_loss": dict(losses)}, indent=1))
-
-    def read_rates(self, key: str) -> dict[str, float] | None:
-        """Return the losses of these trials; None where they were not run, or others were."""
-        path = self.folder / "rates.json"
-        found = self._spared(lambda: _read_json(path, "delete the file; the trials are not run again")) or {}
-        return found.get("readout_loss") if found.get("key") == key else None
-
     def read_profile(self) -> CostProfile | None:
         """Return the profile, or None where there is none."""
         path = self.folder / "profile.json"
@@ -225,17 +219,15 @@ class Store:
         path = self.folder / "plan.json"
         return read_value(Plan, path) if path.exists() else None
 
-    def write_record(self, record: RunRecord) -> Path:
-        """Write record.json; the points have their own file."""
-        bare = record.model_copy(update={"points": ()})
-        return write_whole(self.run_folder(record.run_id) / "record.json", bare.model_dump_json(indent=1))
+    def write_rates(self, key: str, losses: Mapping[str, float]) -> Path:
+        """Write the losses of trials of learning rates, under the key of what was tried."""
+        return write_whole(self.folder / "rates.json", json.dumps({"key": key, "readout_loss": dict(losses)}, indent=1))
 
-    def read_record(self, run_id: str) -> RunRecord | None:
-        """Return one record with its points, or None."""
-        path = self.run_folder(run_id) / "record.json"
-        if not path.exists():
-            return None
-        return read_value(RunRecord, path).model_copy(update={"points": self.read_points(run_id)})
+    def read_rates(self, key: str) -> dict[str, float] | None:
+        """Return the losses of these trials; None where they were not run, or others were."""
+        path = self.folder / "rates.json"
+        found = self._spared(lambda: _read_json(path, "delete the file; the trials are not run again")) or {}
+        return found.get("readout_loss") if found.get("key") == key else None
 
     def write_index(self, **what: Sequence[str]) -> None:
         """Say which `runs`, and which `scores` ("run_id/key"), belong to the plan as it is now.
@@ -251,6 +243,18 @@ class Store:
     def _index(self) -> dict[str, list[str]]:
         remedy = "give budgetlab run and then evaluate again: they write it anew, and do nothing twice"
         return _read_json(self.folder / f"{self.part}.json", remedy)
+
+    def write_record(self, record: RunRecord) -> Path:
+        """Write record.json; the points have their own file."""
+        bare = record.model_copy(update={"points": ()})
+        return write_whole(self.run_folder(record.run_id) / "record.json", bare.model_dump_json(indent=1))
+
+    def read_record(self, run_id: str) -> RunRecord | None:
+        """Return one record with its points, or None."""
+        path = self.run_folder(run_id) / "record.json"
+        if not path.exists():
+            return None
+        return read_value(RunRecord, path).model_copy(update={"points": self.read_points(run_id)})
 
     def records(self) -> list[RunRecord]:
         """Return the records of the plan's runs that have begun, with their points."""
@@ -272,27 +276,27 @@ class Store:
     def read_points(self, run_id: str) -> tuple[Point, ...]:
         """Return the points that were written whole."""
         path = self.run_folder(run_id) / "points.jsonl"
-        if not path.exists():
-            return ()
-        lines = path.read_bytes().split(b"\n")
-        whole = lines[:-1]  # what follows the last newline was cut off by a crash
+        # What follows the last newline was cut off by a crash.
+        whole = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
         try:
             return tuple(Point.model_validate_json(line) for line in whole if line)
         except ValidationError as error:
             asked, wrong = f"points in {path}", f"a line is no point ({error.errors()[0]['msg']})"
             raise CallerError(asked, wrong, f"delete {path.parent} and run again, which trains it anew") from None
 
-    def score_path(self, run_id: str, key: str) -> Path:
-        """Where one score is kept."""
-        return self.run_folder(run_id) / "scores" / f"{key}.json"
-
     def write_score(self, key: str, score: Score) -> Path:
         """Write one score under its content key."""
         return write_whole(self.score_path(score.run_id, key), score.model_dump_json(indent=1))
 
-    def predictions_path(self, run_id: str, key: str) -> Path:
-        """Where the predictions behind a score are kept."""
-        return self.run_folder(run_id) / "predictions" / f"{key}.parquet"
+    def read_score(self, run_id: str, key: str) -> Score | None:
+        """Return one score, or None."""
+        path = self.score_path(run_id, key)
+        return self._spared(lambda: read_value(Score, path)) if path.exists() else None
+
+    def scores(self) -> list[Score]:
+        """Return the scores of the plan's runs, and its yardsticks."""
+        found = (self.read_score(*name.rsplit("/", 1)) for name in self._index().get("scores", []))
+        return [score for score in found if score is not None]
 
     def write_predictions(self, run_id: str, key: str, predictions: pd.DataFrame) -> Path:
         """Write what was predicted: a row an example, with its label and the logits."""
@@ -310,26 +314,13 @@ class Store:
         try:
             return pd.read_parquet(path)
         except (OSError, ValueError) as error:
-            raise CallerError(
-                f"predictions {path}", f"cannot be read ({error})", "delete its score; evaluate"
-            ) from None
-
-    def scores(self) -> list[Score]:
-        """Return the scores of the plan's runs, and its yardsticks."""
-        names = self._index().get("scores", [])
-        paths = [self.score_path(*name.rsplit("/", 1)) for name in names]
-        found = (self._spared(partial(read_value, Score, path)) for path in paths if path.exists())
-        return [score for score in found if score is not None]
-
-    def read_score(self, run_id: str, key: str) -> Score | None:
-        """Return one score, or None."""
-        path = self.score_path(run_id, key)
-        return self._spared(lambda: read_value(Score, path)) if path.exists() else None
+            wrong = f"cannot be read ({error})"
+            raise CallerError(f"predictions {path}", wrong, "delete its score; evaluate") from None
 
     def write_fits(self, fits: Sequence[CurveFit], verdicts: Sequence[Verdict]) -> None:
         """Write fits.json, fits.csv and verdict.json."""
         write_fits(self.folder, fits)
-        write_whole(self.folder / "verdict.json", json.dumps([v.model_dump(mode="json") for v in verdicts], indent=1))
+        write_whole(self.folder / "verdict.json", _json(verdicts))
 
     def read_fits(self) -> tuple[list[CurveFit], list[Verdict]]:
         """Return the fits and verdicts, empty where there are none."""

@@ -1,9 +1,9 @@
-"""study.toml -> Study: every table checked before anything is built, and the audit of what differs between arms."""
+"""study.toml -> Study: every table checked before anything is built."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from budgetlab.errors import CallerError, unknown_name
 from budgetlab.laws import get_law
 from budgetlab.strategies import Strategy, build_strategy
 from budgetlab.study_tables import find_study, given_config, read_tables, vocabulary_size
-from budgetlab.units import parse_budget, parse_charge
 from budgetlab.values import (
     Arm,
     CorpusSpec,
@@ -75,14 +74,8 @@ class Study(Value):
         CallerError
             When one of them cannot be read, or they do not go together.
         """
-        given = {"budgets": tuple(budgets or ()) or None, "match": match, "teacher_charge": teacher_charge}
-        changes = {name: value for name, value in given.items() if value is not None}
-        plan = self.plan.model_copy(update=changes)
-        parse_charge(plan.teacher_charge)
-        for budget in plan.budgets:
-            parse_budget(budget, plan.match)
-        if plan.match.startswith("tokens:") and (arm := plan.match.removeprefix("tokens:")) not in self.arms:
-            raise unknown_name("arm", arm, self.arms, f"match = {plan.match!r}, arm")
+        plan = self.plan.asked(budgets=budgets, match=match, teacher_charge=teacher_charge)
+        plan.amounts(self.execution.devices, self.arms)
         return self.model_copy(update={"plan": plan})
 
     def teacher_names(self) -> tuple[str, ...]:
@@ -153,72 +146,10 @@ def profile_key(study: Study) -> str:
     )
 
 
-def audit(study: Study) -> tuple[str, ...]:
-    """Say what differs between the arms of a study, as `compare_recipes` does."""
-    return compare_recipes(study.arms, study.models)
-
-
 def _priced(recipe: Recipe) -> dict[str, Any]:
     """A recipe as profiles have always hashed it: how long the rate rises costs nothing."""
     fraction = 0.06 if recipe.warmup_fraction is None else recipe.warmup_fraction
     return {**recipe.model_dump(mode="json", exclude={"warmup_tokens"}), "warmup_fraction": fraction}
-
-
-def compare_recipes(
-    arms: Mapping[str, Arm], models: Mapping[str, ModelSpec], warmups: Mapping[str, int] | None = None
-) -> tuple[str, ...]:
-    """Say what differs between the arms, one line each, the strategy first; then what holds for all of them."""
-    lines = [f"{arm.name}: strategy {arm.strategy.name} {_settings(arm)}".rstrip() for arm in arms.values()]
-    first = next(iter(arms.values()))
-    taught = next((arm for arm in arms.values() if arm.teacher is not None), first)
-    for arm in arms.values():
-        for role, mine, other in (("student", arm.student, first), ("teacher", arm.teacher, taught)):
-            theirs = getattr(other, role)
-            if mine is None or mine == theirs:
-                continue
-            pairs = _differences(models[mine], models[theirs])
-            shown = "; ".join(f"{field} {one}, {other.name} has {two}" for field, one, two in pairs)
-            lines.append(f"{arm.name}: {role} {mine}: {shown or 'equal to that of ' + other.name}")
-        for field, mine, theirs in _differences(arm.recipe, first.recipe):
-            lines.append(f"{arm.name}: recipe.{field} {mine}, {first.name} has {theirs}")
-    notes = []
-    for name in dict.fromkeys(arm.student for arm in arms.values() if models[arm.student].weights is not None):
-        before = models[name].pretrained_for or "an unknown amount"
-        start = f"{name} starts from weights = {models[name].weights!r}: this is continued pretraining"
-        notes.append(f"{start}; what came before ({before}) is in no budget, and random weights are another start.")
-    taught = [arm.name for arm in arms.values() if models[arm.student].pretrain is not None]
-    notes += [f"{name}: its student starts at random; that model's pretraining is a teacher's." for name in taught]
-    if warmups is None and any(arm.recipe.warmup_fraction for arm in arms.values()):
-        lines.append(
-            "Warm-up is a share of each arm's own steps (recipe.warmup_fraction), so its tokens differ with them."
-        )
-    warmups = warmups or {}
-    for name, tokens in warmups.items():
-        if tokens != (theirs := next(iter(warmups.values()))):
-            lines.append(f"{name}: warm-up of {tokens:,} tokens, {next(iter(warmups))} has {theirs:,}")
-    if len(lines) == len(arms):
-        lines.append(
-            "All arms share the student, the recipe, the order of samples and the masks; they differ in strategy alone."
-        )
-    else:
-        lines.append("All arms share run seeds, order of samples, masks and the fine-tuning recipe.")
-    lines += notes
-    if len(set(warmups.values())) == 1:
-        lines.append(f"Every arm warms up for {next(iter(warmups.values())):,} tokens.")
-    for teacher in dict.fromkeys(arm.teacher for arm in arms.values() if arm.teacher is not None):
-        lines.append(f"Of {teacher} there is one, with one seed: what is found holds for it.")
-    return tuple(lines)
-
-
-def _differences(one: Value, other: Value) -> list[tuple[str, Any, Any]]:
-    pairs = [(field, getattr(one, field), getattr(other, field)) for field in type(one).model_fields]
-    return [(field, mine, theirs) for field, mine, theirs in pairs if mine != theirs]
-
-
-def _settings(arm: Arm) -> str:
-    pairs = [f"{key} = {value}" for key, value in arm.strategy.settings.items()]
-    pairs += [f"teacher {arm.teacher}"] if arm.teacher else []
-    return f"({', '.join(pairs)})" if pairs else ""
 
 
 def _validated(tables: dict[str, Any], path: Path) -> Study:

@@ -1,6 +1,7 @@
 """Values to files and back; readers survive a crash of the writer."""
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ from small import ENVIRONMENT
 from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.frames import scores_frame
 from budgetlab.store import Store, read_value, write_whole
-from budgetlab.values import Budget, Plan, Point, RunRecord, Score
+from budgetlab.values import Budget, CostProfile, CurveFit, Plan, Point, RunRecord, Score, Value, Verdict
 
 
 def point(step: int) -> Point:
@@ -183,3 +184,28 @@ def test_results_behind_a_link_are_written_and_read(tmp_path):
     Store(tmp_path / "results", "study").write_rates("key", {"no_kd~0.1": 1.0})
     for results in ("results", "elsewhere"):
         assert Store(tmp_path / results, "study").read_rates("key") == {"no_kd~0.1": 1.0}
+
+
+RESULTS = sorted((Path(__file__).parent.parent / "results").glob("*/plan.json"))
+KINDS: dict[str, type[Value]] = {
+    "plan.json": Plan, "profile.json": CostProfile, "runs/*/record.json": RunRecord, "runs/*/scores/*.json": Score,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("folder", [path.parent for path in RESULTS], ids=[path.parent.name for path in RESULTS])
+def test_what_was_recorded_before_files_had_a_schema_version_is_read(folder: Path) -> None:
+    files = [(kind, path) for pattern, kind in KINDS.items() for path in sorted(folder.glob(pattern))[:20]]
+    assert {kind for kind, _ in files} == set(KINDS.values())
+    for kind, path in files:
+        found = read_value(kind, path)
+        written = json.loads(found.model_dump_json())
+        assert written["schema_version"] == 2 and kind.model_validate(written) == found
+    fits, verdicts = Store(folder.parent, folder.name).read_fits()
+    assert all(isinstance(value, CurveFit | Verdict) and value.schema_version == 2 for value in (*fits, *verdicts))
+
+
+def test_what_a_newer_program_wrote_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "k.json"
+    path.write_text(score().model_copy(update={"schema_version": 99}).model_dump_json())
+    with pytest.raises(CallerError, match="schema_version 99 is newer than this program's 2; update budgetlab"):
+        read_value(Score, path)

@@ -6,7 +6,8 @@ import pytest
 from small import write_small_study
 
 from budgetlab.errors import CallerError
-from budgetlab.studies import audit, dump_study, load_study
+from budgetlab.planner import audit
+from budgetlab.studies import dump_study, load_study
 from budgetlab.study_tables import PRESETS
 
 

@@ -186,7 +186,7 @@ def plan(
         blocks.append(_paper(made))
     if figure:
         blocks.append(_figure(opened, prices))
-    found = made.model_dump(mode="json")
+    found = made.model_dump(mode="json") | {"units": [unit.as_json() for unit in made.units()]}
     lines = [f"warning: {line}" for line in made.warnings]
     for plain_block, words in blocks:
         found |= plain_block

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 from budgetlab.errors import CallerError, unknown_name
 from budgetlab.machine import has_nvidia_driver, processor_name
-from budgetlab.planner.prices import (
-    device_seconds,
-    device_seconds_interval,
-    effective_tokens,
-    tariff,
-    taught_steps,
-    taught_tokens,
-    tokens_interval,
-)
+from budgetlab.planner.prices import ArmPrice, step_cost
 from budgetlab.studies import Study, profile_key
 from budgetlab.units import format_amount, format_quantity
-from budgetlab.values import ArmCost, CostProfile, Plan, Schedule
+from budgetlab.values import CostProfile, Plan, Schedule
 
 _STATE_BYTES_PER_PARAMETER = 16
 """Weights, gradients and the two moments of AdamW, in float32; activations come on top."""
@@ -37,17 +27,13 @@ def warnings(study: Study, profile: CostProfile) -> tuple[str, ...]:
     measured = profile.environment.device_memory_bytes if any(cost.steps_timed for cost in profile.arms) else None
     known = study.execution.device_memory_bytes or measured
     for cost in (*profile.arms, *profile.teachers):
-        least, what = _least_memory(cost)
+        least, what = _STATE_BYTES_PER_PARAMETER * cost.num_params_total, "its weights with their AdamW state alone"
+        if cost.peak_memory_bytes is not None:
+            least, what = cost.peak_memory_bytes, "its step, as measured,"
         if known is not None and least > known:
             has, needs = format_quantity(known, "B"), format_quantity(least, "B")
             found.append(f"{cost.arm} will not fit: {what} takes {needs}, the device has {has}")
     return tuple(found)
-
-
-def _least_memory(cost: ArmCost) -> tuple[float, str]:
-    if cost.peak_memory_bytes is not None:
-        return cost.peak_memory_bytes, "its step, as measured,"
-    return _STATE_BYTES_PER_PARAMETER * cost.num_params_total, "its weights with their AdamW state alone"
 
 
 def other_machine(profile: CostProfile) -> str | None:
@@ -99,9 +85,11 @@ def checked(plan: Plan) -> Plan:
             raise unknown_name("model", arm.student, plan.models, f"plan, arm {name}")
         if arm.teacher is not None and arm.teacher not in teachers:
             raise unknown_name("teacher", arm.teacher, teachers, f"plan, arm {name}")
-    for trial in plan.trials:
-        _known_arm(plan, trial.arm)
-    schedules = tuple(_checked(plan, schedule) for schedule in plan.schedules)
+    priced = [name for name in plan.arms if name in plan.costs]
+    for arm in (item.arm for item in (*plan.trials, *plan.schedules)):
+        if arm not in priced:
+            raise unknown_name("arm", arm, priced, "plan, schedule")
+    schedules = tuple(_checked(plan, schedule) if schedule.feasible else schedule for schedule in plan.schedules)
     for arm in plan.arms if plan.ladder == "branched" else ():
         warmups = {s.warmup_steps for s in schedules if s.arm == arm and s.feasible}
         if len(warmups) > 1:
@@ -110,44 +98,20 @@ def checked(plan: Plan) -> Plan:
     return plan.model_copy(update={"schedules": schedules})
 
 
-def _known_arm(plan: Plan, arm: str) -> None:
-    if arm not in plan.arms or arm not in plan.costs:
-        raise unknown_name("arm", arm, [name for name in plan.arms if name in plan.costs], "plan, schedule")
-
-
 def _checked(plan: Plan, schedule: Schedule) -> Schedule:
-    _known_arm(plan, schedule.arm)
-    if not schedule.feasible:
-        return schedule
-    cost, steps, budget = plan.costs[schedule.arm], schedule.steps, schedule.budget
+    arm, cost, budget = plan.arms[schedule.arm], plan.costs[schedule.arm], schedule.budget
+    steps, warmup, cooldown = schedule.steps, schedule.warmup_steps, schedule.cooldown_steps
     asked = f"plan: {schedule.arm} at {format_amount(budget.amount, budget.unit)}, {steps} steps"
-    warmup, cooldown = schedule.warmup_steps, schedule.cooldown_steps
     if steps < 1 or min(warmup, cooldown) < 0 or warmup + cooldown > steps:
         wrong = f"{warmup} warm-up and {cooldown} cooldown steps do not fit into it"
         raise CallerError(asked, wrong, "change them together")
-    arm, unique = plan.arms[schedule.arm], schedule.unique_tokens
-    taught = taught_steps(arm, unique)
-    price = tariff(plan.execution, cost, budget.unit, plan.charge, taught)
-    bill = schedule.teacher_charge + schedule.tuning_charge
-    unspent = 1.0 - (bill + price.cost(steps)) / budget.amount
+    unique = schedule.unique_tokens
+    per_step = step_cost(plan.execution, cost, budget.unit, plan.charge, plan.teacher_steps(schedule.arm, schedule))
+    charges = schedule.teacher_charge, schedule.tuning_charge
+    price = ArmPrice(plan.execution, arm, cost, per_step, unique, *charges)
+    bought = price.bought(steps, budget)
+    unspent = bought["unspent_fraction"]
     if unspent < -1e-9:
-        fit = price.steps(budget.amount, bill)
-        raise CallerError(asked, f"{-100 * unspent:.3g} % more than the budget", f"at most {fit} steps fit it")
-    tokens = steps * cost.batch_tokens
-    targets = round(tokens * cost.target_fraction)
-    read = taught_tokens(tokens, unique, arm.recipe.seq_len) if math.isfinite(taught) else None
-    return schedule.model_copy(
-        update={
-            "tokens": tokens,
-            "target_tokens": targets,
-            "passes": tokens / unique if unique else None,
-            "effective_tokens": float(effective_tokens(tokens, unique)) if unique else None,
-            "taught_tokens": read,
-            "required_flops": cost.required_flops(tokens, targets, read),
-            "executed_flops": cost.executed_flops(tokens, targets, read),
-            "device_seconds": device_seconds(plan.execution, cost, steps, taught),
-            "device_seconds_interval": device_seconds_interval(plan.execution, cost, steps, taught),
-            "tokens_interval": tokens_interval(budget, bill, price, cost),
-            "unspent_fraction": max(0.0, unspent),
-        }
-    )
+        wrong = f"{-100 * unspent:.3g} % more than the budget"
+        raise CallerError(asked, wrong, f"at most {price.steps(budget.amount)} steps fit it")
+    return schedule.model_copy(update={**bought, "unspent_fraction": max(0.0, unspent)})

@@ -3,41 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from budgetlab.errors import CallerError
 from budgetlab.planner.checks import warnings
-from budgetlab.planner.compiling import compiled_prices, decide_compiling, decide_packing
 from budgetlab.planner.prices import (
-    Tariff,
+    ArmPrice,
     charge_share,
     device_seconds,
-    device_seconds_interval,
-    effective_tokens,
-    price_per_step,
-    tariff,
+    step_cost,
+    step_price,
     taught_steps,
-    taught_tokens,
     teacher_bill,
-    tokens_interval,
 )
-from budgetlab.planner.warmup import cooldown_steps, fewest_steps, shared_warmups, warmup_steps, warmup_tokens
+from budgetlab.planner.progress import compiled_prices, decide_compiling, decide_packing
+from budgetlab.planner.words import compare_recipes
 from budgetlab.strategies import build_strategy
-from budgetlab.studies import Study, compare_recipes
-from budgetlab.units import MATCHES, format_amount, parse_amount, parse_budget
-from budgetlab.values import (
-    Arm,
-    ArmCost,
-    Budget,
-    CostProfile,
-    ExecutionSpec,
-    Plan,
-    Recipe,
-    Schedule,
-    TeacherPlan,
-    Trial,
-)
+from budgetlab.studies import Study
+from budgetlab.units import MATCHES, format_amount, parse_amount
+from budgetlab.values import Arm, ArmCost, Budget, CostProfile, Plan, Recipe, Schedule, TeacherPlan, Trial
+
+WARMUP_FRACTION = 0.06
+"""Of the fewest tokens that an arm reads at its smallest budget, where a study does not say how long a warm-up is."""
+
+_MOST_FEWEST = 10_000
 
 
 def plan(
@@ -74,260 +64,206 @@ def plan(
         For an unknown match or charge, a price that was not measured, a budget of the wrong unit, or budgets that are
         too small for every arm.
     """
-    study = study.asked(budgets=budgets, match=match, teacher_charge=teacher_charge)
-    budgets, match, charge = study.plan.budgets, study.plan.match, study.plan.teacher_charge
-    made = _planned(study, profile, corpus_tokens, budgets, match, charge)
-    compiled, why = decide_compiling(study, made, profile)
+    spec = study.plan.asked(budgets=budgets, match=match, teacher_charge=teacher_charge)
+    study = study.model_copy(update={"plan": spec})
+    made = _planned(study, profile, corpus_tokens)
+    compiled, why = decide_compiling(study.execution.compile, made)
     if compiled:
-        made = _planned(study, compiled_prices(profile), corpus_tokens, budgets, match, charge)
-    execution, packed = decide_packing(study, profile)
+        made = _planned(study, compiled_prices(profile), corpus_tokens)
+    execution, packed = decide_packing(made.execution, profile.packing)
     update = {"compiled": compiled, "compile_reason": why, "execution": execution, "packing_reason": packed}
     return made.model_copy(update=update)
 
 
-def _planned(
-    study: Study,
-    profile: CostProfile,
-    corpus_tokens: int | None,
-    budgets: tuple[str | float, ...],
-    match: str,
-    charge: str,
-) -> Plan:
+@dataclass(frozen=True)
+class _Price(ArmPrice):
+    """With the lengths that follow from all budgets together."""
+
+    fewest_steps: int = 1
+    trial_steps: int = 0
+    """Of each trial of a learning rate; 0 where the arm is feasible nowhere."""
+    first_steps: int = 0
+    """At the smallest budget at which the arm is feasible: rungs of one trunk share that run's warm-up."""
+
+
+def _planned(study: Study, profile: CostProfile, corpus_tokens: int | None) -> Plan:
     costs, of_teachers = ({cost.arm: cost for cost in found} for found in (profile.arms, profile.teachers))
-    for arm in study.arms:
-        if arm not in costs:
-            raise CallerError(f"plan of {study.name}", f"the profile has no arm {arm!r}", "profile this study again")
-    for name in study.teacher_names():
-        if study.models[name].pretrain is not None and name not in of_teachers:
-            asked, wrong = f"plan of {study.name}", f"the profile has no price of pretraining the teacher {name!r}"
-            raise CallerError(asked, wrong, "profile this study again")
-    amounts = _budgets(study, budgets, match, charge, costs)
-    unit = amounts[0].unit
-    if study.plan.ladder == "branched" and any(
-        not a.recipe.cools_down and a.recipe.schedule != "inverse_sqrt" for a in study.arms.values()
-    ):
-        raise CallerError('ladder = "branched"', "needs a schedule that can be cut anywhere", 'use schedule = "wsd"')
-    unique = study.corpus.unique_tokens or corpus_tokens
-    if corpus_tokens is not None and unique is not None and unique > corpus_tokens:
-        asked = f"corpus.unique_tokens = {unique:,}"
-        raise CallerError(asked, f"the corpus has {corpus_tokens:,}", "lower it, leave it out, or add text")
-    bills = {arm: _bill(study, arm, costs[arm], of_teachers, amounts, charge, unique) for arm in study.arms}
-    warmups = shared_warmups(study.arms, {arm: bill.first_steps for arm, bill in bills.items()})
-    schedules = [
-        _schedule(study, arm, costs[arm], bills[arm], warmups[arm], budget, rung, charge, unique)
-        for rung, budget in enumerate(amounts)
-        for arm in study.arms
-    ]
+    _check(study, costs, of_teachers, corpus_tokens)
+    spec, unique = study.plan, study.corpus.unique_tokens or corpus_tokens
+    budgets = _budgets(study, costs)
+    prices = {name: _price(study, arm, costs[name], of_teachers, budgets, unique) for name, arm in study.arms.items()}
+    shared = _shared_warmups(study.arms, {arm: price.first_steps for arm, price in prices.items()})
+    schedules = tuple(
+        _schedule(study, price, budget, rung, spec.ladder, shared[arm])
+        for rung, budget in enumerate(budgets)
+        for arm, price in prices.items()
+    )
     if not any(schedule.feasible for schedule in schedules):
-        raise CallerError(
-            f"budget {format_amount(amounts[-1].amount, unit)}",
-            "too small for one step of any arm",
-            schedules[-1].reason or "",
-        )
+        asked = f"budget {format_amount(budgets[-1].amount, budgets[-1].unit)}"
+        raise CallerError(asked, "too small for one step of any arm", schedules[-1].reason or "")
     for schedule in schedules:
-        _within_tolerance(schedule, study.plan.tolerance_fraction)
+        if schedule.feasible and schedule.unspent_fraction > spec.tolerance_fraction:
+            raise CallerError(
+                f"{schedule.arm} at {format_amount(schedule.budget.amount, schedule.budget.unit)}",
+                f"{schedule.steps} whole steps leave {100 * schedule.unspent_fraction:.2g} % unspent, more than "
+                f"plan.tolerance_fraction = {spec.tolerance_fraction:g}",
+                "raise the budget, lower recipe.batch_tokens, or allow more",
+            )
+    execution = study.execution
+    if execution.micro_batch_sequences == "auto" and profile.micro_batch_sequences is not None:
+        execution = execution.model_copy(update={"micro_batch_sequences": profile.micro_batch_sequences})
+    arms = {name: arm.model_copy(update={"recipe": _profiled(arm.recipe, costs[name])})
+            for name, arm in study.arms.items()}  # fmt: skip
+    timed = profile.arms_have_seconds
     return Plan(
         study=study.name,
-        match=match,
-        charge=charge,
-        tolerance_fraction=study.plan.tolerance_fraction,
-        ladder=study.plan.ladder,
+        match=spec.match,
+        charge=spec.teacher_charge,
+        tolerance_fraction=spec.tolerance_fraction,
+        ladder=spec.ladder,
         seeds=study.seeds,
         recipe=_profiled(study.recipe, costs[next(iter(study.arms))]),
         models=study.models,
-        arms={
-            name: arm.model_copy(update={"recipe": _profiled(arm.recipe, costs[name])})
-            for name, arm in study.arms.items()
-        },
+        arms=arms,
         costs=costs,
         teacher_costs=of_teachers,
-        schedules=tuple(schedules),
-        teachers=tuple(_teacher_plan(study, name, of_teachers) for name in study.teacher_names()),
+        schedules=schedules,
+        teachers=tuple(_teacher_plan(study, name, of_teachers.get(name)) for name in study.teacher_names()),
         corpus=study.corpus,
-        execution=_that_fits(study.execution, profile),
+        execution=execution,
         audit=compare_recipes(study.arms, study.models, warmup_tokens(schedules, study.arms)),
-        trials=tuple(_trials(study, costs, bills, amounts, charge, unique)),
+        trials=tuple(_trials(study, prices)),
         tuning_share=None if study.tuning is None else study.tuning.budget_share,
-        device_name=profile.environment.device_name if profile.arms_have_seconds else None,
-        device=profile.environment.device if profile.arms_have_seconds else None,
+        device_name=profile.environment.device_name if timed else None,
+        device=profile.environment.device if timed else None,
         warnings=warnings(study, profile),
     )
 
 
-def _budgets(
-    study: Study, asked: tuple[str | float, ...], match: str, charge: str, costs: dict[str, ArmCost]
-) -> list[Budget]:
-    amounts = [parse_budget(text, match, devices=study.execution.devices) for text in asked]
-    unit = MATCHES.get(match, "required_flops")
-    if match.startswith("tokens:"):
-        first = costs[match.removeprefix("tokens:")]
-        price = price_per_step(first, "required_flops", charge=charge) / first.batch_tokens
+def _check(
+    study: Study, costs: Mapping[str, ArmCost], of_teachers: Mapping[str, ArmCost], corpus_tokens: int | None
+) -> None:
+    asked, again = f"plan of {study.name}", "profile this study again"
+    for arm in study.arms:
+        if arm not in costs:
+            raise CallerError(asked, f"the profile has no arm {arm!r}", again)
+    for name in study.teacher_names():
+        if study.models[name].pretrain is not None and name not in of_teachers:
+            raise CallerError(asked, f"the profile has no price of pretraining the teacher {name!r}", again)
+    recipes = [arm.recipe for arm in study.arms.values()]
+    if study.plan.ladder == "branched" and not all(r.cools_down or r.schedule == "inverse_sqrt" for r in recipes):
+        raise CallerError('ladder = "branched"', "needs a schedule that can be cut anywhere", 'use schedule = "wsd"')
+    unique = study.corpus.unique_tokens
+    if corpus_tokens is not None and unique is not None and unique > corpus_tokens:
+        wrong = f"the corpus has {corpus_tokens:,}"
+        raise CallerError(f"corpus.unique_tokens = {unique:,}", wrong, "lower it, leave it out, or add text")
+
+
+def _budgets(study: Study, costs: Mapping[str, ArmCost]) -> list[Budget]:
+    spec = study.plan
+    amounts = spec.amounts(study.execution.devices, study.arms)
+    if spec.match.startswith("tokens:"):
+        first = costs[spec.match.removeprefix("tokens:")]
+        price = step_price(study.execution, first, "required_flops", spec.teacher_charge) / first.batch_tokens
         # One part in 1e9 keeps an arm's own tokens from being rounded down to one step less.
         amounts = [amount * price * (1 + 1e-9) for amount in amounts]
-    budgets = [Budget(amount=amount, unit=unit) for amount in amounts]
-    return sorted(budgets, key=lambda budget: budget.amount)
+    return [Budget(amount=amount, unit=MATCHES.get(spec.match, "required_flops")) for amount in sorted(amounts)]
 
 
-@dataclass(frozen=True)
-class _Bill:
-    """What an arm pays before its first step, and what a step costs it; all in the budgets' unit."""
-
-    teacher: float
-    tuning: float
-    price: Tariff
-    fewest_steps: int
-    trial_steps: int
-    """Of each trial of a learning rate; 0 where the arm is feasible nowhere."""
-    first_steps: int
-    """At the smallest budget at which the arm is feasible: rungs of one trunk share that run's warm-up."""
-
-    @property
-    def whole(self) -> float:
-        return self.teacher + self.tuning
-
-
-def _bill(
+def _price(
     study: Study,
-    arm: str,
+    arm: Arm,
     cost: ArmCost,
-    of_teachers: dict[str, ArmCost],
-    amounts: list[Budget],
-    charge: str,
+    of_teachers: Mapping[str, ArmCost],
+    budgets: list[Budget],
     unique: int | None,
-) -> _Bill:
-    unit, recipe, execution = amounts[0].unit, study.arms[arm].recipe, study.execution
-    teacher = teacher_bill(execution, study.models, study.arms[arm].teacher, of_teachers, unit, charge)
-    price = tariff(execution, cost, unit, charge, taught_steps(study.arms[arm], unique))
-    fewest = fewest_steps(recipe)
-    charged = 0 if study.tuning is None else study.tuning.charged_trials
-    share = None if study.tuning is None else study.tuning.budget_share
-    if share is None:  # charged trials are as long as the run that is left beside them at the smallest budget
-        lengths = [price.times(charged + 1).steps(budget.amount, teacher) for budget in amounts]
+) -> _Price:
+    unit, charge, execution, tuning = budgets[0].unit, study.plan.teacher_charge, study.execution, study.tuning
+    teacher = teacher_bill(execution, study.models, arm.teacher, of_teachers, unit, charge)
+    per_step = step_cost(execution, cost, unit, charge, taught_steps(arm, unique))
+    price = _Price(execution, arm, cost, per_step, unique, teacher, fewest_steps=fewest_steps(arm.recipe))
+    charged = 0 if tuning is None else tuning.charged_trials
+    if tuning is None or tuning.budget_share is None:
+        # Charged trials are as long as the run that is left beside them at the smallest budget.
+        each = replace(price, per_step=per_step.times(charged + 1))
+        lengths = [each.steps(budget.amount) for budget in budgets]
     else:
-        lengths = [price.steps(teacher + share * (amounts[-1].amount - teacher), teacher)]
-    trial_steps = next((steps for steps in lengths if steps >= fewest), 0)
-    tuning = charged * price.cost(trial_steps)
-    firsts = (price.steps(budget.amount, teacher + tuning) for budget in amounts)
-    affordable = trial_steps or not charged
-    first = next((s for s in firsts if s >= fewest), 0) if affordable else 0
-    return _Bill(teacher, tuning, price, fewest, trial_steps, first)
+        lengths = [price.steps(teacher + tuning.budget_share * (budgets[-1].amount - teacher))]
+    trial_steps = next((steps for steps in lengths if steps >= price.fewest_steps), 0)
+    price = replace(price, tuning=charged * float(per_step.cost(trial_steps)), trial_steps=trial_steps)
+    firsts = [price.steps(budget.amount) for budget in budgets] if trial_steps or not charged else []
+    return replace(price, first_steps=next((steps for steps in firsts if steps >= price.fewest_steps), 0))
 
 
 def _schedule(
-    study: Study,
-    arm: str,
-    cost: ArmCost,
-    bill: _Bill,
-    shared_warmup: int | None,
-    budget: Budget,
-    rung: int,
-    charge: str,
-    unique: int | None,
+    study: Study, price: _Price, budget: Budget, rung: int, ladder: str, shared_warmup: int | None
 ) -> Schedule:
-    recipe, execution = study.arms[arm].recipe, study.execution
-    steps = bill.price.steps(budget.amount, bill.whole)
+    recipe, steps = price.arm.recipe, price.steps(budget.amount)
     warmup = shared_warmup
     if warmup is None:
-        warmup = warmup_steps(recipe, bill.first_steps if study.plan.ladder == "branched" else steps)
+        warmup = warmup_steps(recipe, price.first_steps if ladder == "branched" else steps)
     cooldown = cooldown_steps(recipe, steps)
-    feasible = bill.first_steps > 0 and bill.fewest_steps <= steps and warmup + cooldown <= steps
-    reason = None if feasible else _why_infeasible(study, arm, bill, budget, steps, charge)
-    if not feasible:
-        steps = warmup = cooldown = 0
-    tokens = steps * cost.batch_tokens
-    targets, taught = round(tokens * cost.target_fraction), bill.price.taught_steps
-    read = taught_tokens(tokens, unique, recipe.seq_len) if math.isfinite(taught) else None
+    feasible = price.first_steps > 0 and price.fewest_steps <= steps and warmup + cooldown <= steps
+    reason = None if feasible else _why_infeasible(study, price, budget, steps)
+    bought = price.bought(steps if feasible else 0, budget)
     return Schedule(
-        arm=arm,
+        arm=price.arm.name,
         budget=budget,
         rung=rung,
         feasible=feasible,
         reason=reason,
-        tokens=tokens,
-        target_tokens=targets,
-        taught_tokens=read,
-        steps=steps,
-        tokens_interval=tokens_interval(budget, bill.whole, bill.price, cost) if feasible else None,
-        passes=tokens / unique if unique else None,
-        effective_tokens=float(effective_tokens(tokens, unique)) if unique else None,
-        unique_tokens=unique,
-        warmup_steps=warmup,
-        cooldown_steps=cooldown,
-        required_flops=cost.required_flops(tokens, targets, read),
-        executed_flops=cost.executed_flops(tokens, targets, read),
-        device_seconds=device_seconds(execution, cost, steps, taught),
-        device_seconds_interval=device_seconds_interval(execution, cost, steps, taught),
-        interval_level=cost.interval_level,
-        teacher_charge=bill.teacher,
-        tuning_charge=bill.tuning,
-        unspent_fraction=1.0 - (bill.whole + bill.price.cost(steps)) / budget.amount if feasible else 1.0,
+        unique_tokens=price.unique_tokens,
+        warmup_steps=warmup if feasible else 0,
+        cooldown_steps=cooldown if feasible else 0,
+        interval_level=price.cost.interval_level,
+        teacher_charge=price.teacher,
+        tuning_charge=price.tuning,
+        **bought if feasible else {**bought, "tokens_interval": None, "unspent_fraction": 1.0},
     )
 
 
-def _why_infeasible(study: Study, arm: str, bill: _Bill, budget: Budget, steps: int, charge: str) -> str:
+def _why_infeasible(study: Study, price: _Price, budget: Budget, steps: int) -> str:
     charged = 0 if study.tuning is None else study.tuning.charged_trials
     share = None if study.tuning is None else study.tuning.budget_share
-    own = bill.price.cost(bill.fewest_steps)
+    own = float(price.per_step.cost(price.fewest_steps))
     if share is None:  # trials at the smallest feasible budget would be as long as its run
-        enough = bill.teacher + (charged + 1) * own
-    elif bill.trial_steps:
-        enough = bill.whole + own
+        enough = price.teacher + (charged + 1) * own
     else:
-        enough = bill.teacher + own / share
-    reason = f"{arm} can take {steps} of at least {bill.fewest_steps} steps; the smallest feasible budget is "
-    reason += format_amount(enough, budget.unit)
+        enough = price.upfront + own if price.trial_steps else price.teacher + own / share
+    reason = f"{price.arm.name} can take {steps} of at least {price.fewest_steps} steps; the smallest feasible "
+    reason += f"budget is {format_amount(enough, budget.unit)}"
     if charged:
         reason += f", with {charged} trials of learning rates"
-    elif bill.teacher and budget.amount > own:
-        students = math.ceil(bill.teacher / (charge_share(charge) * (budget.amount - own)))
+    elif price.teacher and budget.amount > own:
+        students = math.ceil(price.teacher / (charge_share(study.plan.teacher_charge) * (budget.amount - own)))
         reason += f", or share the teacher among {students} students (amortised:{students})"
     return reason
 
 
-def _within_tolerance(schedule: Schedule, tolerance: float) -> None:
-    if schedule.feasible and schedule.unspent_fraction > tolerance:
-        raise CallerError(
-            f"{schedule.arm} at {format_amount(schedule.budget.amount, schedule.budget.unit)}",
-            f"{schedule.steps} whole steps leave {100 * schedule.unspent_fraction:.2g} % unspent, more than "
-            f"plan.tolerance_fraction = {tolerance:g}",
-            "raise the budget, lower recipe.batch_tokens, or allow more",
-        )
-
-
-def _trials(
-    study: Study,
-    costs: dict[str, ArmCost],
-    bills: dict[str, _Bill],
-    amounts: list[Budget],
-    charge: str,
-    unique: int | None,
-) -> Iterator[Trial]:
+def _trials(study: Study, prices: Mapping[str, _Price]) -> Iterator[Trial]:
     """Yield the same learning rates for every arm, each a whole run at its smallest feasible budget, or at a share."""
-    if study.tuning is None:
+    tuning = study.tuning
+    if tuning is None:
         return
-    bare = study.model_copy(update={"plan": study.plan.model_copy(update={"ladder": "separate"})})
-    warmups = shared_warmups(study.arms, {arm: bill.trial_steps for arm, bill in bills.items()})
-    for arm, bill in bills.items():
-        if not bill.trial_steps:
+    unit = MATCHES.get(study.plan.match, "required_flops")
+    shared = _shared_warmups(study.arms, {arm: price.trial_steps for arm, price in prices.items()})
+    for arm, price in prices.items():
+        if not price.trial_steps:
             continue
-        alone = _Bill(0.0, 0.0, bill.price, bill.fewest_steps, 0, bill.trial_steps)
+        alone = replace(price, teacher=0.0, tuning=0.0, trial_steps=0, first_steps=price.trial_steps)
         # Half a step more, so that rounding does not take one away.
-        spent = Budget(amount=bill.price.cost(bill.trial_steps + 0.5), unit=amounts[0].unit)
-        schedule = _schedule(bare, arm, costs[arm], alone, warmups[arm], spent, 0, charge, unique)
-        for rate in study.tuning.learning_rate:
+        spent = Budget(amount=float(price.per_step.cost(price.trial_steps + 0.5)), unit=unit)
+        schedule = _schedule(study, alone, spent, 0, "separate", shared[arm])
+        # What decides between trials: without a head of its own, how well the whole network adapts to a new one.
+        has_head = build_strategy(price.arm.strategy, arm).trains_head
+        for rate in tuning.learning_rate:
             named = schedule.model_copy(update={"arm": f"{arm}~{rate:g}", "unspent_fraction": 0.0})
-            yield Trial(
-                arm=arm, learning_rate=rate, schedule=named, seeds=study.tuning.seeds, outcome=_outcome(study.arms[arm])
-            )
+            outcome = "readout_loss" if has_head else "adapted_loss"
+            yield Trial(arm=arm, learning_rate=rate, schedule=named, seeds=tuning.seeds, outcome=outcome)
 
 
-def _outcome(arm: Arm) -> str:
-    """What decides between trials: without a head of its own, how well the whole network adapts to a new one."""
-    return "readout_loss" if build_strategy(arm.strategy, arm.name).trains_head else "adapted_loss"
-
-
-def _teacher_plan(study: Study, name: str, of_teachers: dict[str, ArmCost]) -> TeacherPlan:
-    spec, recipe, cost = study.models[name], study.recipe, of_teachers.get(name)
+def _teacher_plan(study: Study, name: str, cost: ArmCost | None) -> TeacherPlan:
+    spec, recipe = study.models[name], study.recipe
     steps = math.ceil((spec.pretraining_tokens or 0) / recipe.batch_tokens)
     flops = 0.0 if cost is None else cost.train_required_flops_per_token * steps * recipe.batch_tokens
     if spec.pretrain is None:
@@ -348,13 +284,46 @@ def _teacher_plan(study: Study, name: str, of_teachers: dict[str, ArmCost]) -> T
     )
 
 
-def _that_fits(execution: ExecutionSpec, profile: CostProfile) -> ExecutionSpec:
-    """Where "auto" was asked and the whole batch did not fit, what the profile found to fit."""
-    if execution.micro_batch_sequences != "auto" or profile.micro_batch_sequences is None:
-        return execution
-    return execution.model_copy(update={"micro_batch_sequences": profile.micro_batch_sequences})
-
-
 def _profiled(recipe: Recipe, cost: ArmCost) -> Recipe:
     """The recipe with the precision and attention that were profiled."""
     return Recipe.model_validate({**recipe.model_dump(), "dtype": cost.dtype, "attention": cost.attention})
+
+
+def fewest_steps(recipe: Recipe) -> int:
+    """Return the fewest steps that hold a warm-up and a cooldown."""
+    stays = 1.0 - (recipe.cooldown_fraction if recipe.cools_down else 0.0)
+    least = 2 if recipe.warmup_tokens is None else max(2, math.floor((warmup_steps(recipe, 0) - 0.5) / stays))
+    counts = range(least, least + _MOST_FEWEST)
+    fitting = (n for n in counts if warmup_steps(recipe, n) + cooldown_steps(recipe, n) <= n)
+    return next(fitting, counts[-1] + 1)
+
+
+def warmup_steps(recipe: Recipe, steps: int) -> int:
+    """Return the steps of a warm-up: of the tokens that were asked for, or a share of so many steps."""
+    if recipe.warmup_tokens is not None:
+        return math.ceil(recipe.warmup_tokens / recipe.batch_tokens)
+    return math.ceil((WARMUP_FRACTION if recipe.warmup_fraction is None else recipe.warmup_fraction) * steps)
+
+
+def cooldown_steps(recipe: Recipe, steps: int) -> int:
+    """Return the steps of a cooldown at the end of so many."""
+    return max(1, round(recipe.cooldown_fraction * steps)) if recipe.cools_down and steps else 0
+
+
+def _shared_warmups(arms: Mapping[str, Arm], first_steps: Mapping[str, int]) -> dict[str, int | None]:
+    """Return the warm-up steps of each arm, the same tokens in all; None: by its fraction."""
+    fewest = min((arms[arm].recipe.batch_tokens * steps for arm, steps in first_steps.items() if steps), default=0)
+    shared: dict[str, int | None] = {}
+    for name, recipe in ((name, arm.recipe) for name, arm in arms.items()):
+        tokens = WARMUP_FRACTION * fewest if recipe.warmup_tokens is None else recipe.warmup_tokens
+        shared[name] = None if recipe.warmup_fraction is not None else math.ceil(tokens / recipe.batch_tokens)
+    return shared
+
+
+def warmup_tokens(schedules: Iterable[Schedule], arms: Mapping[str, Arm]) -> dict[str, int]:
+    """Return the tokens of each arm's warm-up at its smallest feasible budget."""
+    firsts: dict[str, Schedule] = {}
+    for schedule in sorted(schedules, key=lambda schedule: schedule.rung):
+        if schedule.feasible:
+            firsts.setdefault(schedule.arm, schedule)
+    return {arm: firsts[arm].warmup_steps * arms[arm].recipe.batch_tokens for arm in arms if arm in firsts}

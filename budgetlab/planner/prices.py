@@ -1,4 +1,4 @@
-"""What a step costs in each currency, what of a teacher is billed, and how many whole steps a budget pays for."""
+"""The budget arithmetic: what steps cost in each currency, and how many a budget buys, for one arm or a million."""
 
 from __future__ import annotations
 
@@ -13,51 +13,50 @@ from budgetlab.errors import CallerError, unknown_name
 from budgetlab.strategies import build_strategy
 from budgetlab.units import MATCHES, parse_amount, parse_charge
 from budgetlab.values import Arm, ArmCost, Budget, ExecutionSpec, ModelSpec
-from budgetlab.values.base import Interval
+
+DATA_HALF_LIFE_PASSES = 15.387756
+"""R_D* of the data-constrained law, of causal models on C4 (Muennighoff et al. 2023, arXiv 2305.16264)."""
 
 
-def price_per_step(
-    cost: ArmCost, unit: str, *, charge: str = "inference", usd_per_device_hour: float | None = None
-) -> float:
-    """Return what one step costs on one device, in the budget's unit.
+@dataclass(frozen=True)
+class StepCost:
+    """What steps cost: `first` each, and `later` each once a cached teacher has read all; numbers, or arrays alike."""
 
-    With `charge = "none"` the teacher's forward pass is left out.
+    first: Any
+    later: Any
+    teacher_steps: Any = math.inf
+    """Steps of the first pass, where the teacher is cached; infinite where it is not."""
 
-    Raises
-    ------
-    CallerError
-        When that price was not measured.
-    """
-    if unit not in MATCHES.values():
-        raise unknown_name("unit", unit, list(MATCHES.values()), f"the price of {cost.arm}, unit")
-    teacher = cost.phases["teacher_forward"]
-    free = charge == "none"
-    if unit == "tokens":
-        return float(cost.batch_tokens)
-    if unit == "required_flops":
-        flops = cost.train_required_flops_per_token - (teacher.required_flops_per_token if free else 0.0)
-        return flops * cost.batch_tokens
-    if unit == "executed_flops":
-        flops = cost.train_executed_flops_per_token - (teacher.executed_flops_per_token if free else 0.0)
-        return flops * cost.batch_tokens
-    has_teacher = teacher.required_flops_per_token > 0
-    if unit == "joules":
-        if cost.joules_per_token is None:
-            raise CallerError("match = joules", f"no energy was measured for {cost.arm}", "profile where it can be")
-        if free and has_teacher:
-            asked, wrong = f"{cost.arm} without its teacher, by joules", "its energy was not measured by phase"
-            raise CallerError(asked, wrong, "charge inference, and do not cache the teacher")
-        return cost.joules_per_token * cost.batch_tokens
-    if cost.seconds_per_step is None:
-        raise CallerError(f"match by {unit}", f"{cost.arm} was counted, not timed", "profile without --count-only")
-    if free and has_teacher and teacher.seconds_per_step is None:
-        raise CallerError(f"{cost.arm} without its teacher, by {unit}", "it was not timed by phase", "profile it here")
-    seconds = cost.seconds_per_step - ((teacher.seconds_per_step or 0.0) if free else 0.0)
-    if unit == "usd":
-        if usd_per_device_hour is None:
-            raise CallerError("match = usd", "no price of a device hour", "set execution.usd_per_device_hour")
-        return seconds / 3600.0 * usd_per_device_hour
-    return seconds
+    def cost(self, steps: Any) -> Any:
+        """Return the price of so many steps from the beginning."""
+        taught = np.minimum(steps, self.teacher_steps)
+        return taught * self.first + (steps - taught) * self.later
+
+    def between(self, one: float, other: float) -> float:
+        """Return the price of the steps from one to the other."""
+        return self.cost(other) - self.cost(one)
+
+    def steps(self, amount: Any, upfront: Any) -> Any:
+        """Return the steps that an amount pays for after what is due before the first: whole, never costing more."""
+        steps = whole_steps(amount, upfront, self.first)
+        cached = np.isfinite(self.teacher_steps)
+        # Within the first pass a cached teacher costs as one that reads along; beyond, it has been paid for.
+        saved = np.where(cached, self.teacher_steps, 0.0) * (self.first - self.later)
+        beyond = whole_steps(amount, upfront + saved, self.later)
+        return np.where(cached & (beyond >= self.teacher_steps), beyond, steps)
+
+    def times(self, factor: Any) -> StepCost:
+        """Return the same at so many times the price."""
+        return StepCost(self.first * factor, self.later * factor, self.teacher_steps)
+
+
+Tariff = StepCost
+
+
+def whole_steps(amount: Any, upfront: Any, price: Any) -> Any:
+    """Return the steps that an amount pays for: whole, never costing more, at least 0; arrays broadcast."""
+    steps = np.maximum(0.0, np.floor((np.asarray(amount, dtype=float) - upfront) / price))
+    return np.where((steps > 0) & (upfront + steps * price > amount), steps - 1.0, steps)
 
 
 def loss_factor(execution: ExecutionSpec) -> float:
@@ -65,106 +64,95 @@ def loss_factor(execution: ExecutionSpec) -> float:
     return 1.0 / execution.scaling_efficiency if execution.devices > 1 else 1.0
 
 
-def step_price(execution: ExecutionSpec, cost: ArmCost, unit: str, charge: str) -> float:
-    """Return what a step costs on the study's devices; their losses are paid in time, money and energy."""
-    price = price_per_step(cost, unit, charge=charge, usd_per_device_hour=execution.usd_per_device_hour)
-    return price * loss_factor(execution) if unit in ("device_seconds", "usd", "joules") else price
+def step_price(execution: ExecutionSpec, cost: ArmCost, unit: str, charge: str = "inference") -> float:
+    """Return what one step costs on the study's devices, in a budget's unit.
+
+    What several devices lose to each other is paid in time, money and energy. With `charge = "none"` the teacher's
+    forward pass is left out.
+
+    Raises
+    ------
+    CallerError
+        When that price was not measured.
+    """
+    teacher, free = cost.phases["teacher_forward"], charge == "none"
+    has_teacher = teacher.required_flops_per_token > 0
+    match unit:
+        case "tokens":
+            return float(cost.batch_tokens)
+        case "required_flops":
+            forward = teacher.required_flops_per_token if free else 0.0
+            return (cost.train_required_flops_per_token - forward) * cost.batch_tokens
+        case "executed_flops":
+            forward = teacher.executed_flops_per_token if free else 0.0
+            return (cost.train_executed_flops_per_token - forward) * cost.batch_tokens
+        case "joules":
+            if cost.joules_per_token is None:
+                raise CallerError("match = joules", f"no energy was measured for {cost.arm}", "profile where it can be")
+            if free and has_teacher:
+                asked, wrong = f"{cost.arm} without its teacher, by joules", "its energy was not measured by phase"
+                raise CallerError(asked, wrong, "charge inference, and do not cache the teacher")
+            return cost.joules_per_token * cost.batch_tokens * loss_factor(execution)
+        case "device_seconds" | "usd":
+            if cost.seconds_per_step is None:
+                wrong = f"{cost.arm} was counted, not timed"
+                raise CallerError(f"match by {unit}", wrong, "profile without --count-only")
+            if free and has_teacher and teacher.seconds_per_step is None:
+                asked = f"{cost.arm} without its teacher, by {unit}"
+                raise CallerError(asked, "it was not timed by phase", "profile it here")
+            seconds = cost.seconds_per_step - ((teacher.seconds_per_step or 0.0) if free else 0.0)
+            if unit == "device_seconds":
+                return seconds * loss_factor(execution)
+            if execution.usd_per_device_hour is None:
+                raise CallerError("match = usd", "no price of a device hour", "set execution.usd_per_device_hour")
+            return seconds / 3600.0 * execution.usd_per_device_hour * loss_factor(execution)
+    raise unknown_name("unit", unit, list(MATCHES.values()), f"the price of {cost.arm}, unit")
 
 
-@dataclass(frozen=True)
-class Tariff:
-    """What an arm's steps cost: `first` each, and `later` each once a teacher whose answers are kept has read all."""
+def step_cost(
+    execution: ExecutionSpec, cost: ArmCost, unit: str, charge: str = "inference", teacher_steps: float = math.inf
+) -> StepCost:
+    """Return what the steps of an arm cost on the study's devices; `teacher_steps` as in `StepCost`."""
+    first = step_price(execution, cost, unit, charge)
+    return StepCost(
+        first, first if math.isinf(teacher_steps) else step_price(execution, cost, unit, "none"), teacher_steps
+    )
 
-    first: float
-    later: float
-    taught_steps: float = math.inf
-    """Steps of the first pass, where the teacher's answers are kept."""
 
-    def cost(self, steps: float) -> float:
-        """Return the price of so many steps from the beginning."""
-        taught = min(steps, self.taught_steps)
-        return taught * self.first + (steps - taught) * self.later
+def tariffs(
+    execution: ExecutionSpec, cost: ArmCost, teacher_steps: float = math.inf
+) -> tuple[StepCost | None, StepCost]:
+    """Return what an arm's steps cost in device time, summed over devices, and in required FLOPs.
 
-    def between(self, one: float, other: float) -> float:
-        """Return the price of the steps from one to the other."""
-        return self.cost(other) - self.cost(one)
+    The time is None where steps, or of a cached teacher the phases, were not timed.
+    """
+    known = cost.seconds_per_step, cost.phases["teacher_forward"].seconds_per_step
+    timed = None not in known[: 2 if math.isfinite(teacher_steps) else 1]
+    seconds = step_cost(execution, cost, "device_seconds", teacher_steps=teacher_steps) if timed else None
+    return seconds, step_cost(execution, cost, "required_flops", teacher_steps=teacher_steps)
 
-    def steps(self, amount: float, bill: float) -> int:
-        """Return the whole steps that an amount pays for after the bill."""
-        steps = int(whole_steps(amount, bill, self.first))
-        if math.isinf(self.taught_steps):
-            return steps
-        beyond = int(whole_steps(amount, bill + self.taught_steps * (self.first - self.later), self.later))
-        return beyond if beyond >= self.taught_steps else steps
 
-    def times(self, factor: float) -> Tariff:
-        """Return the same at so many times the price."""
-        return Tariff(self.first * factor, self.later * factor, self.taught_steps)
+def device_seconds(
+    execution: ExecutionSpec, cost: ArmCost, steps: int, teacher_steps: float = math.inf
+) -> float | None:
+    """Device time of so many steps, summed over devices; None where it is not known, as in `tariffs`."""
+    seconds = tariffs(execution, cost, teacher_steps)[0]
+    return None if seconds is None else float(seconds.cost(steps))
 
 
 def taught_steps(arm: Arm, unique_tokens: int | None) -> float:
-    """Return the steps after which a teacher whose answers are kept has read all of the text; infinite for others."""
+    """Return the steps after which a cached teacher has read all of the text; infinite for others."""
     if not build_strategy(arm.strategy, arm.name).keeps_teacher:
         return math.inf
     if unique_tokens is None:
         wrong = "how much text there is, hence how often it is read, is not known yet"
         raise CallerError(f"{arm.name}: cached = true", wrong, "set corpus.unique_tokens")
-    recipe = arm.recipe
-    return unique_tokens // recipe.seq_len / recipe.batch_sequences
-
-
-def taught_tokens(tokens: int, unique_tokens: int | None, seq_len: int) -> int:
-    """Return what a teacher whose answers are kept reads of so many tokens: each sample once."""
-    return tokens if unique_tokens is None else min(tokens, unique_tokens // seq_len * seq_len)
-
-
-def tariff(execution: ExecutionSpec, cost: ArmCost, unit: str, charge: str, taught: float = math.inf) -> Tariff:
-    """Return what the steps of an arm cost on the study's devices; `taught` as in `Tariff`."""
-    first = step_price(execution, cost, unit, charge)
-    return Tariff(first, first if math.isinf(taught) else step_price(execution, cost, unit, "none"), taught)
-
-
-def device_seconds(execution: ExecutionSpec, cost: ArmCost, steps: int, taught: float = math.inf) -> float | None:
-    """Device time of so many steps, summed over devices; None where steps, or the phases needed, were not timed."""
-    if cost.seconds_per_step is None or (
-        math.isfinite(taught) and cost.phases["teacher_forward"].seconds_per_step is None
-    ):
-        return None
-    return tariff(execution, cost, "device_seconds", "inference", taught).cost(steps)
-
-
-def tariffs(execution: ExecutionSpec, cost: ArmCost, taught: float = math.inf) -> tuple[Tariff | None, Tariff]:
-    """Return the steps of an arm in seconds, None where `device_seconds` is, and in required FLOPs."""
-    timed = device_seconds(execution, cost, 1, taught) is not None
-    seconds = tariff(execution, cost, "device_seconds", "inference", taught) if timed else None
-    return seconds, tariff(execution, cost, "required_flops", "inference", taught)
-
-
-def device_seconds_interval(
-    execution: ExecutionSpec, cost: ArmCost, steps: int, taught: float = math.inf
-) -> Interval | None:
-    """Interval of `device_seconds`, from that of a step's time."""
-    middle = device_seconds(execution, cost, steps, taught)
-    if middle is None or not cost.seconds_per_step or cost.seconds_per_step_interval is None:
-        return None
-    low, high = (middle * end / cost.seconds_per_step for end in cost.seconds_per_step_interval)
-    return low, high
-
-
-def tokens_interval(budget: Budget, bill: float, price: Tariff, cost: ArmCost) -> Interval | None:
-    """What a budget of time or money would buy at either end of the step time's interval; None for other budgets."""
-    if budget.unit not in ("device_seconds", "usd") or not cost.seconds_per_step or not cost.seconds_per_step_interval:
-        return None
-    fast, slow = (price.times(end / cost.seconds_per_step) for end in cost.seconds_per_step_interval)
-    low, high = (float(end.steps(budget.amount, bill)) * cost.batch_tokens for end in (slow, fast))
-    return low, high
+    return unique_tokens // arm.recipe.seq_len / arm.recipe.batch_sequences
 
 
 def charge_share(charge: str) -> float:
-    """Share of the teacher's pretraining that one schedule is billed: 0, 1, or 1/K of "amortised:K"."""
-    if charge in ("none", "inference"):
-        return 0.0
-    return 1.0 if charge == "pretraining" else 1.0 / parse_charge(charge)
+    """Share of the teacher's pretraining that one schedule pays for: 0, 1, or 1/K of "amortised:K"."""
+    return 0.0 if charge in ("none", "inference") else 1.0 / parse_charge(charge)
 
 
 def teacher_bill(
@@ -175,7 +163,7 @@ def teacher_bill(
     unit: str,
     charge: str,
 ) -> float:
-    """Return what of a teacher's pretraining one schedule is billed, in the budget's unit."""
+    """Return what of a teacher's pretraining one schedule pays for, in the budget's unit."""
     share = charge_share(charge)
     if teacher is None or share == 0.0 or unit == "tokens":
         return 0.0
@@ -195,14 +183,56 @@ def teacher_bill(
     return share * amount
 
 
-def whole_steps(amount: Any, bill: Any, price: Any) -> Any:
-    """Steps that a budget pays for after the bill: whole, never costing more, at least 0; arrays broadcast."""
-    steps = np.maximum(0.0, np.floor((np.asarray(amount, dtype=float) - bill) / price))
-    return np.where((steps > 0) & (bill + steps * price > amount), steps - 1.0, steps)
+@dataclass(frozen=True)
+class ArmPrice:
+    """What an arm pays before its first step, and what a step costs it, in the unit of the budgets."""
 
+    execution: ExecutionSpec
+    arm: Arm
+    cost: ArmCost
+    per_step: StepCost
+    unique_tokens: int | None
+    teacher: float = 0.0
+    """Of the teacher's pretraining."""
+    tuning: float = 0.0
 
-DATA_HALF_LIFE_PASSES = 15.387756
-"""R_D* of the data-constrained law, of causal models on C4 (Muennighoff et al. 2023, arXiv 2305.16264)."""
+    @property
+    def upfront(self) -> float:
+        """All that is due before the first step."""
+        return self.teacher + self.tuning
+
+    def steps(self, amount: float) -> int:
+        """Return the whole steps that an amount pays for."""
+        return int(self.per_step.steps(amount, self.upfront))
+
+    def bought(self, steps: int, budget: Budget) -> dict[str, Any]:
+        """Return the fields of a `Schedule` that follow from its steps."""
+        cost, unique, cached = self.cost, self.unique_tokens, math.isfinite(self.per_step.teacher_steps)
+        tokens = steps * cost.batch_tokens
+        targets, seq_len = round(tokens * cost.target_fraction), self.arm.recipe.seq_len
+        read = None if not cached else tokens if unique is None else min(tokens, unique // seq_len * seq_len)
+        seconds = device_seconds(self.execution, cost, steps, self.per_step.teacher_steps)
+        of_seconds = of_tokens = None
+        if cost.seconds_per_step and cost.seconds_per_step_interval is not None:
+            ends = cost.seconds_per_step_interval
+            of_seconds = None if seconds is None else tuple(seconds * end / cost.seconds_per_step for end in ends)
+            if budget.unit in ("device_seconds", "usd"):  # at the slow end, and at the fast one
+                prices = [self.per_step.times(end / cost.seconds_per_step) for end in reversed(ends)]
+                of_tokens = tuple(float(p.steps(budget.amount, self.upfront)) * cost.batch_tokens for p in prices)
+        return {
+            "steps": steps,
+            "tokens": tokens,
+            "target_tokens": targets,
+            "taught_tokens": read,
+            "tokens_interval": of_tokens,
+            "passes": tokens / unique if unique else None,
+            "effective_tokens": float(effective_tokens(tokens, unique)) if unique else None,
+            "required_flops": cost.required_flops(tokens, targets, read),
+            "executed_flops": cost.executed_flops(tokens, targets, read),
+            "device_seconds": seconds,
+            "device_seconds_interval": of_seconds,
+            "unspent_fraction": 1.0 - float(self.upfront + self.per_step.cost(steps)) / budget.amount,
+        }
 
 
 def effective_tokens(tokens: Any, unique_tokens: Any) -> Any:

@@ -1,12 +1,15 @@
-"""How far runs of a plan are, from the files alone: share by planned time, time left, compute spent."""
+"""What the units of a plan say: how far its runs are, what it all costs, whether compiling and packing pay."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from budgetlab.planner.prices import Tariff, tariffs, taught_steps
-from budgetlab.values import Plan, RunRecord
+from budgetlab.planner.prices import StepCost, tariffs
+from budgetlab.units import format_amount, format_seconds
+from budgetlab.values import ArmCost, CostProfile, ExecutionSpec, Packing, Plan, PlanUnit, RunRecord
+
+_WORTH_PACKING = 1.1
 
 
 @dataclass(frozen=True)
@@ -36,28 +39,6 @@ class Standing:
     running: tuple[tuple[str, int, int, float | None], ...]
 
 
-@dataclass(frozen=True)
-class _Work:
-    """Steps of one unit that are its own: a branch's begin where its trunk is left."""
-
-    first: int
-    last: int
-    seconds: Tariff | None
-    flops: Tariff
-    record: RunRecord | None
-    name: str
-    needs: tuple[str, ...] = ()
-    """Names of the units without which it cannot begin: its teacher, its trunk."""
-
-    @property
-    def at(self) -> int:
-        record = self.record
-        if record is None:
-            return self.first
-        reached = max(record.steps, record.points[-1].step if record.points else 0)
-        return min(self.last, max(self.first, reached))
-
-
 def standing(plan: Plan, records: Iterable[RunRecord]) -> Standing:
     """Say how far the runs of a plan are.
 
@@ -68,80 +49,169 @@ def standing(plan: Plan, records: Iterable[RunRecord]) -> Standing:
     records
         Of its runs that have begun, with their points.
     """
-    records = list(records)
-    work = [*_teachers(plan, records), *_arms(plan, records)]
+    by_id = {_unit_id(record): record for record in records}
+    units = [unit for unit in plan.units() if unit.kind != "trial"]
+    # Where all branches are there, their trunk was, whether or not its folder still is.
+    awaited = {need for unit in units if unit.id not in by_id for need in unit.needs}
+    units = [unit for unit in units if unit.kind != "trunk" or unit.id in {*by_id, *awaited}]
+    reached = {unit.id: _reached(unit, by_id.get(unit.id)) for unit in units}
+    costs = {unit.id: tariffs(plan.execution, unit.cost, unit.teacher_steps) for unit in units}
+    flops = {name: cost for name, (_, cost) in costs.items()}
+    seconds = {name: cost for name, (cost, _) in costs.items() if cost is not None}
     # All by seconds, or all by FLOPs: the two do not add up.
-    timed = all(unit.seconds is not None for unit in work)
-    prices = [unit.seconds if timed and unit.seconds is not None else unit.flops for unit in work]
-    total = sum(price.between(unit.first, unit.last) for unit, price in zip(work, prices, strict=True))
-    done = sum(price.between(unit.first, unit.at) for unit, price in zip(work, prices, strict=True))
-    lost = {unit.name for unit in work if unit.record is not None and unit.record.status == "failed"}
-    waiting = [not lost & {unit.name, *unit.needs} for unit in work]
-    left = sum(p.between(u.at, u.last) for u, p, can in zip(work, prices, waiting, strict=True) if can)
+    timed = len(seconds) == len(units)
+
+    def total(prices: dict[str, StepCost], done: bool) -> float:
+        ends = ((unit, reached[unit.id] if done else unit.last_step) for unit in units)
+        return float(sum(prices[unit.id].between(unit.first_step, end) for unit, end in ends))
+
+    took = planned = left = 0.0
+    failed = {name for name, record in by_id.items() if record.status == "failed"}
+    for unit in units:
+        points = by_id[unit.id].points if unit.id in by_id else ()
+        if unit.id in seconds:
+            took += points[-1].device_seconds if points else 0.0
+            planned += float(seconds[unit.id].cost(points[-1].step)) if points else 0.0
+            if not failed & {unit.id, *unit.needs}:
+                left += float(seconds[unit.id].between(reached[unit.id], unit.last_step))
+    pace = took / planned if planned else None
     running = [
-        (r.run_id, unit.at, unit.last, r.points[-1].losses.get("loss") if r.points else None)
-        for unit in work
-        if (r := unit.record) is not None and r.status == "running"
+        (
+            record.run_id,
+            reached[unit.id],
+            unit.last_step,
+            record.points[-1].losses.get("loss") if record.points else None,
+        )
+        for unit in units
+        if (record := by_id.get(unit.id)) is not None and record.status == "running"
     ]
-    pace = _pace(work)
+    shared = seconds if timed else flops
     side_by_side = plan.execution.side_by_side * plan.execution.devices
     return Standing(
-        done_fraction=done / total if total else 1.0,
+        done_fraction=total(shared, done=True) / total(shared, done=False) if total(shared, done=False) else 1.0,
         seconds_left=left * (1.0 if pace is None else pace) / side_by_side if timed else None,
         pace=pace,
-        spent_required_flops=sum(unit.flops.between(unit.first, unit.at) for unit in work),
-        planned_required_flops=sum(unit.flops.between(unit.first, unit.last) for unit in work),
+        spent_required_flops=total(flops, done=True),
+        planned_required_flops=total(flops, done=False),
         running=tuple(running),
     )
 
 
-def _pace(work: list[_Work]) -> float | None:
-    """Seconds that steps took over what was planned for them; None before the first."""
-    took = planned = 0.0
-    for unit in work:
-        points = unit.record.points if unit.record is not None else ()
-        if points and unit.seconds is not None:
-            took += points[-1].device_seconds
-            planned += unit.seconds.cost(points[-1].step)
-    return took / planned if planned else None
+def _unit_id(record: RunRecord) -> str:
+    """Return the id of the unit that a record is of: its run_id without the hash, where the runner wrote it."""
+    if record.kind == "teacher":
+        return f"{record.student}-s{record.run_seed}"
+    part = "trunk" if record.schedule is None else f"{record.schedule.steps}"
+    return f"{record.arm}-{part}-s{record.run_seed}"
 
 
-def _teachers(plan: Plan, records: list[RunRecord]) -> list[_Work]:
-    found = []
-    for teacher in plan.teachers:
-        if teacher.weights is not None or not teacher.steps:
+def _reached(unit: PlanUnit, record: RunRecord | None) -> int:
+    if record is None:
+        return unit.first_step
+    steps = max(record.steps, record.points[-1].step if record.points else 0)
+    return min(unit.last_step, max(unit.first_step, steps))
+
+
+def ladder_costs(plan: Plan) -> dict[str, dict[str, float | None]]:
+    """Sum the arms' cost over budgets and seeds, trained as one trunk with branches, or each budget by itself.
+
+    Returns
+    -------
+    dict
+        For "branched" and "separate": `required_flops` and `device_seconds`, None where it is not known, and for
+        branches where a schedule has no cooldown to branch off for.
+    """
+    found: dict[str, dict[str, float | None]] = {}
+    for ladder in ("branched", "separate"):
+        if ladder == "branched" != plan.ladder and not all(s.cooldown_steps for s in plan.schedules if s.feasible):
+            found[ladder] = {"required_flops": None, "device_seconds": None}
             continue
-        record = next((r for r in records if r.kind == "teacher" and r.student == teacher.model), None)
-        cost = plan.teacher_costs[teacher.model]
-        prices = tariffs(plan.execution, cost)
-        found.append(_Work(0, teacher.steps, *prices, record, teacher.model))
+        units = [unit for unit in plan.units(ladder) if unit.kind in ("trunk", "branch", "run")]
+        costs = [tariffs(plan.execution, unit.cost, unit.teacher_steps)[0] for unit in units]
+        seconds = [
+            None if cost is None else float(cost.between(unit.first_step, unit.last_step))
+            for cost, unit in zip(costs, units, strict=True)
+        ]
+        found[ladder] = {
+            "required_flops": sum(unit.required_flops for unit in units),
+            "device_seconds": None if None in seconds else sum(filter(None, seconds)),
+        }
     return found
 
 
-def _arms(plan: Plan, records: list[RunRecord]) -> list[_Work]:
-    found = []
-    for name in plan.arms:
-        schedules = [s for s in plan.schedules if s.arm == name and s.feasible]
-        if not schedules:
-            continue
-        prices = tariffs(plan.execution, plan.costs[name], taught_steps(plan.arms[name], schedules[0].unique_tokens))
-        branched = plan.ladder == "branched"
-        for seed in plan.seeds:
-            own = [r for r in records if r.arm == name and r.run_seed == seed]
-            needs = tuple(filter(None, [plan.arms[name].teacher]))
-            if branched:
-                trunk = next((r for r in own if r.kind == "trunk"), None)
-                last = max(s.steps - s.cooldown_steps for s in schedules)
-                # Where all branches are there, their trunk was, whether or not its folder still is.
-                if trunk is not None or any(_rung(own, s.steps) is None for s in schedules):
-                    found.append(_Work(0, last, *prices, trunk, f"{name} {seed} trunk", needs))
-                needs = (*needs, f"{name} {seed} trunk")
-            for s in schedules:
-                first = s.steps - s.cooldown_steps if branched else 0
-                rung = _rung(own, s.steps)
-                found.append(_Work(first, s.steps, *prices, rung, f"{name} {seed} {s.steps}", needs))
-    return found
+def ladder_note(plan: Plan) -> str | None:
+    """Say what the ladder costs, and what the other one would; None where there is one budget."""
+    if len({schedule.rung for schedule in plan.schedules}) < 2:
+        return None
+    costs = {name: cost["required_flops"] for name, cost in ladder_costs(plan).items()}
+    other = "separate" if plan.ladder == "branched" else "branched"
+    shown = {name: "n/a" if value is None else format_amount(value, "required_flops") for name, value in costs.items()}
+    return f"the {plan.ladder} ladder trains {shown[plan.ladder]} in the arms; {other} it would be {shown[other]}"
 
 
-def _rung(records: list[RunRecord], steps: int) -> RunRecord | None:
-    return next((r for r in records if r.kind == "rung" and r.schedule is not None and r.schedule.steps == steps), None)
+def decide_compiling(asked: str, plan: Plan) -> tuple[bool, str]:
+    """Say whether a plan's networks are to be compiled, and why.
+
+    With `execution.compile = "auto"` they are where the seconds that faster steps save, at the unfavourable end of the
+    measured interval, are more than those of compiling each training anew.
+    """
+    if asked != "auto":
+        return asked == "always", f"as asked: execution.compile = {asked}"
+    if any(cost.compiled is None for cost in (*plan.costs.values(), *plan.teacher_costs.values())):
+        return False, "not measured: a CPU gains little from it (execution.compile = always measures and uses it)"
+    saves = takes = 0.0
+    for unit in plan.units():
+        if unit.steps and unit.kind != "trial" and unit.cost.compiled is not None:
+            ratio = unit.cost.compiled.seconds_ratio
+            worst = ratio.value if ratio.interval is None else ratio.interval[1]
+            saves += unit.steps * (unit.cost.seconds_per_step or 0.0) * (1.0 - worst)
+            takes += unit.cost.compiled.compile_seconds
+    saved = format_seconds(max(0.0, saves))
+    return saves > takes, f"faster steps save {saved} of device time, compiling takes {format_seconds(takes)}"
+
+
+def compiled_prices(profile: CostProfile) -> CostProfile:
+    """Return the prices of compiled steps, where they were measured; FLOPs, memory and energy stay."""
+
+    def faster(cost: ArmCost) -> ArmCost:
+        if cost.compiled is None or cost.seconds_per_step is None:
+            return cost
+        ratio, ends, rate = cost.compiled.seconds_ratio.value, cost.seconds_per_step_interval, cost.tokens_per_second
+        phases = {
+            name: price.model_copy(
+                update={"seconds_per_step": None if price.seconds_per_step is None else price.seconds_per_step * ratio}
+            )
+            for name, price in cost.phases.items()
+        }
+        return cost.model_copy(
+            update={
+                "phases": phases,
+                "seconds_per_step": cost.seconds_per_step * ratio,
+                "seconds_per_step_interval": None if ends is None else (ends[0] * ratio, ends[1] * ratio),
+                "tokens_per_second": None if rate is None else rate / ratio,
+            }
+        )
+
+    arms, teachers = (tuple(map(faster, costs)) for costs in (profile.arms, profile.teachers))
+    return profile.model_copy(update={"arms": arms, "teachers": teachers})
+
+
+def decide_packing(execution: ExecutionSpec, packing: tuple[Packing, ...] | None) -> tuple[ExecutionSpec, str]:
+    """Say how many trainings go side by side on the device, and why; a number that was asked for stays.
+
+    With `execution.workers = "auto"` it is the number at which their steps were fastest together, if that is by a
+    tenth faster than one alone.
+    """
+    if execution.workers != "auto":
+        return execution, ""
+    best = max(packing or (), key=lambda found: found.speed_ratio, default=None)
+    if execution.devices > 1:
+        best, why = None, "each training has several"
+    elif packing is None:
+        why = "not measured"
+    elif best is None:
+        why = "it has no room for more"
+    else:
+        why = f"{best.processes} take {best.speed_ratio:.2f} times the steps a second of one"
+    workers = best.processes if best is not None and best.speed_ratio >= _WORTH_PACKING else 1
+    return execution.model_copy(update={"workers": workers}), why

@@ -1,19 +1,22 @@
-"""The same arithmetic under other settings: sensitivity, all-in cost, cached teachers, throughput from elsewhere."""
+"""The same arithmetic under other settings: sensitivity, all-in cost, cached teachers, power, other throughput."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from budgetlab.errors import CallerError
 from budgetlab.planner.match import plan
-from budgetlab.planner.prices import effective_tokens, loss_factor, step_price, whole_steps
+from budgetlab.planner.prices import StepCost, effective_tokens, loss_factor, step_price
+from budgetlab.planner.progress import ladder_costs
+from budgetlab.resampling import detectable_difference, seeds_to_resolve
 from budgetlab.strategies import build_strategy
 from budgetlab.studies import Study
 from budgetlab.units import MATCHES
-from budgetlab.values import Arm, ArmCost, CostProfile, ExecutionSpec, StrategySpec
+from budgetlab.values import ArmCost, CostProfile, ExecutionSpec, Plan, StrategySpec
 
 
 def sensitivity(study: Study, profile: CostProfile) -> pd.DataFrame:
@@ -35,36 +38,33 @@ def sensitivity(study: Study, profile: CostProfile) -> pd.DataFrame:
     study = study.model_copy(update={"plan": free, "tuning": None})
     reference = next(arm for arm in study.arms if any(s.feasible for s in base.schedules if s.arm == arm))
     top = max((s for s in base.schedules if s.arm == reference and s.feasible), key=lambda s: s.rung)
+
+    def spent(unit: str, charge: str) -> float:
+        price = step_price(study.execution, base.costs[reference], unit, charge)
+        return price * top.steps * (1 + 1e-9)  # so that rounding takes no step away
+
+    def tokens(arm: str, budget: str, match: str, charge: str) -> int | None:
+        alone = study.model_copy(update={"arms": {arm: study.arms[arm]}})
+        try:
+            schedule = plan(alone, profile, budgets=(budget,), match=match, teacher_charge=charge).schedules[0]
+        except CallerError:  # infeasible, or not priced
+            return None
+        return schedule.tokens if schedule.feasible else None
+
     rows = []
     for match, unit in MATCHES.items():
         for charge in ("inference",) if match == "equal_tokens" else ("none", "inference", "pretraining"):
             try:
-                price = step_price(study.execution, base.costs[reference], unit, charge)
+                budget = f"{spent(unit, charge)!r} {unit.replace('joules', 'J')}"
             except CallerError:
                 continue  # not priced in this profile: no row
-            asked = f"{price * top.steps * (1 + 1e-9)!r} {unit.replace('joules', 'J')}"
-            for arm in study.arms.values():
-                tokens = _tokens_alone(study, profile, arm, asked, match, charge)
-                rows.append((match, charge, arm.name, tokens))
-    flops = step_price(study.execution, base.costs[reference], "required_flops", "inference") * top.steps * (1 + 1e-9)
-    one = {"match": "required_flops", "teacher_charge": "inference", "budgets": (flops,)}
-    at_same = study.model_copy(update={"plan": study.plan.model_copy(update=one)})
-    rows += [
-        ("required_flops", "cached", row["arm"], row["tokens_cached"] if row["possible"] else None)
-        for row in cached_teacher(at_same, profile).to_dict("records")
-    ]
+            rows += [(match, charge, arm, tokens(arm, budget, match, charge)) for arm in study.arms]
+    flops = spent("required_flops", "inference")
+    same = free.model_copy(update={"match": "required_flops", "teacher_charge": "inference", "budgets": (flops,)})
+    cached = cached_teacher(study.model_copy(update={"plan": same}), profile).to_dict("records")
+    rows += [("required_flops", "cached", row["arm"], row["tokens_cached"]) for row in cached]
     found = pd.DataFrame(rows, columns=["match", "charge", "arm", "tokens"]).astype({"tokens": float})
     return found.assign(ratio=found["tokens"] / top.tokens)
-
-
-def _tokens_alone(study: Study, profile: CostProfile, arm: Arm, asked: str, match: str, charge: str) -> int | None:
-    """Tokens that one arm gets for one budget; None where it is infeasible or cannot be priced."""
-    alone = study.model_copy(update={"arms": {arm.name: arm}})
-    try:
-        schedule = plan(alone, profile, budgets=(asked,), match=match, teacher_charge=charge).schedules[0]
-    except CallerError:
-        return None
-    return schedule.tokens if schedule.feasible else None
 
 
 def definition_notes(table: pd.DataFrame, *, by: float = 0.1) -> list[str]:
@@ -119,46 +119,45 @@ def what_if(scenarios: pd.DataFrame) -> pd.DataFrame:
         For a missing column, an unknown charge, a price that is not above zero, or a cached teacher without
         `unique_tokens`.
     """
+    asked = f"{len(scenarios)} scenarios"
     missing = [name for name in ("budget", "price_per_token") if name not in scenarios]
     if missing:
-        raise CallerError(f"{len(scenarios)} scenarios", f"no column {', '.join(missing)}", "add it")
-    defaults = {"teacher_per_token": 0.0, "teacher_pretraining": 0.0, "students_per_teacher": 1.0, "batch_tokens": 1.0,
-                "unique_tokens": np.inf}  # fmt: skip
-    given = {name: scenarios.get(name, pd.Series(value, scenarios.index)).to_numpy(float)
-             for name, value in defaults.items()}  # fmt: skip
-    charge = scenarios.get("charge", pd.Series("inference", scenarios.index))
+        raise CallerError(asked, f"no column {', '.join(missing)}", "add it")
+    defaults = {
+        "teacher_per_token": 0.0,
+        "teacher_pretraining": 0.0,
+        "students_per_teacher": 1.0,
+        "batch_tokens": 1.0,
+        "unique_tokens": np.inf,
+        "cached_teacher": False,
+        "charge": "inference",
+    }
+    given = {name: scenarios.get(name, pd.Series(value, scenarios.index)) for name, value in defaults.items()}
+    charge, cached = given.pop("charge"), given.pop("cached_teacher").to_numpy(bool)
     unknown = sorted(set(charge) - {"none", "inference", "pretraining"})
     if unknown:
-        raise CallerError(
-            f"charge {unknown}", "unknown", "use none, inference or pretraining with students_per_teacher"
-        )
+        remedy = "use none, inference or pretraining with students_per_teacher"
+        raise CallerError(f"charge {unknown}", "unknown", remedy)
     budget, own = (scenarios[name].to_numpy(float) for name in ("budget", "price_per_token"))
-    if not ((own > 0).all() and (given["batch_tokens"] > 0).all() and (given["students_per_teacher"] > 0).all()):
-        raise CallerError(
-            f"{len(scenarios)} scenarios", "a price, batch or number of students is not above zero", "correct it"
-        )
-    cached = scenarios.get("cached_teacher", pd.Series(False, scenarios.index)).to_numpy(bool)
-    if np.isinf(given["unique_tokens"][cached]).any():
+    forward, pretraining, students, batch, unique = (column.to_numpy(float) for column in given.values())
+    if not ((own > 0).all() and (batch > 0).all() and (students > 0).all()):
+        raise CallerError(asked, "a price, batch or number of students is not above zero", "correct it")
+    if np.isinf(unique[cached]).any():
         raise CallerError("cached_teacher", "how often text is repeated is unknown", "give unique_tokens")
     pays = (charge != "none").to_numpy()
-    bill = np.where(charge == "pretraining", given["teacher_pretraining"] / given["students_per_teacher"], 0.0)
-    price = (own + np.where(pays, given["teacher_per_token"], 0.0)) * given["batch_tokens"]
-    steps = whole_steps(budget, bill, price)
-    # Below one pass over the text, a cache is the teacher as it goes along; beyond, it has been paid once and for all.
-    once = bill + given["teacher_per_token"] * np.where(cached, given["unique_tokens"], 0.0)
-    beyond = whole_steps(budget, once, own * given["batch_tokens"])
-    again = cached & pays & (beyond * given["batch_tokens"] >= given["unique_tokens"])
-    bill = np.where(again, once, bill)
-    price = np.where(again, own * given["batch_tokens"], price)
-    steps = np.where(again, beyond, steps)
-    tokens = steps * given["batch_tokens"]
-    unique = np.where(np.isinf(given["unique_tokens"]), np.maximum(tokens, 1.0), given["unique_tokens"])
+    upfront = np.where(charge == "pretraining", pretraining / students, 0.0)
+    first = (own + np.where(pays, forward, 0.0)) * batch
+    price = StepCost(first, own * batch, np.where(cached & pays, unique / batch, np.inf))
+    steps = price.steps(budget, upfront)
+    tokens = steps * batch
+    known = np.isfinite(unique)
+    read = np.where(known, unique, np.maximum(tokens, 1.0))
     return scenarios.assign(
         steps=steps,
         tokens=tokens,
-        passes=np.where(np.isinf(given["unique_tokens"]), np.nan, tokens / unique),
-        effective_tokens=effective_tokens(tokens, unique),
-        unspent_fraction=np.where(steps > 0, 1.0 - (bill + steps * price) / budget, 1.0),
+        passes=np.where(known, tokens / read, np.nan),
+        effective_tokens=effective_tokens(tokens, read),
+        unspent_fraction=np.where(steps > 0, 1.0 - (upfront + price.cost(steps)) / budget, 1.0),
         feasible=steps > 0,
     )
 
@@ -213,49 +212,46 @@ def cached_teacher(study: Study, profile: CostProfile, *, top_k: int | None = No
         A row a distilled arm: `possible` and `why_not`, `passes`, `tokens_live`, `tokens_cached` at the largest budget,
         `saves` (more than one pass), `bytes_per_token`, `total_bytes`, `absurd` (more than a terabyte).
     """
-    arms = {name: arm.model_copy(update={"strategy": _uncached(arm.strategy)}) for name, arm in study.arms.items()}
+
+    def uncached(strategy: StrategySpec) -> StrategySpec:
+        settings = {name: value for name, value in strategy.settings.items() if name != "cached"}
+        return StrategySpec(name=strategy.name, **settings)
+
+    arms = {n: arm.model_copy(update={"strategy": uncached(arm.strategy)}) for n, arm in study.arms.items()}
     study = study.model_copy(update={"arms": arms})
     made = plan(study, profile)
+    last = max(schedule.rung for schedule in made.schedules)
     rows = []
     for schedule in made.schedules:
         arm = study.arms[schedule.arm]
-        if arm.teacher is None or schedule.rung != max(s.rung for s in made.schedules) or not schedule.feasible:
+        if arm.teacher is None or schedule.rung != last or not schedule.feasible:
             continue
         teacher = study.models[arm.teacher]
         needs = build_strategy(arm.strategy, arm.name).teacher_needs(study.models[arm.student], teacher)
-        only_logits = needs.logits == "masked" and not (needs.hidden or needs.qkv or needs.scores)
-        why = None if only_logits else "its loss reads more than logits at masked positions"
-        if study.corpus.masking != "static":
-            why = why or 'masks are dynamic; set corpus.masking = "static"'
+        why = None if study.corpus.masking == "static" else 'masks are dynamic; set corpus.masking = "static"'
+        if needs.logits != "masked" or needs.hidden or needs.qkv or needs.scores:
+            why = "its loss reads more than logits at masked positions"
         cost, vocab = made.costs[arm.name], teacher.vocab_size or 0
         kept = vocab if top_k is None else min(top_k, vocab)
         size = kept * (2 if top_k is None else 4 if vocab <= 65_536 else 6) * cost.target_fraction
         unique = study.corpus.unique_tokens or schedule.tokens
-        forward = cost.phases["teacher_forward"].required_flops_per_token
-        own = cost.train_required_flops_per_token - forward
-        found = what_if(pd.DataFrame([{
-            "budget": schedule.required_flops, "price_per_token": own, "teacher_per_token": forward,
-            "batch_tokens": cost.batch_tokens, "unique_tokens": unique, "cached_teacher": True,
-        }])).iloc[0]  # fmt: skip
-        rows.append({
-            "arm": arm.name, "possible": why is None, "why_not": why, "passes": schedule.tokens / unique,
-            "tokens_live": schedule.tokens, "tokens_cached": int(found["tokens"]) if why is None else None,
-            "saves": schedule.tokens > unique,
-            "bytes_per_token": size, "total_bytes": size * unique, "absurd": size * unique > 1e12,
-        })  # fmt: skip
+        live, cached = (step_price(ExecutionSpec(), cost, "required_flops", charge) for charge in ("inference", "none"))
+        steps = StepCost(live, cached, unique / cost.batch_tokens).steps(schedule.required_flops, 0.0)
+        rows.append(
+            {
+                "arm": arm.name,
+                "possible": why is None,
+                "why_not": why,
+                "passes": schedule.tokens / unique,
+                "tokens_live": schedule.tokens,
+                "tokens_cached": int(steps) * cost.batch_tokens if why is None else None,
+                "saves": schedule.tokens > unique,
+                "bytes_per_token": size,
+                "total_bytes": size * unique,
+                "absurd": size * unique > 1e12,
+            }
+        )
     return pd.DataFrame(rows)
-
-
-def _uncached(strategy: StrategySpec) -> StrategySpec:
-    settings = {name: value for name, value in strategy.settings.items() if name != "cached"}
-    return StrategySpec(name=strategy.name, **settings)
-
-
-def _is_rate(value: object) -> bool:
-    try:
-        return 0.0 < float(value) < math.inf  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return False
 
 
 def with_throughput(
@@ -279,17 +275,18 @@ def with_throughput(
     CallerError
         For a missing column or arm, or a throughput that is not above zero.
     """
+    asked = f"throughput from {source}"
     missing = {"arm", "tokens_per_second"} - set(table.columns)
     if missing:
-        raise CallerError(f"throughput from {source}", f"no column {', '.join(sorted(missing))}", "add it")
+        raise CallerError(asked, f"no column {', '.join(sorted(missing))}", "add it")
+    rates = pd.to_numeric(table["tokens_per_second"], errors="coerce")
     rows = {str(row["arm"]): row for row in table.to_dict("records")}
     absent = [cost.arm for cost in profile.arms if cost.arm not in rows]
     if absent:
-        raise CallerError(f"throughput from {source}", f"no row for {', '.join(absent)}", "add one for every arm")
-    wrong = [arm for arm, row in rows.items() if not _is_rate(row["tokens_per_second"])]
+        raise CallerError(asked, f"no row for {', '.join(absent)}", "add one for every arm")
+    wrong = [str(arm) for arm in table["arm"][~((rates > 0) & np.isfinite(rates))]]
     if wrong:
-        raise CallerError(f"throughput from {source}", f"no number above zero for {', '.join(wrong)}", "correct it")
-
+        raise CallerError(asked, f"no number above zero for {', '.join(wrong)}", "correct it")
     # Prices are those of one device by itself; what several lose to each other is added when planning.
     together = 1.0 if execution is None else execution.devices / loss_factor(execution)
 
@@ -299,17 +296,64 @@ def with_throughput(
             return cost
         rate = float(row["tokens_per_second"]) / together
         ends = [float(row[end]) / together for end in ("high", "low") if not pd.isna(row.get(end, np.nan))]
-        phases = {name: price.model_copy(update={"seconds_per_step": None}) for name, price in cost.phases.items()}
-        return cost.model_copy(update={
-            "seconds_per_step": cost.batch_tokens / rate, "tokens_per_second": rate, "phases": phases,
-            "seconds_per_step_interval": (cost.batch_tokens / ends[0], cost.batch_tokens / ends[1]) if len(ends) == 2
-            else None, "steps_timed": 0,
-        })  # fmt: skip
+        interval = (cost.batch_tokens / ends[0], cost.batch_tokens / ends[1]) if len(ends) == 2 else None
+        return cost.model_copy(
+            update={
+                "seconds_per_step": cost.batch_tokens / rate,
+                "seconds_per_step_interval": interval,
+                "tokens_per_second": rate,
+                "phases": {n: price.model_copy(update={"seconds_per_step": None}) for n, price in cost.phases.items()},
+                "steps_timed": 0,
+            }
+        )
 
     names = {cost.arm for cost in profile.arms}
-    return profile.model_copy(update={
-        "arms": tuple(timed(cost) for cost in profile.arms),
-        # A row whose name an arm and a teacher share is the arm's.
-        "teachers": tuple(cost if cost.arm in names else timed(cost) for cost in profile.teachers),
-        "conventions": {**profile.conventions, "seconds": f"measured elsewhere: {source}"},
-    })  # fmt: skip
+    return profile.model_copy(
+        update={
+            "arms": tuple(timed(cost) for cost in profile.arms),
+            # A row whose name an arm and a teacher share is the arm's.
+            "teachers": tuple(cost if cost.arm in names else timed(cost) for cost in profile.teachers),
+            "conventions": {**profile.conventions, "seconds": f"measured elsewhere: {source}"},
+        }
+    )
+
+
+def power(plan: Plan, *, run_sd: float, differences: Sequence[float], level: float = 0.95) -> pd.DataFrame:
+    """Say how many run seeds a plan needs to resolve differences between two arms, and what those runs cost.
+
+    Parameters
+    ----------
+    plan
+        Each contrast takes its own paired t: ``seeds - 1`` degrees of freedom, however many arms there are.
+    run_sd
+        Standard deviation of one run at the largest budget, pairing by seed removed (`Verdict.run_sd`).
+    differences
+        In the unit of `run_sd`.
+    level
+        Of the interval that must exclude zero, four times in five.
+
+    Returns
+    -------
+    DataFrame
+        A row a difference: `difference`, `seeds` per arm (missing above 100,000), `required_flops` and `device_seconds`
+        of all arms and budgets with so many seeds (missing where unknown), `resolved_now` with the plan's own seeds.
+
+    Raises
+    ------
+    CallerError
+        When the spread or a difference is not above zero, or there is one arm only.
+    """
+    arms, seeds = len({s.arm for s in plan.schedules if s.feasible}), len(plan.seeds)
+    if arms < 2:
+        raise CallerError("power", f"the plan has {arms} feasible arm", "a difference needs two")
+    if not run_sd > 0 or not all(difference > 0 for difference in differences):
+        raise CallerError(f"power of {list(differences)} at a spread of {run_sd}", "not above zero", "correct it")
+    spent = ladder_costs(plan)[plan.ladder]
+    now = detectable_difference(run_sd * float(np.sqrt(2 / seeds)), seeds - 1, level) if seeds > 1 else np.inf
+    rows = []
+    for difference in differences:
+        needed = seeds_to_resolve(difference, run_sd, level)
+        scale = None if needed is None else needed / seeds
+        cost = {key: None if value is None or scale is None else value * scale for key, value in spent.items()}
+        rows.append({"difference": difference, "seeds": needed, **cost, "resolved_now": now <= difference})
+    return pd.DataFrame(rows).astype({"seeds": "Int64"})

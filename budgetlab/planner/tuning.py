@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Iterable, Mapping
 
 from budgetlab.errors import CallerError
-from budgetlab.planner.warmup import warmup_tokens
-from budgetlab.studies import compare_recipes
+from budgetlab.planner.match import warmup_tokens
+from budgetlab.planner.words import compare_recipes
 from budgetlab.units import format_amount
 from budgetlab.values import Plan, Score, Trial, content_hash
 
@@ -126,7 +126,7 @@ def tuning_note(plan: Plan) -> str | None:
     if not plan.trials:
         return None
     seeds = trial_plan(plan).seeds
-    flops = len(seeds) * sum(trial.schedule.required_flops for trial in plan.trials)
+    flops = sum(unit.required_flops for unit in plan.units() if unit.kind == "trial")
     charged = any(schedule.tuning_charge for schedule in plan.schedules)
     rates = ", ".join(f"{rate:g}" for rate in dict.fromkeys(trial.learning_rate for trial in plan.trials))
     share = plan.tuning_share

@@ -8,8 +8,8 @@ from typing import Any
 
 from budgetlab.errors import CallerError
 from budgetlab.planner import MATCHES, trial_plan
+from budgetlab.planner.match import WARMUP_FRACTION, fewest_steps
 from budgetlab.planner.prices import charge_share, device_seconds, step_price, teacher_bill
-from budgetlab.planner.warmup import WARMUP_FRACTION, fewest_steps
 from budgetlab.strategies import build_strategy
 from budgetlab.units import format_quantity, parse_amount
 from budgetlab.values import Arm, ModelSpec, Plan, StrategySpec

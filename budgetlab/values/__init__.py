@@ -1,6 +1,6 @@
 """The frozen values that flow through budgetlab: asked (`specs`, `scoring`), priced (`costs`), planned, found."""
 
-from budgetlab.values.base import Value, content_hash
+from budgetlab.values.base import Record, Value, content_hash
 from budgetlab.values.costs import (
     PHASES,
     ArmCost,
@@ -16,73 +16,8 @@ from budgetlab.values.costs import (
     TimeModel,
     Timing,
 )
-from budgetlab.values.decisions import Assumption
-from budgetlab.values.plans import (
-    Budget,
-    Plan,
-    Schedule,
-    TeacherPlan,
-    Trial,
-)
-from budgetlab.values.results import CurveFit, PhaseSpent, Point, RunRecord, Score, Verdict
-from budgetlab.values.scoring import EvaluateSpec, FinetuneRecipe, TaskSpec
+from budgetlab.values.plans import Budget, Plan, PlanSpec, PlanUnit, Schedule, TeacherPlan, Trial, TuningSpec
+from budgetlab.values.results import Assumption, CurveFit, PhaseSpent, Point, RunRecord, Score, Verdict
+from budgetlab.values.scoring import EvaluateSpec, FinetuneRecipe, FitSpec, TaskSpec
 from budgetlab.values.signals import Batch, Needs, Signals, SpecialIds
-from budgetlab.values.specs import (
-    Arm,
-    CorpusSpec,
-    ExecutionSpec,
-    FitSpec,
-    ModelSpec,
-    PlanSpec,
-    Pretrain,
-    Recipe,
-    StrategySpec,
-    TuningSpec,
-)
-
-__all__ = [
-    "PHASES",
-    "Arm",
-    "ArmCost",
-    "Assumption",
-    "Batch",
-    "Budget",
-    "CompiledCost",
-    "CorpusSpec",
-    "CostProfile",
-    "CurveFit",
-    "Environment",
-    "EvaluateSpec",
-    "ExecutionSpec",
-    "FinetuneRecipe",
-    "FitSpec",
-    "HeldOut",
-    "ModelCost",
-    "ModelSpec",
-    "Needs",
-    "Packing",
-    "PhaseCost",
-    "PhaseSpent",
-    "PhaseTime",
-    "Plan",
-    "PlanSpec",
-    "Point",
-    "Pretrain",
-    "Ratio",
-    "Recipe",
-    "RunRecord",
-    "Schedule",
-    "Score",
-    "Signals",
-    "SpecialIds",
-    "StrategySpec",
-    "TaskSpec",
-    "TeacherPlan",
-    "TimeModel",
-    "Timing",
-    "Trial",
-    "TuningSpec",
-    "Value",
-    "Verdict",
-    "content_hash",
-]
+from budgetlab.values.specs import Arm, CorpusSpec, ExecutionSpec, ModelSpec, Pretrain, Recipe, StrategySpec

@@ -1,15 +1,18 @@
-"""What every value shares: frozen, strict about its keys, and hashable by content."""
+"""What every value shares: frozen, strict about its keys, and hashable by content; the bounded types of fields."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from budgetlab.errors import CallerError
 from budgetlab.units import parse_count
+
+SCHEMA_VERSION = 2
+"""Of the files that hold values. 1: before files said so, when a plan could have one table of prices."""
 
 
 def _count(raw: object) -> int:
@@ -20,18 +23,22 @@ def _count(raw: object) -> int:
 
 Count = Annotated[int, BeforeValidator(_count)]
 """A whole number above zero, written 8192, "0.3M" or "2.6B tokens"."""
-
 CountOrZero = Annotated[int, BeforeValidator(lambda raw: 0 if raw == 0 else _count(raw))]
-"""The same, or 0."""
-
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.@+~-]*$", max_length=100)]
 """Of a study, model, arm or task: it becomes part of file names, of figures and of LaTeX."""
-
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 """Of random numbers, as torch and numpy take them."""
-
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 Interval = tuple[float, float]
 """[low, high] at the value's `interval_level`."""
+
+
+def distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    """Refuse seeds that are given twice."""
+    if len(set(seeds)) != len(seeds):
+        raise ValueError(f"seeds {list(seeds)} must be distinct")
+    return seeds
 
 
 class Value(BaseModel):
@@ -46,6 +53,32 @@ class Value(BaseModel):
         validate_by_name=True,
         validate_by_alias=True,
     )
+
+
+class Record(Value):
+    """A value that files hold: it says which schema it was written with, and those of earlier ones are read."""
+
+    schema_version: int = SCHEMA_VERSION
+    retired: ClassVar[tuple[str, ...]] = ()
+    """Keys of earlier schemas, which nothing reads any more."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_written_now(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        written = fields.get("schema_version", 1)
+        if isinstance(written, int) and written > SCHEMA_VERSION:
+            raise ValueError(
+                f"schema_version {written} is newer than this program's {SCHEMA_VERSION}; update budgetlab"
+            )
+        kept = {key: value for key, value in fields.items() if key not in cls.retired}
+        return {**cls.upgraded(kept), "schema_version": SCHEMA_VERSION}
+
+    @classmethod
+    def upgraded(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        """Return the fields of an earlier schema as they are written now."""
+        return fields
 
 
 def content_hash(*parts: Value | Any) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from budgetlab.values.base import Interval, Value
+from budgetlab.values.base import Interval, Record, Value
 
 PHASES: tuple[str, ...] = ("teacher_forward", "student_forward", "loss", "backward", "update")
 """The phases of a training step, in the order in which they run."""
@@ -241,7 +241,7 @@ class Timing(Value):
     warnings: tuple[str, ...] = ()
 
 
-class CostProfile(Value):
+class CostProfile(Record):
     """The prices of a study's arms and teachers on a device."""
 
     study: str

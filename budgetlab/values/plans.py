@@ -1,4 +1,4 @@
-"""What is planned: budgets, and the integer schedules that they buy.
+"""What is asked of a plan, and what is planned: trials, integer schedules, and the trainings that these are made of.
 
 FLOPs are two per multiply-add. `tokens` are positions fed to the student, without padding; `target_tokens`
 carry loss. None means unknown and prints n/a.
@@ -6,13 +6,99 @@ carry loss. None means unknown and prints n/a.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from pydantic import AliasChoices, Field, model_validator
+from pydantic import AliasChoices, Field, NonNegativeInt, field_validator, model_validator
 
-from budgetlab.values.base import Interval, Value
+from budgetlab.errors import unknown_name
+from budgetlab.units import parse_budget, parse_charge
+from budgetlab.values.base import Interval, Positive, Record, Value, distinct
 from budgetlab.values.costs import ArmCost
 from budgetlab.values.specs import Arm, CorpusSpec, ExecutionSpec, ModelSpec, Recipe
+
+
+class TuningSpec(Value):
+    """The same learning-rate trials for every arm, at the smallest budget or at a share of the largest."""
+
+    learning_rate: tuple[Positive, ...] = Field(min_length=1, max_length=100)
+    """Peak rates to try; the best by read-out loss is taken, by adapted loss where an arm trains no head. An arm is
+    tuned where its best lies between two others."""
+    budget_share: float | None = Field(default=None, gt=0, le=1)
+    """Of what the largest budget leaves an arm, for each trial; omitted, a trial is the run at the smallest budget."""
+    seeds: tuple[NonNegativeInt, ...] = Field(default=(), max_length=100)
+    """Run seeds of each trial, whose mean loss decides; omitted, the study's first."""
+    charge: bool = False
+    """Whether trials are paid out of the budgets."""
+
+    @model_validator(mode="after")
+    def _seeds_are_distinct_and_trials_payable(self) -> TuningSpec:
+        distinct(self.seeds)
+        if self.charged_trials * (self.budget_share or 0.0) >= 1:
+            shown = f"{self.charged_trials} charged trials of {self.budget_share:g} of the largest budget"
+            raise ValueError(f"{shown} leave nothing of it")
+        return self
+
+    @property
+    def trials(self) -> int:
+        """Trainings of each arm: every rate with every seed."""
+        return len(self.learning_rate) * max(1, len(self.seeds))
+
+    @property
+    def charged_trials(self) -> int:
+        """Of these, the ones that are paid out of the budgets."""
+        return self.trials if self.charge else 0
+
+
+class PlanSpec(Value):
+    """What "the same compute" means, and how much of it."""
+
+    match: str = "required_flops"
+    """required_flops, executed_flops, device_seconds, joules, usd, equal_tokens, or tokens:ARM, which is the required
+    FLOPs of that arm's tokens."""
+    budgets: tuple[str | float, ...] = Field(min_length=1, max_length=100)
+    """Amounts such as "1e16 flops", "4 h" (wall time on `devices`), "8 gpu-hours", "4.6B tokens"; a bare number is
+    FLOPs, where FLOPs are matched."""
+    ladder: Literal["branched", "separate"] = "branched"
+    """branched: the budgets of an arm are one run, from which each branches off into a cooldown of its own; separate: a
+    run for each."""
+    teacher_charge: str = "inference"
+    """What of the teacher an arm pays for: none, inference, pretraining (and inference), amortised:K."""
+    tolerance_fraction: float = Field(default=0.01, gt=0, lt=1)
+    """A plan that would leave more of a budget unspent is refused."""
+
+    @field_validator("teacher_charge")
+    @classmethod
+    def _charge_is_known(cls, charge: str) -> str:
+        parse_charge(charge)
+        return charge
+
+    def asked(
+        self,
+        *,
+        budgets: Sequence[str | float] | None = None,
+        match: str | None = None,
+        teacher_charge: str | None = None,
+    ) -> PlanSpec:
+        """Return the same with other budgets, another match or charge."""
+        given = {"budgets": tuple(budgets or ()) or None, "match": match, "teacher_charge": teacher_charge}
+        return self.model_copy(update={name: value for name, value in given.items() if value is not None})
+
+    def amounts(self, devices: int, arms: Collection[str]) -> list[float]:
+        """Return the budgets in the unit of what is matched.
+
+        Raises
+        ------
+        CallerError
+            When one of them, the match or the charge cannot be read, or they do not go together.
+        """
+        parse_charge(self.teacher_charge)
+        found = [parse_budget(budget, self.match, devices=devices) for budget in self.budgets]
+        if self.match.startswith("tokens:") and (arm := self.match.removeprefix("tokens:")) not in arms:
+            raise unknown_name("arm", arm, arms, f"match = {self.match!r}, arm")
+        return found
 
 
 class Budget(Value):
@@ -87,8 +173,65 @@ class Trial(Value):
     """Mean over the seeds; None until it was run, or where one of them diverged."""
 
 
-class Plan(Value):
+@dataclass(frozen=True)
+class PlanUnit:
+    """One training: a teacher, a trial, the constant-rate trunk of an arm, a branch off it, or a whole run.
+
+    Attributes
+    ----------
+    id
+        Readable; the runner's run_id is this and a hash of the content.
+    arm, model
+        Whose training it is, and which model is trained; of a teacher both are the teacher's name.
+    needs
+        Ids of the units that must have ended before: its teacher, its trunk.
+    first_step, last_step
+        Between which its own steps are: a branch's begin where it leaves its trunk.
+    branch_steps
+        Of a trunk, the steps at which branches leave it.
+    teacher_steps
+        After so many steps a cached teacher has read all of the text; infinite for others.
+    """
+
+    id: str
+    kind: Literal["teacher", "trial", "trunk", "branch", "run"]
+    arm: str
+    model: str
+    cost: ArmCost
+    seed: int
+    last_step: int
+    warmup_steps: int
+    cooldown_steps: int = 0
+    first_step: int = 0
+    needs: tuple[str, ...] = ()
+    branch_steps: tuple[int, ...] = ()
+    schedule: Schedule | None = None
+    teacher_steps: float = math.inf
+
+    @property
+    def steps(self) -> int:
+        """Its own steps."""
+        return self.last_step - self.first_step
+
+    @property
+    def required_flops(self) -> float:
+        """Of its own steps."""
+        return self._flops(self.last_step) - self._flops(self.first_step)
+
+    def _flops(self, steps: int) -> float:
+        tokens, samples = steps * self.cost.batch_tokens, self.teacher_steps * self.cost.batch_tokens
+        read = None if math.isinf(samples) else min(tokens, round(samples))
+        return self.cost.required_flops(tokens, round(tokens * self.cost.target_fraction), read)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `plan --json` says of it."""
+        return {name: getattr(self, name) for name in ("id", "kind", "needs", "steps", "required_flops")}
+
+
+class Plan(Record):
     """All that `run` needs."""
+
+    retired = ("units",)  # what --json adds, and the schedules say
 
     study: str
     match: str
@@ -129,11 +272,10 @@ class Plan(Value):
     warnings: tuple[str, ...] = ()
     """What a reader of the plan should know before running it."""
 
-    @model_validator(mode="before")
     @classmethod
-    def _prices_apart(cls, fields: Any) -> Any:
+    def upgraded(cls, fields: dict[str, Any]) -> dict[str, Any]:
         """Part the prices of arms and of teachers, which earlier plans kept in one table."""
-        arms, costs = (fields.get(name) for name in ("arms", "costs")) if isinstance(fields, dict) else (None, None)
+        arms, costs = fields.get("arms"), fields.get("costs")
         if not isinstance(arms, dict) or not isinstance(costs, dict) or "teacher_costs" in fields:
             return fields
         of_teachers = {name: cost for name, cost in costs.items() if name not in arms}
@@ -150,3 +292,79 @@ class Plan(Value):
     def tried(self) -> bool:
         """Whether the trials of [tuning] were run; the arms then have the rates that they chose."""
         return any(trial.loss is not None for trial in self.trials)
+
+    def units(self, ladder: str | None = None) -> tuple[PlanUnit, ...]:
+        """List what is trained, each once: teachers, trials, and for every seed and arm a trunk and branches, or runs.
+
+        Parameters
+        ----------
+        ladder
+            "branched" or "separate", in the place of the plan's own.
+        """
+        teachers = [
+            PlanUnit(
+                id=f"{teacher.model}-s{teacher.seed}",
+                kind="teacher",
+                arm=teacher.model,
+                model=teacher.model,
+                cost=self.teacher_costs[teacher.model],
+                seed=teacher.seed,
+                last_step=teacher.steps,
+                warmup_steps=teacher.warmup_steps,
+                cooldown_steps=teacher.cooldown_steps,
+            )
+            for teacher in self.teachers
+            if teacher.weights is None
+        ]
+        trials = [
+            self._run(trial.arm, seed, "trial", trial.schedule)
+            for trial in self.trials
+            for seed in trial.seeds or self.seeds[:1]
+        ]
+        arms = [
+            unit
+            for seed in self.seeds
+            for arm in self.arms
+            for unit in self._arm_units(arm, seed, ladder or self.ladder)
+        ]
+        return (*teachers, *trials, *arms)
+
+    def _arm_units(self, arm: str, seed: int, ladder: str) -> Iterator[PlanUnit]:
+        schedules = [schedule for schedule in self.schedules if schedule.arm == arm and schedule.feasible]
+        if ladder != "branched" or not schedules:
+            yield from (self._run(arm, seed, "run", schedule) for schedule in schedules)
+            return
+        leaves = tuple(schedule.steps - schedule.cooldown_steps for schedule in schedules)
+        last = self._run(arm, seed, "trunk", schedules[0])
+        trunk = replace(
+            last, id=f"{arm}-trunk-s{seed}", last_step=max(leaves), cooldown_steps=0, branch_steps=leaves, schedule=None
+        )
+        yield trunk
+        for schedule, leave in zip(schedules, leaves, strict=True):
+            branch = self._run(arm, seed, "branch", schedule)
+            yield replace(branch, first_step=leave, needs=(*branch.needs, trunk.id))
+
+    def _run(self, arm: str, seed: int, kind: Any, schedule: Schedule) -> PlanUnit:
+        """Return the whole training of a schedule, whose arm may have the name of a trial."""
+        teacher = self.arms[arm].teacher
+        return PlanUnit(
+            id=f"{schedule.arm}-{schedule.steps}-s{seed}",
+            kind=kind,
+            arm=schedule.arm,
+            model=self.arms[arm].student,
+            cost=self.costs[arm],
+            seed=seed,
+            last_step=schedule.steps,
+            warmup_steps=schedule.warmup_steps,
+            cooldown_steps=schedule.cooldown_steps,
+            needs=tuple(f"{t.model}-s{t.seed}" for t in self.teachers if t.model == teacher and t.weights is None),
+            schedule=schedule,
+            teacher_steps=self.teacher_steps(arm, schedule),
+        )
+
+    def teacher_steps(self, arm: str, schedule: Schedule) -> float:
+        """Return the steps after which a cached teacher has read all of the text; infinite for others."""
+        unique, recipe = schedule.unique_tokens, self.arms[arm].recipe
+        if schedule.taught_tokens is None or unique is None:
+            return math.inf
+        return unique // recipe.seq_len / recipe.batch_sequences

@@ -1,4 +1,4 @@
-"""What was found: records, scores, fits and the verdict.
+"""What was found: records, scores, fits, verdicts and the assumptions behind them.
 
 FLOPs are two per multiply-add. `tokens` are positions fed to the student, without padding; `target_tokens`
 carry loss. Losses are nats per target token. None means unknown and prints n/a.
@@ -12,7 +12,7 @@ from typing import Any, Literal, Required
 from pydantic import AliasChoices, Field
 from typing_extensions import TypedDict
 
-from budgetlab.values.base import Interval, Value
+from budgetlab.values.base import Interval, Record, Value
 from budgetlab.values.costs import Environment
 from budgetlab.values.plans import Budget, Schedule
 from budgetlab.values.scoring import subset_words
@@ -45,7 +45,7 @@ class PhaseSpent(Value):
     """Of the device's counter, by the phases' shares of its time."""
 
 
-class RunRecord(Value):
+class RunRecord(Record):
     """What happened in one run; a branch's sums begin at the first step of its trunk."""
 
     run_id: str
@@ -88,7 +88,7 @@ class RunRecord(Value):
     environment: Environment
 
 
-class Score(Value):
+class Score(Record):
     """One measurement of one checkpoint."""
 
     run_id: str
@@ -146,7 +146,7 @@ class Score(Value):
         return subset_words(self.task, self.train_examples, self.num_examples, self.train_available)
 
 
-class CurveFit(Value):
+class CurveFit(Record):
     """A law fitted to a table, with its certificate and all that a reader needs to fit it again."""
 
     arm: str | None = None
@@ -205,46 +205,26 @@ class CurveFit(Value):
         return str(self)
 
     def __str__(self) -> str:
-        name = f"{self.arm}: " if self.arm else ""
-        lines = [f"{name}{self.law}  {self.formula}  ({self.num_points} points)", f"{self.status}: {self.status_text}"]
-        rows = self._rows()
-        if rows:
-            width = max(len(row[0]) for row in rows)
-            level = f"{100 * self.interval_level:g} % interval" if self.interval_method != "none" else "no interval"
-            lines.append(
-                f"{'':{width}}  {'estimate':>12}  {level} ({self.interval_method}, {self.resamples} resamples)"
-            )
-            lines += [f"{label:{width}}  {value:>12}  {interval}" for label, value, interval in rows]
+        rows = []
+        for parameter, value in (self.params | self.derived).items():
+            low, high = self.intervals.get(parameter) or (None, None)
+            shown = "pinned" if parameter in self.pinned else "n/a"
+            rows.append((parameter, f"{value:.7g}", shown if low is None else f"{low:.6g} to {high:.6g}"))
+        level = "no interval" if self.interval_method == "none" else f"{100 * self.interval_level:g} % interval"
+        head = ("", "estimate", f"{level} ({self.interval_method}, {self.resamples} resamples)")
+        width = max((len(row[0]) for row in rows), default=0)
+        lines = [f"{self.arm}: " if self.arm else "", f"{self.status}: {self.status_text}"]
+        lines[0] += f"{self.law}  {self.formula}  ({self.num_points} points)"
+        lines += [f"{a:{width}}  {b:>12}  {c}" for a, b, c in [head, *rows] if rows]
         if self.objective is not None:
             delta = f"(delta {self.delta:g})" if self.delta is not None else ""
             lines.append(f"objective {self.objective_name}{delta} = {self.objective:.10e}")
         lines += [f"left out: {count} rows, {reason}" for reason, count in self.excluded.items()]
-        lines += [f"note: {flag}" for flag in self.flags]
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"note: {flag}" for flag in self.flags)])
 
     def _repr_html_(self) -> str:
         """Return the same report for a notebook."""
-        body = "".join(
-            f"<tr><td>{escape(a)}</td><td>{escape(b)}</td><td>{escape(c)}</td></tr>" for a, b, c in self._rows()
-        )
-        title = escape(f"{self.arm + ': ' if self.arm else ''}{self.law}, {self.formula}")
-        notes = "".join(f"<br>note: {escape(flag)}" for flag in self.flags)
-        objective = "" if self.objective is None else f"{self.objective_name} = {self.objective:.10e}, "
-        head = f"<tr><th></th><th>estimate</th><th>{100 * self.interval_level:g} % interval</th></tr>"
-        return (
-            f"<b>{title}</b> ({objective}{self.num_points} points)<br><i>{escape(self.status)}</i>: "
-            f"{escape(self.status_text)}<table>{head}{body}</table>{notes}"
-        )
-
-    def _rows(self) -> list[tuple[str, str, str]]:
-        rows = []
-        for name, value in (self.params | self.derived).items():
-            interval = self.intervals.get(name)
-            shown = "pinned" if name in self.pinned else "n/a"
-            if interval is not None:
-                shown = f"{interval[0]:.6g} to {interval[1]:.6g}"
-            rows.append((name, f"{value:.7g}", shown))
-        return rows
+        return f"<pre>{escape(str(self))}</pre>"
 
 
 class Estimate(TypedDict):
@@ -290,7 +270,7 @@ class Decomposition(TypedDict, total=False):
     reason: str
 
 
-class Verdict(Value):
+class Verdict(Record):
     """The answer to one contrast of two arms."""
 
     contrast: tuple[str, str]
@@ -353,3 +333,25 @@ class Verdict(Value):
     def _repr_html_(self) -> str:
         """Return the sentence for a notebook."""
         return f"<b>{escape(self.verdict.replace('_', ' '))}</b>: {escape(self.sentence)}"
+
+
+class Assumption(Value):
+    """One assumption behind a comparison: how it was tested here, and what came of it.
+
+    "holds" means that the data at hand do not contradict it at the level of the study, never that it is proven.
+    """
+
+    name: str
+    tested: str
+    """How, in one phrase; where it was not, how it would be."""
+    outcome: Literal["holds", "violated", "not_tested"]
+    evidence: str = ""
+    """The numbers, with their units; empty where it was not tested."""
+    effect: str = ""
+    """What becomes of the answer without the assumption."""
+    missing: str = ""
+    """The one thing that a test would need; empty where it was tested."""
+    p_value: float | None = None
+    """Of the assumption; adjusted by Holm's procedure where several contrasts were tested."""
+    studies: tuple[str, ...] = ()
+    """Whose records were used beside the study's own."""

@@ -1,4 +1,4 @@
-"""How checkpoints are scored: tasks, the fine-tuning recipe, presets, and the official sizes of GLUE."""
+"""How checkpoints are scored and what is fitted: outcomes, tasks, the fine-tuning recipe, presets, laws."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import itertools
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from budgetlab.errors import CallerError, unknown_name
-from budgetlab.values.base import Count, CountOrZero, Name, Seed, Value, content_hash
+from budgetlab.values.base import Count, CountOrZero, Name, Positive, Seed, Share, Value, content_hash, distinct
 
 INFORMATIVE_POINTS = 5.0
 """Of a task, by default: a teacher is so many points above random weights where it tells anything."""
@@ -155,7 +155,7 @@ class EvaluateSpec(Value):
     """Of fine-tuning, nested in the run seeds."""
     epochs: Epochs = 3
     """Passes over a task's training set."""
-    learning_rate: PositiveFloat | Annotated[tuple[PositiveFloat, ...], Field(min_length=1, max_length=30)] = 1e-4
+    learning_rate: Positive | Annotated[tuple[Positive, ...], Field(min_length=1, max_length=30)] = 1e-4
     """At its peak; a list makes a grid."""
     batch_size: BatchSize | Annotated[tuple[BatchSize, ...], Field(min_length=1, max_length=30)] = 32
     """Lists make a grid."""
@@ -163,7 +163,7 @@ class EvaluateSpec(Value):
     """Of a point of the grid, by its mean over seeds. cross_fit: each half of the validation set is scored by the point
     that is best on the other half; maximum: the point that is best on the set it is then reported on, which is too
     good by what the grid's noise allows."""
-    dropout: float = Field(default=0.1, ge=0, lt=1)
+    dropout: Share = 0.1
     """In fine-tuning."""
     pooling: Literal["first", "mean"] = "first"
     """"first": [CLS] of the joined texts, as BERT; "mean": each text on its own, all layers averaged."""
@@ -206,8 +206,7 @@ class EvaluateSpec(Value):
             if unknown:
                 raise ValueError(f"{key} names {sorted(unknown)}, which are not among the tasks")
         for seeds in (self.seeds, *(settings.seeds or () for settings in self.by_task.values())):
-            if len(set(seeds)) != len(seeds):
-                raise ValueError(f"seeds {list(seeds)} must be distinct")
+            distinct(seeds)
         return self
 
     def outcomes(self) -> tuple[str, ...]:
@@ -245,6 +244,69 @@ class EvaluateSpec(Value):
     def is_averaged(self, task: str) -> bool:
         """Whether a task is part of the average."""
         return task in self.average if self.average else task in self.tasks
+
+
+class FitSpec(Value):
+    """Which law is fitted to which columns, and how."""
+
+    law: str = "power"
+    """Of one input."""
+    x: str = "required_flops"
+    """Column that the curves run over."""
+    y: str = "readout_loss"
+    """Primary outcome: readout_loss, adapted_loss, mlm_loss, a task, or score, the mean over tasks."""
+    primary: tuple[str, ...] = ()
+    """Primary contrasts, such as "minilm - no_kd", at the largest budget that both arms have; by default each arm
+    against the from-scratch arm of its student."""
+    objective: Literal["huber_log", "lad", "squared", "squared_log"] = "huber_log"
+    """What a misfit costs."""
+    delta: Positive = 1e-3
+    """Of the Huber loss, in log residuals."""
+    resamples: int = Field(default=1000, ge=0, le=1_000_000)
+    """Of the intervals of curves; 0 for none."""
+    margin: Positive = 0.5
+    """Equivalence margin, in points (1 point = 0.01 of a score)."""
+    margin_nats: Positive = 0.01
+    """Equivalence margin where y is a loss, in nats per target token."""
+    interval_level: float = Field(default=0.95, gt=0, lt=1)
+    """Nominal coverage of all intervals; tests are at one minus this."""
+    seed: Seed = 0
+    """Of the resampling."""
+    pinned: dict[str, float] = {}
+    """Parameters of the law held at a value, such as a floor known from elsewhere."""
+    shared: tuple[str, ...] = ()
+    """Parameters that all arms have in common, such as the floor: then the arms are fitted jointly."""
+
+    @property
+    def primary_pairs(self) -> tuple[tuple[str, str], ...]:
+        """The two arms of each primary contrast."""
+        pairs = (text.partition(" - ") for text in self.primary)
+        return tuple((a.strip(), b.strip()) for a, _, b in pairs)
+
+    @field_validator("primary")
+    @classmethod
+    def _two_arms_each(cls, primary: tuple[str, ...]) -> tuple[str, ...]:
+        for text in primary:
+            a, _, b = (part.strip() for part in text.partition(" - "))
+            if not (a and b):
+                raise ValueError(f'primary {text!r} does not name two arms; write "minilm - no_kd"')
+            if a == b:
+                raise ValueError(f"primary {text!r} names one arm twice; name two")
+        return primary
+
+    @field_validator("law")
+    @classmethod
+    def _law_is_a_word(cls, law: str) -> str:
+        if not law.isidentifier():
+            raise ValueError(f"law {law!r} is not the name of a law")
+        return law
+
+    @field_validator("x")
+    @classmethod
+    def _x_is_compute(cls, x: str) -> str:
+        if x not in COMPUTE_COLUMNS:
+            raise unknown_name("column of compute", x, COMPUTE_COLUMNS)
+        return x
 
 
 _SMALL = {"seeds": [0, 1, 2, 3, 4], "epochs": 10}

@@ -1,23 +1,18 @@
-"""What was asked: the tables of a study file, one frozen model each."""
+"""What was asked: models, corpus, recipe, execution and arms of a study file, one frozen model each."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 
-from budgetlab.errors import unknown_name
-from budgetlab.units import parse_amount, parse_charge
-from budgetlab.values.base import Count, CountOrZero, Seed, Value
-from budgetlab.values.scoring import COMPUTE_COLUMNS
-
-Fraction = Field(ge=0.0, le=1.0)
+from budgetlab.units import parse_amount
+from budgetlab.values.base import Count, CountOrZero, Positive, Seed, Share, Value
 
 TAPPED_FAMILIES = ("bert", "roberta", "electra")
 """Run block by block: every strategy works."""
 WHOLE_FAMILIES = ("megatron-bert", "modernbert")
 """Cut after whole blocks only: strategies that read hidden states and logits work."""
-
 
 CONFIG_FIELDS = {
     "model_type": "family",
@@ -131,7 +126,7 @@ class CorpusSpec(Value):
     """Of the data set."""
     column: str = "text"
     """Where rows of a data set, JSON lines and parquet files have the text."""
-    weights: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    weights: tuple[Positive, ...] = ()
     """One for each entry of `train`: their shares of the train text. Of the parts that have more than theirs, documents
     are left out, drawn by a hash of their text; none is read twice for it."""
     tokenizer: TokenizerSpec | str = TokenizerSpec(train=8192)
@@ -167,28 +162,28 @@ class Recipe(Value):
     """Positions of a sequence."""
     batch_tokens: Count = 2048
     """Positions of a step, a multiple of `seq_len`."""
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: Positive = 1e-3
     """At its peak."""
     schedule: Literal["linear", "cosine", "wsd", "wsd_sqrt", "inverse_sqrt"] = "wsd"
     """wsd: warm-up, constant, linear cooldown; wsd_sqrt: cooldown by 1 - sqrt of its share."""
     warmup_tokens: CountOrZero | None = None
     """With a rate that rises from 0, the same in every arm and at every budget; omitted, 0.06 of the fewest tokens that
     an arm reads at its smallest budget."""
-    warmup_fraction: float | None = Field(default=None, ge=0, lt=1)
+    warmup_fraction: Share | None = None
     """Instead of `warmup_tokens`: of each arm's own steps, so that arms warm up for different numbers of tokens."""
-    cooldown_fraction: float = Field(default=0.2, ge=0, lt=1)
+    cooldown_fraction: Share = 0.2
     """Of the steps, of wsd and wsd_sqrt."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Of AdamW."""
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.98)
+    betas: tuple[Share, Share] = (0.9, 0.98)
     """Of AdamW."""
-    eps: float = Field(default=1e-6, gt=0)
+    eps: Positive = 1e-6
     """Of AdamW."""
     clip_norm: float = Field(default=1.0, ge=0)
     """Largest norm of the gradient; 0 does not clip."""
     mask_fraction: float = Field(default=0.15, gt=0, lt=1)
     """Of the positions of every sequence, rounded, at least one."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
+    dropout: Share = 0.0
     """In pretraining."""
     initialisation: Literal["random"] | TeacherLayers = "random"
     """Of the student."""
@@ -283,123 +278,3 @@ class Arm(Value):
     teacher: str | None = None
     """Likewise, where the strategy needs one."""
     recipe: Recipe
-
-
-class TuningSpec(Value):
-    """The same learning-rate trials for every arm, at the smallest budget or at a share of the largest."""
-
-    learning_rate: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1, max_length=100)
-    """Peak rates to try; the best by read-out loss is taken, by adapted loss where an arm trains no head. An arm is
-    tuned where its best lies between two others."""
-    budget_share: float | None = Field(default=None, gt=0, le=1)
-    """Of what the largest budget leaves an arm, for each trial; omitted, a trial is the run at the smallest budget."""
-    seeds: tuple[NonNegativeInt, ...] = Field(default=(), max_length=100)
-    """Run seeds of each trial, whose mean loss decides; omitted, the study's first."""
-    charge: bool = False
-    """Whether trials are paid out of the budgets."""
-
-    @model_validator(mode="after")
-    def _seeds_are_distinct_and_trials_payable(self) -> TuningSpec:
-        if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"seeds {list(self.seeds)} must be distinct")
-        if self.charged_trials * (self.budget_share or 0.0) >= 1:
-            shown = f"{self.charged_trials} charged trials of {self.budget_share:g} of the largest budget"
-            raise ValueError(f"{shown} leave nothing of it")
-        return self
-
-    @property
-    def trials(self) -> int:
-        """Trainings of each arm: every rate with every seed."""
-        return len(self.learning_rate) * max(1, len(self.seeds))
-
-    @property
-    def charged_trials(self) -> int:
-        """Of these, the ones that are paid out of the budgets."""
-        return self.trials if self.charge else 0
-
-
-class PlanSpec(Value):
-    """What "the same compute" means, and how much of it."""
-
-    match: str = "required_flops"
-    """required_flops, executed_flops, device_seconds, joules, usd, equal_tokens, or tokens:ARM, which is the required
-    FLOPs of that arm's tokens."""
-    budgets: tuple[str | float, ...] = Field(min_length=1, max_length=100)
-    """Amounts such as "1e16 flops", "4 h" (wall time on `devices`), "8 gpu-hours", "4.6B tokens"; a bare number is
-    FLOPs, where FLOPs are matched."""
-    ladder: Literal["branched", "separate"] = "branched"
-    """branched: the budgets of an arm are one run, from which each branches off into a cooldown of its own; separate: a
-    run for each."""
-    teacher_charge: str = "inference"
-    """What of the teacher an arm pays for: none, inference, pretraining (and inference), amortised:K."""
-    tolerance_fraction: float = Field(default=0.01, gt=0, lt=1)
-    """A plan that would leave more of a budget unspent is refused."""
-
-    @field_validator("teacher_charge")
-    @classmethod
-    def _charge_is_known(cls, charge: str) -> str:
-        parse_charge(charge)
-        return charge
-
-
-class FitSpec(Value):
-    """Which law is fitted to which columns, and how."""
-
-    law: str = "power"
-    """Of one input."""
-    x: str = "required_flops"
-    """Column that the curves run over."""
-    y: str = "readout_loss"
-    """Primary outcome: readout_loss, adapted_loss, mlm_loss, a task, or score, the mean over tasks."""
-    primary: tuple[str, ...] = ()
-    """Primary contrasts, such as "minilm - no_kd", at the largest budget that both arms have; by default each arm
-    against the from-scratch arm of its student."""
-    objective: Literal["huber_log", "lad", "squared", "squared_log"] = "huber_log"
-    """What a misfit costs."""
-    delta: float = Field(default=1e-3, gt=0)
-    """Of the Huber loss, in log residuals."""
-    resamples: int = Field(default=1000, ge=0, le=1_000_000)
-    """Of the intervals of curves; 0 for none."""
-    margin: float = Field(default=0.5, gt=0)
-    """Equivalence margin, in points (1 point = 0.01 of a score)."""
-    margin_nats: float = Field(default=0.01, gt=0)
-    """Equivalence margin where y is a loss, in nats per target token."""
-    interval_level: float = Field(default=0.95, gt=0, lt=1)
-    """Nominal coverage of all intervals; tests are at one minus this."""
-    seed: Seed = 0
-    """Of the resampling."""
-    pinned: dict[str, float] = {}
-    """Parameters of the law held at a value, such as a floor known from elsewhere."""
-    shared: tuple[str, ...] = ()
-    """Parameters that all arms have in common, such as the floor: then the arms are fitted jointly."""
-
-    @property
-    def primary_pairs(self) -> tuple[tuple[str, str], ...]:
-        """The two arms of each primary contrast."""
-        pairs = (text.partition(" - ") for text in self.primary)
-        return tuple((a.strip(), b.strip()) for a, _, b in pairs)
-
-    @field_validator("primary")
-    @classmethod
-    def _two_arms_each(cls, primary: tuple[str, ...]) -> tuple[str, ...]:
-        for text in primary:
-            a, _, b = (part.strip() for part in text.partition(" - "))
-            if not (a and b):
-                raise ValueError(f'primary {text!r} does not name two arms; write "minilm - no_kd"')
-            if a == b:
-                raise ValueError(f"primary {text!r} names one arm twice; name two")
-        return primary
-
-    @field_validator("law")
-    @classmethod
-    def _law_is_a_word(cls, law: str) -> str:
-        if not law.isidentifier():
-            raise ValueError(f"law {law!r} is not the name of a law")
-        return law
-
-    @field_validator("x")
-    @classmethod
-    def _x_is_compute(cls, x: str) -> str:
-        if x not in COMPUTE_COLUMNS:
-            raise unknown_name("column of compute", x, COMPUTE_COLUMNS)
-        return x

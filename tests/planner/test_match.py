@@ -15,6 +15,7 @@ from budgetlab.errors import CallerError
 from budgetlab.planner import (
     MATCHES,
     all_in,
+    audit,
     cached_teacher,
     checked,
     compute_statement,
@@ -23,15 +24,15 @@ from budgetlab.planner import (
     latex_table,
     methods_paragraph,
     plan,
-    price_per_step,
     sensitivity,
+    step_price,
     training_arguments,
     what_if,
     with_throughput,
 )
 from budgetlab.profiler import profile
 from budgetlab.store import read_value
-from budgetlab.studies import Study, audit, load_study
+from budgetlab.studies import Study, load_study
 from budgetlab.units import format_amount
 from budgetlab.values import CostProfile, Plan, StrategySpec
 from budgetlab.values.specs import Pretrain, TeacherLayers
@@ -48,7 +49,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 def test_never_over_budget_and_within_one_step(study: Study, amount: float, match: str) -> None:
     made = plan(study, profile_of(study), budgets=(f"{amount!r} {match}",), match=match)
     for schedule in made.schedules:
-        price = price_per_step(made.costs[schedule.arm], MATCHES[match])
+        price = step_price(study.execution, made.costs[schedule.arm], MATCHES[match])
         assert schedule.steps * price <= amount * (1 + 1e-12)
         assert schedule.tokens == schedule.steps * 128
         if schedule.feasible:

@@ -9,10 +9,10 @@ from prices import profile_of
 from small import write_small_study
 
 from budgetlab.errors import CallerError
-from budgetlab.planner import choose_rates, plan
-from budgetlab.planner.warmup import cooldown_steps, fewest_steps, warmup_steps, warmup_tokens
+from budgetlab.planner import audit, choose_rates, plan
+from budgetlab.planner.match import cooldown_steps, fewest_steps, warmup_steps, warmup_tokens
 from budgetlab.store import Store
-from budgetlab.studies import Study, audit, load_study, profile_key
+from budgetlab.studies import Study, load_study, profile_key
 from budgetlab.study_tables import PRESETS
 from budgetlab.values import Plan, Recipe
 
