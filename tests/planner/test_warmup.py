@@ -43,7 +43,8 @@ def test_every_arm_and_rung_warms_up_for_the_same_tokens(tmp_path: Path, ladder:
 
 
 def test_a_teacher_warms_up_for_a_share_of_its_own_steps_at_least(tmp_path: Path) -> None:
-    for asked, steps in (
+    cases = {"": 2, "warmup_tokens = 128": 2, "warmup_tokens = 1024": 8, "warmup_fraction = 0.25": 8}
+    for asked, steps in cases.items():
         ("", 2),
         ("warmup_tokens = 128", 2),
         ("warmup_tokens = 1024", 8),
