@@ -45,11 +45,6 @@ def test_every_arm_and_rung_warms_up_for_the_same_tokens(tmp_path: Path, ladder:
 def test_a_teacher_warms_up_for_a_share_of_its_own_steps_at_least(tmp_path: Path) -> None:
     cases = {"": 2, "warmup_tokens = 128": 2, "warmup_tokens = 1024": 8, "warmup_fraction = 0.25": 8}
     for asked, steps in cases.items():
-        ("", 2),
-        ("warmup_tokens = 128", 2),
-        ("warmup_tokens = 1024", 8),
-        ("warmup_fraction = 0.25", 8),
-    ):
         study = with_recipe(tmp_path, asked)  # its teacher is trained for 32 steps of 128 tokens
         (teacher,) = plan(study, profile_of(study)).teachers
         assert (teacher.steps, teacher.warmup_steps) == (32, steps)
