@@ -240,6 +240,7 @@ class Multiplier(TypedDict, total=False):
     value: Required[float | None]
     interval: Required[list[float] | None]
     interval_level: float
+    interval_note: str
     at_outcome: float
     method: str
     reason: str
@@ -252,6 +253,7 @@ class Crossover(TypedDict, total=False):
     unit: str
     interval: Required[list[float] | None]
     interval_level: float
+    interval_note: str
     range: list[float]
     method: str
     reason: str

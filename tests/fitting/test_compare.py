@@ -313,6 +313,7 @@ def test_compute_multiplier(budgets):
     truth = multiplier_of_truth("kd", "no_kd", 3e14)
     low, high = found.compute_multiplier["interval"]
     assert low < found.compute_multiplier["value"] < high
+    assert found.compute_multiplier["interval_note"].startswith("approximate")
     assert found.compute_multiplier["value"] == pytest.approx(truth, rel=0.05)
     turned = compare(study(budgets, 5, noise=0.0005), a="no_kd", b="kd", task="readout_loss", resamples=300)
     assert turned.compute_multiplier["value"] == pytest.approx(1 / found.compute_multiplier["value"])
