@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from budgetlab.corpus import build_corpus
-from budgetlab.corpus.files import read_documents
+from budgetlab.corpus.sources import read_documents
 from budgetlab.values import CorpusSpec
 
 

@@ -26,9 +26,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, BertConfig, GPT2Config
 
-from budgetlab.models import WholeModel, describe_model
-from budgetlab.profiler.forms import CLOSED_FORMS
-from budgetlab.profiler.whole import count_model
+from budgetlab.models import SingleModel, describe_model
+from budgetlab.profiler.count import CLOSED_FORMS
+from budgetlab.profiler.single_model import count_model
 
 LENGTH = 128
 MODELS = {
@@ -55,7 +55,7 @@ class Logits(torch.nn.Module):
 def ours(model: torch.nn.Module, ids: torch.Tensor) -> float:
     """Count without the weights: what `budgetlab profile --model` does, with its three counts."""
     kind = "causal" if model.config.model_type == "gpt2" else "masked"
-    found = count_model(WholeModel("it", model.config, kind), seq_len=LENGTH)
+    found = count_model(SingleModel("it", model.config, kind), seq_len=LENGTH)
     return found.body_forward_flops_per_token + found.head_forward_flops_per_position
 
 

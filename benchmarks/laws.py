@@ -25,7 +25,7 @@ import pandas as pd
 from scipy.optimize import curve_fit, minimize
 
 from budgetlab.fitting import fit
-from budgetlab.laws import Form, Law, data_constrained, get_law, law_names
+from budgetlab.laws import Law, data_constrained, get_law, law_names
 
 _GRID_POINTS, _SAMPLE = 160_000, 4_000
 
@@ -37,10 +37,10 @@ def cpu_seconds(action: Callable[[], object]) -> tuple[float, object]:
     return time.process_time() - began, result
 
 
-def made(law: Form | Law, rows: int = 200) -> pd.DataFrame:
+def made(law: Law, rows: int = 200) -> pd.DataFrame:
     """Make runs of a law."""
     rng = np.random.default_rng(0)
-    if isinstance(law, Form):
+    if not law.terms:
         params, ranges = law.typical, law.ranges
     else:
         # Terms of like size at the centre of the inputs, exponents apart from each other.

@@ -37,7 +37,7 @@ from transformers import AutoModelForMaskedLM, Trainer, TrainerCallback, Trainin
 from budgetlab.batches import MaskedBatch
 from budgetlab.hardware import has_bfloat16
 from budgetlab.models import build_network
-from budgetlab.profiler import count_flops
+from budgetlab.profiler.count import count_flops
 from budgetlab.step import TrainingStep, build_step
 from budgetlab.strategies import build_strategy, strategy_names
 from budgetlab.values import ModelSpec, Recipe, StrategySpec

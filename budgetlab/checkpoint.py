@@ -23,6 +23,11 @@ from budgetlab.errors import BudgetlabError
 _TENSORS, _STATE, _MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 
 
+def step_name(step: int) -> str:
+    """Name of the checkpoint after so many steps."""
+    return f"step_{step:08d}"
+
+
 def save_checkpoint(folder: Path, name: str, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
     """Write `folder/name` so that a crash at any moment leaves the old folders whole and no torn new one."""
     final, partial = folder / name, folder / f".{name}.{os.getpid()}.partial"

@@ -6,7 +6,7 @@ Numbers stay in the units of the values (the last word of a column's name); unkn
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -192,7 +192,10 @@ def verdicts_frame(verdicts: Iterable[Verdict]) -> pd.DataFrame:
         row |= {name: getattr(verdict, name) for name in _OF_VERDICTS}
         row["curves_over"] = (verdict.crossover or {}).get("unit")
         parts = verdict.decomposition or {}
-        curves = {"compute_multiplier": verdict.compute_multiplier, "crossover_amount": verdict.crossover}
+        curves: dict[str, Mapping[str, Any] | None] = {
+            "compute_multiplier": verdict.compute_multiplier,
+            "crossover_amount": verdict.crossover,
+        }
         curves |= {name: parts.get(name) for name in ("gain_per_token", "effect_of_tokens")}
         for name, found in curves.items():
             row |= {name: (found or {}).get("value"), **_ends(name, (found or {}).get("interval"))}

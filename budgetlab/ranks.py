@@ -42,33 +42,22 @@ class Ranks:
         """Return for each flag whether any process has it set."""
         if self.world == 1:
             return flags
-        found = torch.tensor(flags, dtype=torch.int32)
-        dist.all_reduce(found, dist.ReduceOp.MAX)
-        return tuple(map(bool, found.tolist()))
+        return tuple(map(bool, _reduced(torch.tensor(flags, dtype=torch.int32), dist.ReduceOp.MAX).tolist()))
 
     def sum(self, numbers: Sequence[float]) -> list[float]:
         """Add numbers up over the processes, in float64."""
-        if self.world == 1:
-            return list(numbers)
-        found = torch.tensor(numbers, dtype=torch.float64)
-        dist.all_reduce(found)
-        return found.tolist()
+        return list(numbers) if self.world == 1 else _reduced(torch.tensor(numbers, dtype=torch.float64)).tolist()
 
     def sum_modulo(self, number: int) -> int:
         """Add whole numbers up over the processes, modulo 2^64."""
         if self.world == 1:
             return number
-        found = torch.tensor([number - 2**64 if number >= 2**63 else number], dtype=torch.int64)
-        dist.all_reduce(found)  # wraps round
-        return int(found.item()) % 2**64
+        signed = torch.tensor([number - 2**64 if number >= 2**63 else number], dtype=torch.int64)
+        return int(_reduced(signed).item()) % 2**64  # it wraps round
 
     def mean(self, tensor: Tensor) -> Tensor:
         """Return the mean of a tensor over the processes."""
-        if self.world == 1:
-            return tensor
-        tensor = tensor.clone()
-        dist.all_reduce(tensor)
-        return tensor / self.world
+        return tensor if self.world == 1 else _reduced(tensor.clone()) / self.world
 
     def share(self, text: str | None) -> str:
         """Return the first process's text in all of them."""
@@ -82,6 +71,11 @@ class Ranks:
     def wait(self) -> None:
         """Go on once all are here."""
         self.any(False)  # not a barrier, which with NCCL would want the devices, and each its own
+
+
+def _reduced(tensor: Tensor, operation: Any = dist.ReduceOp.SUM) -> Tensor:
+    dist.all_reduce(tensor, operation)
+    return tensor
 
 
 @contextmanager

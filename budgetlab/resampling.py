@@ -6,26 +6,24 @@ and 72 % with three. There the variance is pooled over cells and the interval ta
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
+from scipy.special import bdtr, stdtrit
 
 from budgetlab.errors import CallerError
 
 Array = NDArray[np.float64]
 
 _CHUNK_CELLS = 15_000
-"""Resamples times points held at once, which bounds the memory.
-
-An array of so many numbers stays below 128 KiB, where the allocator hands out memory it already has; above, every
-temporary array is mapped anew, and the fits take half as long again.
-"""
+"""Resamples times points held at once: below 128 KiB the allocator hands out memory that it already has; above, every
+temporary array is mapped anew, and the fits take half as long again."""
 POWER = 0.8
 """A detectable difference is resolved with this probability."""
-_MOST_SEEDS = 100_000
+_MOST_SEEDS = 2**16
 _WEBB = np.array([-np.sqrt(1.5), -1.0, -np.sqrt(0.5), np.sqrt(0.5), 1.0, np.sqrt(1.5)])
 
 
@@ -44,18 +42,10 @@ def seeds_to_resolve(difference: float, sd: float, level: float = 0.95) -> int |
     """Fewest runs per arm, at least 2, with which the paired t of two arms detects a difference of this size."""
 
     def enough(seeds: int) -> bool:
-        error = sd * float(np.sqrt(2.0 / seeds))
-        return detectable_difference(error, seeds - 1, level) <= difference
+        return detectable_difference(sd * float(np.sqrt(2.0 / seeds)), seeds - 1, level) <= difference
 
-    low, high = 1, 2
-    while not enough(high):
-        low, high = high, 2 * high
-        if high > _MOST_SEEDS:
-            return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high
+    seeds = 2 + bisect_left(range(2, _MOST_SEEDS + 1), True, key=enough)
+    return seeds if seeds <= _MOST_SEEDS else None
 
 
 def chunk_sizes(resamples: int, points: int) -> Iterator[int]:
@@ -82,12 +72,8 @@ def wild_multipliers(
 ) -> Iterator[Array]:
     """Yield the factors of a wild bootstrap (mean 0, variance 1), in chunks of shape (resamples, points).
 
-    Random signs, or with fewer than twelve clusters Webb's six values: so few signs would give too few distinct
-    resamples.
-
-    References
-    ----------
-    Webb 2014, Queen's Economics Department working paper 1315.
+    Random signs, or with fewer than twelve clusters Webb's six values (2014, Queen's Economics Department working
+    paper 1315): so few signs would give too few distinct resamples.
     """
     codes = np.arange(points) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
     units = int(codes.max()) + 1
@@ -102,15 +88,6 @@ def percentile_interval(draws: Array, level: float = 0.95) -> tuple[float, float
     return float(low), float(high)
 
 
-def mean_interval(values: Sequence[float] | Array, level: float = 0.95) -> tuple[float, float] | None:
-    """Interval of a mean by Student's t; None with fewer than two values."""
-    sample = np.asarray(values, dtype=float)
-    if len(sample) < 2:
-        return None
-    half = t_quantile((1 + level) / 2, len(sample) - 1) * float(sample.std(ddof=1)) / np.sqrt(len(sample))
-    return float(sample.mean() - half), float(sample.mean() + half)
-
-
 def median_interval(values: Sequence[float] | Array, level: float = 0.95) -> tuple[float, float] | None:
     """Interval of a median by order statistics, whatever the distribution: for timings with a long tail.
 
@@ -118,48 +95,27 @@ def median_interval(values: Sequence[float] | Array, level: float = 0.95) -> tup
     """
     sample = np.sort(np.asarray(values, dtype=float))
     n = len(sample)
-    # P(X <= k) for X ~ Binomial(n, 1/2), by Pascal's triangle in floating point.
-    tail, probability, rank = 0.0, 0.5**n if n < 1000 else 0.0, -1
-    if n >= 1000:
-        rank = int(np.floor(n / 2 + t_quantile((1 - level) / 2, 1e9) * np.sqrt(n) / 2)) - 1
-    else:
-        while tail + probability <= (1 - level) / 2:
-            tail += probability
-            rank += 1
-            probability *= (n - rank) / (rank + 1)
-    if rank < 0:
-        return None
-    return float(sample[rank]), float(sample[n - 1 - rank])
+    tails = bdtr(np.arange(n // 2 + 1), n, 0.5)  # how likely at most k values lie below the median
+    rank = int(np.searchsorted(tails, (1 - level) / 2, side="right")) - 1
+    return None if rank < 0 else (float(sample[rank]), float(sample[n - 1 - rank]))
 
 
 @dataclass(frozen=True)
 class PooledVariance:
-    """A variance pooled over cells.
-
-    Attributes
-    ----------
-    sd
-        Standard deviation of one replicate within its cell.
-    degrees_of_freedom
-        Effective ones: fewer than counted where the cells' residuals are correlated.
-    correlation
-        Correlation of residuals of the same replicate between cells, not below 0.
-    cells_of_replicate
-        How many cells a replicate is in, on average; 1 where no two rows are one run.
-    replicate_degrees_of_freedom
-        Of the replicates themselves, each counted once: what the correlation is estimated from.
-    cells, smallest_sd, largest_sd
-        How many cells had replicates, and how much their standard deviations differ.
-    """
+    """A variance pooled over cells of replicates."""
 
     sd: float
+    """Of one replicate within its cell."""
     degrees_of_freedom: float
+    """Effective ones: fewer than counted where the cells' residuals are correlated."""
     correlation: float
+    """Of residuals of the same replicate between cells, not below 0."""
     cells_of_replicate: float
+    """How many cells a replicate is in, on average; 1 where no two rows are one run."""
     replicate_degrees_of_freedom: float
+    """Of the replicates themselves, each counted once: what the correlation is estimated from."""
     cells: int
-    smallest_sd: float
-    largest_sd: float
+    """How many had replicates."""
 
     def draw_components(self, size: int, rng: np.random.Generator) -> tuple[Array, Array]:
         """Draw the noise that the residuals would as well allow: standard deviations, each of shape (size, 1).
@@ -188,8 +144,6 @@ def pool_variance(
 ) -> PooledVariance | None:
     """Pool residuals over cells.
 
-    Notes
-    -----
     Runs that share a trunk have correlated residuals at all their budgets: then B cells tell less than B times as
     much about the variance. With correlation rho the effective degrees of freedom are their sum over
     ``1 + (B - 1) rho^2`` (Satterthwaite), B - 1 being how many other cells a replicate is in, on average. rho is
@@ -211,7 +165,6 @@ def pool_variance(
         products = float((np.bincount(replicates[rows], weights=values) ** 2).sum() - sums.sum())
         if partners > 0:
             correlation = min(1.0, max(0.0, products / (variance * partners * total)))
-    sds = np.sqrt(sums / freedom[used])
     return PooledVariance(
         sd=float(np.sqrt(variance)),
         degrees_of_freedom=total / (1 + partners * correlation**2),
@@ -219,8 +172,6 @@ def pool_variance(
         cells_of_replicate=1.0 + partners,
         replicate_degrees_of_freedom=total / (1.0 + partners),
         cells=int(used.sum()),
-        smallest_sd=float(sds.min()),
-        largest_sd=float(sds.max()),
     )
 
 
@@ -228,10 +179,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjusted p-values, in the order given."""
     if any(not 0.0 <= p <= 1.0 for p in p_values):
         raise CallerError(f"p-values {list(p_values)}", "outside 0..1", "give probabilities")
-    order = sorted(range(len(p_values)), key=p_values.__getitem__)
     adjusted, running = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(order):
-        running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
+    for left, index in _by_size(p_values):
+        running = max(running, min(1.0, left * p_values[index]))
         adjusted[index] = running
     return adjusted
 
@@ -243,12 +193,16 @@ def holm_levels(p_values: Sequence[float], alpha: float) -> list[float]:
     is not rejected on, all are at that one's level. So an interval at one's own level excludes zero exactly where
     Holm's procedure rejects; the intervals do not hold simultaneously.
     """
-    order = sorted(range(len(p_values)), key=p_values.__getitem__)
-    levels, step = [0.0] * len(p_values), 0.0
-    stopped = False
-    for rank, index in enumerate(order):
+    levels, step, stopped = [0.0] * len(p_values), 0.0, False
+    for left, index in _by_size(p_values):
         if not stopped:
-            step = alpha / (len(p_values) - rank)
+            step = alpha / left
             stopped = p_values[index] >= step
         levels[index] = 1.0 - step
     return levels
+
+
+def _by_size(p_values: Sequence[float]) -> Iterator[tuple[int, int]]:
+    """How many hypotheses are left at each step, and the index of the smallest p-value among them."""
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    return zip(range(len(order), 0, -1), order, strict=True)

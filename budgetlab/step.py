@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +24,6 @@ from budgetlab.ranks import Ranks
 from budgetlab.strategies import Strategy
 from budgetlab.strategies.losses import largest
 from budgetlab.values import Batch, ModelSpec, Needs, Recipe, Signals
-
-PHASES: tuple[str, ...] = ("teacher_forward", "student_forward", "loss", "backward", "update")
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps of each tensor."""
@@ -45,10 +44,7 @@ def to_device(batch: MaskedBatch, device: torch.device) -> Batch:
 class TrainingStep:
     """One arm's step: networks, learned projections, optimizer.
 
-    Attributes
-    ----------
-    idle_parameters
-        Names of the student's tensors that the loss sends no gradient to: no weight decay, no optimizer state.
+    `idle_parameters` are the student's tensors that the loss sends no gradient to: no weight decay, no optimizer state.
     """
 
     def __init__(
@@ -77,11 +73,8 @@ class TrainingStep:
             torch.manual_seed(projection_seed)
             widths = strategy.projections(student.spec, teacher_spec)
             self.projections = nn.ModuleDict({name: nn.Linear(*pair, bias=False) for name, pair in widths.items()})
-        self.autocast = torch.autocast(
-            "cpu" if self.device.type == "meta" else self.device.type,
-            torch.bfloat16,
-            enabled=recipe.dtype == "bfloat16",
-        )
+        kind = "cpu" if self.device.type == "meta" else self.device.type
+        self.autocast = torch.autocast(kind, torch.bfloat16, enabled=recipe.dtype == "bfloat16")
         named = self._learned()
         self.replica: DistributedDataParallel | None = None
         reached = self._reached_by_gradient() if trained is None else trained
@@ -176,9 +169,8 @@ class TrainingStep:
     def update(self, learning_rate: float) -> Tensor:
         """Phase 5: clip, step, and clear the gradients; returns the gradient norm before clipping."""
         if self.optimizer is None:
-            raise BudgetlabError(
-                f"arm {self.arm}", "networks on the meta device cannot be trained", "build them on one"
-            )
+            wrong = "networks on the meta device cannot be trained"
+            raise BudgetlabError(f"arm {self.arm}", wrong, "build them on one")
         limit = self.recipe.clip_norm or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(list(self.trained.values()), limit)
         for group in self.optimizer.param_groups:
@@ -220,7 +212,8 @@ class TrainingStep:
         sums: dict[str, Tensor] = {}
         parts = batch.split(micro_batch_sequences)
         for number, (part, share) in enumerate(parts, start=1):
-            with self._averaged_after(last=number == len(parts)):
+            # Gradients are averaged over the processes once, with those of the last micro-batch.
+            with nullcontext() if self.replica is None or number == len(parts) else self.replica.no_sync():
                 terms = self.forward_backward(to_device(part, self.device), share, on_phase)
             for name, term in terms.items():
                 sums[name] = sums[name] + term * share if name in sums else term * share
@@ -228,10 +221,6 @@ class TrainingStep:
         if on_phase is not None:
             on_phase("update")
         return sums
-
-    def _averaged_after(self, *, last: bool) -> AbstractContextManager[None]:
-        """Average the gradients over the processes once, with those of the last micro-batch."""
-        return nullcontext() if last or self.replica is None else self.replica.no_sync()
 
     def signs(self, batch: MaskedBatch, sequences: int = 4) -> dict[str, float]:
         """Look how the terms and the optimiser fare, on a few sequences; nothing is changed."""
@@ -243,9 +232,7 @@ class TrainingStep:
             found = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
             norms[name] = float(torch.stack([g.norm() for g in found if g is not None]).norm())
         total = sum(norms.values()) or 1.0
-        return {f"gradient_share.{name}": norm / total for name, norm in norms.items()} | self._below_eps()
-
-    def _below_eps(self) -> dict[str, float]:
+        signs = {f"gradient_share.{name}": norm / total for name, norm in norms.items()}
         below, numbers = 0, 0
         for parameter in self.trained.values():
             state = {} if self.optimizer is None else self.optimizer.state.get(parameter, {})
@@ -253,7 +240,7 @@ class TrainingStep:
                 mean_square = state["exp_avg_sq"] / (1 - self.recipe.betas[1] ** float(state["step"]))
                 below += int((mean_square.sqrt() < self.recipe.eps).sum())
                 numbers += parameter.numel()
-        return {"below_eps_fraction": below / numbers} if numbers else {}
+        return signs | ({"below_eps_fraction": below / numbers} if numbers else {})
 
     def tensors(self) -> dict[str, Tensor]:
         """Return everything that must be saved to go on bit for bit: parameters and optimizer moments by name."""
@@ -314,26 +301,18 @@ def build_step(
     if strategy.uses_teacher and teacher is None:
         raise CallerError(f"arm {arm}", "its strategy needs a teacher", "name one")
     attention = recipe.attention if recipe.attention != "auto" else "sdpa"
+    shape: dict[str, Any] = {"seq_len": recipe.seq_len, "attention": attention, "device": device}
     if isinstance(teacher, ModelSpec):
-        teacher = build_network(teacher, seed=seed + 1, seq_len=recipe.seq_len, attention=attention, device=device)
+        teacher = build_network(teacher, seed=seed + 1, **shape)
     if teacher is not None and teacher.spec.vocab_size != student.vocab_size:
-        raise CallerError(
-            f"arm {arm}",
-            f"the teacher's vocabulary has {teacher.spec.vocab_size} entries, the student's {student.vocab_size}",
-            "use one tokenizer for both",
-        )
-    network = build_network(
-        student,
-        seed=seed,
-        seq_len=recipe.seq_len,
-        dropout=recipe.dropout,
-        attention=attention,
-        device=device,
-    )
+        wrong = f"the teacher's vocabulary has {teacher.spec.vocab_size} entries, the student's {student.vocab_size}"
+        raise CallerError(f"arm {arm}", wrong, "use one tokenizer for both")
+    network = build_network(student, seed=seed, dropout=recipe.dropout, **shape)
     if recipe.initialisation != "random":
         if teacher is None:
             raise CallerError(f"arm {arm}", "its student starts from a teacher's layers", "name the teacher")
         start_from_teacher(network, teacher, recipe.initialisation.teacher_layers)
-    teacher = teacher if strategy.uses_teacher else None
-    shared = {"trained": trained, "ranks": ranks, "compiled": compiled}
-    return TrainingStep(arm, strategy, network, teacher, recipe, projection_seed=seed, **shared)
+    if not strategy.uses_teacher:
+        teacher = None
+    how = {"trained": trained, "ranks": ranks, "compiled": compiled}
+    return TrainingStep(arm, strategy, network, teacher, recipe, projection_seed=seed, **how)

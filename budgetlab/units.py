@@ -11,31 +11,17 @@ import re
 
 from budgetlab.errors import CallerError, unknown_name
 
-_PREFIX = {
-    "": 1.0,
-    "k": 1e3,
-    "K": 1e3,
-    "M": 1e6,
-    "G": 1e9,
-    "B": 1e9,
-    "T": 1e12,
-    "P": 1e15,
-    "E": 1e18,
-    "Z": 1e21,
-}
+SI_PREFIXES = {"Z": 1e21, "E": 1e18, "P": 1e15, "T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3, "": 1.0}
+"""Prefixes in which amounts are printed, largest first."""
+_READ = SI_PREFIXES | {"K": 1e3, "B": 1e9}
 _TIME = {"s": 1.0, "sec": 1.0, "second": 1.0, "min": 60.0, "minute": 60.0, "h": 3600.0, "hour": 3600.0,
          "d": 86400.0, "day": 86400.0}  # fmt: skip
 _ENERGY = {"j": 1.0, "joule": 1.0, "kj": 1e3, "mj": 1e6, "wh": 3600.0, "kwh": 3.6e6}
+_DOLLARS = ("usd", "$", "dollar", "dollars")
+_KNOWN = ("flops", "executed flops", "s", "min", "h", "day", "gpu-hours", "J", "kWh", "usd", "tokens")
+_EXAMPLES = {"device_seconds": "gpu-hours", "joules": "J", "usd": "usd", "tokens": "tokens"}
 
-BUDGET_UNITS = (
-    "required_flops",
-    "executed_flops",
-    "wall_seconds",
-    "device_seconds",
-    "joules",
-    "usd",
-    "tokens",
-)
+BUDGET_UNITS = ("required_flops", "executed_flops", "wall_seconds", "device_seconds", "joules", "usd", "tokens")
 """Units that a budget can have; "4 h" is wall time on all devices, "8 gpu-hours" is device time."""
 
 MATCHES = {
@@ -55,9 +41,7 @@ _NUMBER = re.compile(r"\s*([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(.*
 
 
 def _split(text: str | int | float, asked: str) -> tuple[float, str]:
-    if isinstance(text, bool):
-        raise CallerError(f"{asked} = {text!r}", "not an amount", 'write a number with a unit, such as "4 h"')
-    match = _NUMBER.match(str(text))
+    match = None if isinstance(text, bool) else _NUMBER.match(str(text))
     if match is None:
         raise CallerError(f"{asked} = {text!r}", "not an amount", 'write a number with a unit, such as "4 h"')
     value = float(match.group(1).replace("_", ""))
@@ -70,9 +54,9 @@ def parse_count(text: str | int | float, asked: str = "count") -> int:
     """Read a whole number of things: 8192, "0.3M", "2.6B", "8_000_000 tokens"."""
     value, suffix = _split(text, asked)
     suffix = suffix.removesuffix("tokens").removesuffix("token").strip()
-    if suffix not in _PREFIX:
-        raise unknown_name("count prefix", suffix, [p for p in _PREFIX if p], f"{asked} = {text!r}, prefix")
-    count = value * _PREFIX[suffix]
+    if suffix not in _READ:
+        raise unknown_name("count prefix", suffix, filter(None, _READ), f"{asked} = {text!r}, prefix")
+    count = value * _READ[suffix]
     if count > _LARGEST_COUNT:
         raise CallerError(f"{asked} = {text!r}", f"more than {_LARGEST_COUNT:.0e}", "give a smaller number")
     if abs(count - round(count)) > 1e-6 * count:
@@ -83,11 +67,50 @@ def parse_count(text: str | int | float, asked: str = "count") -> int:
 def parse_amount(
     text: str | int | float, default_unit: str = "required_flops", asked: str = "budget"
 ) -> tuple[float, str]:
-    """Read an amount of one thing."""
-    value, unit = _amount(text, default_unit, asked)
+    """Read an amount of one thing: "4 h" (wall time), "8 gpu-hours", "1e18 flops", "2 kWh", "10 usd", "4.6B tokens".
+
+    Returns
+    -------
+    amount, unit
+        In the canonical unit, one of `BUDGET_UNITS`; a bare number is in `default_unit`.
+
+    Raises
+    ------
+    CallerError
+        For what is no amount, not above zero or too large, or in no unit that is known.
+    """
+    value, suffix = _split(text, asked)
+    factor, unit = _unit(suffix, f"{asked} = {text!r}, unit") if suffix else (1.0, default_unit)
+    value *= factor
     if value > _LARGEST:
         raise CallerError(f"{asked} = {text!r}", f"more than {_LARGEST:.0e} {unit}".rstrip(), "give a smaller amount")
     return value, unit
+
+
+def _unit(suffix: str, asked: str) -> tuple[float, str]:
+    """What one of a unit is in its canonical unit, and the name of that."""
+    word = suffix.lower().replace(" ", "-")
+    if word in BUDGET_UNITS:
+        return 1.0, word
+    for prefix in ("gpu-", "device-", "cpu-"):
+        rest = word.removeprefix(prefix)
+        if rest != word and rest.rstrip("s") in _TIME:
+            return _TIME[rest.rstrip("s")], "device_seconds"
+    singular = word if word == "s" else word.rstrip("s")
+    if singular in _TIME:
+        return _TIME[singular], "wall_seconds"
+    if singular in _ENERGY:
+        return _ENERGY[singular], "joules"
+    if word in _DOLLARS:
+        return 1.0, "usd"
+    flops = re.fullmatch(r"([kKMGTPEZ]?)-?(required-|executed-)?flops?", suffix.replace(" ", "-"), re.IGNORECASE)
+    if flops:
+        factor = _READ.get(flops.group(1), _READ.get(flops.group(1).upper(), 1.0))
+        return factor, "executed_flops" if (flops.group(2) or "").lower() == "executed-" else "required_flops"
+    tokens = re.fullmatch(r"([kKMGBT]?)\s*-?tokens?", suffix)
+    if tokens:
+        return _READ[tokens.group(1)], "tokens"
+    raise unknown_name("unit", suffix, _KNOWN, asked)
 
 
 def parse_budget(text: str | int | float, match: str, *, devices: int = 1, asked: str = "plan.budgets") -> float:
@@ -118,57 +141,20 @@ def parse_charge(charge: str) -> int:
     return int(found.group(1))
 
 
-_EXAMPLES = {"device_seconds": "gpu-hours", "joules": "J", "usd": "usd", "tokens": "tokens"}
-
-
-def _amount(text: str | int | float, default_unit: str, asked: str) -> tuple[float, str]:
-    value, suffix = _split(text, asked)
-    if not suffix:
-        return value, default_unit
-    word = suffix.lower().replace(" ", "-")
-    if word in BUDGET_UNITS:
-        return value, word
-    for prefix in ("gpu-", "device-", "cpu-"):
-        rest = word.removeprefix(prefix)
-        if rest != word and rest.rstrip("s") in _TIME:
-            return value * _TIME[rest.rstrip("s")], "device_seconds"
-    singular = word if word == "s" else word.rstrip("s")
-    if singular in _TIME:
-        return value * _TIME[singular], "wall_seconds"
-    if singular in _ENERGY:
-        return value * _ENERGY[singular], "joules"
-    if word in ("usd", "$", "dollar", "dollars"):
-        return value, "usd"
-    flops = re.fullmatch(r"([kKMGTPEZ]?)-?(required-|executed-)?flops?", suffix.replace(" ", "-"), re.IGNORECASE)
-    if flops:
-        scale = _PREFIX.get(flops.group(1), _PREFIX.get(flops.group(1).upper(), 1.0))
-        return value * scale, "executed_flops" if (flops.group(2) or "").lower() == "executed-" else "required_flops"
-    tokens = re.fullmatch(r"([kKMGBT]?)\s*-?tokens?", suffix)
-    if tokens:
-        return value * _PREFIX[tokens.group(1)], "tokens"
-    known = ["flops", "executed flops", "s", "min", "h", "day", "gpu-hours", "J", "kWh", "usd", "tokens"]
-    raise unknown_name("unit", suffix, known, f"{asked} = {text!r}, unit")
+def si_prefix(value: float) -> tuple[str, float]:
+    """Return the largest prefix that is not above a value, and its size: 2e13 -> ("T", 1e12)."""
+    return next(((prefix, size) for prefix, size in SI_PREFIXES.items() if abs(value) >= size), ("", 1.0))
 
 
 def format_quantity(value: float | None, unit: str = "", digits: int = 3) -> str:
     """Print a value with an SI prefix: 3.4e18, "FLOP" -> "3.40 EFLOP"; None -> "n/a"."""
     if value is None or not math.isfinite(value):
         return "n/a"
-    prefixes = (
-        ("Z", 1e21),
-        ("E", 1e18),
-        ("P", 1e15),
-        ("T", 1e12),
-        ("G", 1e9),
-        ("M", 1e6),
-        ("k", 1e3),
-        ("", 1.0),
-    )
-    prefix, scale = next(((p, s) for p, s in prefixes if abs(value) >= s * (1 - 0.5 * 10**-digits)), ("", 1.0))
+    prefix, size = si_prefix(value / (1 - 0.5 * 10**-digits))  # what is rounded up to 1000 has the next one
+    number = _significant(value / size, digits)
     if unit in ("tokens", "token", "") and prefix == "G":
         prefix = "B"
-    number = _significant(value / scale, digits)
-    return f"{number} {prefix}{unit}".strip() if unit not in ("tokens", "") else f"{number}{prefix} {unit}".strip()
+    return (f"{number}{prefix} {unit}" if unit in ("tokens", "") else f"{number} {prefix}{unit}").strip()
 
 
 def _significant(number: float, digits: int) -> str:

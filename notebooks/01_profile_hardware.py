@@ -88,7 +88,7 @@ rates.pivot_table(index="arm", columns="phase", values="rate", sort=False)
 # ## Your machine
 #
 # **From here on the numbers are live**: they differ from machine to machine, and other programs disturb them. Two arms
-# of the same study are counted, timed in paired rounds, and timed at a few other shapes; then the device is calibrated.
+# of the same study are counted, timed in paired rounds, and timed at a few other shapes.
 # Precision and attention are the fastest that this device has, which need not be the recorded ones: where a processor
 # has no instructions for bfloat16, it is emulated and not tried.
 

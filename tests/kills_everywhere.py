@@ -1,7 +1,9 @@
 """Kill run and evaluate, on one worker and on two, again and again; print as JSON what was found. Not a test.
 
-`test_stress.py` starts it. Two of three kills are aimed: they come once a file that is being written is seen, and
-were inside a save or a score where that file was left behind.
+`test_stress.py` starts it. Three of four kills are aimed: they come once a checkpoint, or a score or its predictions,
+is seen being written. What a kill was inside of is told by what it left behind, never by what was aimed at: a folder
+`checkpoints/.step_*.partial` is there from the first line of a save to its last alone, and a file `.*.partial` in
+`scores` or `predictions` while that file is written. All other half-written files count as `another file`.
 """
 
 import json
@@ -37,8 +39,25 @@ def begun(verb: str, store: Store, workers: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 
 
-def partial(store: Store) -> set[str]:
-    return {str(path) for path in store.folder.rglob(".*.partial")}
+PLACES = {
+    "save": ("runs/*/checkpoints/.step_*[0-9].partial",),
+    "score": ("runs/*/scores/.*.partial", "runs/*/predictions/.*.partial"),
+}
+
+
+def unfinished(store: Store) -> dict[str, set[Path]]:
+    """What is half written: checkpoints; scores and their predictions."""
+    return {what: {path for where in places for path in store.folder.glob(where)} for what, places in PLACES.items()}
+
+
+def partial(store: Store) -> dict[str, set[Path]]:
+    """What is half written, all other files too."""
+    found = unfinished(store)
+    return {**found, "another file": {*store.folder.rglob(".*.partial")} - found["save"] - found["score"]}
+
+
+def is_new(found: dict[str, set[Path]], left: dict[str, set[Path]]) -> list[str]:
+    return [what for what, paths in found.items() if paths - left[what]]
 
 
 def scored(store: Store) -> dict[str, float]:
@@ -63,7 +82,7 @@ def finish(verb: str, store: Store, workers: int) -> None:
 
 
 wrong: list[str] = []
-inside = {"run": 0, "evaluate": 0}
+inside = {verb: dict.fromkeys((*PLACES, "another file", "no file"), 0) for verb in ("run", "evaluate")}
 done = {"run": 0, "evaluate": 0}
 results = {}
 for workers in (1, 2):
@@ -73,8 +92,8 @@ for workers in (1, 2):
         while trial < kills // 4:
             left, before = partial(store), scored(store)
             child, ended = begun(verb, store, workers), False
-            aimed, until = trial % 3 != 0, time.monotonic() + draw.uniform(8.0, 16.0)
-            while not ended and (not partial(store) - left if aimed else time.monotonic() < until):
+            aimed, until = trial % 4 != 0, time.monotonic() + draw.uniform(8.0, 16.0)
+            while not ended and (not is_new(unfinished(store), left) if aimed else time.monotonic() < until):
                 ended = child.poll() is not None
             if ended:  # by itself: all of it is done; there must be something left to kill
                 assert child.returncode == 0, f"{verb} on {workers} workers ended with {child.returncode}"
@@ -82,11 +101,11 @@ for workers in (1, 2):
                     shutil.rmtree(path) for path in store.folder.glob("runs/*/scores")
                 ]
                 continue
-            (os.kill if trial % 2 else os.killpg)(child.pid, signal.SIGKILL)
+            (os.kill if trial % 3 == 2 else os.killpg)(child.pid, signal.SIGKILL)
             child.wait()
             trial, done[verb] = trial + 1, done[verb] + 1
             wrong += [] if gone(child.pid) else [f"{verb} on {workers}, kill {trial}: a process outlived it"]
-            inside[verb] += bool(partial(store) - left)
+            inside[verb][[*is_new(partial(store), left), "no file"][0]] += 1
             for path in store.folder.glob("runs/*/checkpoints/step_*"):
                 load_checkpoint(path)  # raises where one is torn
             if not before.items() <= scored(store).items():

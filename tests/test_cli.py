@@ -183,10 +183,10 @@ def test_fit_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert found["params"]["E"] == pytest.approx(1.5, rel=1e-5)
     assert {"objective", "objective_name", "delta", "intervals", "status", "certificate"} <= found.keys()
     out = tmp_path / "out"
-    more = ["--pin", "E=1.5", "--seed", "7", "--define", "x=6 N D", "--interval", "rows", "--out", str(out), "--json"]
+    more = ["--pin", "E=1.5", "--define", "x=6 N D", "--out", str(out), "--json"]
     assert run_command([*arguments, *more]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["pinned"], found["seed"], found["definitions"]["x"]) == ({"E": 1.5}, 7, "6 N D")
+    assert (found["pinned"], found["definitions"]["x"]) == ({"E": 1.5}, "6 N D")
     assert json.loads((out / "fits.json").read_text())[0] == found
     assert set(pd.read_csv(out / "fits.csv")["parameter"]) == {"E", "A", "a"}
     drawn = pd.read_csv(out / "fit.csv")
@@ -310,7 +310,7 @@ def test_a_plan_on_given_throughput_and_a_report_time_nothing(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("this machine was timed")
 
-    monkeypatch.setattr("budgetlab.profiler._choose_and_time", never)
+    monkeypatch.setattr("budgetlab.profiler._time", never)
     rates = tmp_path / "rates.csv"
     rates.write_text("arm,tokens_per_second\n" + "".join(f"{arm},1000\n" for arm in ARMS))
     text = study.read_text().replace('device = "cpu"', 'device = "cuda"')

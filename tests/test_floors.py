@@ -15,20 +15,21 @@ FLOORS = [
     ({"machine"}, set()),
     (
         {"strategies", "laws", "study_tables", "frames", "modelcard", "resampling"},
-        {"crew", "hardware", "models", "corpus", "batches", "checkpoint", "ranks"},
+        {"workers", "hardware", "models", "corpus", "batches", "checkpoint", "ranks"},
     ),
     ({"studies", "store", "intake"}, set()),
     ({"planner", "fitting"}, {"step"}),
     ({"decisions"}, set()),
     ({"reporting"}, {"profiler", "runner", "evaluation"}),
+    (set(), {"cli"}),
 ]
-"""(paper side, torch side), lowest first; `cli`, `__main__` and the lazy `__init__` are exempt."""
+"""(paper side, torch side), lowest first; `__main__` and the lazy `__init__` are exempt."""
 PAPER = set().union(*(paper for paper, _ in FLOORS))
 FLOOR_OF = {room: floor for floor, sides in enumerate(FLOORS) for side in sides for room in side}
-EXEMPT = {"cli", "__main__", "__init__"}
+EXEMPT = {"__main__", "__init__"}
 DOORS = {
     "fvcore": {"profiler"},
-    "scipy": {"fitting", "resampling", "evaluation"},
+    "scipy": {"fitting", "resampling", "evaluation", "profiler"},
     "matplotlib": {"reporting"},
     "datasets": {"corpus", "evaluation"},
     "transformers": {"models", "corpus", "evaluation"},

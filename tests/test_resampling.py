@@ -14,7 +14,6 @@ from budgetlab.errors import CallerError
 from budgetlab.resampling import (
     bootstrap_weights,
     holm,
-    mean_interval,
     median_interval,
     percentile_interval,
     pool_variance,
@@ -53,12 +52,8 @@ def test_wild_multipliers_have_mean_zero_and_variance_one(clusters):
     assert drawn.var(axis=0) == pytest.approx(1.0, abs=0.03)
 
 
-def test_mean_interval_against_the_table_of_t():
-    values = [4.0, 6.0]
-    low, high = mean_interval(values)
-    assert high - 5.0 == pytest.approx(12.706 * np.sqrt(2) / np.sqrt(2), rel=1e-4)
-    assert low + high == pytest.approx(10.0)
-    assert mean_interval([3.0]) is None
+def test_quantiles_against_the_table_of_t():
+    assert t_quantile(0.975, 1) == pytest.approx(12.706, rel=1e-4)
     assert t_quantile(0.975, 18) == pytest.approx(2.1009, abs=1e-4)
 
 

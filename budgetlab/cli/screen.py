@@ -20,11 +20,14 @@ class Screen:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.console = Console(stderr=True, highlight=False, quiet=quiet)
-        self.started = time.monotonic()
 
     def say(self, line: str) -> None:
         """Print one line."""
         self.console.print(escape(line), soft_wrap=True)
+
+    def warn(self, line: str) -> None:
+        """Print one line of warning."""
+        self.say(f"warning   {line}")
 
     def stage(self, name: str) -> Stage:
         """Begin a stage."""
@@ -32,13 +35,12 @@ class Screen:
 
 
 class Stage:
-    """A stage in progress."""
+    """A stage in progress; its `note` stands behind "done"."""
 
     def __init__(self, screen: Screen, name: str) -> None:
-        self.screen, self.name = screen, name
+        self.screen, self.name, self.note = screen, name, ""
         self.live = screen.console.is_terminal
         self.said_at = 0.0
-        self.note = ""
         columns = (
             SpinnerColumn(),
             TextColumn(f"{name:<9}"),
@@ -46,8 +48,9 @@ class Stage:
             TimeElapsedColumn(),
             TextColumn("{task.description}", table_column=Column(no_wrap=True, ratio=1)),
         )
-        console = screen.console
-        self.progress = Progress(*columns, console=console, transient=True, disable=not self.live, expand=True)
+        self.progress = Progress(
+            *columns, console=screen.console, transient=True, disable=not self.live, expand=True
+        )  # fmt: skip
         self.task = self.progress.add_task("", total=1.0)
 
     def __enter__(self) -> Stage:

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 _REVISION = 3  # raise it when the same input becomes other tokens
 _BUCKETS = 64  # files on disk while shuffling, twice
+_PLACES = 1024  # in a bucket: the finest pieces in which it can be read
 _PIECE_BYTES = 2**26  # of text held in memory at once
 _BATCH = 1024  # documents encoded at once
 _SPLITS = ("train", "heldout")
 MOST_UNKNOWN = 0.1  # of a split's tokens
-_WHOLE = "corpus"
 
 
 def build_corpus(
@@ -73,6 +73,7 @@ def build_corpus(
     source, origin = make_source(spec, roots), TokenizerOrigin.of(spec, roots)
     key = content_hash(_REVISION, source.fingerprint(), origin.fingerprint())
     folder = Path(cache) / key
+    working = folder.with_name(f".{key}.partial")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with held(folder.with_name(f".{key}.held"), lambda: say("waiting for another process that builds it")):
@@ -80,15 +81,17 @@ def build_corpus(
                 try:
                     return open_corpus(folder)
                 except DamagedCorpus as error:
-                    _clear(folder, error)
+                    if any(folder.iterdir()) and not (folder / "manifest.json").is_file():
+                        wrong = "the folder holds other files, and no corpus"
+                        raise CallerError(error.asked, wrong, "move or delete it") from error
                     say(f"{error.wrong}: building it again")
-            working = folder.with_name(f".{key}.partial")
+                    shutil.rmtree(folder)
             try:
                 _build(source, origin, key, working, say)
             except BudgetlabError:  # what is wrong with the text stays wrong
                 shutil.rmtree(working, ignore_errors=True)
                 raise
-            os.rename(working / _WHOLE, folder)
+            os.rename(working / "corpus", folder)
             shutil.rmtree(working, ignore_errors=True)
     except OSError as error:
         asked, wrong = f"corpus in {str(folder)!r}", error.strerror or str(error)
@@ -96,50 +99,47 @@ def build_corpus(
     return open_corpus(folder)
 
 
-def _clear(folder: Path, error: DamagedCorpus) -> None:
-    """Delete a damaged corpus; refuse to delete what is none."""
-    if any(folder.iterdir()) and not (folder / "manifest.json").is_file():
-        wrong = "the folder holds other files, and no corpus"
-        raise CallerError(error.asked, wrong, "move or delete it") from error
-    shutil.rmtree(folder)
-
-
 def _build(source: Source, origin: TokenizerOrigin, key: str, working: Path, say: Callable[[str], None]) -> None:
     """Make the corpus in a folder of the working one, going on from where an earlier process was killed."""
-    folder, scratch = working / _WHOLE, working / "text"
+    folder, scratch = working / "corpus", working / "text"
     folder.mkdir(parents=True, exist_ok=True)
     scratch.mkdir(exist_ok=True)
-    progress = _Progress(working / "progress.json")
+    done = _Done(working / "progress.json")
     shuffled = _Shuffled(scratch, source.weights)
-    if "found" not in progress.state:
+    if "found" not in done.state:
         shuffled.scatter(source.documents(say))
-        progress.note(found=source.found, bytes=shuffled.bytes)
-    shuffled.bytes = progress.state["bytes"]
-    if origin.trained:
+        done.note(found=source.found, bytes=shuffled.bytes)
+    shuffled.bytes = done.state["bytes"]
+    if origin.sample_characters:
         say("training the tokenizer")
-    tokenizer, names = origin.make(shuffled.sample(origin.sample_bytes))
+    tokenizer, names = origin.make(shuffled.sample(origin.sample_characters))
     os.environ["TOKENIZERS_PARALLELISM"] = "true"  # on all cores; nothing here forks afterwards
     tokenizer.encode_special_tokens = True  # a literal "[MASK]" in the text is text
-    special = SpecialIds(**{role: _id(tokenizer, names[role]) for role in SPECIAL_ROLES})
+    vocabulary = tokenizer.get_vocab()
+    if lacking := [names[role] for role in SPECIAL_ROLES if names[role] not in vocabulary]:
+        raise CallerError("corpus.tokenizer", f"has no id for its own token {lacking[0]!r}", "use another one")
+    special = SpecialIds(**{role: vocabulary[names[role]] for role in SPECIAL_ROLES})
     vocab_size = tokenizer.get_vocab_size()
     dtype = np.dtype("<u2" if vocab_size <= 65_536 else "<u4")
-    description = {"found": progress.state["found"]}
+    description: dict[str, Any] = {"found": done.state["found"]}
+    counts: dict[str, np.ndarray] = {}
     for split in _SPLITS:
-        description[split] = _tokenise(shuffled, split, tokenizer, special.sep, folder, dtype, progress, say)
-    counts = {split: token_counts(folder / f"{split}.bin", dtype, vocab_size) for split in _SPLITS}
+        file = folder / f"{split}.bin"
+        description[split] = _tokenise(shuffled, split, tokenizer, special.sep, file, dtype, done, say)
+        counts[split] = token_counts(file, dtype, vocab_size)
     unknown = {split: float(found[special.unk] / found.sum()) for split, found in counts.items()}
     for split, share in unknown.items():
         if share > MOST_UNKNOWN:
             wrong = f"{share:.1%} of its tokens are {names['unk']}: the tokenizer cannot spell the text"
             do = "train one on text of this kind (tokenizer = { train = SIZE }, with a larger SIZE), or change the text"
             raise CallerError(f"corpus.{split}", wrong, do)
-    entropy = unigram_entropy_nats(counts["train"], counts["heldout"], special)
     tokenizer.save(str(folder / "tokenizer.json"))
-    seal(folder, key=key, dtype=dtype.str, names=names, vocab_size=vocab_size, special=special, entropy=entropy,
-         unknown=unknown, description=description)  # fmt: skip
+    seal(folder, key=key, dtype=dtype.str, vocab_size=vocab_size, special_ids=vars(special), special_names=names,
+         unigram_entropy_nats=unigram_entropy_nats(counts["train"], counts["heldout"], special),
+         unknown_fraction=unknown, description=description)  # fmt: skip
 
 
-class _Progress:
+class _Done:
     """What of a build is done, on disk after each piece."""
 
     def __init__(self, path: Path) -> None:
@@ -157,26 +157,19 @@ class _Progress:
         os.replace(beside, self._path)
 
 
-def _id(tokenizer: Tokenizer, name: str) -> int:
-    found = tokenizer.token_to_id(name)
-    if found is None:
-        raise CallerError("corpus.tokenizer", f"has no id for its own token {name!r}", "use another one")
-    return found
-
-
 def _tokenise(
     shuffled: _Shuffled,
     split: str,
     tokenizer: Tokenizer,
     separator: int,
-    folder: Path,
+    path: Path,
     dtype: np.dtype,
-    progress: _Progress,
+    done: _Done,
     say: Callable[[str], None],
 ) -> dict[str, int]:
-    counts = {"documents": 0, "text_bytes": 0, "tokens": 0, "copies_dropped": 0}
-    first, counts = progress.state.get(split, (0, counts))
-    with open(folder / f"{split}.bin", "ab") as file:
+    """Write a split's tokens, and return how much text became how many."""
+    first, counts = done.state.get(split, (0, {"documents": 0, "text_bytes": 0, "tokens": 0, "copies_dropped": 0}))
+    with open(path, "ab") as file:
         file.truncate(counts["tokens"] * dtype.itemsize)  # what came after the last note may be torn
         for number in range(first, _BUCKETS):
             if number % 16 == 0:
@@ -191,7 +184,7 @@ def _tokenise(
                 counts["copies_dropped"] += copies
             file.flush()
             os.fsync(file.fileno())
-            progress.note(**{split: (number + 1, counts)})
+            done.note(**{split: (number + 1, counts)})
     if not counts["tokens"]:
         raise CallerError(f"corpus {split}", "no text is left in it", "give documents that the other split lacks")
     return counts
@@ -205,26 +198,28 @@ class _Shuffled:
         self.bytes = [0] * len(weights)
         """Of the train text, by part that has a weight."""
 
+    def _path(self, split: str, bucket: int) -> Path:
+        return self._scratch / f"{split}.{bucket}"
+
     def scatter(self, documents: Iterator[tuple[str, int, str]]) -> None:
         """Write each document as one line into the bucket that its hash names; white space becomes one blank.
 
         Where parts have weights, a line begins with the number of its part.
         """
         with ExitStack() as stack:
-            files: dict[str, list[IO[bytes]]] = {
-                split: [stack.enter_context(open(self._path(split, n), "wb")) for n in range(_BUCKETS)]
-                for split in _SPLITS
-            }
+            places = [(split, bucket) for split in _SPLITS for bucket in range(_BUCKETS)]
+            files = {place: stack.enter_context(open(self._path(*place), "wb")) for place in places}
             for split, part, text in documents:
-                line = _line(text)
+                words = text.split()
+                # A tokenizer is trained in the square of a word's length: what no tokenizer takes for one is cut.
+                if max(map(len, words), default=0) > LONGEST_WORD:
+                    words = [word[i : i + LONGEST_WORD] for word in words for i in range(0, len(word), LONGEST_WORD)]
+                line = " ".join(words).encode()
                 if line:
                     tag = b"%d\t" % part if self._weights and split == "train" else b""
-                    files[split][_digest(line)[0] % _BUCKETS].write(tag + line + b"\n")
+                    files[split, _digest(line)[0] % _BUCKETS].write(tag + line + b"\n")
                     if tag:
                         self.bytes[part] += len(line)
-
-    def _path(self, split: str, bucket: int) -> Path:
-        return self._scratch / f"{split}.{bucket}"
 
     def pieces(self, split: str, number: int) -> Iterator[tuple[list[str], int]]:
         """Yield the documents of a split's bucket in order, in pieces, each with how many copies were left out.
@@ -235,7 +230,9 @@ class _Shuffled:
         for piece in range(count):
             lines, unique = 0, {}
             for digest, line in self._lines(split, number):
-                if _place(digest) * count // _PLACES == piece:
+                # What the order says beyond the bits that name the bucket.
+                place = digest[0] // _BUCKETS * 256 + digest[1]
+                if place * count // _PLACES == piece:
                     lines += 1
                     unique[digest] = line
             if split == "train":
@@ -256,31 +253,12 @@ class _Shuffled:
                 if not weighted or int.from_bytes(digest[8:]) < kept[int(part)] * 2.0**64:
                     yield digest, line
 
-    def sample(self, limit: int) -> Iterator[str]:
+    def sample(self, characters: int) -> Iterator[str]:
         """Yield train documents from the start of the order, up to a number of characters."""
-        for number in range(_BUCKETS):
-            for texts, _ in self.pieces("train", number):
-                for text in texts:
-                    if limit <= 0:
-                        return
-                    limit -= len(text)
-                    yield text
-
-
-def _line(text: str) -> bytes:
-    """One line; what no tokenizer takes for a word is cut, since a tokenizer is trained in the square of its length."""
-    words = text.split()
-    if max(map(len, words), default=0) > LONGEST_WORD:
-        words = [word[i : i + LONGEST_WORD] for word in words for i in range(0, len(word), LONGEST_WORD)]
-    return " ".join(words).encode()
-
-
-_PLACES = 1024
-
-
-def _place(digest: bytes) -> int:
-    """Return where in its bucket a document comes: what the order says beyond the bits that name the bucket."""
-    return digest[0] // _BUCKETS * 256 + digest[1]
+        texts = (text for number in range(_BUCKETS) for piece, _ in self.pieces("train", number) for text in piece)
+        while characters > 0 and (text := next(texts, None)) is not None:
+            characters -= len(text)
+            yield text
 
 
 def _digest(line: bytes) -> bytes:

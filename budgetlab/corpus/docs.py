@@ -16,7 +16,7 @@ import os
 import platform
 import sysconfig
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,20 +24,15 @@ from typing import Any
 from budgetlab.errors import CallerError
 
 STDLIB = "stdlib"
-
-PACKAGES = {
-    STDLIB: "", "torch": "torch", "transformers": "transformers", "scipy": "scipy", "sympy": "sympy",
-    "pandas": "pandas", "numpy": "numpy", "sklearn": "scikit-learn", "networkx": "networkx",
-    "matplotlib": "matplotlib", "huggingface_hub": "huggingface-hub", "datasets": "datasets",
-    "setuptools": "setuptools", "fontTools": "fonttools", "narwhals": "narwhals", "pydantic": "pydantic",
-    "mpmath": "mpmath", "pygments": "pygments", "rich": "rich", "PIL": "pillow", "fsspec": "fsspec",
-    "pyparsing": "pyparsing", "click": "click", "jinja2": "jinja2", "joblib": "joblib", "pyarrow": "pyarrow",
-    "packaging": "packaging", "fvcore": "fvcore", "filelock": "filelock", "dill": "dill", "typer": "typer",
-    "tqdm": "tqdm", "markdown_it": "markdown-it-py", "multiprocess": "multiprocess",
-    "safetensors": "safetensors",
-}  # fmt: skip
-"""Top-level package -> distribution, in the order of reading: budgetlab's dependencies and theirs."""
-
+PACKAGES = (
+    STDLIB, "torch", "transformers", "scipy", "sympy", "pandas", "numpy", "sklearn", "networkx", "matplotlib",
+    "huggingface_hub", "datasets", "setuptools", "fontTools", "narwhals", "pydantic", "mpmath", "pygments", "rich",
+    "PIL", "fsspec", "pyparsing", "click", "jinja2", "joblib", "pyarrow", "packaging", "fvcore", "filelock", "dill",
+    "typer", "tqdm", "markdown_it", "multiprocess", "safetensors",
+)  # fmt: skip
+"""Top-level packages in the order of reading: budgetlab's dependencies and theirs."""
+_DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow", "markdown_it": "markdown-it-py"}
+"""Of the packages whose distribution has another name."""
 HELDOUT = ("pandas", "numpy", "networkx")
 """Packages whose text is never trained on."""
 
@@ -53,14 +48,19 @@ _MIN_LINE = 24  # shorter lines ("Parameters", "axis : int") are the skeleton of
 class DocsSource:
     """The built-in corpus as a source of documents, one for each docstring or topic."""
 
-    packages: Sequence[str] = tuple(PACKAGES)
+    packages: Sequence[str] = PACKAGES
     heldout: Sequence[str] = HELDOUT
     found: dict[str, Any] = field(default_factory=dict)
-    weights: tuple[float, ...] = ()
     """Filled while reading: documents and bytes before and after, files that could not be parsed."""
+    weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         self._roots = {name: root for name in self.packages if (root := _root(name)) is not None}
+        distributions = {name: _DISTRIBUTIONS.get(name, name) for name in self._roots}
+        self._versions = {
+            name: platform.python_version() if name == STDLIB else importlib.metadata.version(distribution)
+            for name, distribution in distributions.items()
+        }
         for split, names in (("train", set(self.packages) - set(self.heldout)), ("held-out", self.heldout)):
             if not self._roots.keys() & set(names):
                 asked = 'corpus source = "docs"'
@@ -73,20 +73,16 @@ class DocsSource:
             name: [[str(path.relative_to(root)), path.stat().st_size] for path in _sources(root)]
             for name, root in self._roots.items()
         }
-        return {"source": "docs", "versions": self.versions(), "heldout": list(self.heldout), "files": files}
-
-    def versions(self) -> dict[str, str]:
-        """Versions by package; for the standard library, Python's."""
-        return {name: _version(name) for name in self._roots}
+        return {"source": "docs", "versions": self._versions, "heldout": list(self.heldout), "files": files}
 
     def documents(self, progress: Callable[[str], None]) -> Iterator[tuple[str, int, str]]:
-        """Yield (split, text), where split is "train" or "heldout" and text has no long line seen before."""
+        """Yield (split, 0, text), where split is "train" or "heldout" and text has no long line seen before."""
         seen: set[str] = set()
         totals = {"text_bytes": 0, "repeated_line_bytes": 0, "unparsed_files": 0}
         for index, (name, root) in enumerate(self._roots.items()):
             progress(f"reading documentation: {name} ({index + 1} of {len(self._roots)})")
             split = "heldout" if name in self.heldout else "train"
-            for raw in self._package(name, root, totals):
+            for raw in _texts(name, root, totals):
                 kept = drop_repeated_lines(raw, seen)
                 # Characters stand for bytes: the text is almost all ASCII, and encoding it twice costs a second.
                 totals["text_bytes"] += len(raw)
@@ -95,23 +91,27 @@ class DocsSource:
                     yield split, 0, kept
         self.found.update(
             totals,
-            versions=self.versions(),
+            versions=self._versions,
             heldout_packages=list(self.heldout),
             packages_not_installed=[name for name in self.packages if name not in self._roots],
         )
 
-    @staticmethod
-    def _package(name: str, root: Path, totals: dict[str, int]) -> Iterator[str]:
-        for path in _sources(root):
-            source = path.read_bytes()
-            if b'"""' not in source and b"'''" not in source:
-                continue
-            try:
-                yield from docstrings(source)
-            except (SyntaxError, ValueError, RecursionError):
-                totals["unparsed_files"] += 1
-        if name == STDLIB:
-            yield from _topics(root / "pydoc_data" / "topics.py")
+
+def _texts(name: str, root: Path, totals: dict[str, int]) -> Iterator[str]:
+    """Docstrings of a package; of the standard library the topics of `help` too."""
+    for path in _sources(root):
+        source = path.read_bytes()
+        if b'"""' not in source and b"'''" not in source:
+            continue
+        try:
+            yield from docstrings(source)
+        except (SyntaxError, ValueError, RecursionError):
+            totals["unparsed_files"] += 1
+    topics = root / "pydoc_data" / "topics.py"
+    if name == STDLIB and topics.is_file():
+        for node in ast.parse(topics.read_bytes()).body:
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
+                yield from (str(text) for _, text in sorted(ast.literal_eval(node.value).items()))
 
 
 def docstrings(source: bytes) -> list[str]:
@@ -122,25 +122,21 @@ def docstrings(source: bytes) -> list[str]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tree = ast.parse(source)
-        found: list[str] = []
-        _visit(tree, found)
-        return found
+            return list(_docstrings(ast.parse(source)))
     finally:
         if collecting:
             gc.enable()
 
 
-def _visit(node: ast.AST, found: list[str]) -> None:
-    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-        text = ast.get_docstring(node)
-        if text:
-            found.append(text)
+def _docstrings(node: ast.AST) -> Iterator[str]:
+    documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+    if documented and (text := ast.get_docstring(node)):
+        yield text
     for block in ("body", "orelse", "handlers", "finalbody"):
         children = getattr(node, block, ())
         for child in children if isinstance(children, list) else ():
             if not isinstance(child, ast.expr):
-                _visit(child, found)
+                yield from _docstrings(child)
 
 
 def drop_repeated_lines(text: str, seen: set[str]) -> str:
@@ -160,26 +156,12 @@ def drop_repeated_lines(text: str, seen: set[str]) -> str:
     return "\n".join(kept)
 
 
-def _topics(path: Path) -> Iterable[str]:
-    if not path.is_file():
-        return
-    for node in ast.parse(path.read_bytes()).body:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
-            yield from (str(text) for _, text in sorted(ast.literal_eval(node.value).items()))
-
-
 def _root(name: str) -> Path | None:
     if name == STDLIB:
         return Path(sysconfig.get_path("stdlib"))
     spec = importlib.util.find_spec(name)  # for a top-level name this looks, and does not import
     places = spec.submodule_search_locations if spec else None
     return Path(next(iter(places))) if places else None
-
-
-def _version(name: str) -> str:
-    if name == STDLIB:
-        return platform.python_version()
-    return importlib.metadata.version(PACKAGES.get(name, name))
 
 
 def _sources(root: Path) -> Iterator[Path]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from budgetlab.corpus.tokenizing import SPECIAL_ROLES, load_fast_tokenizer
+from budgetlab.corpus.tokenizing import load_fast_tokenizer
 from budgetlab.errors import BudgetlabError
 from budgetlab.values import SpecialIds
 
@@ -83,8 +83,7 @@ def unigram_entropy_nats(train: np.ndarray, heldout: np.ndarray, special: Specia
     word pieces, all without the special tokens ([UNK] is one), it is the mean of
     :math:`-\log\frac{c_t + 1}{N + V}` over the tokens of `heldout` that are not special; nan without any.
     """
-    ordinary = np.ones(len(train), dtype=bool)
-    ordinary[list(special.all())] = False
+    ordinary = np.setdiff1d(np.arange(len(train)), special.all())
     counts, wanted = train[ordinary], heldout[ordinary]
     if not wanted.sum():
         return float("nan")
@@ -101,8 +100,7 @@ def token_counts(path: Path, dtype: np.dtype, vocab_size: int) -> np.ndarray:
     return total
 
 
-def seal(folder: Path, *, key: str, dtype: str, names: dict[str, str], vocab_size: int, special: SpecialIds,
-         entropy: float, unknown: dict[str, float], description: dict[str, Any]) -> None:  # fmt: skip
+def seal(folder: Path, **manifest: Any) -> None:
     """Write the manifest of a folder whose other files are complete, and force all of them to disk."""
     files = {}
     for path in sorted(folder.iterdir()):
@@ -110,19 +108,10 @@ def seal(folder: Path, *, key: str, dtype: str, names: dict[str, str], vocab_siz
             files[path.name] = {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
             os.fsync(file.fileno())
     digest = hashlib.sha256("".join(files[name]["sha256"] for name in sorted(files)).encode()).hexdigest()
-    manifest = {
-        "format": FORMAT, "key": key, "content_hash": digest[:16], "dtype": dtype, "vocab_size": vocab_size,
-        "special_ids": {role: getattr(special, role) for role in SPECIAL_ROLES}, "special_names": names,
-        "unigram_entropy_nats": entropy, "unknown_fraction": unknown, "files": files, "description": description,
-    }  # fmt: skip
     with open(folder / _MANIFEST, "w", encoding="utf-8") as file:
-        json.dump(manifest, file, indent=1)
+        json.dump({"format": FORMAT, "content_hash": digest[:16], **manifest, "files": files}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
     if os.name == "posix":  # elsewhere folders cannot be opened
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -147,29 +136,23 @@ def open_corpus(folder: Path) -> Corpus:
         if manifest["format"] != FORMAT:
             raise ValueError(f"format {manifest['format']!r} is not {FORMAT!r}")
         for name, expected in manifest["files"].items():
-            _check(folder / name, expected)
-        dtype = np.dtype(manifest["dtype"])
+            size = (folder / name).stat().st_size
+            if size != expected["bytes"]:
+                raise ValueError(f"{name} has {size} bytes, not {expected['bytes']}")
+            with open(folder / name, "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
+                    raise ValueError(f"{name} is not what was written")
+        train, heldout = (np.memmap(folder / f"{split}.bin", dtype=np.dtype(manifest["dtype"]), mode="r")
+                          for split in ("train", "heldout"))  # fmt: skip
+        as_written = ("content_hash", "vocab_size", "unigram_entropy_nats", "description", "special_names")
         return Corpus(
             folder=folder,
-            content_hash=manifest["content_hash"],
-            vocab_size=manifest["vocab_size"],
             special=SpecialIds(**manifest["special_ids"]),
-            train=np.memmap(folder / "train.bin", dtype=dtype, mode="r"),
-            heldout=np.memmap(folder / "heldout.bin", dtype=dtype, mode="r"),
-            unigram_entropy_nats=manifest["unigram_entropy_nats"],
-            description=manifest["description"],
-            special_names=manifest["special_names"],
+            train=train,
+            heldout=heldout,
             unknown_fraction=manifest.get("unknown_fraction", {}),
+            **{name: manifest[name] for name in as_written},
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         do = "delete the folder; it is built again when it is needed"
         raise DamagedCorpus(f"corpus in {str(folder)!r}", f"not a finished corpus ({error})", do) from error
-
-
-def _check(path: Path, expected: dict[str, Any]) -> None:
-    size = path.stat().st_size
-    if size != expected["bytes"]:
-        raise ValueError(f"{path.name} has {size} bytes, not {expected['bytes']}")
-    with open(path, "rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
-            raise ValueError(f"{path.name} is not what was written")

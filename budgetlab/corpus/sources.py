@@ -1,35 +1,25 @@
-"""Where documents come from: text files, or a data set on the hub (`docs` has a file of its own)."""
+"""Where documents come from: files of text, JSON lines or parquet, or the hub; `docs` has a file of its own."""
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import io
+import json
+import lzma
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from budgetlab.corpus.docs import DocsSource
-from budgetlab.corpus.files import has_columns, read_documents
 from budgetlab.errors import CallerError
 from budgetlab.values import CorpusSpec
 
 _HELDOUT_ONE_IN = 100
-
-
-class Source(Protocol):
-    """Documents with their split, and what identifies them."""
-
-    found: dict[str, Any]
-    weights: tuple[float, ...]
-    """What share of the train text each part is to have; empty where all of the text is taken."""
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Identify the text by content."""
-        ...
-
-    def documents(self, progress: Callable[[str], None]) -> Iterator[tuple[str, int, str]]:
-        """Yield (split, part, text), where split is "train" or "heldout", and part counts the train patterns."""
-        ...
+_LINE_LIMIT = 1 << 20  # a file without line breaks must not be read into memory whole
+_RECORD_LIMIT = 64 << 20
+_PACKED = (".gz", ".xz", ".zst")
 
 
 def make_source(spec: CorpusSpec, roots: Sequence[Path]) -> Source:
@@ -45,15 +35,13 @@ def make_source(spec: CorpusSpec, roots: Sequence[Path]) -> Source:
 def find_files(patterns: Sequence[str], roots: Sequence[Path], asked: str) -> list[Path]:
     """Expand paths and globs, each relative to the first root in which it matches a file."""
     found: list[Path] = []
-    places = [Path(root) for root in roots] or [Path.cwd()]
     for pattern in patterns:
         if Path(pattern).is_absolute():
             # Path.glob refuses absolute patterns, so the root of the file system plays the data root.
-            anchor = Path(Path(pattern).anchor)
-            candidates: list[tuple[Path, str]] = [(anchor, str(Path(pattern).relative_to(anchor)))]
+            places, name = [Path(Path(pattern).anchor)], str(Path(pattern).relative_to(Path(pattern).anchor))
         else:
-            candidates = [(place, pattern) for place in places]
-        for place, name in candidates:
+            places, name = [Path(root) for root in roots] or [Path.cwd()], pattern
+        for place in places:
             # A file whose own name holds brackets is a path before it is a glob.
             exact = place / name
             matches = [exact] if exact.is_file() else sorted(p for p in place.glob(name) if p.is_file())
@@ -61,21 +49,22 @@ def find_files(patterns: Sequence[str], roots: Sequence[Path], asked: str) -> li
                 found.extend(path for path in matches if path not in found)
                 break
         else:
-            looked = ", ".join(str(place) for place, _ in candidates)
-            wrong = "is a folder" if any((p / n).is_dir() for p, n in candidates) else "no such file"
+            wrong = "is a folder" if any((place / name).is_dir() for place in places) else "no such file"
             do = "check the path, or set --data-root (or BUDGETLAB_DATA_ROOT) to the folder that has it"
-            raise CallerError(f"{asked} = {pattern!r}", f"{wrong} in {looked}", do)
+            raise CallerError(f"{asked} = {pattern!r}", f"{wrong} in {', '.join(map(str, places))}", do)
     return found
 
 
 @dataclass
 class TextSource:
-    """Files of text, JSON lines or parquet (`files.read_documents`)."""
+    """Files of text, JSON lines or parquet, plain or packed."""
 
     parts: Sequence[Sequence[Path]]
+    """Of the train text, by pattern."""
     heldout: Sequence[Path]
     column: str = "text"
     weights: tuple[float, ...] = ()
+    """What share of the train text each part is to have; empty where all of the text is taken."""
     found: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -83,8 +72,7 @@ class TextSource:
         self._digests = {path: sha256(path) for path in (*self.train, *self.heldout)}
         trained_on = {self._digests[path]: path for path in self.train}
         for path in self.heldout:
-            twin = trained_on.get(self._digests[path])
-            if twin is not None:
+            if (twin := trained_on.get(self._digests[path])) is not None:
                 wrong = f"the same content as {str(twin)!r} in corpus.train"
                 raise CallerError(f"corpus.heldout = {str(path)!r}", wrong, "hold out text that is not trained on")
 
@@ -93,7 +81,7 @@ class TextSource:
         splits = {"train": self.train, "heldout": self.heldout}
         what: dict[str, Any] = {"source": "text"}
         what |= {split: sorted({self._digests[path] for path in paths}) for split, paths in splits.items()}
-        if any(has_columns(path) for path in self._digests):
+        if any(_format(path) in (".jsonl", ".json", ".parquet") for path in self._digests):
             what["column"] = self.column
         if self.weights:
             shares = zip(self.weights, self.parts, strict=True)
@@ -101,8 +89,9 @@ class TextSource:
         return what
 
     def documents(self, progress: Callable[[str], None]) -> Iterator[tuple[str, int, str]]:
-        """Yield (split, part, text)."""
-        for split, paths in (("train", self.train), ("heldout", dict.fromkeys(self.heldout, 0))):
+        """Yield (split, part, text), where split is "train" or "heldout", and part counts the train patterns."""
+        splits = {"train": self.train, "heldout": dict.fromkeys(self.heldout, 0)}
+        for split, paths in splits.items():
             for index, (path, part) in enumerate(sorted(paths.items(), key=lambda item: item[1])):
                 progress(f"reading {path.name} ({split}, {index + 1} of {len(paths)})")
                 empty = True
@@ -114,7 +103,7 @@ class TextSource:
                     raise CallerError(asked, "the file has no text", "give a file with a document in each line")
         self.found["files"] = {
             split: [{"name": path.name, "sha256": self._digests[path]} for path in paths]
-            for split, paths in (("train", self.train), ("heldout", self.heldout))
+            for split, paths in splits.items()
         }
 
 
@@ -126,6 +115,82 @@ def sha256(path: Path) -> str:
     except OSError as error:
         wrong = error.strerror or str(error)
         raise CallerError(f"corpus file {str(path)!r}", wrong, "make it readable") from error
+
+
+def _format(path: Path) -> str:
+    return Path(path.stem).suffix if path.suffix in _PACKED else path.suffix
+
+
+def read_documents(path: Path, column: str, asked: str) -> Iterator[str]:
+    """Yield the documents of a file, plain or packed as .gz, .xz or .zst, in bounded memory."""
+    asked = f"{asked} = {str(path)!r}"
+    read = {".parquet": _parquet, ".jsonl": _json_lines, ".json": _json_lines}.get(_format(path), _lines)
+    try:
+        yield from (text for text in read(path, column, asked) if text and not text.isspace())
+    except UnicodeDecodeError as error:
+        do = "give UTF-8 text, plain or with its ending .gz, .xz or .zst"
+        raise CallerError(asked, "a binary file, or text that is not UTF-8", do) from error
+    except (OSError, EOFError, lzma.LZMAError) as error:
+        wrong = f"cannot be unpacked or read ({' '.join(str(error).split())[:120]})"
+        raise CallerError(asked, wrong, "check that the file is complete and readable") from error
+
+
+def _opened(path: Path) -> Any:
+    if path.suffix == ".zst":
+        import pyarrow
+
+        return io.TextIOWrapper(pyarrow.input_stream(str(path), compression="zstd"), encoding="utf-8")
+    return {".xz": lzma.open, ".gz": gzip.open}.get(path.suffix, open)(path, "rt", encoding="utf-8")
+
+
+def _lines(path: Path, column: str, asked: str, limit: int = _LINE_LIMIT) -> Iterator[str]:
+    with _opened(path) as file:
+        while line := file.readline(limit):
+            if "\0" in line:
+                raise CallerError(asked, "a binary file, not text", "give UTF-8 text, plain, .gz, .xz or .zst")
+            yield line
+
+
+def _json_lines(path: Path, column: str, asked: str) -> Iterator[str]:
+    for number, line in enumerate(_lines(path, column, asked, _RECORD_LIMIT), start=1):
+        if line.isspace():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise CallerError(asked, f"line {number} is not JSON ({error})", "give one object in each line") from None
+        text = record.get(column) if isinstance(record, dict) else None
+        if not isinstance(text, str):
+            keys = ", ".join(record) if isinstance(record, dict) else type(record).__name__
+            raise CallerError(asked, f"line {number} has no text in {column!r} (has {keys})", "set corpus.column")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            # Join the halves of characters that JSON writes apart, and replace those that lost the other half.
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        yield text
+
+
+def _parquet(path: Path, column: str, asked: str) -> Iterator[str]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            if column not in file.schema_arrow.names:
+                names = ", ".join(file.schema_arrow.names)
+                raise CallerError(asked, f"no column {column!r}", f"set corpus.column to one of {names}")
+            for batch in file.iter_batches(1024, columns=[column]):
+                for text in batch.column(0).to_pylist():
+                    if not isinstance(text, str | None):
+                        raise CallerError(asked, f"column {column!r} holds no text", "set corpus.column to one of text")
+                    yield text or ""
+    except pyarrow.ArrowException as error:
+        raise OSError(str(error)) from error
+
+
+_UNLOADABLE = (OSError, ValueError, RuntimeError)
+"""What datasets raises for the hub, names and files."""
 
 
 @dataclass
@@ -170,35 +235,30 @@ class HubSource:
 
     def documents(self, progress: Callable[[str], None]) -> Iterator[tuple[str, int, str]]:
         """Yield (split, 0, text), one for each row."""
-        by_hash = not self.spec.heldout
         for split, data in self._parts:
             progress(f"reading {self.spec.dataset} ({split})")
-            for text in self._texts(split, data):
+            rows, read = iter(data), 0
+            while True:
+                try:
+                    row = next(rows, None)
+                except _UNLOADABLE as error:
+                    asked = f"corpus.dataset = {self.spec.dataset!r}, split {split!r}"
+                    wrong = f"reading stopped after {read:,} rows ({_first_line(error)})"
+                    raise CallerError(asked, wrong, "give the same command again") from error
+                if row is None:
+                    break
+                text, read = row[self.spec.column], read + 1
                 if not isinstance(text, str):
                     asked = f"corpus.column = {self.spec.column!r}"
                     raise CallerError(asked, f"holds {type(text).__name__}, not text", "name a column of text")
-                yield ("heldout" if by_hash and _drawn(text) else split), 0, text
+                digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+                drawn = not self.spec.heldout and int.from_bytes(digest) % _HELDOUT_ONE_IN == 0
+                yield "heldout" if drawn else split, 0, text
         self.found["dataset"] = {"name": self.spec.dataset, "config": self.spec.dataset_config}
-
-    def _texts(self, split: str, data: Any) -> Iterator[Any]:
-        read = 0
-        try:
-            for row in data:
-                yield row[self.spec.column]
-                read += 1
-        except _UNLOADABLE as error:
-            asked = f"corpus.dataset = {self.spec.dataset!r}, split {split!r}"
-            wrong = f"reading stopped after {read:,} rows ({_first_line(error)})"
-            raise CallerError(asked, wrong, "give the same command again") from error
-
-
-_UNLOADABLE = (OSError, ValueError, RuntimeError)
-"""What datasets raises for the hub, names and files."""
 
 
 def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def _drawn(text: str) -> bool:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) % _HELDOUT_ONE_IN == 0
+Source = DocsSource | TextSource | HubSource

@@ -27,6 +27,8 @@ _BERT_NAMES = {role: f"[{role.upper()}]" for role in SPECIAL_ROLES}
 _ROBERTA_NAMES = {"pad": "<pad>", "unk": "<unk>", "cls": "<s>", "sep": "</s>", "mask": "<mask>"}
 _COVERAGE = 0.9995  # of the characters of the text, by the alphabet, by words of a usual length, without vowel signs
 _USUAL_WORD, LONGEST_WORD = 100, 1000  # characters; in scripts without spaces a phrase is a word
+_ACCENTS = ("\u0300", "\u036f")
+"""Combining marks of Latin, Greek and Cyrillic, first and last."""
 
 
 @dataclass(frozen=True)
@@ -44,28 +46,21 @@ class TokenizerOrigin:
         choice = spec.tokenizer
         if isinstance(choice, TokenizerSpec):
             return cls(choice)
+        here = [Path(place) / Path(choice).expanduser() for place in roots or [Path.cwd()]]
+        if folder := next((path for path in here if path.is_dir()), None):
+            for name in ("tokenizer.json", "vocab.txt"):
+                if (folder / name).is_file():
+                    return cls(folder / name)
+            wrong = f"{folder} has no tokenizer.json and no vocab.txt"
+            raise CallerError(f"corpus.tokenizer = {choice!r}", wrong, "give a folder that has one")
         looks_like_path = choice.endswith((".txt", ".json")) or choice.startswith((".", "/", "~"))
-        places = roots or [Path.cwd()]
-        for place in places:
-            if (folder := Path(place) / Path(choice).expanduser()).is_dir():
-                inside = [folder / name for name in ("tokenizer.json", "vocab.txt") if (folder / name).is_file()]
-                if not inside:
-                    wrong = f"{folder} has no tokenizer.json and no vocab.txt"
-                    raise CallerError(f"corpus.tokenizer = {choice!r}", wrong, "give a folder that has one")
-                return cls(inside[0])
-        if looks_like_path or any((Path(place) / choice).exists() for place in places):
-            (path,) = find_files([choice], roots, "corpus.tokenizer")[:1]
-            return cls(path)
+        if looks_like_path or any(path.exists() for path in here):
+            return cls(find_files([choice], roots, "corpus.tokenizer")[0])
         return cls(choice)
 
     @property
-    def trained(self) -> bool:
-        """Whether `make` needs text."""
-        return isinstance(self.choice, TokenizerSpec)
-
-    @property
-    def sample_bytes(self) -> int:
-        """Text that training reads at most, in characters: more of it changes rare word pieces only."""
+    def sample_characters(self) -> int:
+        """Of text that `make` reads at most, to train on: more of it changes rare word pieces only."""
         return max(16 << 20, 2048 * self.choice.train) if isinstance(self.choice, TokenizerSpec) else 0
 
     def fingerprint(self) -> dict[str, Any]:
@@ -84,9 +79,12 @@ class TokenizerOrigin:
             texts = list(sample)
             vocabulary, normalizer = train_wordpiece(texts, self.choice.train), _normalizer(texts)
             return _wordpiece(vocabulary, normalizer, _longest_word(texts, normalizer)), _BERT_NAMES
-        if isinstance(self.choice, Path):
-            return _from_json(self.choice) if self.choice.suffix == ".json" else (_from_file(self.choice), _BERT_NAMES)
-        return _from_hub(self.choice)
+        if isinstance(self.choice, Path) and self.choice.suffix != ".json":
+            return _from_file(self.choice), _BERT_NAMES
+        tokenizer, names = _from_hub(self.choice) if isinstance(self.choice, str) else _from_json(self.choice)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer, names
 
 
 def train_wordpiece(texts: Sequence[str], size: int) -> list[str]:
@@ -123,21 +121,14 @@ def _normalizer(texts: Sequence[str]) -> Any:
     for text in texts:
         if not text.isascii():
             counts.update(unicodedata.normalize("NFD", text))
-    signs = sum(n for char, n in counts.items() if not _is_accent(char) and unicodedata.category(char) == "Mn")
+    first, last = _ACCENTS
+    signs = sum(n for char, n in counts.items() if not first <= char <= last and unicodedata.category(char) == "Mn")
     if signs <= (1 - _COVERAGE) * sum(map(len, texts)):
         return normalizers.BertNormalizer(lowercase=True)
     # Without accents, BertNormalizer leaves out all nonspacing marks: Hindi's vowels, the dots of Japanese kana.
-    accents = normalizers.Replace(Regex(f"[{_ACCENTS[0]}-{_ACCENTS[1]}]"), "")
+    accents = normalizers.Replace(Regex(f"[{first}-{last}]"), "")
     bare = normalizers.BertNormalizer(lowercase=True, strip_accents=False)
     return normalizers.Sequence([bare, normalizers.NFD(), accents, normalizers.NFC()])
-
-
-_ACCENTS = ("\u0300", "\u036f")
-"""Combining marks of Latin, Greek and Cyrillic."""
-
-
-def _is_accent(char: str) -> bool:
-    return _ACCENTS[0] <= char <= _ACCENTS[1]
 
 
 def _longest_word(texts: Sequence[str], normalizer: Any) -> int:
@@ -208,13 +199,11 @@ def _from_file(path: Path) -> Tokenizer:
         vocabulary = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise CallerError(asked, f"not a readable vocabulary ({error})", do) from error
-    missing = [name for name in _BERT_NAMES.values() if name not in vocabulary]
-    if missing:
+    specials = _BERT_NAMES.values()
+    if missing := [name for name in specials if name not in vocabulary]:
         raise CallerError(asked, f"the vocabulary lacks {', '.join(missing)}", do)
-    twice = [piece for piece, count in Counter(vocabulary).items() if count > 1]
-    if twice:
+    if twice := [piece for piece, count in Counter(vocabulary).items() if count > 1]:
         raise CallerError(asked, f"the vocabulary has {twice[0]!r} twice", do)
-    specials = set(_BERT_NAMES.values())
     cased = any(piece != piece.lower() for piece in vocabulary if piece not in specials)
     return _wordpiece(vocabulary, normalizers.BertNormalizer(lowercase=not cased))
 
@@ -230,8 +219,6 @@ def _from_json(path: Path) -> tuple[Tokenizer, dict[str, str]]:
     vocabulary = tokenizer.get_vocab()
     for names in (_BERT_NAMES, _ROBERTA_NAMES):
         if vocabulary.keys() >= set(names.values()):
-            tokenizer.no_truncation()
-            tokenizer.no_padding()
             return tokenizer, names
     wrong = f"it lacks one of {', '.join(_BERT_NAMES.values())}"
     raise CallerError(asked, wrong, "use the tokenizer of a masked language model")
@@ -253,10 +240,7 @@ def _from_hub(name: str) -> tuple[Tokenizer, dict[str, str]]:
     if missing or not getattr(loaded, "is_fast", False):
         wrong = f"has no {', '.join(missing)} token" if missing else "is not a fast tokenizer"
         raise CallerError(asked, wrong, "use the tokenizer of a masked language model")
-    tokenizer = Tokenizer.from_str(loaded.backend_tokenizer.to_str())
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer, {r: str(t) for r, t in names.items()}
+    return Tokenizer.from_str(loaded.backend_tokenizer.to_str()), {r: str(t) for r, t in names.items()}
 
 
 def vocabulary_of(folder: Path) -> dict[str, int] | None:

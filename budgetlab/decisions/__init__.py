@@ -1,11 +1,9 @@
 """What a comparison rests on, and what to do next: assumptions, the teacher's budget, the next run."""
 
 from budgetlab.decisions.assumptions import assumptions, assumptions_frame
-from budgetlab.decisions.decide import Decisions, decide
+from budgetlab.decisions.decide import Decisions, decide, next_runs
 from budgetlab.decisions.evidence import Evidence, may_test
-from budgetlab.decisions.next_run import next_runs
-from budgetlab.decisions.published import published_gap, published_map
-from budgetlab.decisions.teacher_budget import all_in_frontier, best_split, capacity_gap, verdict_map
+from budgetlab.decisions.teacher_budget import all_in_frontier, capacity_gap, verdict_map
 
 __all__ = [
     "Decisions",
@@ -13,12 +11,9 @@ __all__ = [
     "all_in_frontier",
     "assumptions",
     "assumptions_frame",
-    "best_split",
     "capacity_gap",
     "decide",
     "may_test",
     "next_runs",
-    "published_gap",
-    "published_map",
     "verdict_map",
 ]

@@ -1,31 +1,78 @@
-"""The records that bear on a comparison, and arms that differ in one thing: what an assumption is tested with."""
+"""The records that bear on a comparison, what is asked of them, and arms that differ in one thing alone."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from budgetlab.fitting.contrast import Contrast, contrast, make_panel, satterthwaite
-from budgetlab.fitting.scores import AGGREGATE, LOSSES, run_values
-from budgetlab.resampling import t_quantile
-from budgetlab.values import Plan
+from budgetlab.fitting.arms import points_by_arm
+from budgetlab.fitting.contrast import Contrast, contrast, make_panel, unit_of
+from budgetlab.fitting.crossing import Curves
+from budgetlab.fitting.scores import AGGREGATE, LOSSES, OUTCOMES, run_values
+from budgetlab.fitting.table import Points
+from budgetlab.laws import get_law
+from budgetlab.values import FitSpec, Plan, Verdict
+from budgetlab.values.base import Interval
 
 _SAME_BUDGET = 0.01
 _SAME_SIZE = 0.05
 """Students within this share of parameters are of one size."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evidence:
     """One study: its name, its plan, and its tidy scores."""
 
     study: str
     plan: Plan
     scores: pd.DataFrame
+    known: dict[object, Any] = field(default_factory=dict, init=False, repr=False)
+    """What was worked out of the scores already."""
+
+    def runs(self, y: str) -> pd.DataFrame:
+        """One row a run, of an outcome."""
+        if ("runs", y) not in self.known:
+            self.known["runs", y] = run_values(self.scores, y)
+        return self.known["runs", y]
+
+    def curves(self, y: str, spec: FitSpec, *, replicates: bool = False) -> Curves:
+        """Curves of an outcome over `spec.x`, each solved once.
+
+        With `replicates` the runs of one arm at one budget are replicates, whatever each took: they get their mean.
+        """
+        runs, cell = self.runs(y), ["arm", "budget_amount"]
+        replicates = replicates and bool((runs.groupby(cell)[spec.x].nunique() > 1).any())
+        key = ("curves", y, spec.model_dump_json(), replicates)
+        if key not in self.known:
+            mean = {spec.x: runs.groupby(cell)[spec.x].transform("mean")} if replicates else {}
+            self.known[key] = Curves(runs.assign(**mean), y, spec)
+        return self.known[key]
+
+    def take(self, verdicts: Sequence[object]) -> None:
+        """Keep the curves that verdicts of these scores were read from, so that they are not solved again."""
+        if (curves := getattr(verdicts, "curves", None)) is not None:
+            self.known["runs", curves.y] = curves.runs
+            self.known["curves", curves.y, curves.spec.model_dump_json(), False] = curves
+
+    def contrast(self, a: str, b: str, y: str, budget: float) -> Contrast | None:
+        """Contrast two arms, A minus B, positive when A is better; None without runs of both."""
+        return contrast(make_panel(self.runs(y), y), a, b, budget)
+
+    def rows(self, y: str) -> pd.DataFrame:
+        """Scores of the runs on an outcome, on all tasks for their mean."""
+        wanted = ~self.scores["task"].isin(LOSSES) if y == AGGREGATE else self.scores["task"] == y
+        return self.scores[(self.scores["subject"] == "run") & wanted]
+
+    def budgets(self, a: str, b: str, y: str) -> list[float]:
+        """Amounts at which both arms were scored."""
+        rows = self.rows(y)
+        amounts = [set(rows.loc[rows["arm"] == arm, "budget_amount"].dropna()) for arm in (a, b)]
+        return sorted(amounts[0] & amounts[1])
 
 
 @dataclass(frozen=True)
@@ -42,161 +89,92 @@ class Alternative:
     """What is different, such as "linear"."""
 
 
-@dataclass(frozen=True)
-class Shift:
-    """How a contrast changes between two settings: second minus first, its standard error and degrees of freedom."""
-
-    first: Contrast
-    second: Contrast
-
-    @property
-    def value(self) -> float:
-        """The change, in the contrasts' unit."""
-        return self.second.difference - self.first.difference
-
-    @property
-    def spread(self) -> tuple[float, float] | None:
-        """Standard error, and degrees of freedom by Welch and Satterthwaite; None where either noise is unknown."""
-        errors = (self.first.standard_error, self.second.standard_error)
-        freedom = (self.first.degrees_of_freedom, self.second.degrees_of_freedom)
-        if None in errors or None in freedom:
-            return None
-        squares = np.array(errors, dtype=float) ** 2
-        return float(squares.sum()) ** 0.5, satterthwaite(squares, list(freedom))  # type: ignore[arg-type]
-
-    def p_value(self) -> float | None:
-        """Two-sided p-value of no change."""
-        if (spread := self.spread) is None:
-            return None
-        return Contrast(self.value, *spread, 0, False).p_value()
-
-    def interval(self, level: float) -> tuple[float, float] | None:
-        """Interval of the change by Student's t."""
-        if (spread := self.spread) is None:
-            return None
-        half = t_quantile((1 + level) / 2, spread[1]) * spread[0]
-        return self.value - half, self.value + half
-
-
 def may_test(plan: Plan, other: Plan) -> bool:
     """Whether another study may test an assumption of this one: it read the same text, all of it or a part."""
     texts = [p.corpus.model_copy(update={"unique_tokens": None}) for p in (plan, other)]
     return texts[0] == texts[1] and plan.match == other.match and plan.charge == other.charge
 
 
-def lead(evidence: Evidence, a: str, b: str, y: str, budget: float) -> Contrast | None:
-    """Contrast two arms of a study at a budget, A minus B, positive when A is better; None without runs of both."""
-    return contrast(make_panel(run_values(evidence.scores, y), y), a, b, budget)
-
-
 def alternatives(
     own: Evidence, beside: Sequence[Evidence], a: str, b: str, y: str, *, differs_in: str
 ) -> Iterator[Alternative]:
     """Find pairs of arms that are the two of a contrast but for one thing, at a budget that both pairs have."""
+    plan, text = own.plan, differs_in == "text"
     if differs_in in ("schedule", "learning_rate"):
-        settings = {getattr(own.plan.arms[arm].recipe, differs_in) for arm in (a, b) if arm in own.plan.arms}
+        settings = {getattr(plan.arms[arm].recipe, differs_in) for arm in (a, b) if arm in plan.arms}
         if len(settings) > 1:  # the contrast is of this setting itself
             return
-    amounts = _budgets(own, a, b, y)
+    amounts = own.budgets(a, b, y)
     for where in (own, *beside):
-        pairs = [
-            (one, other)
-            for one in where.plan.arms
-            for other in where.plan.arms
-            if one != other and (where is not own or (one, other) != (a, b))
-        ]
-        for one, other in pairs:
-            setting = _setting(own.plan, where.plan, (a, b), (one, other), differs_in)
-            if setting is None or not evaluated_alike(own, where, y):
+        unique = where.plan.corpus.unique_tokens
+        if not may_test(plan, where.plan) or (plan.corpus.unique_tokens != unique) != text:
+            continue
+        if not evaluated_alike(own, where, y):
+            continue
+        alike = [_alike(own, where, arm, differs_in) for arm in (a, b)]
+        for one, other in itertools.product(*alike):
+            settings = {alike[0][one], alike[1][other]} - {""}
+            if text:
+                settings = {"all of the text" if unique is None else f"{unique / 1e6:g}M tokens of text"}
+            # Two settings at once would be two changes.
+            if one == other or len(settings) != 1 or (where is own and (one, other) == (a, b)):
                 continue
-            for amount in _budgets(where, one, other, y):
+            for amount in where.budgets(one, other, y):
                 near = [x for x in amounts if abs(x / amount - 1) <= _SAME_BUDGET]
                 if near:
-                    yield Alternative(where, one, other, amount, near[0], setting)
-
-
-def _budgets(evidence: Evidence, a: str, b: str, y: str) -> list[float]:
-    rows = _rows_of(evidence, y)
-    amounts = [set(rows.loc[rows["arm"] == arm, "budget_amount"].dropna()) for arm in (a, b)]
-    return sorted(amounts[0] & amounts[1])
-
-
-def _rows_of(evidence: Evidence, y: str) -> pd.DataFrame:
-    scores = evidence.scores
-    wanted = ~scores["task"].isin(LOSSES) if y == AGGREGATE else scores["task"] == y
-    return scores[(scores["subject"] == "run") & wanted]
+                    yield Alternative(where, one, other, amount, near[0], next(iter(settings)))
 
 
 def evaluated_alike(one: Evidence, other: Evidence, y: str) -> bool:
-    """Whether an outcome was measured alike in two studies: by one recipe, or the yardsticks of both came out equal."""
-    marks = [_yardsticks(evidence, y) for evidence in (one, other)]
+    """Whether an outcome was measured alike in two studies: by one recipe, or random weights scored equally in both."""
+    tables = [evidence.scores for evidence in (one, other)]
+    random = [table[(table["task"] == y) & (table["subject"] == "random")] for table in tables]
+    marks = [rows.groupby("run_seed")["value"].first() for rows in random]
     common = marks[0].index.intersection(marks[1].index)
-    if len(common) and bool((marks[0][common] == marks[1][common]).all()):
+    if one is other or (len(common) and bool((marks[0][common] == marks[1][common]).all())):
         return True
-    hashes = [set(_rows_of(evidence, y)["recipe_hash"].dropna()) for evidence in (one, other)]
-    return one is other or (len(hashes[0]) > 0 and hashes[0] == hashes[1])
+    hashes = [set(evidence.rows(y)["recipe_hash"].dropna()) for evidence in (one, other)]
+    return len(hashes[0]) > 0 and hashes[0] == hashes[1]
 
 
-def _yardsticks(evidence: Evidence, y: str) -> pd.Series:
-    """Scores of networks that are the same in every study of one corpus: random weights, by run seed."""
-    scores = evidence.scores
-    rows = scores[(scores["task"] == y) & (scores["subject"] == "random")]
-    return rows.groupby("run_seed")["value"].first()
-
-
-def _setting(
-    plan: Plan, other_plan: Plan, pair: tuple[str, str], other_pair: tuple[str, str], differs_in: str
-) -> str | None:
-    """What differs between two pairs of arms, if nothing but this does."""
-    if not may_test(plan, other_plan):
-        return None
-    changed = plan.corpus.unique_tokens != other_plan.corpus.unique_tokens
-    if changed != (differs_in == "text"):
-        return None
-    settings = set()
-    for name, other_name in zip(pair, other_pair, strict=True):
-        found = _difference(plan, other_plan, name, other_name)
+def _alike(own: Evidence, where: Evidence, name: str, differs_in: str) -> dict[str, str]:
+    """Arms of another study that are this one but for one thing, and what they have there; "" where it has none."""
+    found = {}
+    for other in where.plan.arms:
+        key = ("difference", where, name, other)
+        if key not in own.known:
+            own.known[key] = _difference(own.plan, where.plan, name, other)
+        difference = own.known[key]
         # Only the distilled arm of a pair has a teacher to exchange.
-        if differs_in == "teacher" and not found and plan.arms[name].teacher is None:
-            continue
-        allowed = set() if differs_in == "text" else {differs_in}
-        if set(found) != allowed:
-            return None
-        settings |= set(found.values())
-    if differs_in == "text":
-        unique = other_plan.corpus.unique_tokens
-        return "all of the text" if unique is None else f"{unique / 1e6:g}M tokens of text"
-    # Two settings at once would be two changes.
-    return settings.pop() if len(settings) == 1 else None
+        untaught = differs_in == "teacher" and own.plan.arms[name].teacher is None
+        if not difference and (untaught or differs_in == "text"):
+            found[other] = ""
+        elif set(difference) == {differs_in}:
+            found[other] = difference[differs_in]
+    return found
 
 
 def _difference(plan: Plan, other_plan: Plan, name: str, other_name: str) -> dict[str, str]:
     """What differs between two arms, and what the second one has; "other" for what is no single assumption."""
     arm, other = plan.arms[name], other_plan.arms[other_name]
-    found: dict[str, str] = {}
     if arm.strategy != other.strategy:
         return {"other": "strategy"}
-    for field in type(arm.recipe).model_fields:
-        # Precision and kernels are settled by the machine.
-        if field in ("dtype", "attention"):
-            continue
-        value = getattr(other.recipe, field)
-        if getattr(arm.recipe, field) != value:
-            known = field in ("schedule", "learning_rate")
-            found[field if known else "other"] = f"{value:g}" if isinstance(value, float) else str(value)
+    found: dict[str, str] = {}
+    for key in set(type(arm.recipe).model_fields) - {"dtype", "attention"}:  # which are settled by the machine
+        value = getattr(other.recipe, key)
+        if getattr(arm.recipe, key) != value:
+            known = key in ("schedule", "learning_rate")
+            found[key if known else "other"] = f"{value:g}" if isinstance(value, float) else str(value)
     students = plan.models[arm.student], other_plan.models[other.student]
     if students[0] != students[1]:
-        sizes = [p.costs[n].num_params_non_embedding if n in p.costs else None
-                 for p, n in ((plan, name), (other_plan, other_name))]  # fmt: skip
-        alike = None not in sizes and abs(sizes[1] / sizes[0] - 1) <= _SAME_SIZE  # type: ignore[operator]
+        costs = plan.costs.get(name), other_plan.costs.get(other_name)
+        sizes = [cost.num_params_non_embedding for cost in costs if cost is not None]
+        alike = len(sizes) == 2 and abs(sizes[1] / sizes[0] - 1) <= _SAME_SIZE
         found["student" if alike else "other"] = f"{students[1].num_layers} x {students[1].hidden_size}"
-    if _teacher(plan, arm.teacher) != _teacher(other_plan, other.teacher):
+    teachers = [None if a.teacher is None else p.models[a.teacher] for p, a in ((plan, arm), (other_plan, other))]
+    if teachers[0] != teachers[1]:
         found["teacher"] = str(other.teacher)
     return found
-
-
-def _teacher(plan: Plan, name: str | None) -> Any:
-    return None if name is None else plan.models[name]
 
 
 def runs_by_size(plan: Plan, runs: pd.DataFrame) -> pd.DataFrame:
@@ -207,12 +185,75 @@ def runs_by_size(plan: Plan, runs: pd.DataFrame) -> pd.DataFrame:
     if not bool((~runs["higher_is_better"]).all()):
         return pd.DataFrame()
     parts: dict[str, list[pd.DataFrame]] = {}
-    own = runs[runs["arm"].isin(list(plan.arms))]
-    for arm, rows in sorted(own.groupby("arm"), key=lambda group: plan.arms[str(group[0])].teacher is not None):
-        cost = plan.costs.get(str(arm))
-        if cost is not None:
-            known = rows.assign(loss=rows["value"], num_params_total=cost.num_params_total,
-                                num_params_non_embedding=cost.num_params_non_embedding)  # fmt: skip
-            parts.setdefault(plan.arms[str(arm)].strategy.model_dump_json(), []).append(known)
+    arms = [arm for arm in sorted(set(runs["arm"])) if arm in plan.costs and arm in plan.arms]
+    for arm in sorted(arms, key=lambda arm: plan.arms[arm].teacher is not None):
+        cost, rows = plan.costs[arm], runs[runs["arm"] == arm]
+        known = rows.assign(loss=rows["value"], num_params_total=cost.num_params_total,
+                            num_params_non_embedding=cost.num_params_non_embedding)  # fmt: skip
+        parts.setdefault(plan.arms[arm].strategy.model_dump_json(), []).append(known)
     tables = [pd.concat(found, ignore_index=True) for found in parts.values()]
     return max(tables, key=lambda table: table["num_params_total"].nunique(), default=pd.DataFrame())
+
+
+@dataclass(frozen=True)
+class Question:
+    """The contrasts whose assumptions are tested, and the records that may test them."""
+
+    own: Evidence
+    beside: tuple[Evidence, ...]
+    spec: FitSpec
+    verdicts: tuple[Verdict, ...]
+    """All of the study's."""
+    simulations: int
+
+    @cached_property
+    def primary(self) -> tuple[Verdict, ...]:
+        """What is asked: the primary contrasts, or all of the first outcome where none is primary."""
+        primary = tuple(verdict for verdict in self.verdicts if verdict.primary)
+        return primary or tuple(verdict for verdict in self.verdicts if verdict.y == self.verdicts[0].y)
+
+    @property
+    def y(self) -> str:
+        """Their outcome."""
+        return self.primary[0].y
+
+    @property
+    def unit(self) -> str:
+        """Unit of its differences."""
+        return unit_of(self.y)
+
+    @property
+    def alpha(self) -> float:
+        """Level of the tests: an assumption is rejected at one less the level of intervals."""
+        return 1.0 - self.spec.interval_level
+
+    @cached_property
+    def points(self) -> dict[str, Points]:
+        """Points for the law of the study, of each arm that is compared."""
+        compared = {arm for verdict in self.primary for arm in verdict.contrast}
+        found = points_by_arm(self.own.runs(self.y), get_law(self.spec.law), self.spec.x)
+        return {arm: points for arm, points in found.items() if arm in compared}
+
+    def amount(self, value: float, interval: Interval | None = None, sign: str = "+") -> str:
+        """Print a difference of the outcome, with its interval."""
+        digits = 1 if self.unit == "points" else 3
+        ends = "" if interval is None else f" [{interval[0]:{sign}.{digits}f}, {interval[1]:{sign}.{digits}f}]"
+        return f"{value:{sign}.{digits}f}{ends}"
+
+
+def outcome_words(y: str) -> str:
+    """How an outcome is called in a sentence."""
+    return OUTCOMES.get(y, y).removeprefix("the ")
+
+
+def answer_of(difference: float, interval: Interval | None, pair: Sequence[str]) -> str:
+    """Return the answer that an interval gives: which arm is better, or that it is not resolved."""
+    if interval is None or interval[0] <= 0.0 <= interval[1]:
+        return "not resolved"
+    return f"{pair[0] if difference > 0 else pair[1]} better"
+
+
+def answer_in(verdict: Verdict) -> str:
+    """Return the answer of a verdict in the same words."""
+    better = {"a_better": 0, "b_better": 1}.get(verdict.verdict)
+    return "not resolved" if better is None else f"{verdict.contrast[better]} better"

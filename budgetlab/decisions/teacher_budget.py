@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -19,18 +18,16 @@ import pandas as pd
 from budgetlab.decisions.evidence import Evidence
 from budgetlab.errors import CallerError
 from budgetlab.fitting.contrast import unit_of
-from budgetlab.fitting.crossing import Curves, make_curves
+from budgetlab.fitting.crossing import EDGE, Curves
 from budgetlab.fitting.reference import reference_arm
-from budgetlab.fitting.scores import run_values
 from budgetlab.laws import get_law
-from budgetlab.laws.base import Array
-from budgetlab.values import CurveFit, FitSpec
+from budgetlab.laws.law import Array
+from budgetlab.values import CurveFit, FitSpec, Plan
 from budgetlab.values.base import Interval
 
 SHARES = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 1000.0, math.inf)
 """Students that share a teacher; infinite where it exists anyway."""
 _AMOUNTS = 9
-_EDGE = 1.0001
 _ALIKE = 1.01
 """Amounts within this factor are one: budgets are spent in whole steps."""
 
@@ -85,33 +82,34 @@ def verdict_map(
     CallerError
         For a study that is not charged by inference, without distilled arms, or without required FLOPs.
     """
-    pairs = _pairs(own, spec)
-    runs = run_values(own.scores, spec.y)
-    if "required_flops" not in runs:
+    pairs, by_inputs = _pairs(own, spec), spec.model_copy(update={"x": "required_flops"})
+    if "required_flops" not in own.runs(spec.y):
         raise CallerError(f"verdict map of {own.study}", "the scores have no required_flops", "pass the store's scores")
-    curves = make_curves(runs.drop(columns="tokens", errors="ignore"), spec.y, spec.model_copy(
-        update={"x": "required_flops"}))  # fmt: skip
-    known = [pair for pair in pairs if pair.arm in curves.by_compute and pair.reference in curves.by_compute]
+    curves = own.curves(spec.y, by_inputs)
+    known = [pair for pair in pairs if curves.of(pair.arm) and curves.of(pair.reference)]
     if not known:
         raise CallerError(f"verdict map of {own.study}", "no two arms have curves", "run a second budget")
     by_arm = {fit.arm: fit for fit in fits if fit.arm and fit.usable_for == "everything"
               and fit.columns.get("x") == "required_flops" and fit.draws}  # fmt: skip
-    rows = []
-    for pair in known:
-        for total in totals or _amounts(known, curves):
-            rows += [_cell(own, curves, by_arm, pair, float(total), float(k)) for k in shares]
-    found = pd.DataFrame(rows)
-    found.attrs["notes"] = tuple(_not_varied(known))
+    totals = totals or _amounts(known, curves)
+    found = pd.DataFrame([
+        _cell(own, curves, by_arm, pair, float(total), float(k)) for pair in known for total in totals for k in shares
+    ])  # fmt: skip
+    notes, students, teachers = [], {pair.student for pair in known}, {pair.teacher for pair in known}
+    if len(students) == 1:
+        notes.append(f"student size was not varied: one student, {students.pop()}")
+    if len(teachers) == 1:
+        only = f"one teacher, {teachers.pop()}"
+        notes.append(f"the teacher's budget was not varied: {only}, and only how many students share it is")
+    found.attrs["notes"] = tuple(notes)
     return found
 
 
 def _pairs(own: Evidence, spec: FitSpec) -> list[_Pair]:
-    plan = own.plan
-    asked = f"verdict map of {own.study}"
+    plan, asked = own.plan, f"verdict map of {own.study}"
     if plan.charge != "inference":
         raise CallerError(asked, f"its arms are charged {plan.charge}", 'plan with teacher_charge = "inference"')
-    bills = {t.model: t.required_flops if t.weights is None else None for t in plan.teachers}
-    arms = sorted(str(arm) for arm in run_values(own.scores, spec.y)["arm"].unique() if str(arm) in plan.arms)
+    arms = sorted(str(arm) for arm in own.runs(spec.y)["arm"].unique() if str(arm) in plan.arms)
     students = {arm: plan.arms[arm].student for arm in arms}
     found = []
     for name in arms:
@@ -119,27 +117,32 @@ def _pairs(own: Evidence, spec: FitSpec) -> list[_Pair]:
         if arm.teacher is None or reference is None or plan.arms[reference].teacher is not None:
             continue
         if plan.models[plan.arms[reference].student] == plan.models[arm.student]:
-            found.append(_Pair(name, reference, arm.student, arm.teacher, bills.get(arm.teacher)))
+            found.append(_Pair(name, reference, arm.student, arm.teacher, _pretraining(plan).get(arm.teacher)))
     if not found:
         raise CallerError(asked, "no distilled arm has a reference of the same student", "add an arm without a teacher")
     return found
 
 
+def _pretraining(plan: Plan) -> dict[str, float | None]:
+    """Required FLOPs of each teacher's pretraining; None where its weights were given."""
+    return {t.model: t.required_flops if t.weights is None else None for t in plan.teachers}
+
+
 def _amounts(pairs: Sequence[_Pair], curves: Curves) -> list[float]:
     """Amounts that all pairs are asked at: inside what every arm has run, and on to a teacher for one student."""
-    ranges = [curves.by_compute[arm] for pair in pairs for arm in (pair.arm, pair.reference)]
+    ranges = [curve for pair in pairs for arm in (pair.arm, pair.reference) if (curve := curves.of(arm)) is not None]
     low, high = max(curve.low for curve in ranges), min(curve.high for curve in ranges)
     if low > high:
         low, high = min(curve.low for curve in ranges), max(curve.high for curve in ranges)
     top = high + max(pair.teacher_flops or 0.0 for pair in pairs)
-    inside = np.geomspace(low, high, 5)
-    beyond = np.geomspace(high, top, _AMOUNTS - 4)[1:] if top > high * _EDGE else np.empty(0)
-    return [float(x) for x in (*inside, *beyond)]
+    beyond = np.geomspace(high, top, _AMOUNTS - 4)[1:] if top > high * EDGE else np.empty(0)
+    return [float(x) for x in (*np.geomspace(low, high, 5), *beyond)]
 
 
 def _cell(
     own: Evidence, curves: Curves, fits: Mapping[str, CurveFit], pair: _Pair, total: float, shared_by: float
 ) -> dict[str, object]:
+    """One row of the map: what is left for the student, and which arm is ahead with it."""
     cost = own.plan.costs.get(pair.arm)
     row: dict[str, object] = {
         "student": pair.student,
@@ -157,32 +160,24 @@ def _cell(
     if left <= 0:
         return row | {"answer": "infeasible", "reason": "the teacher's share alone costs more"}
     at = {pair.arm: left, pair.reference: total}
-    inside = all(_inside(curves, arm, amount) for arm, amount in at.items())
-    if inside:
+    outside = [
+        f"{arm} at {amount:.3g}" for arm, amount in at.items()
+        if (curve := curves.of(arm)) is None or not curve.low / EDGE <= amount <= curve.high * EDGE
+    ]  # fmt: skip
+    if not outside:
         difference, ends = curves.difference(pair.arm, pair.reference, at)
-        levels = {arm: _outcome(curves, arm, amount) for arm, amount in at.items()}
-        basis: Literal["measured range", "predicted"] = "measured range"
-    elif pair.arm in fits and pair.reference in fits:
+        levels = {arm: curves.outcome(arm, amount) for arm, amount in at.items()}
+    elif set(at) <= set(fits):
         difference, ends, levels = _predicted(fits, curves, pair, at)
-        basis = "predicted"
     else:
-        where = ", ".join(f"{arm} at {amount:.3g}" for arm, amount in at.items() if not _inside(curves, arm, amount))
-        return row | {"reason": f"not run ({where} FLOPs), and no fit of both arms may be extrapolated"}
+        return row | {"reason": f"not run ({', '.join(outside)} FLOPs), and no fit of both arms may be extrapolated"}
+    resolved = ends is not None and not ends[0] <= 0.0 <= ends[1]
     return row | {
         "outcome": levels[pair.arm], "reference_outcome": levels[pair.reference], "difference": difference,
-        "low": None if ends is None else ends[0], "high": None if ends is None else ends[1], "basis": basis,
-        "answer": _answer(difference, ends),
+        "low": None if ends is None else ends[0], "high": None if ends is None else ends[1],
+        "answer": "not resolved" if not resolved else "arm" if difference > 0 else "reference",
+        "basis": "predicted" if outside else "measured range",
     }  # fmt: skip
-
-
-def _inside(curves: Curves, arm: str, amount: float) -> bool:
-    curve = curves.by_compute[arm]
-    return curve.low / _EDGE <= amount <= curve.high * _EDGE
-
-
-def _outcome(curves: Curves, arm: str, amount: float) -> float:
-    value = float(np.exp(curves.by_compute[arm].at(np.log(np.array([amount])))[0, 0]))
-    return value if unit_of(curves.y) != "points" or not bool(curves.runs["higher_is_better"].iloc[0]) else 1.0 - value
 
 
 def _predicted(
@@ -193,66 +188,15 @@ def _predicted(
     for arm, amount in at.items():
         fit = fits[arm]
         law = get_law(fit.law)
-        where = {law.inputs[0]: np.array([amount])}
-        point = float(law.predict(fit.params, where)[0])
-        drawn = law.predict({name: np.array(values)[:, None] for name, values in fit.draws.items()}, where)[:, 0]
-        clouds[arm] = np.concatenate([[point], drawn])
-        levels[arm] = point if fit.outcome_transform == "y" else 1.0 - point
-    count = min(len(cloud) for cloud in clouds.values())
+        params = {name: np.array([fit.params[name], *values])[:, None] for name, values in fit.draws.items()}
+        clouds[arm] = law.predict(params, {law.inputs[0]: np.array([amount])})[:, 0]
+        level = float(clouds[arm][0])
+        levels[arm] = level if fit.outcome_transform == "y" else 1.0 - level
+    count, tail = min(len(cloud) for cloud in clouds.values()), (1 - curves.spec.interval_level) / 2
     scale = 100.0 if unit_of(curves.y) == "points" else 1.0
     cloud: Array = scale * (clouds[pair.reference][:count] - clouds[pair.arm][:count])
-    tail = (1 - curves.level) / 2
     low, high = np.quantile(cloud[1:], [tail, 1 - tail])
     return float(cloud[0]), (float(low), float(high)), levels
-
-
-def _answer(difference: float, ends: Interval | None) -> str:
-    if ends is None or ends[0] <= 0.0 <= ends[1]:
-        return "not resolved"
-    return "arm" if difference > 0 else "reference"
-
-
-def _not_varied(pairs: Sequence[_Pair]) -> list[str]:
-    notes = []
-    students, teachers = {pair.student for pair in pairs}, {pair.teacher for pair in pairs}
-    if len(students) == 1:
-        notes.append(f"student size was not varied: one student, {students.pop()}")
-    if len(teachers) == 1:
-        only = f"one teacher, {teachers.pop()}"
-        notes.append(f"the teacher's budget was not varied: {only}, and only how many students share it is")
-    return notes
-
-
-def best_split(found: pd.DataFrame) -> pd.DataFrame:
-    """Of every cell of a verdict map the arm with the best outcome, and what of the compute its teacher takes.
-
-    Parameters
-    ----------
-    found
-        From `verdict_map`; where it has several teachers, this is the best split between teacher and student.
-
-    Returns
-    -------
-    DataFrame
-        A row a student, amount and number of students: `arm` (the reference where no arm is better), `teacher`,
-        `teacher_share` of the all-in compute, `outcome`, `basis`, `compared` (arms with an outcome there). Cells where
-        nothing is known are left out.
-    """
-    rows = []
-    keys = ["student", "total_flops", "students_per_teacher"]
-    known = found[found["difference"].notna()]
-    for key, cell in known.groupby(keys, sort=True):
-        best = cell.iloc[int(np.argmax(cell["difference"].to_numpy(float)))]
-        own = dict(zip(keys, key, strict=True))  # type: ignore[call-overload]
-        ahead = float(best["difference"]) > 0
-        rows.append(own | {
-            "arm": best["arm"] if ahead else best["reference"], "teacher": best["teacher"] if ahead else None,
-            "teacher_share": float(best["teacher_share"]) if ahead else 0.0,
-            "outcome": float(best["outcome"] if ahead else best["reference_outcome"]), "basis": best["basis"],
-            "compared": len(cell) + 1,
-        })  # fmt: skip
-    columns = [*keys, "arm", "teacher", "teacher_share", "outcome", "basis", "compared"]
-    return pd.DataFrame(rows, columns=columns)
 
 
 def all_in_frontier(
@@ -268,28 +212,26 @@ def all_in_frontier(
         `higher_is_better`), `num_runs`,
         `on_frontier` (nothing of the same student that costs no more is better). All of it measured.
     """
-    runs, plan = run_values(own.scores, spec.y), own.plan
-    better = -1.0 if bool((~runs["higher_is_better"]).all()) else 1.0
-    bills = {t.model: t.required_flops if t.weights is None else None for t in plan.teachers}
+    runs, plan = own.runs(spec.y), own.plan
+    rises, pretraining = not bool((~runs["higher_is_better"]).all()), _pretraining(plan)
     rows = []
     for (arm, amount), cell in runs[runs["arm"].isin(list(plan.arms))].groupby(["arm", "budget_amount"], sort=True):
         teacher = plan.arms[str(arm)].teacher
         for k in shares:
-            bill = 0.0 if teacher is None or math.isinf(k) else bills.get(teacher)
-            spent = float(cell["required_flops"].mean())
+            bill = 0.0 if teacher is None or math.isinf(k) else pretraining.get(teacher)
             share = math.nan if bill is None else 0.0 if math.isinf(k) else bill / k
             rows.append({
                 "student": plan.arms[str(arm)].student, "arm": str(arm), "budget_amount": float(amount),  # type: ignore[arg-type]
-                "students_per_teacher": k, "all_in_flops": spent + share,
-                "outcome": float(cell["value"].mean()), "y": spec.y, "higher_is_better": better > 0,
-                "num_runs": len(cell),
+                "students_per_teacher": k, "all_in_flops": float(cell["required_flops"].mean()) + share,
+                "outcome": float(cell["value"].mean()), "y": spec.y, "higher_is_better": rises, "num_runs": len(cell),
             })  # fmt: skip
     found = pd.DataFrame(rows)
     if found.empty:
         return found
     found["on_frontier"] = False
     for _, part in found.groupby(["student", "students_per_teacher"]):
-        found.loc[part.index, "on_frontier"] = on_frontier(part["all_in_flops"], better * part["outcome"])
+        goodness = part["outcome"] if rises else -part["outcome"]
+        found.loc[part.index, "on_frontier"] = on_frontier(part["all_in_flops"], goodness)
     return found
 
 
@@ -316,8 +258,7 @@ def capacity_gap(own: Evidence, spec: FitSpec) -> pd.DataFrame:
         `strategy`, `student`, `budget_amount`, `teacher`, `teacher_outcome` (missing where it was not scored),
         `outcome`, `num_runs`, best teacher last. ``attrs["note"]`` says where the teacher was not varied.
     """
-    plan, runs = own.plan, run_values(own.scores, spec.y)
-    scores = own.scores
+    plan, runs, scores = own.plan, own.runs(spec.y), own.scores
     teachers = scores[(scores["subject"] == "teacher") & (scores["task"] == spec.y)].groupby("arm")["value"].mean()
     rows = []
     for (arm, amount), cell in runs[runs["arm"].isin(list(plan.arms))].groupby(["arm", "budget_amount"], sort=True):

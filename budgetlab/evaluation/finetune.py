@@ -65,7 +65,10 @@ def finetune(
     Batches are drawn at random and then made of examples of about one length, in random order.
     """
     task, device = examples.task, next(network.parameters()).device
-    chosen = _chosen(len(examples.train), recipe.max_train_examples, seed)
+    chosen = np.arange(len(examples.train))
+    if recipe.max_train_examples is not None and recipe.max_train_examples < len(chosen):
+        # The same for every network, others for another seed; a higher limit adds.
+        chosen = np.argsort(keyed_uniform(seed, 1, chosen), kind="stable")[: recipe.max_train_examples]
     train, labels = [examples.train[i] for i in chosen], torch.as_tensor(task.train.labels[chosen]).to(device)
     lengths = _lengths(train)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
@@ -96,14 +99,6 @@ def finetune(
                 optimizer.zero_grad(set_to_none=True)
     with autocast:
         return {name: _predict(model.eval(), found) for name, found in examples.validation.items()}
-
-
-def _chosen(examples: int, limit: int | None, seed: int) -> NDArray[np.integer]:
-    """Which examples are trained on: the same for every network, others for another seed; a higher limit adds."""
-    every = np.arange(examples)
-    if limit is None or limit >= examples:
-        return every
-    return np.argsort(keyed_uniform(seed, 1, every), kind="stable")[:limit]
 
 
 class _Classifier(nn.Module):
@@ -184,7 +179,4 @@ def _chunks(order: NDArray[np.integer], size: int) -> Iterator[NDArray[np.intege
 def _predict(model: _Classifier, examples: list[Example]) -> NDArray[np.float32]:
     order = np.argsort(_lengths(examples), kind="stable")
     parts = [model([examples[row] for row in rows]).float().cpu() for rows in _chunks(order, PREDICTED_AT_ONCE)]
-    found = torch.cat(parts)
-    outputs = np.empty(found.shape, dtype=np.float32)
-    outputs[order] = found.numpy()
-    return outputs
+    return torch.cat(parts).numpy()[np.argsort(order)]

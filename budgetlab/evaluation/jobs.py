@@ -1,28 +1,42 @@
-"""What there is to score: networks, and for each the measurements, named by all that decides their outcome."""
+"""What there is to score, named by all that decides its outcome; and the worker that scores one after the other."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from budgetlab.batches import Batches
+from budgetlab.checkpoint import load_checkpoint, step_name
 from budgetlab.corpus import Corpus
-from budgetlab.errors import CallerError
-from budgetlab.evaluation.readout import ADAPTED_VERSION, READOUT_VERSION, adaptation
+from budgetlab.errors import BudgetlabError, CallerError
+from budgetlab.evaluation.finetune import Encoded, encode, finetune
+from budgetlab.evaluation.metrics import predictions_frame, score_predictions
 from budgetlab.evaluation.tasks import Task
-from budgetlab.models import given_key
+from budgetlab.evaluation.yardsticks import (
+    ADAPTED_VERSION,
+    READOUT_VERSION,
+    YARDSTICK_SEED,
+    adaptation,
+    adapted_loss,
+    log_unigram,
+    mlm_loss,
+    readout_loss,
+)
+from budgetlab.hardware import prepare
+from budgetlab.models import Network, build_network, given_key, load_parameters
 from budgetlab.store import Store
 from budgetlab.strategies import build_strategy
-from budgetlab.values import EvaluateSpec, FinetuneRecipe, Plan, Recipe, RunRecord, content_hash
-from budgetlab.values.scoring import recipe_hash
+from budgetlab.values import EvaluateSpec, FinetuneRecipe, Plan, RunRecord, Score, content_hash
+from budgetlab.values.scoring import CONVERGED_NATS, recipe_hash
 
-YARDSTICK_SEED = 20_240_430
-"""Seed of the samples and masks that every network is measured with."""
 HELDOUT_SEQUENCES = 1500
-
 _MEASURED_WITH = ("seq_len", "mask_fraction", "dtype", "attention")
 """What of the first arm's recipe decides the losses of every network."""
 _FINETUNED_WITH = ("seq_len", "dtype", "attention")
+_FAILURES = (BudgetlabError, OSError, RuntimeError)  # RuntimeError: torch's own, out of memory among them
+_SPENT = ("steps", "tokens", "target_tokens", "required_flops", "executed_flops", "device_seconds")
 
 
 @dataclass(frozen=True)
@@ -36,14 +50,13 @@ class Subject:
     subject: Literal["run", "teacher", "random"]
     arm: str
     model: str
-    record: RunRecord | None
     run_seed: int
     trains_head: bool
+    record: RunRecord | None = None
 
     def about(self) -> dict[str, Any]:
         """What a score repeats of its run."""
         record = self.record
-        spent = ("steps", "tokens", "target_tokens", "required_flops", "executed_flops", "device_seconds")
         schedule = None if record is None else record.schedule
         return {
             "run_id": self.run_id,
@@ -54,7 +67,7 @@ class Subject:
             "teacher_seed": None if record is None else record.teacher_seed,
             "rung": None if schedule is None else schedule.rung,
             "budget": None if schedule is None else schedule.budget,
-            **({} if record is None else {name: getattr(record, name) for name in spent}),
+            **({} if record is None else {name: getattr(record, name) for name in _SPENT}),
         }
 
 
@@ -86,47 +99,38 @@ class Choice:
     trials: dict[FinetuneRecipe, list[Job]] = field(default_factory=dict)
     keys: dict[tuple[int, str], str] = field(default_factory=dict)
 
-    def has(self, store: Store) -> bool:
-        """Whether its scores are there."""
-        return all(store.score_path(self.subject.run_id, key).exists() for key in self.keys.values())
-
-
-def yardstick_recipe(plan: Plan) -> Recipe:
-    """Return the recipe whose sequence length, masks and precision every network is measured with."""
-    return next(iter(plan.arms.values())).recipe
+    @property
+    def jobs(self) -> list[Job]:
+        """The fine-tunings that are chosen from."""
+        return [job for trials in self.trials.values() for job in trials]
 
 
 def list_subjects(plan: Plan, records: Sequence[RunRecord]) -> list[Subject]:
     """List the networks: finished runs, teachers, and the students' initial weights for each run seed."""
     found = []
     for record in records:
-        if record.status != "complete" or record.kind not in ("teacher", "rung"):
+        if record.status != "complete" or record.kind == "trunk":
             continue
-        kind: Literal["run", "teacher"] = "teacher" if record.kind == "teacher" else "run"
-        trains_head = kind == "teacher" or build_strategy(plan.arms[record.arm].strategy, record.arm).trains_head
+        kind = "teacher" if record.kind == "teacher" else "run"
+        head = kind == "teacher" or build_strategy(plan.arms[record.arm].strategy, record.arm).trains_head
         weights = record.weights_hash or record.key
-        found.append(
-            Subject(record.run_id, record.key, weights, kind, record.arm, record.student, record, record.run_seed,
-                    trains_head)
-        )  # fmt: skip
+        named = (record.run_id, record.key, weights, kind, record.arm, record.student)
+        found.append(Subject(*named, record.run_seed, head, record))
     if not any(subject.subject == "run" for subject in found):
         raise CallerError(f"evaluate {plan.study}", "it has no finished run", "run it first")
     hashes = {plan.arms[r.arm].teacher: r.teacher_hash for r in records if r.kind == "rung" and r.teacher_hash}
-    taught = {r.teacher_key for r in records}
-    for teacher in plan.teachers:
-        if teacher.weights is not None:
-            # Runs of an earlier version are keyed by the path alone; its scores go on with theirs.
-            spec = plan.models[teacher.model]
-            by_path = content_hash("weights", spec.identity())
-            key = by_path if by_path in taught else given_key(spec)
-            run_id = f"{teacher.model}-weights-{key[:8]}"
-            weights = hashes.get(teacher.model, key)
-            found.append(Subject(run_id, key, weights, "teacher", teacher.model, teacher.model, None, 0, True))
+    taught = {record.teacher_key for record in records}
+    for name in [teacher.model for teacher in plan.teachers if teacher.weights is not None]:
+        # Runs of an earlier version are keyed by the path alone; its scores go on with theirs.
+        by_path = content_hash("weights", plan.models[name].identity())
+        key = by_path if by_path in taught else given_key(plan.models[name])
+        run_id = f"{name}-weights-{key[:8]}"
+        found.append(Subject(run_id, key, hashes.get(name, key), "teacher", name, name, 0, True))
     for model in dict.fromkeys(arm.student for arm in plan.arms.values()):
         for seed in plan.seeds:
             key = content_hash("random", plan.models[model], seed)
             run_id = f"random-{model}-s{seed}-{key[:8]}"
-            found.append(Subject(run_id, key, key, "random", "random weights", model, None, seed, False))
+            found.append(Subject(run_id, key, key, "random", "random weights", model, seed, False))
     return found
 
 
@@ -134,48 +138,158 @@ def list_jobs(
     plan: Plan, subjects: Sequence[Subject], spec: EvaluateSpec, corpus: Corpus, tasks: Mapping[str, Task]
 ) -> tuple[list[Job], list[Choice]]:
     """List all measurements, and what is to be chosen from those of a grid."""
-    how = yardstick_recipe(plan)
-    yardstick = (YARDSTICK_SEED, HELDOUT_SEQUENCES, *(getattr(how, name) for name in _MEASURED_WITH))
-    top = max(schedule.rung for schedule in plan.schedules if schedule.feasible)
-    data = {(name, split): task.content_hash(split) for name, task in tasks.items() for split in task.validation}
+    how = next(iter(plan.arms.values())).recipe
+    measured_with = (YARDSTICK_SEED, HELDOUT_SEQUENCES, *(getattr(how, name) for name in _MEASURED_WITH))
     words = content_hash(sorted(corpus.tokenizer().get_vocab().items())) if tasks else ""
     finetuned_with = (words, *(getattr(how, name) for name in _FINETUNED_WITH))
+    data = {(name, split): task.content_hash(split) for name, task in tasks.items() for split in task.validation}
+    top = max(schedule.rung for schedule in plan.schedules if schedule.feasible)
+    losses = {
+        "readout_loss": (READOUT_VERSION, *measured_with, spec.readout_tokens),
+        "adapted_loss": (ADAPTED_VERSION, HELDOUT_SEQUENCES, adaptation(how), spec.adapted_tokens),
+        "mlm_loss": (None, *measured_with),
+    }
     jobs: list[Job] = []
     choices: list[Choice] = []
     for subject in subjects:
-        base = (subject.key, "readout_loss", READOUT_VERSION, *yardstick, spec.readout_tokens, corpus.content_hash)
-        jobs.append(Job(subject, "readout_loss", {"readout_loss": content_hash(*base)}))
         schedule = None if subject.record is None else subject.record.schedule
-        below = schedule is not None and schedule.rung != top
-        if spec.adapted_tokens and not (below and "adapted_loss" in spec.largest_budget_only):
-            base = (subject.key, "adapted_loss", ADAPTED_VERSION, HELDOUT_SEQUENCES, adaptation(how),
-                    spec.adapted_tokens, corpus.content_hash)  # fmt: skip
-            jobs.append(Job(subject, "adapted_loss", {"adapted_loss": content_hash(*base)}))
-        if subject.trains_head:
-            base = (subject.key, "mlm_loss", None, *yardstick, corpus.content_hash)
-            jobs.append(Job(subject, "mlm_loss", {"mlm_loss": content_hash(*base)}))
+        left_out = spec.largest_budget_only if schedule is not None and schedule.rung != top else ()
+        wanted = {"readout_loss": True, "mlm_loss": subject.trains_head}
+        wanted["adapted_loss"] = bool(spec.adapted_tokens) and "adapted_loss" not in left_out
+        for name, decided_by in losses.items():
+            if wanted[name]:
+                key = content_hash(subject.key, name, *decided_by, corpus.content_hash)
+                jobs.append(Job(subject, name, {name: key}))
         for name, task in tasks.items():
-            if below and name in spec.largest_budget_only:
+            if name in left_out:
                 continue
-
-            def finetuning(seed: int, recipe: FinetuneRecipe, task: Task = task, subject: Subject = subject) -> Job:
-                how = recipe_hash(recipe, *finetuned_with)
-                seeded = content_hash(subject.weights, how, seed, subject.run_seed)
-                keys = {s: content_hash(seeded, data[task.name, s]) for s in task.validation}
-                return Job(subject, task.name, keys, seed, recipe)
-
-            grid = {recipe: [finetuning(seed, recipe) for seed in spec.seeds_of(name)] for recipe in spec.recipes(name)}
-            jobs += [job for trials in grid.values() for job in trials]
+            grid: dict[FinetuneRecipe, list[Job]] = {}
+            for recipe in spec.recipes(name):
+                for seed in spec.seeds_of(name):
+                    decided_by = recipe_hash(recipe, *finetuned_with)
+                    seeded = content_hash(subject.weights, decided_by, seed, subject.run_seed)
+                    keys = {split: content_hash(seeded, data[name, split]) for split in task.validation}
+                    grid.setdefault(recipe, []).append(Job(subject, name, keys, seed, recipe))
+            trials = [job for points in grid.values() for job in points]
+            jobs += trials
             if len(grid) > 1:
-                choices.append(_choice(subject, task, grid, spec))
+                chosen = {
+                    (seed, split): content_hash(spec.selection, task.metric, [job.keys[split] for job in trials], seed)
+                    for seed in spec.seeds_of(name)
+                    for split in task.validation
+                }
+                choices.append(Choice(subject, name, grid, chosen))
     return jobs, choices
 
 
-def _choice(subject: Subject, task: Task, grid: dict[FinetuneRecipe, list[Job]], spec: EvaluateSpec) -> Choice:
-    trials = [job for points in grid.values() for job in points]
-    keys = {
-        (seed, split): content_hash(spec.selection, task.metric, [job.keys[split] for job in trials], seed)
-        for seed in spec.seeds_of(task.name)
-        for split in task.validation
-    }
-    return Choice(subject, task.name, grid, keys)
+class Scorer:
+    """Does one job after the other; each network is loaded, and each task tokenised, once in a process."""
+
+    def __init__(self, plan: Plan, spec: EvaluateSpec, corpus: Corpus, store: Store, tasks: dict[str, Task]) -> None:
+        self.plan, self.spec, self.corpus, self.store, self.tasks = plan, spec, corpus, store, tasks
+        self.device = prepare(plan.execution)
+        self.recipe = next(iter(plan.arms.values())).recipe
+        self.train, self.heldout = (
+            Batches(
+                stream,
+                corpus.special,
+                corpus.vocab_size,
+                seq_len=self.recipe.seq_len,
+                masked_per_sequence=self.recipe.masked_per_sequence,
+                run_seed=YARDSTICK_SEED,
+            )
+            for stream in (corpus.train, corpus.heldout)
+        )
+        self.tokenizer = corpus.tokenizer()
+        self.loaded: tuple[str, Network | str] | None = None
+        """The last run_id, and its network or why it cannot be had."""
+        self.encoded: dict[str, Encoded] = {}
+
+    def __call__(self, job: Job, tell: object, stop_asked: object) -> str | None:
+        """Measure and write; return why that could not be done, or None."""
+        subject = job.subject
+        if self.loaded is None or self.loaded[0] != subject.run_id:
+            self.loaded = (subject.run_id, self._load(subject))
+        network, started = self.loaded[1], time.perf_counter()
+        if isinstance(network, str):
+            return network
+        try:
+            for name, found in self._measure(job, network) if job.recipe is None else self._finetune(job, network):
+                seconds = time.perf_counter() - started
+                about = {**subject.about(), "task": name, "finetune_seed": job.finetune_seed, "key": job.keys[name]}
+                self.store.write_score(job.keys[name], Score(**about, evaluation_seconds=seconds, **found))
+        except _FAILURES as error:
+            return f"{subject.run_id}, {job.task}: {' '.join(str(error).split())[:300]}"
+        return None
+
+    def _load(self, subject: Subject) -> Network | str:
+        spec = self.plan.models[subject.model]
+        try:
+            network = build_network(
+                spec.untrained() if subject.subject == "random" else spec,
+                seed=subject.run_seed,
+                seq_len=self.recipe.seq_len,
+                attention=self.recipe.attention if self.recipe.attention != "auto" else "sdpa",
+                device=self.device,
+            )
+            if subject.record is not None:
+                folder = self.store.checkpoints(subject.run_id) / step_name(subject.record.steps)
+                load_parameters(network, load_checkpoint(folder)[0])
+        except _FAILURES as error:
+            return f"{subject.run_id}: {' '.join(str(error).split())[:300]}"
+        return network.eval()
+
+    def _measure(self, job: Job, network: Network) -> Iterator[tuple[str, dict[str, Any]]]:
+        shared = {"heldout_sequences": min(HELDOUT_SEQUENCES, self.heldout.num_samples)}
+        if job.task == "mlm_loss":
+            found = mlm_loss(network, self.heldout, dtype=self.recipe.dtype, **shared)
+        elif job.task == "adapted_loss":
+            how, tokens = adaptation(self.recipe), self.spec.adapted_tokens
+            found = adapted_loss(network, self.train, self.heldout, how, tokens=tokens, **shared)
+        else:
+            found = readout_loss(
+                network,
+                self.train,
+                self.heldout,
+                tokens=self.spec.readout_tokens,
+                log_unigram=log_unigram(self.corpus.train, network.word_embeddings.shape[0]),
+                dtype=self.recipe.dtype,
+                **shared,
+            )
+        half = found.half_value
+        yield (
+            job.task,
+            {
+                "metric": "nats",
+                "higher_is_better": False,
+                "recipe_hash": "none",
+                "recipe": found.words,
+                "value": found.value,
+                "num_examples": found.num_targets,
+                "half_value": half,
+                "converged": None if half is None else abs(found.value - half) <= CONVERGED_NATS,
+            },
+        )
+
+    def _finetune(self, job: Job, network: Network) -> Iterator[tuple[str, dict[str, Any]]]:
+        task, recipe = self.tasks[job.task], job.recipe
+        assert recipe is not None
+        if task.name not in self.encoded:
+            how = {"max_length": self.recipe.seq_len, "pooling": recipe.pooling}
+            self.encoded[task.name] = encode(task, self.tokenizer, **how)
+        # Runs of one seed share their fine-tuning seed and examples, runs of others do not: so the spread between run
+        # seeds has both in it.
+        seed = int(content_hash("finetune", job.subject.run_seed, job.finetune_seed), 16) % 2**31
+        outputs = finetune(network, self.encoded[task.name], recipe, seed=seed, dtype=self.recipe.dtype)
+        available = len(task.train.labels)
+        shared = {
+            "train_examples": min(available, recipe.max_train_examples or available),
+            "train_available": available,
+            "recipe": recipe.words(),
+            "recipe_hash": recipe_hash(recipe),
+        }
+        for split, found in outputs.items():
+            frame = predictions_frame(task.validation[split].labels, found)
+            # The score is written last: where it is, the predictions are.
+            self.store.write_predictions(job.subject.run_id, job.keys[split], frame)
+            yield split, {**shared, **score_predictions(frame, task.metric)}

@@ -1,7 +1,11 @@
-"""Metrics of predictions, their error from the examples alone, and two models compared on the same examples."""
+"""From predictions to a score: metrics, their error from the examples alone, the choice from a grid, paired models.
+
+Nothing here needs a network: what was predicted is on disk.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +14,13 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
+from budgetlab.batches import keyed_uniform
 from budgetlab.errors import CallerError, unknown_name
 from budgetlab.resampling import percentile_interval
+from budgetlab.values import FinetuneRecipe
 
 Array = NDArray[Any]
-Values = dict[str, Any]
+_HALVES_STREAM = 3
 
 
 def measure(labels: Array, predictions: Array) -> dict[str, float]:
@@ -31,21 +37,25 @@ def measure(labels: Array, predictions: Array) -> dict[str, float]:
     metrics
         0 to 1, correlations -1 to 1; a constant or infinite prediction correlates as 0.
     """
-    if labels.dtype.kind == "f":
-        return _of_scores(labels, predictions)
-    return {name: float(value) for name, value in _of_tables(_table(labels, predictions)).items()}
+    if labels.dtype.kind != "f":
+        return {name: float(value) for name, value in _measure_tables(_count(labels, predictions)).items()}
+    if not np.isfinite(predictions).all() or np.ptp(predictions) == 0 or np.ptp(labels) == 0:
+        return dict.fromkeys(("pearson", "spearman", "pearson_spearman"), 0.0)
+    pearson = float(np.corrcoef(labels, predictions)[0, 1])
+    spearman = float(np.corrcoef(stats.rankdata(labels), stats.rankdata(predictions))[0, 1])
+    return {"pearson": pearson, "spearman": spearman, "pearson_spearman": (pearson + spearman) / 2}
 
 
 def standard_errors(labels: Array, predictions: Array, *, resamples: int = 400, seed: int = 0) -> dict[str, float]:
     """Return each metric's standard deviation over bootstrap samples of the examples."""
     rng = np.random.default_rng(seed)
     if labels.dtype.kind != "f":
-        table = _table(labels, predictions)
-        found = _of_tables(_resampled(table, resamples, rng))
+        drawn = _measure_tables(_resample(_count(labels, predictions), resamples, rng))
     else:
-        draws = [_of_scores(labels[rows], predictions[rows]) for rows in _rows(len(labels), min(resamples, 200), rng)]
-        found = {name: np.array([draw[name] for draw in draws]) for name in draws[0]}
-    return {name: float(np.std(values, ddof=1)) for name, values in found.items()}
+        rows = _draw_rows(len(labels), min(resamples, 200), rng)
+        draws = [measure(labels[some], predictions[some]) for some in rows]
+        drawn = {name: np.array([draw[name] for draw in draws]) for name in draws[0]}
+    return {name: float(np.std(values, ddof=1)) for name, values in drawn.items()}
 
 
 @dataclass(frozen=True)
@@ -81,70 +91,102 @@ def paired_bootstrap(
     CallerError
         When the two were not scored on the same examples, or the metric is none of theirs.
     """
-    labels, one, other = _aligned(a, b)
+    first, second = (frame.set_index("example").sort_index() for frame in (a, b))
+    if not (first.index.equals(second.index) and (first["label"] == second["label"]).all()):
+        asked = f"{len(a)} and {len(b)} predictions"
+        raise CallerError(asked, "they are not of the same examples", "take two scores of one task and split")
+    labels, one, other = (column.to_numpy() for column in (first["label"], first["prediction"], second["prediction"]))
     values, others = measure(labels, one), measure(labels, other)
     if metric not in values:
         raise unknown_name("metric", metric, values, "paired_bootstrap")
     rng = np.random.default_rng(seed)
     if labels.dtype.kind != "f":
-        joint = _resampled(_table(labels, one, other), resamples, rng)
-        draws = _of_tables(joint.sum(-1))[metric] - _of_tables(joint.sum(-2))[metric]
+        joint = _resample(_count(labels, one, other), resamples, rng)
+        draws = _measure_tables(joint.sum(-1))[metric] - _measure_tables(joint.sum(-2))[metric]
     else:
-        draws = np.array([
-            _of_scores(labels[rows], one[rows])[metric] - _of_scores(labels[rows], other[rows])[metric]
-            for rows in _rows(len(labels), resamples, rng)
-        ])  # fmt: skip
+        rows = _draw_rows(len(labels), resamples, rng)
+        pairs = [[measure(labels[some], model[some])[metric] for model in (one, other)] for some in rows]
+        draws = -np.diff(pairs)[:, 0]
     # How often a resampled difference lies on the other side of none, counting the sample itself.
     tail = (min((draws <= 0).sum(), (draws >= 0).sum()) + 1) / (resamples + 1)
     interval = percentile_interval(draws, level)
     return Paired(metric, values[metric] - others[metric], interval, float(min(1.0, 2 * tail)), len(labels))
 
 
-def mcnemar(a: pd.DataFrame, b: pd.DataFrame) -> Paired:
-    """Compare two classifiers' accuracy by the examples on which exactly one of them is right.
-
-    Exact: of those, the first is right on a binomial share of one half (McNemar 1947, Psychometrika 12).
-
-    Raises
-    ------
-    CallerError
-        When the two were not scored on the same examples, or these have no classes.
-    """
-    labels, one, other = _aligned(a, b)
+def predictions_frame(labels: Array, outputs: NDArray[np.float32]) -> pd.DataFrame:
+    """Return one row an example: `example`, `label`, `prediction` and, of classes, `logit_0`, `logit_1`, ..."""
+    frame = pd.DataFrame({"example": np.arange(len(labels)), "label": labels})
     if labels.dtype.kind == "f":
-        raise CallerError("mcnemar", "labels are scores, not classes", "use paired_bootstrap")
-    first, second = (one == labels) & (other != labels), (one != labels) & (other == labels)
-    n, k = int(first.sum() + second.sum()), int(first.sum())
-    p_value = float(stats.binomtest(k, n).pvalue) if n else 1.0
-    return Paired("accuracy", (2 * k - n) / len(labels), None, p_value, len(labels))
+        return frame.assign(prediction=outputs[:, 0].astype(float))
+    frame["prediction"] = outputs.argmax(-1)
+    return frame.assign(**{f"logit_{k}": outputs[:, k] for k in range(outputs.shape[1])})
 
 
-def _aligned(a: pd.DataFrame, b: pd.DataFrame) -> tuple[Array, Array, Array]:
-    both = [frame.set_index("example").sort_index() for frame in (a, b)]
-    if not (both[0].index.equals(both[1].index) and (both[0]["label"] == both[1]["label"]).all()):
-        asked = f"{len(a)} and {len(b)} predictions"
-        raise CallerError(asked, "they are not of the same examples", "take two scores of one task and split")
-    return both[0]["label"].to_numpy(), both[0]["prediction"].to_numpy(), both[1]["prediction"].to_numpy()
+def score_predictions(frame: pd.DataFrame, metric: str) -> dict[str, Any]:
+    """Return what a `Score` says of predictions: metrics and their errors, loss, whether one answer was all it gave."""
+    labels, predictions = frame["label"].to_numpy(), frame["prediction"].to_numpy()
+    metrics = measure(labels, predictions)
+    if labels.dtype.kind == "f":
+        loss = float(np.mean((predictions - labels) ** 2))
+    else:
+        logits = frame.filter(regex="^logit_").to_numpy(dtype=float)
+        highest = logits.max(-1)
+        of_right = logits[np.arange(len(labels)), labels]
+        loss = float(np.mean(highest + np.log(np.exp(logits - highest[:, None]).sum(-1)) - of_right))
+    return {
+        "metric": metric,
+        "value": metrics[metric],
+        "metrics": metrics,
+        "standard_errors": standard_errors(labels, predictions),
+        "validation_loss": loss if np.isfinite(loss) else None,
+        "degenerate": not np.isfinite(predictions).all() or bool(np.ptp(predictions) == 0),
+        "higher_is_better": True,
+        "num_examples": len(labels),
+    }
 
 
-def _table(*columns: Array) -> NDArray[np.float64]:
+def select(
+    trials: Mapping[FinetuneRecipe, Sequence[pd.DataFrame]], metric: str, rule: str
+) -> tuple[list[pd.DataFrame], str]:
+    """Choose a point of the grid by the mean of a metric over seeds."""
+    examples = next(iter(trials.values()))[0]["example"].to_numpy()
+    first = keyed_uniform(0, _HALVES_STREAM, examples) < 0.5
+
+    def best(rows: NDArray[np.bool_]) -> FinetuneRecipe:
+        def mean(recipe: FinetuneRecipe) -> float:
+            some = [frame[rows] for frame in trials[recipe]]
+            return float(np.mean([measure(f["label"].to_numpy(), f["prediction"].to_numpy())[metric] for f in some]))
+
+        return max(trials, key=mean)
+
+    if rule == "maximum" or first.all() or not first.any():
+        one = best(np.ones(len(examples), dtype=bool))
+        return list(trials[one]), f"{one.words()}; best of {len(trials)} on the set it is reported on"
+    on_first, on_second = best(first), best(~first)
+    halves = zip(trials[on_second], trials[on_first], strict=True)
+    joined = [pd.concat([a[first], b[~first]]).sort_values("example", ignore_index=True) for a, b in halves]
+    chosen = " and ".join(dict.fromkeys(recipe.words() for recipe in (on_second, on_first)))
+    return joined, f"{chosen}; of {len(trials)}, each half of the set by the best on the other half"
+
+
+def _count(*columns: Array) -> NDArray[np.float64]:
     """Count how often each combination of classes occurs, [K, K] for two columns."""
     size = int(max(column.max() for column in columns)) + 1
     flat = np.ravel_multi_index(tuple(column.astype(np.int64) for column in columns), (size,) * len(columns))
     return np.bincount(flat, minlength=size ** len(columns)).reshape((size,) * len(columns)).astype(float)
 
 
-def _resampled(table: NDArray[np.float64], resamples: int, rng: np.random.Generator) -> NDArray[np.float64]:
+def _resample(table: NDArray[np.float64], resamples: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """Tables of resampled examples, [resamples, K, ...]: which example it is does not matter, only its cell."""
     total = int(table.sum())
     return rng.multinomial(total, table.ravel() / total, size=resamples).reshape(resamples, *table.shape).astype(float)
 
 
-def _rows(examples: int, resamples: int, rng: np.random.Generator) -> list[Array]:
+def _draw_rows(examples: int, resamples: int, rng: np.random.Generator) -> list[Array]:
     return [rng.integers(0, examples, size=examples) for _ in range(resamples)]
 
 
-def _of_tables(tables: NDArray[np.float64]) -> Values:
+def _measure_tables(tables: NDArray[np.float64]) -> dict[str, Array]:
     """Metrics of confusion tables [..., label, prediction]."""
     total = tables.sum((-2, -1))
     right = np.diagonal(tables, axis1=-2, axis2=-1)
@@ -160,11 +202,3 @@ def _of_tables(tables: NDArray[np.float64]) -> Values:
         # Gorodkin 2004, Computational Biology and Chemistry 28, for any number of classes.
         "matthews": covariance / np.sqrt(np.where(spread > 0, spread, 1.0)) * (spread > 0),
     }
-
-
-def _of_scores(labels: Array, predictions: Array) -> dict[str, float]:
-    if not np.isfinite(predictions).all() or np.ptp(predictions) == 0 or np.ptp(labels) == 0:
-        return dict.fromkeys(("pearson", "spearman", "pearson_spearman"), 0.0)
-    pearson = float(np.corrcoef(labels, predictions)[0, 1])
-    spearman = float(np.corrcoef(stats.rankdata(labels), stats.rankdata(predictions))[0, 1])
-    return {"pearson": pearson, "spearman": spearman, "pearson_spearman": (pearson + spearman) / 2}

@@ -62,30 +62,34 @@ def build_probes(corpus: Corpus, folder: Path) -> dict[str, TaskSpec]:
     """
     if folder.is_dir():
         return PROBES
-    documents, words = list(_documents(corpus)), _whole_words(corpus)
+    pieces = corpus.tokenizer().convert_ids_to_tokens(list(range(corpus.vocab_size)))
+    documents, words = list(_documents(corpus, pieces)), _count_words(corpus, pieces)
     halves = {"train": [d for i, d in enumerate(documents) if i % 3], "validation": documents[::3]}
     limits = {"train": TRAIN_EXAMPLES, "validation": VALIDATION_EXAMPLES}
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         for name, make in (("replaced", _replaced), ("belongs", _belongs)):
+            (partial / name).mkdir(parents=True)
             for split, part in halves.items():
-                rows = make(part, words, limits[split], random.Random(f"{name} {split}"))
+                draw = random.Random(f"{name} {split}")
+                rows = make(part, words, limits[split], draw)
                 if len(rows) < 100:
                     asked = f"probe {name}, {split}, from {len(part):,} held-out documents"
-                    raise CallerError(
-                        asked, f"they give {len(rows)} examples", "use more held-out text, or other tasks"
-                    )
-                _write(partial / name / f"{split}.jsonl.gz", rows)
+                    wrong = f"they give {len(rows)} examples"
+                    raise CallerError(asked, wrong, "use more held-out text, or other tasks")
+                draw.shuffle(rows)
+                text = "".join(json.dumps({**row, "idx": index}) + "\n" for index, row in enumerate(rows))
+                # Without a time stamp the same examples are the same bytes.
+                (partial / name / f"{split}.jsonl.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return PROBES
 
 
-def _documents(corpus: Corpus) -> Iterator[list[list[str]]]:
+def _documents(corpus: Corpus, pieces: list[str]) -> Iterator[list[list[str]]]:
     """Held-out documents as sentences of lower-case words."""
-    pieces = corpus.tokenizer().convert_ids_to_tokens(list(range(corpus.vocab_size)))
     ids = np.asarray(corpus.heldout)
     for document in np.split(ids, np.flatnonzero(ids == corpus.special.sep)):
         words: list[str] = []
@@ -100,14 +104,12 @@ def _documents(corpus: Corpus) -> Iterator[list[list[str]]]:
                 sentences.append([])
             elif word.isalpha() and len(word) > 1:
                 sentences[-1].append(word)
-        sentences = [sentence for sentence in sentences if sentence]
-        if sentences:
-            yield sentences
+        if any(sentences):
+            yield [sentence for sentence in sentences if sentence]
 
 
-def _whole_words(corpus: Corpus) -> dict[str, int]:
+def _count_words(corpus: Corpus, pieces: list[str]) -> dict[str, int]:
     """Words that are one entry of the vocabulary and occur in the train text, with their counts there."""
-    pieces = corpus.tokenizer().convert_ids_to_tokens(list(range(corpus.vocab_size)))
     counts = np.zeros(corpus.vocab_size, dtype=np.int64)
     for start in range(0, len(corpus.train), 1 << 24):  # bincount works on int64 copies
         counts += np.bincount(corpus.train[start : start + (1 << 24)], minlength=corpus.vocab_size)
@@ -120,8 +122,8 @@ def _replaced(
     low, high = SENTENCE_WORDS
     chosen = []
     for sentences in documents:
-        whole = [s for s in sentences if low <= len(s) <= high and all(word in words for word in s)]
-        chosen += whole[:SENTENCES_PER_DOCUMENT]
+        known = [s for s in sentences if low <= len(s) <= high and all(word in words for word in s)]
+        chosen += known[:SENTENCES_PER_DOCUMENT]
     draw.shuffle(chosen)
     ranked = sorted(words, key=lambda word: (-words[word], word))
     drawn = ranked[min(MOST_FREQUENT_WORDS, len(ranked) // 2) :]
@@ -132,7 +134,7 @@ def _replaced(
             for place in draw.sample(range(len(shown)), max(1, round(REPLACED_SHARE * len(shown)))):
                 shown[place] = draw.choice(drawn)
         rows.append({"sentence": " ".join(shown), "label": label})
-    return _shuffled(rows, draw)
+    return rows
 
 
 def _belongs(documents: Sequence[list[list[str]]], words: dict[str, int], limit: int, draw: random.Random) -> list[Row]:
@@ -153,16 +155,4 @@ def _belongs(documents: Sequence[list[list[str]]], words: dict[str, int], limit:
         stems = {word[:STEM_LETTERS] for word in (*own, *foreign)}
         rest = [word for word in body if word[:STEM_LETTERS] not in stems][: BODY_WORDS[1]]
         rows.append({"sentence1": " ".join(shown), "sentence2": " ".join(rest) or "nothing", "label": label})
-    return _shuffled(rows, draw)
-
-
-def _shuffled(rows: list[Row], draw: random.Random) -> list[Row]:
-    draw.shuffle(rows)
-    return [{**row, "idx": index} for index, row in enumerate(rows)]
-
-
-def _write(path: Path, rows: Sequence[Row]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    # Without a time stamp the same examples are the same bytes.
-    path.write_bytes(gzip.compress(text.encode(), mtime=0))
+    return rows

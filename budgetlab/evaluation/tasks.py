@@ -86,60 +86,60 @@ def load_task(
     known = {**(probes if spec.source == "probes" else GLUE), **spec.own}
     if name not in known:
         raise unknown_name("task", name, known, "evaluate.tasks")
-    task = known[name]
-    splits = {"train": task.train, name: task.validation, **task.further}
-    rows: dict[str, Rows] = {}
-    for score, split in splits.items():
-        if name in spec.own:
-            rows[score] = _read_file(_find(split, roots, name), task, f"task {name}")
-        elif folder is None:
-            rows[score] = _read_hub(name, split, task)
-        else:
-            rows[score] = _read_split(folder / name, split, task, f"task {name}, split {split}")
-    official = GLUE_ROWS if spec.source == "glue" else {}
-    for score, found in rows.items():
-        most = official.get(name if score == "train" else score, (len(found),) * 2)[score != "train"]
-        if len(found) > most:
-            asked = f"task {name}, split {splits[score]}"
-            raise CallerError(asked, f"{len(found):,} rows, GLUE's has {most:,}", "give it as a task of your own")
+    task, official = known[name], GLUE_ROWS if spec.source == "glue" else {}
     metric = spec.primary.get(name, task.metric)
     if (metric in CORRELATIONS) != (task.metric in CORRELATIONS):
         raise CallerError(f"evaluate.primary.{name} = {metric!r}", "no metric of its labels", "choose another")
-    if task.metric in CORRELATIONS:
-        labels = {score: _scores(found, task, f"task {name}, {splits[score]}") for score, found in rows.items()}
-        num_labels = 1
-    else:
-        labels = {score: _classes(found, f"task {name}, {splits[score]}") for score, found in rows.items()}
-        num_labels = _count_classes(labels, task, name)
-    made = {score: Split(tuple(text for text, _ in found), labels[score]) for score, found in rows.items()}
+    made: dict[str, Split] = {}
+    for score, split in {"train": task.train, name: task.validation, **task.further}.items():
+        if name in spec.own:
+            path = next((root / split for root in roots if (root / split).is_file()), None)
+            if path is None:
+                asked = f"evaluate.own.{name}: {split!r}"
+                raise CallerError(asked, "no such file under the data roots", "set --data-root")
+            asked, rows = f"task {name} from {path}", _read_json_lines(path, f"task {name} from {path}")
+        elif folder is None:
+            asked = f"task {name}, split {split}, from the hub ({HUB})"
+            rows = _read_hub(name, split, asked)
+        else:
+            asked, rows = _read_split(folder / name, split, f"task {name}, split {split}")
+        if not rows:
+            raise CallerError(asked, "it is empty", "give at least one example")
+        for column in (*task.text, task.label):
+            missing = sum(not isinstance(row, dict) or row.get(column) is None for row in rows)
+            if missing:
+                wrong = f"{missing} of {len(rows)} rows have no {column!r}"
+                raise CallerError(asked, wrong, "correct the file or the task")
+        most = official.get(name if score == "train" else score, (len(rows),) * 2)[score != "train"]
+        if len(rows) > most:
+            wrong = f"{len(rows):,} rows, GLUE's has {most:,}"
+            raise CallerError(f"task {name}, split {split}", wrong, "give it as a task of your own")
+        labels = _labels([row[task.label] for row in rows], task, f"task {name}, {split}")
+        made[score] = Split(tuple(tuple(str(row[column]) for column in task.text) for row in rows), labels)
+    num_labels = 1 if task.metric in CORRELATIONS else _count_classes(made, task, name)
     return Task(name, metric, num_labels, made.pop("train"), made)
 
 
-Rows = list[tuple[tuple[str, ...], Any]]
-
-
-def _scores(rows: Rows, task: TaskSpec, asked: str) -> NDArray[np.float64]:
+def _labels(found: list[Any], task: TaskSpec, asked: str) -> NDArray[Any]:
+    """Whole numbers for classes, floats for scores."""
     low, high = task.label_range or (-np.inf, np.inf)
-    for number, (_, label) in enumerate(rows, start=1):
-        if isinstance(label, bool) or not isinstance(label, int | float) or not np.isfinite(label):
-            raise CallerError(asked, f"the label of row {number}, {label!r}, is no number", "correct the file")
-        if not low <= label <= high:
-            raise CallerError(asked, f"the label of row {number}, {label:g}, is not {low:g} to {high:g}", "correct it")
-    return np.asarray([label for _, label in rows], dtype=np.float64)
-
-
-def _classes(rows: Rows, asked: str) -> NDArray[np.int64]:
-    for number, (_, label) in enumerate(rows, start=1):
-        if not isinstance(label, int | float) or label != label // 1 or label < 0:
-            wrong = f"the label of row {number}, {label!r}, is no class (0, 1, 2, ...)"
+    for number, label in enumerate(found, start=1):
+        said, numeric = f"the label of row {number}", isinstance(label, int | float)
+        if task.metric in CORRELATIONS:
+            if not numeric or isinstance(label, bool) or not np.isfinite(label):
+                raise CallerError(asked, f"{said}, {label!r}, is no number", "correct the file")
+            if not low <= label <= high:
+                raise CallerError(asked, f"{said}, {label:g}, is not {low:g} to {high:g}", "correct it")
+        elif not numeric or label != label // 1 or label < 0:
+            wrong = f"{said}, {label!r}, is no class (0, 1, 2, ...)"
             raise CallerError(asked, wrong, "correct the file; scores need a correlation as metric")
-    return np.asarray([label for _, label in rows], dtype=np.int64)
+    return np.asarray(found, dtype=np.float64 if task.metric in CORRELATIONS else np.int64)
 
 
-def _count_classes(labels: Mapping[str, NDArray[np.int64]], task: TaskSpec, name: str) -> int:
-    seen = set(labels["train"].tolist())
+def _count_classes(splits: Mapping[str, Split], task: TaskSpec, name: str) -> int:
+    seen = set(splits["train"].labels.tolist())
     count = task.num_labels or len(seen)
-    beyond = sorted({int(label) for found in labels.values() for label in found if label >= count})
+    beyond = sorted({int(label) for split in splits.values() for label in split.labels if label >= count})
     if beyond:
         given = "num_labels" if task.num_labels else "the training set's number of classes"
         wrong = f"label {beyond[0]} is out of range, {given} being {count}"
@@ -151,18 +151,11 @@ def _count_classes(labels: Mapping[str, NDArray[np.int64]], task: TaskSpec, name
     return count
 
 
-def _find(path: str, roots: Sequence[Path], name: str) -> Path:
-    found = next((root / path for root in roots if (root / path).is_file()), None)
-    if found is None:
-        raise CallerError(f"evaluate.own.{name}: {path!r}", "no such file under the data roots", "set --data-root")
-    return found
-
-
-def _read_split(folder: Path, split: str, task: TaskSpec, asked: str) -> Rows:
-    """Read one split, as JSON lines or in the hub's own layout."""
-    given = [path for path in (folder / f"{split}.jsonl.gz", folder / f"{split}.jsonl") if path.is_file()]
-    if given:
-        return _read_file(given[0], task, asked)
+def _read_split(folder: Path, split: str, asked: str) -> tuple[str, list[Any]]:
+    """Read one split, as JSON lines or in the hub's own layout; return where it came from too."""
+    for path in (folder / f"{split}.jsonl.gz", folder / f"{split}.jsonl"):
+        if path.is_file():
+            return f"{asked} from {path}", _read_json_lines(path, f"{asked} from {path}")
     shards = sorted(folder.glob(f"{split}-*.parquet"))
     if not shards:
         wrong = f"no {split}.jsonl.gz, .jsonl or -*.parquet in {folder}"
@@ -172,52 +165,31 @@ def _read_split(folder: Path, split: str, task: TaskSpec, asked: str) -> Rows:
     except (OSError, ValueError) as error:
         raise CallerError(asked, f"{shards[0].name} is no parquet file ({error})", "correct the file") from None
     # Through Python's own numbers: a label is to be judged as it stands in the file.
-    return _rows(json.loads(table.to_json(orient="records")), task, asked)
+    return asked, json.loads(table.to_json(orient="records"))
 
 
-def _read_file(path: Path, task: TaskSpec, asked: str) -> Rows:
-    asked = f"{asked} from {path}"
+def _read_json_lines(path: Path, asked: str) -> list[Any]:
     try:
         text = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode("utf-8")
-        rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
     except UnicodeDecodeError as error:
         raise CallerError(asked, f"no UTF-8 text ({error.reason} at byte {error.start:,})", "convert it") from None
     except (OSError, EOFError, ValueError) as error:
         raise CallerError(asked, f"not JSON lines ({error})", "correct the file") from None
-    return _rows(rows, task, asked)
 
 
-def _read_hub(name: str, split: str, task: TaskSpec) -> Rows:
+def _read_hub(name: str, split: str, asked: str) -> list[Any]:
     from datasets import load_dataset
 
-    asked = f"task {name}, split {split}, from the hub ({HUB})"
     try:
-        rows = list(load_dataset(HUB, name, split=split))
+        return list(load_dataset(HUB, name, split=split))
     except Exception as error:  # the hub's client raises its own, requests' and OSError
         reason = " ".join(str(error).split())[:120]
         raise CallerError(asked, f"not reached ({reason})", "set evaluate.folder to a local copy") from None
-    return _rows(rows, task, asked)
-
-
-def _rows(rows: Sequence[Any], task: TaskSpec, asked: str) -> Rows:
-    if not rows:
-        raise CallerError(asked, "it is empty", "give at least one example")
-    for column in (*task.text, task.label):
-        missing = sum(not isinstance(row, dict) or row.get(column) is None for row in rows)
-        if missing:
-            raise CallerError(
-                asked, f"{missing} of {len(rows)} rows have no {column!r}", "correct the file or the task"
-            )
-    return [(tuple(str(row[column]) for column in task.text), row[task.label]) for row in rows]
-
-
-def majority_answer(task: Task) -> float | int:
-    """Return the training set's most frequent class, or its mean score."""
-    labels = task.train.labels
-    return float(labels.mean()) if task.regression else int(np.bincount(labels).argmax())
 
 
 def majority_metrics(task: Task, split: str) -> dict[str, float]:
-    """Return the metrics of always giving the majority's answer."""
-    labels = task.validation[split].labels
-    return measure(labels, np.full(len(labels), majority_answer(task)))
+    """Return the metrics of always giving the training set's most frequent class, or its mean score."""
+    labels = task.train.labels
+    answer = float(labels.mean()) if task.regression else int(np.bincount(labels).argmax())
+    return measure(task.validation[split].labels, np.full(len(task.validation[split].labels), answer))

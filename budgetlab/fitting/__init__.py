@@ -1,26 +1,20 @@
 """Fitting: certified scaling curves, intervals, and the comparison of arms."""
 
 from budgetlab.fitting.arms import fit_arms
-from budgetlab.fitting.certify import certify
-from budgetlab.fitting.choose import LawChoice, choose_law
 from budgetlab.fitting.compare import compare, compare_arms
-from budgetlab.fitting.curves import fit
-from budgetlab.fitting.frontier import frontier, optimum
+from budgetlab.fitting.curves import certify, fit
 from budgetlab.fitting.isoflop import IsoFlop, PowerLine, isoflop, power_line
 from budgetlab.fitting.scores import average_words
 from budgetlab.fitting.status import FitStatus
-from budgetlab.fitting.two_step import TwoStep, two_step
-from budgetlab.fitting.use import predict
+from budgetlab.fitting.use import TwoStep, frontier, optimum, predict, two_step
 
 __all__ = [
     "FitStatus",
     "IsoFlop",
-    "LawChoice",
     "PowerLine",
     "TwoStep",
     "average_words",
     "certify",
-    "choose_law",
     "compare",
     "compare_arms",
     "fit",

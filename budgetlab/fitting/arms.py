@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -16,9 +16,9 @@ from budgetlab.fitting.prepare import Prepared, prepare
 from budgetlab.fitting.scores import COMPUTE_COLUMNS, run_values
 from budgetlab.fitting.solve import Solution, solve
 from budgetlab.fitting.status import FitStatus
-from budgetlab.fitting.table import Points, read_points
-from budgetlab.laws import AnyLaw, get_law
-from budgetlab.laws.base import Array
+from budgetlab.fitting.table import Points, read_points, stack_points
+from budgetlab.laws import Law, get_law
+from budgetlab.laws.law import Array
 from budgetlab.values import CurveFit, FitSpec
 
 _DEFINITIONS = {
@@ -52,83 +52,70 @@ def fit_arms(scores: pd.DataFrame, spec: FitSpec) -> tuple[CurveFit, ...]:
     CallerError
         For a law with more than one input, an unknown column or outcome, or a score that occurs twice.
     """
-    law = get_law(spec.law)
-    if len(law.inputs) != 1:
-        raise CallerError(
-            f"law {law.name} for arms", f"it has {len(law.inputs)} inputs", 'choose a law of one input, such as "power"'
-        )
+    law, objective = get_law(spec.law), Objective(spec.objective, spec.delta)
     if law.inputs != ("x",):
-        raise CallerError(
-            f"law {law.name} for arms", f"its input is {law.inputs[0]}, not compute",
-            "choose power or bnsl, or fit a table with --table",
-        )  # fmt: skip
-    objective = Objective(spec.objective, spec.delta)
+        wrong, remedy = f"it has {len(law.inputs)} inputs", 'choose a law of one input, such as "power"'
+        if len(law.inputs) == 1:
+            wrong = f"its input is {law.inputs[0]}, not compute"
+            remedy = "choose power or bnsl, or fit a table with --table"
+        raise CallerError(f"law {law.name} for arms", wrong, remedy)
     runs = run_values(scores, spec.y)
     points = points_by_arm(runs, law, spec.x)
     prepared: dict[str, Prepared] = {}
-    for arm, found in points.items():
+    for arm, part in points.items():
         try:
-            prepared[arm] = prepare(found, spec.pinned)
+            prepared[arm] = prepare(part, spec.pinned)
         except CallerError as error:
-            if error.wrong.endswith("need at least as many points"):
-                prepared[arm] = Prepared(found, law, spec.pinned, refusal=f"{len(found)} points: {error.wrong}")
-                continue
-            raise
-    joint = _report_jointly(prepared, spec, runs) if spec.shared else {}
+            if not error.wrong.endswith("need at least as many points"):
+                raise
+            prepared[arm] = Prepared(part, law, spec.pinned, refusal=f"{len(part)} points: {error.wrong}")
+    joint = solve_jointly(points, spec, certify=True) if spec.shared else None
     fits = []
-    for arm in points:
-        if arm in joint:
-            fits.append(joint[arm])
-            continue
-        fits.append(
-            fit_points(
-                prepared[arm], objective, resamples=spec.resamples, interval="auto", interval_level=spec.interval_level,
-                seed=spec.seed, noise=within_cell_noise(points[arm]), record=_record(arm, runs, spec),
-            )
-        )  # fmt: skip
-    absent = sorted(set(scores["arm"].dropna().astype(str)) - set(points)) if "arm" in scores else []
-    fits += [
-        refused(
-            "every run scores 100 %: there is no distance from it to fit"
-            if arm in set(runs["arm"].astype(str))
-            else f"no run has a value of {spec.y}",
-            None,
-            objective,
-            {"arm": arm},
-            law.name,
-        )
-        for arm in absent
-        if _is_run_arm(scores, arm)
-    ]
+    for arm, part in points.items():
+        record = _record(arm, runs, spec)
+        if joint is not None and arm in joint.arms:
+            others = ", ".join(other for other in joint.arms if other != arm)
+            fits.append(report_fit(
+                Prepared(part, law, spec.pinned), joint.solution, joint.draws, method=joint.method,
+                level=spec.interval_level, seed=spec.seed, record=record, group=arm,
+                notes=[f"fitted jointly with {others}; shared: {', '.join(spec.shared)}"],
+            ))  # fmt: skip
+        else:
+            fits.append(fit_points(
+                prepared[arm], objective, resamples=spec.resamples, interval="auto",
+                interval_level=spec.interval_level, seed=spec.seed, noise=within_cell_noise(part), record=record,
+            ))  # fmt: skip
+    of_runs = scores[scores["subject"] == "run"] if "subject" in scores else scores
+    for arm in sorted(set(of_runs["arm"].dropna().astype(str)) - set(points)):
+        why = f"no run has a value of {spec.y}"
+        if arm in set(runs["arm"].astype(str)):
+            why = "every run scores 100 %: there is no distance from it to fit"
+        fits.append(refused(why, None, objective, {"arm": arm}, law.name))
     return tuple(fits)
 
 
-def _is_run_arm(scores: pd.DataFrame, arm: str) -> bool:
-    rows = scores[scores["arm"] == arm]
-    return "subject" not in rows.columns or bool((rows["subject"] == "run").any())
-
-
 def _record(arm: str, runs: pd.DataFrame, spec: FitSpec) -> dict[str, object]:
-    higher = bool(runs["higher_is_better"].iloc[0])
-    perfect = int((runs.loc[runs["arm"] == arm, "value"] == 1.0).sum()) if higher else 0
+    """Write down what a reader needs to make the points of an arm again."""
+    rises = bool(runs["higher_is_better"].iloc[0])
+    perfect = int((runs.loc[runs["arm"] == arm, "value"] == 1.0).sum()) if rises else 0
     left_out = {"a task is missing": runs.attrs.get("missing", 0), "a perfect score": perfect}
     return {
         "arm": arm,
         "clusters": "run_seed",
-        "outcome_transform": "1 - y" if higher else "y",
+        "outcome_transform": "1 - y" if rises else "y",
         "columns": {"x": spec.x, "y": spec.y},
         "definitions": {spec.x: _DEFINITIONS.get(spec.x, ""), spec.y: "mean over fine-tuning seeds of one run"},
         "excluded": {why: count for why, count in left_out.items() if count},
     }
 
 
-def points_by_arm(runs: pd.DataFrame, law: AnyLaw, x: str) -> dict[str, Points]:
+def points_by_arm(runs: pd.DataFrame, law: Law, x: str) -> dict[str, Points]:
     """Make the points of every arm from its runs; an arm that has none is left out."""
     found = {str(arm): run_points(rows, law, x) for arm, rows in runs.groupby("arm", sort=True)}
     return {arm: points for arm, points in found.items() if points is not None}
 
 
-def run_points(rows: pd.DataFrame, law: AnyLaw, x: str) -> Points | None:
+def run_points(rows: pd.DataFrame, law: Law, x: str) -> Points | None:
     """Make points of runs; a score becomes its distance from 1, and a perfect one, which has none, is left out."""
     if x not in rows.columns or x not in COMPUTE_COLUMNS:
         raise unknown_name("column of compute", x, [c for c in COMPUTE_COLUMNS if c in rows.columns], f"x = {x!r}")
@@ -146,25 +133,6 @@ def run_points(rows: pd.DataFrame, law: AnyLaw, x: str) -> Points | None:
             law, {law.inputs[0]: table[x].to_numpy(float)}, table["outcome"].to_numpy(float), np.ones(len(table)),
             table["run_seed"].to_numpy(), {law.inputs[0]: x, law.outcome: "outcome"},
         )  # fmt: skip
-
-
-def _report_jointly(prepared: Mapping[str, Prepared], spec: FitSpec, runs: pd.DataFrame) -> dict[str, CurveFit]:
-    joint = solve_jointly({arm: p.points for arm, p in prepared.items()}, spec, certify=True)
-    if joint is None:
-        return {}
-    law = get_law(spec.law)
-    return {
-        arm: report_fit(
-            Prepared(replace(prepared[arm].points, law=law), law, spec.pinned), joint.solution, joint.draws,
-            method=joint.method, level=spec.interval_level, seed=spec.seed, record=_record(arm, runs, spec), group=arm,
-            notes=[_joint_note(arm, joint.arms, spec.shared)],
-        )
-        for arm in joint.arms
-    }  # fmt: skip
-
-
-def _joint_note(arm: str, arms: Sequence[str], shared: Sequence[str]) -> str:
-    return f"fitted jointly with {', '.join(a for a in arms if a != arm)}; shared: {', '.join(shared)}"
 
 
 @dataclass(frozen=True)
@@ -202,20 +170,3 @@ def solve_jointly(points: Mapping[str, Points], spec: FitSpec, *, certify: bool)
     if spec.resamples and solution.status is not FitStatus.NOT_CONVERGED:
         draws = draw(solution, stacked, method, spec.resamples, np.random.default_rng(spec.seed)).theta
     return Joint(arms, solution, draws, method)
-
-
-def stack_points(parts: Sequence[Points], law: AnyLaw) -> Points:
-    """Put the points of several arms under one another, each arm's runs its own."""
-    # The same seed in two arms is two runs: their noise is drawn apart.
-    runs = [
-        f"{i}:{label}"
-        for i, part in enumerate(parts)
-        for label in (range(len(part)) if part.clusters is None else part.clusters)
-    ]
-    return Points(
-        law=law,
-        inputs={name: np.concatenate([part.inputs[name] for part in parts]) for name in law.inputs},
-        outcome=np.concatenate([part.outcome for part in parts]),
-        weights=np.concatenate([part.weights for part in parts]),
-        clusters=np.array(runs),
-    )

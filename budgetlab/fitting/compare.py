@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
 from typing import Literal
 
 import pandas as pd
 
 from budgetlab.errors import CallerError, unknown_name
-from budgetlab.fitting.contrast import Contrast, Panel, contrast, make_panel, runs_to_resolve, unit_of
-from budgetlab.fitting.crossing import Curves, make_curves
+from budgetlab.fitting.contrast import Contrast, contrast, unit_of
+from budgetlab.fitting.crossing import Curves
 from budgetlab.fitting.reference import reference_arm, reference_family
 from budgetlab.fitting.scores import LOSSES, OUTCOMES, outcome_names, run_values
 from budgetlab.resampling import holm, holm_levels
@@ -26,29 +27,22 @@ MOST_PRIMARIES = 3
 _Word = Literal["a_better", "b_better", "equivalent", "not_resolved"]
 
 
-@dataclass(frozen=True)
-class _Outcome:
-    """The runs of one outcome, arranged once for all its contrasts."""
+class Verdicts(tuple[Verdict, ...]):
+    """The verdicts of a study, primary ones first, and the curves that they were read from."""
 
-    y: str
-    runs: pd.DataFrame
-    panel: Panel
-    margin: float
-
-    @classmethod
-    def of(cls, scores: pd.DataFrame, y: str, spec: FitSpec) -> _Outcome:
-        runs = run_values(scores, y)
-        margins = {"nats": spec.margin_nats, "points": spec.margin, "units": 0.0}  # of an unknown unit nothing is small
-        return cls(y, runs, make_panel(runs, y), margins[unit_of(y)])
+    curves: Curves | None = None
 
 
 @dataclass(frozen=True)
 class _Question:
     a: str
     b: str
-    of: _Outcome
+    of: Curves
     budget: float
     contrast: Contrast
+    margin: float
+    curves: bool
+    """Whether to add what follows from curves."""
 
     @property
     def hypothesis(self) -> tuple[object, ...]:
@@ -108,14 +102,10 @@ def compare(
     """
     y = task or outcome_names(scores)[0]
     spec = FitSpec(x=x, interval_level=interval_level, resamples=resamples, seed=seed)
-    outcome = _Outcome.of(scores, y, spec)
-    if margin is not None:
-        if not margin > 0:
-            raise CallerError(f"margin = {margin!r}", "not above zero", f"give one in {unit_of(y)}")
-        outcome = replace(outcome, margin=margin)
-    question = _ask(outcome, a, b, budget)
-    made = make_curves(outcome.runs, y, spec) if curves else None
-    return _answers([question], interval_level, primary=True, curves={question.hypothesis: made}, alone=True)[0]
+    if margin is not None and not margin > 0:
+        raise CallerError(f"margin = {margin!r}", "not above zero", f"give one in {unit_of(y)}")
+    question = _ask(Curves(run_values(scores, y), y, spec), a, b, budget, margin=margin, curves=curves)
+    return _answers([question], interval_level, primary=True, alone=True)[0]
 
 
 def compare_arms(
@@ -125,7 +115,7 @@ def compare_arms(
     reference: str | None = None,
     y: str | None = None,
     tuned: bool | None = None,
-) -> tuple[Verdict, ...]:
+) -> Verdicts:
     """Answer a study: its primary contrasts, and all others, each family under Holm's procedure.
 
     Parameters
@@ -145,48 +135,43 @@ def compare_arms(
     Returns
     -------
     tuple of Verdict
-        Primary ones first. Then the other budgets, the other outcomes at the largest budget, and the other pairs.
+        Primary ones first. Then the other budgets, the other outcomes at the largest budget, and the other pairs. Its
+        `curves` are those that the primary outcome was read from.
 
     Raises
     ------
     CallerError
         For an unknown arm or outcome, fewer than two arms, or a score that occurs twice.
     """
-    outcome = _Outcome.of(scores, y or spec.y, spec)
+    y = y or spec.y
+    outcome = Curves(run_values(scores, y), y, spec)
     runs, arms = outcome.runs, list(outcome.panel.arms)
     if len(arms) < 2:
-        raise CallerError(f"y = {outcome.y!r}", f"{len(arms)} arm has a value", "a comparison needs two arms")
-    students = {}
-    if "student" in runs:
-        known = zip(runs["arm"], runs["student"], strict=True)
-        students = {str(arm): student for arm, student in known if isinstance(student, str)}
-    pairs = [
-        (arm, base) for arm in arms if (base := reference_arm(arm, arms, reference, students)) not in (None, arm)
-    ]  # fmt: skip
-    named = spec.primary_pairs
-    main = [_ask(outcome, a, b, None) for a, b in named]
+        raise CallerError(f"y = {y!r}", f"{len(arms)} arm has a value", "a comparison needs two arms")
+    known = zip(runs["arm"], runs["student"], strict=True) if "student" in runs else ()
+    students = {str(arm): student for arm, student in known if isinstance(student, str)}
+    bases = {arm: reference_arm(arm, arms, reference, students) for arm in arms}
+    pairs = [(arm, base) for arm, base in bases.items() if base is not None and base != arm]
+    named, common = spec.primary_pairs, outcome.panel.common_budgets
+    main = [_ask(outcome, a, b, curves=True) for a, b in named]
     others: list[_Question] = []
-    for arm, base in pairs:
-        for rank, amount in enumerate(reversed(outcome.panel.common_budgets(arm, str(base)))):
-            first = rank == 0 and not named
-            if (arm, base) not in named or rank:
-                (main if first else others).append(_ask(outcome, arm, str(base), amount))
+    for pair in pairs:
+        for rank, amount in enumerate(reversed(common(*pair))):
+            if pair not in named or rank:
+                (others if rank or named else main).append(_ask(outcome, *pair, amount, curves=True))
     asked = {frozenset((q.a, q.b)) for q in (*main, *others)}
-    contenders = [arm for arm, _ in pairs]
     others += [
-        _ask(outcome, one, other, None)
-        for i, one in enumerate(contenders)
-        for other in contenders[i + 1 :]
-        if frozenset((one, other)) not in asked and outcome.panel.common_budgets(one, other)
+        _ask(outcome, one, other)
+        for (one, _), (other, _) in combinations(pairs, 2)
+        if frozenset((one, other)) not in asked and common(one, other)
     ]
     for name in outcome_names(scores):
-        if name != outcome.y:
-            further = _Outcome.of(scores, name, spec)
-            present = set(further.panel.arms)
+        if name != y:
+            further = Curves(run_values(scores, name), name, spec)
             others += [
-                _ask(further, arm, str(base), None)
-                for arm, base in dict.fromkeys((*named, *pairs))
-                if {arm, base} <= present and further.panel.common_budgets(arm, str(base))
+                _ask(further, *pair)
+                for pair in dict.fromkeys((*named, *pairs))
+                if set(pair) <= set(further.panel.arms) and further.panel.common_budgets(*pair)
             ]
     notes = []
     if not any(reference_family(arms, reference)) and not named:
@@ -196,15 +181,24 @@ def compare_arms(
             f'{len(main)} primary contrasts, none of them named: [fit] primary = ["{main[0].a} - {main[0].b}", ...] '
             f"names the {MOST_PRIMARIES} or fewer that the study is about, and their intervals are narrower"
         )
-    made = make_curves(runs, outcome.y, spec)
-    drawn = {q.hypothesis: made for q in (*main, *others) if q.of is outcome and (q.a, q.b) in {*named, *pairs}}
-    return (
-        *_answers(main, spec.interval_level, primary=True, curves=drawn, notes=notes, tuned=tuned),
-        *_answers(others, spec.interval_level, primary=False, curves=drawn, tuned=tuned),
-    )
+    found = Verdicts((
+        *_answers(main, spec.interval_level, primary=True, notes=notes, tuned=tuned),
+        *_answers(others, spec.interval_level, primary=False, tuned=tuned),
+    ))  # fmt: skip
+    found.curves = outcome
+    return found
 
 
-def _ask(outcome: _Outcome, a: str, b: str, budget: float | None) -> _Question:
+def _ask(
+    outcome: Curves,
+    a: str,
+    b: str,
+    budget: float | None = None,
+    *,
+    margin: float | None = None,
+    curves: bool = False,
+) -> _Question:
+    """Contrast two arms at a budget, by default the largest that both have."""
     panel, y = outcome.panel, outcome.y
     for arm in (a, b):
         if arm not in panel.arms:
@@ -221,16 +215,9 @@ def _ask(outcome: _Outcome, a: str, b: str, budget: float | None) -> _Question:
         raise CallerError(f"{asked} at {budget:g}", "not a budget that both arms have", f"choose one of {shown}")
     found = contrast(panel, a, b, amount)
     assert found is not None
-    return _Question(a, b, outcome, amount, found)
-
-
-@dataclass(frozen=True)
-class _Step:
-    """What Holm's procedure makes of one contrast: its p-value among its family, and the level of its interval."""
-
-    p_value: float
-    level: float
-    family: int
+    # Of an unknown unit nothing is small.
+    margins = {"nats": outcome.spec.margin_nats, "points": outcome.spec.margin, "units": 0.0}
+    return _Question(a, b, outcome, amount, found, margin or margins[unit_of(y)], curves)
 
 
 def _answers(
@@ -238,66 +225,66 @@ def _answers(
     level: float,
     *,
     primary: bool,
-    curves: Mapping[tuple[object, ...], Curves | None],
     notes: Sequence[str] = (),
     tuned: bool | None = None,
     alone: bool = False,
 ) -> list[Verdict]:
     """Answer a family of contrasts; `alone` is a contrast that nothing is adjusted for."""
     # Arms of identical scores ask one question, and a difference that is zero by construction asks none.
-    p_values = {
+    family = {
         q.hypothesis: p
         for q in questions
         if not alone and not q.contrast.identical and (p := q.contrast.p_value()) is not None
     }
-    family = list(p_values.values())
-    steps = {
-        key: _Step(adjusted, own, len(family))
-        for key, adjusted, own in zip(p_values, holm(family), holm_levels(family, 1 - level), strict=True)
-    }
-    return [
-        _answer(q, level, steps.get(q.hypothesis), curves.get(q.hypothesis), primary=primary, notes=notes, tuned=tuned)
-        for q in questions
-    ]
+    p_values = list(family.values())
+    adjusted = dict(zip(family, holm(p_values), strict=True))
+    levels = dict(zip(family, holm_levels(p_values, 1 - level), strict=True))
+    answers = []
+    for q in questions:
+        step = (adjusted.get(q.hypothesis), levels.get(q.hypothesis, level))
+        answers.append(_answer(q, level, *step, family=len(family), primary=primary, notes=notes, tuned=tuned))
+    return answers
 
 
 def _answer(
     q: _Question,
     level: float,
-    step: _Step | None,
-    curves: Curves | None,
+    adjusted_p: float | None,
+    own_level: float,
     *,
+    family: int,
     primary: bool,
     notes: Sequence[str],
     tuned: bool | None,
 ) -> Verdict:
-    found, outcome = q.contrast, q.of
-    own_level = level if step is None else step.level
+    """Answer one contrast at its own step of Holm's procedure."""
+    found, curves, margin, unit = q.contrast, q.of, q.margin, unit_of(q.of.y)
     deciding = found.interval(own_level)
-    word = _word(found, deciding, outcome.margin)
-    here = outcome.runs[(outcome.runs["budget_amount"] == q.budget) & outcome.runs["arm"].isin([q.a, q.b])]
-    unit = unit_of(outcome.y)
-    one_teacher = "teachers" in here and int(here["teachers"].max()) <= 1 and bool((here["teachers"] > 0).any())
+    word = _word(found, deciding, margin)
+    here = pd.concat([curves.cells[arm, q.budget] for arm in sorted((q.a, q.b))])
     budget = Budget(amount=q.budget, unit=str(here["budget_unit"].iloc[0]))
-    attrs = outcome.runs.attrs
-    notes = [*notes, *([attrs["definition"]] if attrs.get("definition") else [])]
+    attrs = curves.runs.attrs
+    notes = [*notes, *filter(None, [attrs.get("definition")])]
     if not found.paired:
         notes.append("no run seed in common: the difference is not paired")
     if found.identical:
         notes.append(f"{q.a} and {q.b} have identical values in every run")
     if missing := attrs.get("missing"):
         notes.append(f"{missing} runs lack a task and are left out of the mean over tasks")
-    settled = _doubling(here, q.a, q.b)
-    if settled is not None and settled > CONVERGED_NATS:
-        notes.append(
-            f"yardstick not converged: its last doubling of tokens and steps changed the difference by {settled:.3f} "
-            "nats"
-        )
-    adjusted = step is not None and step.family > 1
+    settled = None
+    if _known(here, "half_value"):  # how far the last doubling of a yardstick moved the difference
+        moved = (here["value"] - here["half_value"]).groupby(here["arm"]).mean()
+        settled = abs(float(moved[q.a] - moved[q.b]))
+        if settled > CONVERGED_NATS:
+            notes.append(
+                f"yardstick not converged: its last doubling of tokens and steps changed the difference by "
+                f"{settled:.3f} nats"
+            )
+    one_teacher = "teachers" in here and int(here["teachers"].max()) == 1
     return Verdict(
         contrast=(q.a, q.b),
         at=budget,
-        y=outcome.y,
+        y=q.of.y,
         unit=unit,  # type: ignore[arg-type]
         difference=found.difference,
         interval=found.interval(level),
@@ -306,37 +293,30 @@ def _answer(
         adjusted_interval_level=own_level,
         verdict=word,
         minimum_detectable_difference=found.detectable(own_level),
-        margin=outcome.margin,
+        margin=margin,
         num_pairs=found.num_pairs,
         primary=primary,
         tuned=tuned,
-        informative=bool(here["informative"].iloc[0])
-        if "informative" in here and here["informative"].notna().all()
-        else None,
+        informative=bool(here["informative"].iloc[0]) if _known(here, "informative") else None,
         converged=None if settled is None else settled <= CONVERGED_NATS,
         p_value=found.p_value(),
-        adjusted_p_value=None if step is None else step.p_value,
-        p_value_equivalence=found.p_equivalence(outcome.margin),
+        adjusted_p_value=adjusted_p,
+        p_value_equivalence=found.p_equivalence(margin),
         standard_error=found.standard_error,
         degrees_of_freedom=found.degrees_of_freedom,
         run_sd=found.run_sd,
-        num_seeds_to_resolve={f"{d:g}": runs_to_resolve(found, d, level) for d in _PUBLISHED if unit == "points"},
-        num_finetune_seeds=None if outcome.y in LOSSES else int(here["finetune_seeds"].min()),
+        num_seeds_to_resolve={f"{d:g}": found.runs_to_resolve(d, level) for d in _PUBLISHED if unit == "points"},
+        num_finetune_seeds=None if q.of.y in LOSSES else int(here["finetune_seeds"].min()),
         one_teacher=one_teacher,
-        compute_multiplier=None if curves is None else curves.multiplier(q.a, q.b, q.budget),
-        crossover=None if curves is None else curves.crossover(q.a, q.b),
-        decomposition=None if curves is None else curves.decomposition(q.a, q.b, q.budget),
+        compute_multiplier=curves.multiplier(q.a, q.b, q.budget) if q.curves else None,
+        crossover=curves.crossover(q.a, q.b) if q.curves else None,
+        decomposition=curves.decomposition(q.a, q.b, q.budget) if q.curves else None,
         notes=tuple(notes),
-        sentence=_sentence(q, word, budget, deciding, own_level, adjusted=adjusted, one_teacher=one_teacher),
-    )
-
-
-def _doubling(runs: pd.DataFrame, a: str, b: str) -> float | None:
-    """How far the last doubling of a yardstick moved the mean difference of two arms; None where it is unknown."""
-    if not _known(runs, "half_value"):
-        return None
-    change = (runs["value"] - runs["half_value"]).groupby(runs["arm"]).mean()
-    return abs(float(change[a] - change[b]))
+        sentence=_sentence(
+            q, word, budget, deciding, own_level, adjusted=adjusted_p is not None and family > 1,
+            one_teacher=one_teacher,
+        ),
+    )  # fmt: skip
 
 
 def _known(runs: pd.DataFrame, column: str) -> bool:
@@ -356,12 +336,10 @@ def _word(found: Contrast, deciding: Interval | None, margin: float) -> _Word:
 def _sentence(
     q: _Question, word: _Word, at: Budget, ends: Interval | None, level: float, *, adjusted: bool, one_teacher: bool
 ) -> str:
-    found, y, margin = q.contrast, q.of.y, q.of.margin
-    unit, where = unit_of(y), f"At {format_amount(at.amount, at.unit)}"
-    what = OUTCOMES.get(y, y)
+    found, y, margin = q.contrast, q.of.y, q.margin
+    unit, where, what = unit_of(y), f"At {format_amount(at.amount, at.unit)}", OUTCOMES.get(y, y)
     digits = 2 if unit == "points" else 4
-    size = f"{abs(found.difference):.{digits}f} {unit}"
-    signed = f"{found.difference:+.{digits}f} {unit}"
+    size, signed = f"{abs(found.difference):.{digits}f} {unit}", f"{found.difference:+.{digits}f} {unit}"
     if ends is None:
         few = "one paired run" if found.paired else "one run per arm"
         return (
@@ -370,13 +348,11 @@ def _sentence(
         )
     if word == "b_better":  # the size and its interval are of the better arm
         ends = (-ends[1], -ends[0])
-    kind = f"{100 * level:.4g} % interval, adjusted," if adjusted else f"{100 * level:.4g} % interval"
-    runs = f"{found.num_pairs} paired runs" if found.paired else "unpaired runs"
-    few = ", too few seeds to resolve much" if (found.degrees_of_freedom or 0.0) < 2 else ""
-    basis = (
-        f"{kind} {ends[0]:+.{digits}f} to {ends[1]:+.{digits}f}, {runs}, {found.degrees_of_freedom:.3g} degrees of "
-        f"freedom{few}"
-    )
+    basis = f"{100 * level:.4g} % interval{', adjusted,' if adjusted else ''} {ends[0]:+.{digits}f} to "
+    basis += f"{ends[1]:+.{digits}f}, {f'{found.num_pairs} paired runs' if found.paired else 'unpaired runs'}, "
+    basis += f"{found.degrees_of_freedom:.3g} degrees of freedom"
+    if (found.degrees_of_freedom or 0.0) < 2:
+        basis += ", too few seeds to resolve much"
     if y not in LOSSES:
         basis += ", of seeds and not of the validation set's examples"
     scope = ", for this teacher" if one_teacher else ""

@@ -15,7 +15,7 @@ import pandas as pd
 from scipy.special import stdtr
 
 from budgetlab.fitting.scores import LOSSES
-from budgetlab.laws.base import Array
+from budgetlab.laws.law import Array
 from budgetlab.resampling import detectable_difference, seeds_to_resolve, t_quantile
 from budgetlab.values.scoring import higher_is_better
 
@@ -66,6 +66,10 @@ class Contrast:
         if self.standard_error is None or self.degrees_of_freedom is None:
             return None
         return detectable_difference(self.standard_error, self.degrees_of_freedom, level)
+
+    def runs_to_resolve(self, difference: float, level: float) -> int | None:
+        """Runs per arm that would resolve a true difference with probability `POWER`, the noise taken as measured."""
+        return None if self.run_sd is None else seeds_to_resolve(difference, self.run_sd, level)
 
     def _tail(self, distance: float) -> float | None:
         if self.standard_error is None or self.degrees_of_freedom is None:
@@ -151,11 +155,15 @@ def satterthwaite(squares: Array, freedoms: list[int] | list[float]) -> float:
     return float(min(freedoms)) if total == 0.0 else total**2 / float((squares**2 / np.array(freedoms)).sum())
 
 
-def runs_to_resolve(found: Contrast, difference: float, level: float) -> int | None:
-    """Return the runs per arm that would resolve a true difference with probability `POWER`.
+def change(first: Contrast, second: Contrast) -> Contrast | None:
+    """How a contrast changes between two settings, second minus first; None where either noise is unknown.
 
-    The noise is taken as measured; the degrees of freedom grow with the runs.
+    The standard error is Welch's, the degrees of freedom Satterthwaite's.
     """
-    if found.run_sd is None:
+    errors = (first.standard_error, second.standard_error)
+    freedoms = (first.degrees_of_freedom, second.degrees_of_freedom)
+    if None in errors or None in freedoms:
         return None
-    return seeds_to_resolve(difference, found.run_sd, level)
+    squares = np.array(errors, dtype=float) ** 2
+    freedom = satterthwaite(squares, list(freedoms))  # type: ignore[arg-type]
+    return Contrast(second.difference - first.difference, float(squares.sum()) ** 0.5, freedom, 0, False)

@@ -8,89 +8,68 @@ seed or runs with one trunk err together.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 
 from budgetlab.errors import CallerError
 from budgetlab.fitting.arms import points_by_arm, run_points, solve_jointly
-from budgetlab.fitting.contrast import satterthwaite, unit_of
+from budgetlab.fitting.contrast import Panel, make_panel, satterthwaite, unit_of
 from budgetlab.fitting.objectives import Objective
 from budgetlab.fitting.prepare import prepare
 from budgetlab.fitting.solve import solve
 from budgetlab.fitting.status import FitStatus
 from budgetlab.fitting.table import Points
-from budgetlab.laws import AnyLaw, get_law
-from budgetlab.laws.base import Array
+from budgetlab.laws import Law, get_law
+from budgetlab.laws.law import Array
 from budgetlab.resampling import t_quantile
 from budgetlab.values import FitSpec
 from budgetlab.values.base import Interval
+from budgetlab.values.results import Crossover, Decomposition, Estimate, Multiplier
 
 _GRID = 200
 _SAME_TOKENS = 0.02
 """Runs within this share of tokens count as runs at equal tokens."""
+EDGE = 1.0001
+"""An amount this little beyond a curve's range counts as inside: budgets are spent in whole steps."""
 
 
 @dataclass(frozen=True)
-class _Curve:
-    """An arm's curve over one column of compute: of all its runs first, then with one run seed left out after another.
-
-    Rows of `levels` are log outcomes at `places`, the logarithms of compute, when it is interpolated; otherwise
-    `params` feed the law.
-    """
+class Curve:
+    """An arm's curve over one column of compute, of all its runs and with one run seed left out after another."""
 
     method: str
     low: float
     high: float
     seeds: tuple[object, ...]
     """Left out one by one; empty where a budget has fewer than two runs."""
-    law: AnyLaw | None
-    params: Mapping[str, Array]
-    places: Array
-    levels: Array
-
-    def at(self, log_x: Array) -> Array:
-        """Log outcome at the logarithms of compute, shape (1 + seeds, places)."""
-        if self.law is not None:
-            columns = {name: values[:, None] for name, values in self.params.items()}
-            return np.log(self.law.predict(columns, {self.law.inputs[0]: np.exp(log_x)[None]}))
-        return np.stack([np.interp(log_x, self.places, row) for row in self.levels])
+    at: Callable[[Array], Array]
+    """Log outcome at logarithms of compute, shape (1 + seeds, places)."""
 
 
-@dataclass(frozen=True)
 class _Pairing:
     """Which rows of two arms belong together: all runs first, then each run seed left out of both."""
 
-    rows: tuple[tuple[int, int], ...]
-    shared: int
-    """Run seeds that both arms have."""
-    own: tuple[int, int]
-
-    @classmethod
-    def of(cls, one: Sequence[object], other: Sequence[object]) -> _Pairing:
+    def __init__(self, one: Sequence[object], other: Sequence[object]) -> None:
         index = [{seed: 1 + k for k, seed in enumerate(seeds)} for seeds in (one, other)]
         # A seed that an arm does not have leaves it as it is.
-        known = tuple((index[0].get(seed, 0), index[1].get(seed, 0)) for seed in dict.fromkeys((*one, *other)))
-        return cls(((0, 0), *known), len(index[0].keys() & index[1].keys()), (len(one), len(other)))
+        self.rows = [[0, *(known.get(seed, 0) for seed in dict.fromkeys((*one, *other)))] for known in index]
+        self.own, self.shared = (len(one), len(other)), len(index[0].keys() & index[1].keys())
 
     def take(self, one: Array, other: Array) -> tuple[Array, Array]:
         """Bring the rows of both arms into one order."""
-        first, second = zip(*self.rows, strict=True)
-        return one[list(first)], other[list(second)]
+        return one[self.rows[0]], other[self.rows[1]]
 
     def interval(self, values: Array, level: float) -> Interval | None:
         """Jackknife interval of the first value; None with fewer than two seeds, or where one leaves no answer."""
-        left_out = values[1:]
-        if min(self.own) < 2 or not np.isfinite(values).all():
+        if min(self.own) < 2 or self.shared == 1 or not np.isfinite(values).all():
             return None
-        if self.shared > 1:
-            n = len(left_out)
-            square, freedom = (n - 1) * float(left_out.var()), self.shared - 1.0
-        elif self.shared == 1:
-            return None
+        left_out, freedom = values[1:], self.shared - 1.0
+        if self.shared:
+            square = (len(left_out) - 1) * float(left_out.var())
         else:
             parts = np.split(left_out, [self.own[0]])
             squares = np.array([(n - 1) * float(part.var()) for n, part in zip(self.own, parts, strict=True)])
@@ -101,220 +80,235 @@ class _Pairing:
 
 @dataclass(frozen=True)
 class Curves:
-    """The curves of all arms over compute and over tokens, and what follows from two of them.
+    """The runs of one outcome, and all arms' curves over compute and tokens, each solved when it is first asked for.
 
-    Outcomes are losses, or distances of a score from 1; differences are in nats or points.
+    Outcomes of curves are losses, or distances of a score from 1; differences are in nats or points.
     """
 
-    by_compute: Mapping[str, _Curve]
-    by_tokens: Mapping[str, _Curve]
     runs: pd.DataFrame
-    x: str
+    """One row a run, of one outcome."""
     y: str
-    level: float
+    spec: FitSpec
+    """Law, level, and the column of compute."""
+    known: dict[str, dict[str, Curve | None]] = field(default_factory=dict, compare=False, repr=False)
+    """By column and arm, what was solved already."""
+
+    def of(self, arm: str, column: str | None = None) -> Curve | None:
+        """Return an arm's curve over compute or another column; None where it has no two budgets."""
+        column = column or self.spec.x
+        if column not in self.runs:
+            return None
+        if column not in self.known:
+            self.known[column] = dict(_joint_curves(self.runs, column, self.spec))
+        found = self.known[column]
+        if arm not in found:
+            rows = self.runs[self.runs["arm"] == arm]
+            found[arm] = _curve(rows, column, self.spec) if len(rows) else None
+        return found[arm]
 
     def difference(self, a: str, b: str, at: Mapping[str, float]) -> tuple[float, Interval | None]:
         """Difference A minus B in nats or points, positive when A is better, each arm at its own amount of compute.
 
         Read from curves over compute, inside the range of each; no interval where nothing is known of the noise.
         """
-        one, other = self._both(a, b, {arm: np.log(np.array([at[arm]])) for arm in (a, b)})
-        scale = 100.0 if unit_of(self.y) == "points" else 1.0
-        values = scale * (np.exp(other) - np.exp(one))[:, 0]
-        return float(values[0]), self._pairing(a, b).interval(values, self.level)
+        one, other = (self.of(arm) for arm in (a, b))
+        assert one is not None and other is not None
+        pairing = _Pairing(one.seeds, other.seeds)
+        at_a, at_b = pairing.take(*(curve.at(_log(at[arm])) for arm, curve in ((a, one), (b, other))))
+        values = self._scale * (np.exp(at_b) - np.exp(at_a))[:, 0]
+        return float(values[0]), pairing.interval(values, self.spec.interval_level)
 
-    def multiplier(self, a: str, b: str, budget: float) -> dict[str, Any]:
+    def outcome(self, arm: str, amount: float) -> float:
+        """Outcome of an arm at an amount of compute, as in the scores."""
+        curve = self.of(arm)
+        assert curve is not None
+        return self._shown(float(curve.at(_log(amount))[0, 0]))
+
+    def multiplier(self, a: str, b: str, budget: float) -> Multiplier:
         """Compute multiplier C_B / C_A at equal outcome: above 1, A needs less.
 
         The outcome is the worse of the two at the budget, so that one arm spends the budget itself and the other
         what it needs to be as good: it is looked for in that arm's fitted range only.
         """
-        if (why := self._lacking(a, b)) is not None:
-            return {"value": None, "interval": None, "reason": why}
-        one, other = self.by_compute[a], self.by_compute[b]
-        top = self._spent(a, b, budget)
-        if not (one.low <= top <= one.high * 1.0001 and other.low <= top <= other.high * 1.0001):
+        one, other = (self.of(arm) for arm in (a, b))
+        if one is None or other is None:
+            return {"value": None, "interval": None, "reason": self._lacking(a, b)}
+        top = min(self._spent[arm, budget] for arm in (a, b))
+        if not all(curve.low <= top <= curve.high * EDGE for curve in (one, other)):
             return {"value": None, "interval": None, "reason": "the budget is outside both fitted ranges"}
-        end = np.log(np.array([top]))
-        end_a, end_b = (rows[:, 0] for rows in self._both(a, b, {a: end, b: end}))
-        grids = {arm: np.linspace(np.log(self.by_compute[arm].low), end[0], _GRID) for arm in (a, b)}
-        at_a, at_b = self._both(a, b, grids)
+        pairing, end = _Pairing(one.seeds, other.seeds), _log(top)
+        end_a, end_b = (rows[:, 0] for rows in pairing.take(one.at(end), other.at(end)))
+        grids = [np.linspace(np.log(curve.low), end[0], _GRID) for curve in (one, other)]
+        at_a, at_b = pairing.take(one.at(grids[0]), other.at(grids[1]))
         log_ratio = np.where(
             end_a <= end_b,
-            end[0] - _first_reach(grids[a], at_a, end_b),
-            _first_reach(grids[b], at_b, end_a) - end[0],
+            end[0] - _first_reach(grids[0], at_a, end_b),
+            _first_reach(grids[1], at_b, end_a) - end[0],
         )
-        known = bool(np.isfinite(log_ratio[0]))
-        result: dict[str, Any] = {
-            "value": float(np.exp(log_ratio[0])) if known else None,
-            "interval": _exp(self._pairing(a, b).interval(log_ratio, self.level)),
-            "interval_level": self.level,
+        value, ends = self._in_compute(pairing, log_ratio)
+        result: Multiplier = {
+            "value": value,
+            "interval": ends,
+            "interval_level": self.spec.interval_level,
             "at_outcome": self._shown(float(max(end_a[0], end_b[0]))),
-            "method": self._methods(a, b),
+            "method": _methods(one, other),
         }
-        if not known:
+        if value is None:
             better = a if end_a[0] <= end_b[0] else b
             result["reason"] = f"{better} is better at its smallest budget already: outside both ranges"
         return result
 
-    def crossover(self, a: str, b: str) -> dict[str, Any]:
+    def crossover(self, a: str, b: str) -> Crossover:
         """Compute at which the curves cross, inside the range that both share."""
-        if (why := self._lacking(a, b)) is not None:
-            return {"value": None, "interval": None, "reason": why}
-        one, other = self.by_compute[a], self.by_compute[b]
+        one, other = (self.of(arm) for arm in (a, b))
+        if one is None or other is None:
+            return {"value": None, "interval": None, "reason": self._lacking(a, b)}
         low, high = max(one.low, other.low), min(one.high, other.high)
         if not low < high:
             return {"value": None, "interval": None, "reason": "the fitted ranges do not overlap"}
-        grid = np.linspace(np.log(low), np.log(high), _GRID)
-        at_a, at_b = self._both(a, b, {a: grid, b: grid})
+        pairing, grid = _Pairing(one.seeds, other.seeds), np.linspace(np.log(low), np.log(high), _GRID)
+        at_a, at_b = pairing.take(one.at(grid), other.at(grid))
         crossed = _first_zero(grid, at_a - at_b)
-        known = bool(np.isfinite(crossed[0]))
-        result: dict[str, Any] = {
-            "value": float(np.exp(crossed[0])) if known else None,
-            "unit": self.x,
-            "interval": _exp(self._pairing(a, b).interval(crossed, self.level)),
-            "interval_level": self.level,
+        value, ends = self._in_compute(pairing, crossed)
+        result: Crossover = {
+            "value": value,
+            "unit": self.spec.x,
+            "interval": ends,
+            "interval_level": self.spec.interval_level,
             "range": [float(low), float(high)],
-            "method": self._methods(a, b),
+            "method": _methods(one, other),
         }
-        if not known:
+        if value is None:
             result["reason"] = "never in range"
-        elif result["interval"] is None:
+        elif ends is None:
             result["reason"] = "no interval: with a run seed left out, the curves need not cross in range"
         return result
 
-    def decomposition(self, a: str, b: str, budget: float) -> dict[str, Any]:
+    def decomposition(self, a: str, b: str, budget: float) -> Decomposition:
         """Split the difference at equal compute into gain per token and effect of the tokens that B can afford.
 
         Difference = (A - B at A's tokens) + (B at A's tokens - B at its own tokens). B at A's tokens comes from
         its runs where there are any (``equal_tokens``), else from its curve over tokens.
         """
-        runs = self.runs
-        at_a = runs[(runs["arm"] == a) & (runs["budget_amount"] == budget)]
-        at_b = runs[(runs["arm"] == b) & (runs["budget_amount"] == budget)]
-        if "tokens" not in runs or at_a.empty or at_b.empty:
+        if "tokens" not in self.runs:
             return {"method": None, "reason": "the scores have no tokens"}
+        at_a, at_b = (self.cells[arm, budget] for arm in (a, b))
         if perfect := [arm for arm, rows in ((a, at_a), (b, at_b)) if not _outcome(rows).any()]:
             return {"method": None, "reason": f"every run of {' and '.join(perfect)} scores 100 %"}
         tokens_a, tokens_b = float(at_a["tokens"].mean()), float(at_b["tokens"].mean())
-        same = runs[(runs["arm"] == b) & (abs(runs["tokens"] / tokens_a - 1) <= _SAME_TOKENS)]
-        curve = self.by_tokens.get(b)
+        of_b = self.runs[self.runs["arm"] == b]
+        same = of_b[abs(of_b["tokens"] / tokens_a - 1) <= _SAME_TOKENS]
         if not same.empty:
             method, seeds_b = "runs at equal tokens", tuple(at_b["run_seed"])
             own = _means(at_b, seeds_b)
             middle = own if abs(tokens_a / tokens_b - 1) <= _SAME_TOKENS else _means(same, seeds_b)
-        elif curve is not None and curve.low <= tokens_a <= curve.high:
+        else:
+            curve = self.of(b, "tokens")
+            if curve is None or not curve.low <= tokens_a <= curve.high:
+                why = f"no run of {b} at {tokens_a:.4g} tokens, and its curve over tokens does not reach there"
+                return {"method": None, "reason": why}
             method, seeds_b = f"{curve.method} of {b} over tokens", curve.seeds
             middle, own = np.exp(curve.at(np.log(np.array([tokens_a, min(tokens_b, curve.high)])))).T
-        else:
-            return {
-                "method": None,
-                "reason": f"no run of {b} at {tokens_a:.4g} tokens, and its curve over tokens does not reach there",
-            }
         seeds_a = tuple(at_a["run_seed"])
-        pairing = _Pairing.of(seeds_a, seeds_b)
+        pairing = _Pairing(seeds_a, seeds_b)
         distilled, own = pairing.take(_means(at_a, seeds_a), own)
         middle = pairing.take(_means(at_a, seeds_a), middle)[1]
-        scale = -100.0 if unit_of(self.y) == "points" else -1.0
-        parts = {"difference": distilled - own, "gain_per_token": distilled - middle, "effect_of_tokens": middle - own}
-        result: dict[str, Any] = {
-            "method": method,
-            "tokens_a": tokens_a,
-            "tokens_b": tokens_b,
-            "interval_level": self.level,
-        }
-        for name, values in parts.items():
-            ends = pairing.interval(scale * values, self.level)
-            result[name] = {"value": float(scale * values[0]), "interval": None if ends is None else list(ends)}
-        return result
 
-    def _lacking(self, a: str, b: str) -> str | None:
-        absent = [arm for arm in (a, b) if arm not in self.by_compute]
-        return f"no curve for {' and '.join(absent)}: fewer than two budgets with {self.x}" if absent else None
+        def part(values: Array) -> Estimate:
+            values = -self._scale * values
+            ends = pairing.interval(values, self.spec.interval_level)
+            return {"value": float(values[0]), "interval": None if ends is None else list(ends)}
 
-    def _spent(self, a: str, b: str, budget: float) -> float:
-        here = self.runs[(self.runs["budget_amount"] == budget) & self.runs["arm"].isin([a, b])]
-        return float(here.groupby("arm")[self.x].mean().min())
+        return {
+            "method": method, "tokens_a": tokens_a, "tokens_b": tokens_b, "interval_level": self.spec.interval_level,
+            "difference": part(distilled - own), "gain_per_token": part(distilled - middle),
+            "effect_of_tokens": part(middle - own),
+        }  # fmt: skip
 
-    def _methods(self, a: str, b: str) -> str:
-        return " and ".join(dict.fromkeys([self.by_compute[a].method, self.by_compute[b].method]))
+    @cached_property
+    def panel(self) -> Panel:
+        """Values by arm, budget and seed."""
+        return make_panel(self.runs, self.y)
+
+    @cached_property
+    def cells(self) -> dict[tuple[str, float], pd.DataFrame]:
+        """Runs of each arm at each budget."""
+        return {key: rows for key, rows in self.runs.groupby(["arm", "budget_amount"])}  # type: ignore[misc]
+
+    @cached_property
+    def _spent(self) -> dict[tuple[str, float], float]:
+        return self.runs.groupby(["arm", "budget_amount"])[self.spec.x].mean().to_dict()  # type: ignore[return-value]
+
+    @property
+    def _scale(self) -> float:
+        return 100.0 if unit_of(self.y) == "points" else 1.0
+
+    def _in_compute(self, pairing: _Pairing, logs: Array) -> tuple[float | None, list[float] | None]:
+        """An amount or ratio of compute and its interval, from logarithms."""
+        ends = pairing.interval(logs, self.spec.interval_level)
+        value = float(np.exp(logs[0])) if np.isfinite(logs[0]) else None
+        return value, None if ends is None else [float(np.exp(end)) for end in ends]
+
+    def _lacking(self, a: str, b: str) -> str:
+        absent = [arm for arm in (a, b) if self.of(arm) is None]
+        return f"no curve for {' and '.join(absent)}: fewer than two budgets with {self.spec.x}"
 
     def _shown(self, log_outcome: float) -> float:
-        return 1.0 - float(np.exp(log_outcome)) if unit_of(self.y) == "points" else float(np.exp(log_outcome))
-
-    def _pairing(self, a: str, b: str) -> _Pairing:
-        return _Pairing.of(self.by_compute[a].seeds, self.by_compute[b].seeds)
-
-    def _both(self, a: str, b: str, at: Mapping[str, Array]) -> tuple[Array, Array]:
-        """Both curves over compute, each at its own places, with rows that belong together."""
-        return self._pairing(a, b).take(self.by_compute[a].at(at[a]), self.by_compute[b].at(at[b]))
+        falls = not bool(self.runs["higher_is_better"].iloc[0])
+        return float(np.exp(log_outcome)) if falls else 1.0 - float(np.exp(log_outcome))
 
 
-def make_curves(runs: pd.DataFrame, y: str, spec: FitSpec) -> Curves:
-    """Fit or interpolate every arm over compute and over tokens, with each run seed left out in turn."""
-    law = get_law(spec.law)
-    maps = []
-    for column in (spec.x, "tokens"):
-        found: dict[str, _Curve] = {}
-        if column in runs:
-            found |= _joint_curves(runs, law, column, spec)
-            for arm, rows in runs.groupby("arm", sort=True):
-                curve = None if arm in found else _curve(rows, law, column, spec)
-                if curve is not None:
-                    found[str(arm)] = curve
-        maps.append(found)
-    return Curves(maps[0], maps[1], runs, spec.x, y, spec.interval_level)
-
-
-def _joint_curves(runs: pd.DataFrame, law: AnyLaw, column: str, spec: FitSpec) -> dict[str, _Curve]:
+def _joint_curves(runs: pd.DataFrame, column: str, spec: FitSpec) -> dict[str, Curve]:
     """Curves of the arms that share parameters of the law; nothing where one fit does not converge."""
     if not spec.shared:
         return {}
-    lean = spec.model_copy(update={"resamples": 0})
+    law, lean = get_law(spec.law), spec.model_copy(update={"resamples": 0})
     seeds = tuple(runs["run_seed"].unique())
-    subsets = [runs, *(runs[runs["run_seed"] != seed] for seed in seeds if len(seeds) > 1)]
+    seeds = seeds if len(seeds) > 1 else ()
+    subsets = [runs, *(runs[runs["run_seed"] != seed] for seed in seeds)]
     joint = [solve_jointly(points_by_arm(rows, law, column), lean, certify=False) for rows in subsets]
     fits = [part for part in joint if part is not None and part.solution.status is FitStatus.CONVERGED]
     if len(fits) < len(subsets) or len({part.arms for part in fits}) > 1:
         return {}
     name = f"laws fitted jointly, shared {', '.join(spec.shared)}"
     theta = np.vstack([part.solution.theta for part in fits])
-    made = {}
+    found = {}
     for arm in fits[0].arms:
         x = runs.loc[runs["arm"] == arm, column]
         params = fits[0].solution.design.to_params(theta, arm)
-        made[arm] = _Curve(name, float(x.min()), float(x.max()), seeds if len(seeds) > 1 else (), law, params,
-                           np.empty(0), np.empty((0, 0)))  # fmt: skip
-    return made
+        found[arm] = Curve(name, float(x.min()), float(x.max()), seeds, _by_law(law, params))
+    return found
 
 
-def _curve(rows: pd.DataFrame, law: AnyLaw, column: str, spec: FitSpec) -> _Curve | None:
+def _curve(rows: pd.DataFrame, column: str, spec: FitSpec) -> Curve | None:
+    """Fit an arm's law, or interpolate between its budgets, with each run seed left out in turn."""
+    law = get_law(spec.law)
     points = run_points(rows, law, column)
-    if points is None or len(cells := np.unique(points.cells())) < 2:
+    if points is None or (count := points.cells().max() + 1) < 2:
         return None
     x = points.inputs[law.inputs[0]]
-    low, high = float(x.min()), float(x.max())
-    seeds = tuple(rows["run_seed"].unique())
-    if rows.groupby("budget_amount").size().min() < 2:
-        seeds = ()
-    subsets = [points] + [points.take(np.flatnonzero(points.clusters != seed)) for seed in seeds]
-    if any(len(np.unique(part.cells())) < len(cells) for part in subsets):
+    seeds = tuple(rows["run_seed"].unique()) if rows.groupby("budget_amount").size().min() > 1 else ()
+    subsets = [points, *(points.take(np.flatnonzero(points.clusters != seed)) for seed in seeds)]
+    if any(part.cells().max() + 1 < count for part in subsets):
         seeds, subsets = (), subsets[:1]
-    fits = [_law_through(part, spec) for part in subsets]
-    methods = {fit[0] for fit in fits if fit is not None}
-    if None not in fits and len(methods) == 1:
-        params = {name: np.concatenate([fit[2][name] for fit in fits if fit]) for name in fits[0][2]}  # type: ignore[index]
-        return _Curve(methods.pop(), low, high, seeds, fits[0][1], params, np.empty(0), np.empty((0, 0)))  # type: ignore[index]
+    fits = [fit for part in subsets if (fit := _law_through(part, spec)) is not None]
+    if len(fits) == len(subsets) and len({method for method, _, _ in fits}) == 1:
+        method, law, first = fits[0]
+        params = {name: np.concatenate([params[name] for _, _, params in fits]) for name in first}
+        return Curve(method, float(x.min()), float(x.max()), seeds, _by_law(law, params))
     # A smaller law than the one asked for would bend the answer; between budgets a chord does not.
-    means = [[np.log(part.outcome[part.cells() == c]).mean() for c in range(len(cells))] for part in subsets]
-    places = np.array([np.log(x[points.cells() == c]).mean() for c in cells])
+    cells = [part.cells() for part in subsets]
+    levels = [
+        [np.log(part.outcome[codes == c]).mean() for c in range(count)]
+        for part, codes in zip(subsets, cells, strict=True)
+    ]
+    places = np.array([np.log(x[cells[0] == c]).mean() for c in range(count)])
     order = np.argsort(places)
-    none: Mapping[str, Array] = {}
-    return _Curve("interpolation between budgets", low, high, seeds, None, none, places[order],
-                  np.array(means)[:, order])  # fmt: skip
+    chords = _by_chords(places[order], np.array(levels)[:, order])
+    return Curve("interpolation between budgets", float(x.min()), float(x.max()), seeds, chords)
 
 
-def _law_through(points: Points, spec: FitSpec) -> tuple[str, AnyLaw, Mapping[str, Array]] | None:
+def _law_through(points: Points, spec: FitSpec) -> tuple[str, Law, Mapping[str, Array]] | None:
     """Least squares of log outcomes: a robust objective would be free to go anywhere between two replicates."""
     try:
         prepared = prepare(points, spec.pinned, saturated=True)
@@ -325,9 +319,18 @@ def _law_through(points: Points, spec: FitSpec) -> tuple[str, AnyLaw, Mapping[st
     solution = solve(prepared.points, prepared.law, Objective("squared_log"), pinned=prepared.pinned, certify=False)
     if solution.status is not FitStatus.CONVERGED:
         return None
-    through = len(np.unique(points.cells())) <= len(prepared.law.params) - len(prepared.pinned)
+    through = points.cells().max() + 1 <= len(prepared.law.params) - len(prepared.pinned)
     name = "law through the means at the budgets" if through else "fitted law"
     return name, prepared.law, solution.design.to_params(solution.theta[None])
+
+
+def _by_law(law: Law, params: Mapping[str, Array]) -> Callable[[Array], Array]:
+    columns = {name: values[:, None] for name, values in params.items()}
+    return lambda log_x: np.log(law.predict(columns, {law.inputs[0]: np.exp(log_x)[None]}))
+
+
+def _by_chords(places: Array, levels: Array) -> Callable[[Array], Array]:
+    return lambda log_x: np.stack([np.interp(log_x, places, row) for row in levels])
 
 
 def _outcome(rows: pd.DataFrame) -> Array:
@@ -337,12 +340,16 @@ def _outcome(rows: pd.DataFrame) -> Array:
 def _means(rows: pd.DataFrame, seeds: Sequence[object]) -> Array:
     """Mean outcome of runs, then with each seed left out; NaN where nothing is left."""
     outcome, own = _outcome(rows), rows["run_seed"].to_numpy()
-    kept = [outcome, *(outcome[own != seed] for seed in seeds)]
-    return np.array([part.mean() if len(part) else np.nan for part in kept])
+    parts = [outcome, *(outcome[own != seed] for seed in seeds)]
+    return np.array([part.mean() if len(part) else np.nan for part in parts])
 
 
-def _exp(ends: Interval | None) -> list[float] | None:
-    return None if ends is None else [float(np.exp(end)) for end in ends]
+def _methods(one: Curve, other: Curve) -> str:
+    return " and ".join(dict.fromkeys([one.method, other.method]))
+
+
+def _log(amount: float) -> Array:
+    return np.log(np.array([amount]))
 
 
 def _first_reach(grid: Array, levels: Array, targets: Array) -> Array:
@@ -355,9 +362,7 @@ def _first_zero(grid: Array, rows: Array) -> Array:
     """Where each row first changes sign, by linear interpolation; NaN where it never does."""
     flips = (rows[:, :-1] > 0) != (rows[:, 1:] > 0)
     index = flips.argmax(axis=1)
-    left = np.take_along_axis(rows, index[:, None], axis=1)[:, 0]
-    right = np.take_along_axis(rows, index[:, None] + 1, axis=1)[:, 0]
+    left, right = (np.take_along_axis(rows, index[:, None] + step, axis=1)[:, 0] for step in (0, 1))
     with np.errstate(invalid="ignore", divide="ignore"):
         share = np.where(left == right, 0.0, left / (left - right))
-    place = grid[index] + share * (grid[1] - grid[0])
-    return np.where(flips.any(axis=1), place, np.nan)
+    return np.where(flips.any(axis=1), grid[index] + share * (grid[1] - grid[0]), np.nan)

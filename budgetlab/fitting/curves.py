@@ -9,20 +9,21 @@ import numpy as np
 import pandas as pd
 
 from budgetlab.errors import CallerError, unknown_name
-from budgetlab.fitting.diagnostics import sensitivity_rows, validation_rows
+from budgetlab.fitting.certificate import GAP_TOLERANCE, contradicted
 from budgetlab.fitting.intervals import choose_interval, draw, lack_of_fit, within_cell_noise
-from budgetlab.fitting.judge import contradicted
 from budgetlab.fitting.objectives import OBJECTIVES, Objective
 from budgetlab.fitting.prepare import Prepared, prepare
-from budgetlab.fitting.solve import Solution, solve
+from budgetlab.fitting.solve import Solution, sensitivity_rows, solve, validation_rows
 from budgetlab.fitting.status import FitStatus, describe
 from budgetlab.fitting.table import Points, one_ratio, read_points
-from budgetlab.laws import AnyLaw, get_law
-from budgetlab.laws.base import Array
+from budgetlab.laws import Law, get_law
+from budgetlab.laws.law import Array
 from budgetlab.resampling import PooledVariance, percentile_interval
 from budgetlab.values import CurveFit
 
 _BAND_POINTS = 49
+_ROUNDING = 1e-8
+"""Log residuals up to this are rounding of parameters given with ten digits."""
 _MISFIT = 0.01
 """Below this probability a lack of fit is said, and a smaller law than asked for is not offered."""
 
@@ -108,16 +109,26 @@ def fit(
     >>> found.status, round(found.params["E"], 6), round(found.params["a"], 6)
     ('converged', 2.0, 0.3)
     """
-    _check_numbers(interval_level, resamples, starts)
-    goal = Objective(objective, delta, asymmetry)
+    for wrong, asked, why, remedy in (
+        (not 0 < interval_level < 1, f"interval_level = {interval_level!r}", "not between 0 and 1",
+         "give a fraction such as 0.95"),
+        (resamples < 0, f"resamples = {resamples!r}", "negative", "give a number, or 0 for no interval"),
+        (starts < 1, f"starts = {starts!r}", "no start", "give at least 1; 8 lets the certificate compare them"),
+    ):  # fmt: skip
+        if wrong:
+            raise CallerError(asked, why, remedy)
+    form, goal = get_law(law), Objective(objective, delta, asymmetry)
     record: dict[str, object] = {"arm": arm, "weights": weights, "clusters": clusters, "definitions": definitions or {}}
     if higher_is_better:
-        column = (columns or {}).get(get_law(law).outcome, get_law(law).outcome)
-        table = table.assign(**{column: _distance_from_one(table, column, f"law {law}, {len(table)} rows")})
+        column, asked = (columns or {}).get(form.outcome, form.outcome), f"law {law}, {len(table)} rows"
+        if column not in table.columns:
+            raise unknown_name("column", column, map(str, table.columns), asked)
+        values = pd.to_numeric(table[column], errors="coerce")
+        if (largest := float(values.max())) > 1:
+            raise CallerError(f"{asked}, {column}", f"a score of {largest:g}", "give fractions of 1, not points")
+        table = table.assign(**{column: 1.0 - values})
         record["outcome_transform"] = "1 - y"
-    points = read_points(
-        table, get_law(law), columns, weights=weights, clusters=clusters, exclude_invalid=exclude_invalid
-    )
+    points = read_points(table, form, columns, weights=weights, clusters=clusters, exclude_invalid=exclude_invalid)
     prepared = prepare(points, pinned or {})
     if diagnostics and not prepared.refusal:
         record["validation"] = validation_rows(points, goal, pinned or {})
@@ -126,25 +137,6 @@ def fit(
         prepared, goal, resamples=resamples, interval=interval, interval_level=interval_level, seed=seed,
         starts=starts, record=record,
     )  # fmt: skip
-
-
-def _distance_from_one(table: pd.DataFrame, column: str, asked: str) -> pd.Series:
-    """What a score lacks of 1."""
-    if column not in table.columns:
-        raise unknown_name("column", column, map(str, table.columns), asked)
-    values = pd.to_numeric(table[column], errors="coerce")
-    if (largest := float(values.max())) > 1:
-        raise CallerError(f"{asked}, {column}", f"a score of {largest:g}", "give fractions of 1, not points")
-    return 1.0 - values
-
-
-def _check_numbers(level: float, resamples: int, starts: int) -> None:
-    if not 0 < level < 1:
-        raise CallerError(f"interval_level = {level!r}", "not between 0 and 1", "give a fraction such as 0.95")
-    if resamples < 0:
-        raise CallerError(f"resamples = {resamples!r}", "negative", "give a number, or 0 for no interval")
-    if starts < 1:
-        raise CallerError(f"starts = {starts!r}", "no start", "give at least 1; 8 lets the certificate compare them")
 
 
 def fit_points(
@@ -164,23 +156,20 @@ def fit_points(
     if prepared.refusal:
         return refused(prepared.refusal, points, objective, record)
     solution = solve(points, prepared.law, objective, pinned=prepared.pinned, starts=starts, level=interval_level)
-    misfit = lack_of_fit(solution, points, noise or within_cell_noise(points))
-    misses = (
-        f"the curve misses the means of the runs by more than their scatter explains (p = {misfit:.1e})"
-        if misfit is not None
-        else ""
-    )
-    if prepared.reason and misfit is not None and misfit < _MISFIT:
+    misfit, misses = lack_of_fit(solution, points, noise or within_cell_noise(points)), ""
+    if misfit is not None and misfit < _MISFIT:
+        misses = f"the curve misses the means of the runs by more than their scatter explains (p = {misfit:.1e})"
+    if prepared.reason and misses:
         return refused(f"{prepared.reason}; with that smaller law {misses}", points, objective, record)
     method, note = choose_interval(points, interval) if noise is None else ("pooled_t", None)
     draws, failed = np.empty((0, solution.design.size)), 0
     if resamples and method != "none" and solution.status is not FitStatus.NOT_CONVERGED:
         found = draw(solution, points, method, resamples, np.random.default_rng(seed), noise)
         draws, failed = found.theta, found.failed
-    else:
-        method, note = "none", note if method == "none" else None
+    elif method != "none":
+        method, note = "none", None
     notes = [note] if note else []
-    if misfit is not None and misfit < _MISFIT:
+    if misses:
         notes.append(f"{misses}: the intervals hold for the law, not for the truth")
     if failed:
         notes.append(f"{failed} of {resamples} resamples did not converge and are left out of the intervals")
@@ -258,6 +247,74 @@ def _spread(draws: Array) -> float:
         return float(np.std(draws, ddof=1))
 
 
+def certify(
+    table: pd.DataFrame,
+    params: Mapping[str, float],
+    *,
+    law: str = "power",
+    columns: dict[str, str] | None = None,
+    objective: str = "huber_log",
+    delta: float = 1e-3,
+    asymmetry: float = 1.0,
+    weights: str | None = None,
+    tolerance: float = GAP_TOLERANCE,
+    exclude_invalid: bool = False,
+) -> CurveFit:
+    """Judge whether given parameters are the optimum of an objective on a table.
+
+    Parameters
+    ----------
+    table, law, columns, objective, delta, asymmetry, weights, exclude_invalid
+        As in `fit`.
+    params
+        A value for every parameter of the law, such as published ones.
+    tolerance
+        Relative gap to the best optimum found above which they are not the fit.
+
+    Returns
+    -------
+    CurveFit
+        The parameters as offered. Its certificate holds the `gap` and the `optimum`; its status is ``not_converged``
+        when the gap is too wide, and otherwise what the optimum itself deserves.
+
+    Raises
+    ------
+    CallerError
+        As in `fit`, or for a parameter that is missing, unknown or outside its bounds.
+    """
+    form, offered = get_law(law), {name: float(value) for name, value in params.items()}
+    if set(params) != set(form.params):
+        raise CallerError(
+            f"parameters {', '.join(sorted(params))}", f"law {law} has {', '.join(form.params)}", "give each a value"
+        )
+    for name, (low, high) in form.bounds.items():
+        if not low <= offered[name] <= high:
+            raise CallerError(f"{name} = {params[name]!r}", f"outside {low:g} to {high:g}", "no law has that")
+    offered = {name: offered[name] for name in form.params}
+    goal = Objective(objective, delta, asymmetry)
+    points = read_points(table, form, columns, weights=weights, exclude_invalid=exclude_invalid)
+    if len(points) < len(form.params):
+        raise CallerError(f"law {law}, {len(points)} points", f"{len(form.params)} parameters need more", "add points")
+    solution = solve(points, form, goal, pinned={}, also=offered)
+    log_prediction = np.log(form.predict(offered, points.inputs))
+    value = float(goal.value(log_prediction, solution.sample))
+    missed = float(np.abs(solution.sample.log_outcome - log_prediction).max())
+    # Of noise-free data nothing is left but rounding: then the misfit itself is the gap.
+    rounded = missed if missed > _ROUNDING else 0.0
+    gap = rounded if solution.exact else value / solution.value - 1
+    best = {name: float(at) for name, at in solution.design.to_params(solution.theta).items()}
+    certificate = {**solution.certificate, "offered_objective": value, "gap": gap, "optimum": best}
+    judged = replace(solution, value=value, certificate=certificate)
+    if gap > tolerance:
+        detail = f"the objective {value:.8e} lies {gap:.1e} (relative) above the optimum {solution.value:.8e}, at "
+        detail += ", ".join(f"{name} {at:.6g}" for name, at in best.items())
+        judged = replace(judged, status=FitStatus.NOT_CONVERGED, detail=detail)
+    none = np.empty((0, solution.design.size))
+    report = report_fit(Prepared(points, form, {}), judged, none, method="none", level=0.95, seed=0)
+    derived = {name: float(at) for name, at in form.derive(offered).items() if np.isfinite(at)}
+    return report.model_copy(update={"params": offered, "derived": derived, "band": {}})
+
+
 def refused(
     why: str, points: Points | None, objective: Objective, record: Mapping[str, object] | None = None, law: str = ""
 ) -> CurveFit:
@@ -292,7 +349,7 @@ def _common(points: Points, objective: Objective, record: Mapping[str, object] |
 
 
 def _band(
-    law: AnyLaw,
+    law: Law,
     params: Mapping[str, Array],
     drawn: Mapping[str, Array],
     x_range: tuple[float, float],

@@ -1,20 +1,24 @@
-"""Draws of the parameters: the fit repeated on resampled points, every repetition converged from the optimum."""
+"""What resampling says of a fit: intervals of its parameters, and whether groups have one in common.
+
+The fit is repeated on resampled points, every repetition converged from the optimum.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import fdtrc
 
 from budgetlab.errors import CallerError, unknown_name
-from budgetlab.fitting.design import Sample
-from budgetlab.fitting.newton import minimise
-from budgetlab.fitting.objectives import Objective
+from budgetlab.fitting.design import Design, build_design, start_all
+from budgetlab.fitting.newton import Optimum, minimise
+from budgetlab.fitting.objectives import Objective, Sample
 from budgetlab.fitting.solve import Solution
-from budgetlab.fitting.table import Points
-from budgetlab.laws.base import Array
+from budgetlab.fitting.table import Points, stack_points
+from budgetlab.laws import Law
+from budgetlab.laws.law import Array
 from budgetlab.resampling import PooledVariance, bootstrap_weights, chunk_sizes, pool_variance, wild_multipliers
 
 INTERVALS = {
@@ -26,6 +30,7 @@ INTERVALS = {
 }
 """Name and meaning of every kind of interval; ``auto`` chooses among them."""
 
+_SQUARED = Objective("squared_log")
 _FEW_CLUSTERS = 12
 _FEW_POINTS = 100
 """Below, resampled rows leave parts of a surface empty, and intervals are too wide (98 % at 60 points)."""
@@ -86,8 +91,7 @@ def within_cell_noise(*parts: Points) -> PooledVariance | None:
     for points in parts:
         codes, logs = points.cells(), np.log(points.outcome)
         counts = np.bincount(codes)
-        labels = np.arange(len(points)) if points.clusters is None else points.clusters
-        runs = np.unique(labels, return_inverse=True)[1]
+        runs = np.unique(points.run_labels(), return_inverse=True)[1]
         residuals.append(logs - (np.bincount(codes, weights=logs) / counts)[codes])
         cells.append(codes + first_cell)
         replicates.append(runs + first_run)
@@ -125,43 +129,36 @@ def draw(
 ) -> Draws:
     """Repeat a fit on resampled points."""
     kept, failed = [np.empty((0, solution.design.size))], 0
-    for sample in _resampled(solution, points, method, resamples, rng, noise):
+    if method == "wild":
+        samples = _flip_residuals(solution, points, resamples, rng)
+    elif method == "pooled_t":
+        samples = _add_noise(solution, points, resamples, rng, noise or within_cell_noise(points))
+    else:
+        counted = bootstrap_weights(
+            len(points), resamples, rng, points.run_labels().tolist() if method == "clusters" else None
+        )
+        samples = (Sample(points.outcome, counts * points.weights, np.log(points.outcome)) for counts in counted)
+    for sample in samples:
         size = next(len(part) for part in (sample.outcome, sample.weights) if part.ndim == 2)
         start = np.tile(solution.theta, (size, 1))
         if method == "pooled_t":
             # Between two replicates a robust objective is flat: every curve there is an optimum. Beginning at each
             # draw's own means keeps the draws from staying where the estimate happens to be.
-            start = minimise(solution.design, start, sample, Objective("squared_log"), tolerance=1e-8).theta
+            start = minimise(solution.design, start, sample, _SQUARED, tolerance=1e-8).theta
         optima = minimise(solution.design, start, sample, solution.objective.for_draws, damping=0.1, tolerance=1e-10)
         kept.append(optima.theta[optima.converged])
         failed += int((~optima.converged).sum())
     return Draws(np.vstack(kept), failed)
 
 
-def _resampled(
-    solution: Solution,
-    points: Points,
-    method: str,
-    resamples: int,
-    rng: np.random.Generator,
-    noise: PooledVariance | None,
+def _add_noise(
+    solution: Solution, points: Points, resamples: int, rng: np.random.Generator, noise: PooledVariance | None
 ) -> Iterator[Sample]:
-    outcome, weights = points.outcome, points.weights
-    if method in ("rows", "clusters"):
-        labels = points.clusters if method == "clusters" else None
-        log_outcome = np.log(outcome)
-        for counts in bootstrap_weights(len(points), resamples, rng, _labels(labels)):
-            yield Sample(outcome, counts * weights, log_outcome)
-        return
-    log_prediction = solution.design.log_prediction(solution.theta[None])[0]
-    if method == "wild":
-        yield from _flipped(solution, points, resamples, rng, log_prediction)
-        return
-    noise = noise or within_cell_noise(points)
+    """Add errors to the curve as large as the scatter of replicates would as well allow, a run's own part in common."""
     if noise is None:
         return
-    labels = np.arange(len(points)) if points.clusters is None else points.clusters
-    codes = np.unique(labels, return_inverse=True)[1]
+    log_prediction = solution.design.log_prediction(solution.theta[None])[0]
+    codes = np.unique(points.run_labels(), return_inverse=True)[1]
     of_run, own = noise.draw_components(resamples, rng)
     first = 0
     for size in chunk_sizes(resamples, len(points)):
@@ -170,12 +167,10 @@ def _resampled(
         errors = of_run[rows] * rng.standard_normal((size, codes.max() + 1))[:, codes]
         errors += own[rows] * rng.standard_normal((size, len(points)))
         # With one degree of freedom, t has no variance and overflows.
-        yield Sample.of(np.exp(log_prediction + np.clip(errors, -_FARTHEST, _FARTHEST)), weights)
+        yield Sample.of(np.exp(log_prediction + np.clip(errors, -_FARTHEST, _FARTHEST)), points.weights)
 
 
-def _flipped(
-    solution: Solution, points: Points, resamples: int, rng: np.random.Generator, log_prediction: Array
-) -> Iterator[Sample]:
+def _flip_residuals(solution: Solution, points: Points, resamples: int, rng: np.random.Generator) -> Iterator[Sample]:
     """Give each cluster's residuals, together, a random sign and size.
 
     Residuals of a fit are too small by what each cluster pulls the curve towards itself: they are divided by one minus
@@ -183,13 +178,14 @@ def _flipped(
     the tails of t. A robust fit uses points up whole: it passes exactly through some, whose residuals are replaced by
     the median size of the others.
     """
+    log_prediction = solution.design.log_prediction(solution.theta[None])[0]
     residual = np.log(points.outcome) - log_prediction
     size = solution.design.size
     if solution.objective.name in ("huber_log", "lad") and len(points) > 2 * size:
         through = np.argsort(np.abs(residual), kind="stable")[:size]
         others = np.delete(np.abs(residual), through)
         residual[through] = np.where(residual[through] < 0, -1.0, 1.0) * np.median(others)
-    labels = np.arange(len(points)) if points.clusters is None else points.clusters
+    labels = points.run_labels()
     freedom = max(1, len(np.unique(labels)) - size)
     residual = _without_own_pull(residual, solution.design.gradients(solution.theta), points.weights, labels)
     for factors in wild_multipliers(len(points), resamples, rng, labels.tolist()):
@@ -216,5 +212,124 @@ def _without_own_pull(residual: Array, gradients: Array, weights: Array, labels:
     return freed / root
 
 
-def _labels(labels: np.ndarray | None) -> list[object] | None:
-    return None if labels is None else labels.tolist()
+@dataclass(frozen=True)
+class NestedTest:
+    """What sharing a parameter costs.
+
+    Attributes
+    ----------
+    p_value
+        Share of tables drawn from the shared fit whose misfit grows as much by sharing.
+    statistic
+        Growth of the weighted sum of squared log residuals, in variances of one run.
+    restrictions
+        Parameters that sharing takes away.
+    groups
+        The groups that took part, in order.
+    own, together
+        The parameter of each group by itself; the common one.
+    """
+
+    p_value: float
+    statistic: float
+    restrictions: int
+    groups: tuple[str, ...]
+    own: Mapping[str, float]
+    together: float
+
+
+def compare_nested(
+    points: Mapping[str, Points], law: Law, shared: str, *, simulations: int = 199, seed: int = 0
+) -> NestedTest | None:
+    """Test whether groups share a parameter of a law: the joint fit with it shared against the fits with their own.
+
+    The misfit that sharing adds is measured in the scatter between replicates and judged by a parametric bootstrap:
+    tables drawn from the shared fit, both fits repeated on each. An F table would not do: floors and exponents have
+    bounds, and three budgets leave a law with a floor no degree of freedom of its own. None where fewer than two
+    groups can carry the law, or replicates do not scatter.
+    """
+    if shared not in law.params:
+        raise unknown_name("parameter", shared, law.params, f"shared {shared}")
+    if simulations < 1:
+        raise CallerError(f"{simulations} simulations", "a p-value needs at least one", "give 199 or more")
+    able = {name: part for name, part in points.items() if len(np.unique(part.cells())) >= len(law.params)}
+    noises = {name: noise for name, part in able.items() if (noise := within_cell_noise(part)) and noise.sd > 0}
+    if len(able) < 2 or len(noises) < len(able):
+        return None
+    groups, labels = tuple(able), np.array([name for name, part in able.items() for _ in range(len(part))])
+    stacked = stack_points(list(able.values()), law)
+    scale = np.array([noises[name].sd for name in labels])
+    points_of = stacked.inputs, stacked.outcome
+    null, full = (build_design(law, *points_of, groups=labels.tolist(), shared=names) for names in ((shared,), ()))
+
+    def descend(design: Design, start: Array, sample: Sample) -> Optimum:
+        # A misfit is read to four digits; where a floor hides in a valley, the rest would take a thousand steps.
+        return minimise(design, start, sample, _SQUARED, tolerance=1e-7, max_iterations=60)
+
+    def lowest(design: Design, starts: Array) -> Array:
+        """The lowest end of all starts, carried through."""
+        ends = descend(design, starts, seen)
+        return minimise(design, ends.theta[[int(ends.value.argmin())]], seen, _SQUARED).theta
+
+    def across(one: Design, other: Design, theta: Array) -> Array:
+        """Free parameters of one design, put into the other's."""
+        return other.to_theta({name: one.to_params(theta, name) for name in groups})
+
+    def growth(outcomes: Array) -> Array:
+        """How much larger the smallest sum of squares is with the parameter shared, a row of outcomes each."""
+        sample, size = Sample.of(outcomes, seen.weights), len(outcomes)
+        starts = (best_null, across(full, null, best_full))
+        one, other = (descend(null, np.tile(start, (size, 1)), sample) for start in starts)
+        together = np.where((one.value <= other.value)[:, None], one.theta, other.theta)
+        # The larger fit begins at the smaller one's end too, so that it can never end above it.
+        starts = (across(null, full, together), np.tile(best_full, (size, 1)))
+        apart = np.minimum(*(descend(full, start, sample).value for start in starts))
+        return np.maximum(0.0, np.minimum(one.value, other.value) - apart)
+
+    seen = Sample.of(stacked.outcome, scale**-2)
+    best_full = lowest(full, start_all(full, *points_of, labels.tolist()))
+    best_null = lowest(null, np.vstack([start_all(null, *points_of, labels.tolist()), across(full, null, best_full)]))
+    best_full = lowest(full, np.vstack([best_full, across(null, full, best_null)]))
+    errors = _errors_of_runs(noises, labels, stacked, simulations, np.random.default_rng(seed))
+    outcomes = np.vstack([stacked.outcome[None], np.exp(null.log_prediction(best_null) + errors)])
+    statistic = growth(outcomes) / _variance_ratio(outcomes, stacked, labels, scale, groups)
+    return NestedTest(
+        p_value=float((1 + (statistic[1:] >= statistic[0]).sum()) / (1 + simulations)),
+        statistic=float(statistic[0]),
+        restrictions=len(groups) - 1,
+        groups=groups,
+        own={name: float(full.to_params(best_full[0], name)[shared]) for name in groups},
+        together=float(null.to_params(best_null[0], groups[0])[shared]),
+    )
+
+
+def _errors_of_runs(
+    noises: Mapping[str, PooledVariance], labels: np.ndarray, points: Points, size: int, rng: np.random.Generator
+) -> Array:
+    """Draw errors of log outcomes.
+
+    A run's own part is common to all its budgets, as seen in the residuals. How large the two parts are is drawn as
+    well (`PooledVariance.draw_components`): from few runs their ratio is known badly, and the misfit hangs on it.
+    """
+    codes = np.unique(points.run_labels(), return_inverse=True)[1]
+    of_run = rng.standard_normal((size, codes.max() + 1))[:, codes]
+    own = rng.standard_normal((size, len(labels)))
+    drawn = {noise: noise.draw_components(size, rng) for noise in dict.fromkeys(noises.values())}
+    errors = np.empty((size, len(labels)))
+    for name, noise in noises.items():
+        rows = labels == name
+        errors[:, rows] = drawn[noise][0] * of_run[:, rows] + drawn[noise][1] * own[:, rows]
+    return errors
+
+
+def _variance_ratio(outcomes: Array, points: Points, labels: np.ndarray, scale: Array, groups: Sequence[str]) -> Array:
+    """Pure-error variance of each table over the one that its weights were made of; the mean of the groups' own."""
+    logs, ratios = np.log(outcomes), []
+    for name in groups:
+        rows = np.flatnonzero(labels == name)
+        codes = points.take(rows).cells()
+        counts = np.bincount(codes)
+        means = np.stack([logs[:, rows[codes == c]].mean(axis=1) for c in range(len(counts))], axis=1)
+        squares = ((logs[:, rows] - means[:, codes]) ** 2).sum(axis=1) / scale[rows[0]] ** 2
+        ratios.append(squares / float((counts - 1).sum()))
+    return np.mean(ratios, axis=0)

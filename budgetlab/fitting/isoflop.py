@@ -15,11 +15,11 @@ from budgetlab.fitting.objectives import Objective
 from budgetlab.fitting.prepare import prepare
 from budgetlab.fitting.table import read_points
 from budgetlab.laws import get_law
-from budgetlab.laws.base import Array
+from budgetlab.laws.law import Array
 from budgetlab.resampling import percentile_interval
 from budgetlab.values import CurveFit
 
-_FEWEST = 3
+_FEWEST_SIZES = 3
 """Model sizes that a parabola needs; as many pass through it exactly."""
 
 
@@ -83,37 +83,28 @@ class IsoFlop:
 
     def __str__(self) -> str:
         """Say each optimum in a line, and how they grow."""
-        lines, best = [], "D*" if self.size == "tokens" else "N*"
+        best, tried = ("D*", "amounts of tokens") if self.size == "tokens" else ("N*", "sizes")
+        lines = []
         for row in self.optima.to_dict("records"):
-            ends = "" if np.isnan(row["num_params_low"]) else (
-                f" [{row['num_params_low']:.4g}, {row['num_params_high']:.4g}]"
-            )  # fmt: skip
-            where = (
-                ""
-                if row["used"]
-                else " (not used)"
-                if row["interior"]
-                else f" (minimum outside the {self._tried} tried: not used)"
-            )
+            low, high = row["num_params_low"], row["num_params_high"]
+            ends = "" if np.isnan(low) else f" [{low:.4g}, {high:.4g}]"
+            unused = " (not used)" if row["interior"] else f" (minimum outside the {tried} tried: not used)"
             lines.append(
                 f"{row['flops']:.4g} FLOP, {row['num_points']} runs: {best} = {row['num_params']:.4g}{ends}, loss "
-                f"{row['loss']:.4g}; {row['status']}{where}"
+                f"{row['loss']:.4g}; {row['status']}{'' if row['used'] else unused}"
             )
-        if self.num_params is None:
+        line = self.num_params
+        if line is None:
             return "\n".join([*lines, f"{best} over compute: n/a, fewer than two budgets have their minimum inside"])
-        ends = self.num_params.exponent_interval
+        ends = line.exponent_interval
         around = "" if ends is None else f" [{ends[0]:.3f}, {ends[1]:.3f}]"
-        lines.append(f"{best} = {self.num_params.coefficient:.4g} C^{self.num_params.exponent:.3f}{around}")
-        if self.num_params.draws_left_out:
+        lines.append(f"{best} = {line.coefficient:.4g} C^{line.exponent:.3f}{around}")
+        if line.draws_left_out:
             lines.append(
-                f"note: up to {100 * self.num_params.draws_left_out:.2g} % of a budget's resamples have no minimum "
-                f"inside the {self._tried} tried, and enter no interval of the exponent"
+                f"note: up to {100 * line.draws_left_out:.2g} % of a budget's resamples have no minimum "
+                f"inside the {tried} tried, and enter no interval of the exponent"
             )
         return "\n".join(lines)
-
-    @property
-    def _tried(self) -> str:
-        return "amounts of tokens" if self.size == "tokens" else "sizes"
 
 
 def isoflop(
@@ -153,13 +144,12 @@ def isoflop(
 
     Notes
     -----
-    Where the exponents of the loss differ the parabola is biased even without noise (see `laws.isoflop`): take N* and
-    D* from `frontier` of a fitted surface, and this as a check.
+    Where the exponents of the loss differ the parabola is biased even without noise (see `laws.one_input`): take N*
+    and D* from `frontier` of a fitted surface, and this as a check.
     """
     given = dict(columns or {})
-    sized = given.get(
-        "num_params", "tokens" if "tokens" in given or "num_params" not in table.columns else "num_params"
-    )
+    asked_tokens = "tokens" in given or "num_params" not in table.columns
+    sized = given.get("num_params", "tokens" if asked_tokens else "num_params")
     size = "tokens" if "token" in sized.lower() else "num_params"
     if size == "tokens" and "num_params" not in given:
         given["num_params"] = given.pop("tokens", "tokens" if "tokens" in table.columns else "num_params")
@@ -170,18 +160,20 @@ def isoflop(
     for name, column in place.items():
         if column not in table.columns:
             raise unknown_name("column", column, map(str, table.columns), f"isoflop, {len(table)} rows, {name}")
-    rows, fits, draws, left_out = [], [], [], []
-    for flops, part in table.groupby(place["flops"], sort=True):
-        runs = _near_minimum(part, place, nearest)
+    rows, fits, draws = [], [], []
+    for flops, runs in table.groupby(place["flops"], sort=True):
+        if nearest is not None:
+            logs = np.log(runs[place["num_params"]].to_numpy(dtype=float))
+            distance = np.abs(logs - logs[int(runs[place["loss"]].to_numpy().argmin())])
+            runs = runs.iloc[np.argsort(distance, kind="stable")[:nearest]]
         sizes = runs[place["num_params"]]
-        if sizes.nunique() < _FEWEST:
+        if sizes.nunique() < _FEWEST_SIZES:
             continue
         points = read_points(runs, get_law("isoflop"), {name: place[name] for name in ("num_params", "loss")})
         found = fit_points(
             prepare(points, {}, saturated=True), Objective("squared"), interval="auto", interval_level=interval_level,
-            resamples=resamples if sizes.nunique() > _FEWEST else 0, seed=seed,
+            resamples=resamples if sizes.nunique() > _FEWEST_SIZES else 0, seed=seed,
         )  # fmt: skip
-        fits.append(found)
         best = found.params.get("N_opt", np.nan)
         low, high = found.intervals.get("N_opt") or (np.nan, np.nan)
         interior = bool(sizes.min() < best < sizes.max())
@@ -192,15 +184,32 @@ def isoflop(
         })  # fmt: skip
         drawn = np.array(found.draws.get("N_opt", ()))
         inside = (drawn > sizes.min()) & (drawn < sizes.max())
-        left_out.append(1 - float(inside.mean()) if len(drawn) else 0.0)
-        draws.append(drawn[inside])
+        fits.append(found)
+        draws.append((drawn[inside], 1 - float(inside.mean()) if len(drawn) else 0.0))
     if not rows:
         raise CallerError(
-            f"isoflop, {len(table)} rows", f"no budget in {place['flops']} has {_FEWEST} model sizes",
+            f"isoflop, {len(table)} rows", f"no budget in {place['flops']} has {_FEWEST_SIZES} model sizes",
             "train more sizes at one budget, or fit a surface with law chinchilla",
         )  # fmt: skip
     optima = pd.DataFrame(rows)
-    return IsoFlop(optima, _line(optima, draws, left_out, interval_level), tuple(fits), size, place)
+    return IsoFlop(optima, _line(optima, draws, interval_level), tuple(fits), size, place)
+
+
+def _line(optima: pd.DataFrame, draws: list[tuple[Array, float]], level: float) -> PowerLine | None:
+    used = optima["used"].to_numpy()
+    if used.sum() < 2:
+        return None
+    x, y = (optima.loc[used, name].to_numpy() for name in ("flops", "num_params"))
+    line = power_line(x, y)
+    kept = [part for part, keep in zip(draws, used, strict=True) if keep]
+    count = min(len(drawn) for drawn, _ in kept)
+    if count < 2:
+        return line
+    # The budgets' runs are apart, so that any pairing of their draws is a draw of all.
+    logs = np.log(np.stack([drawn[:count] for drawn, _ in kept]))
+    exponents = np.polyfit(np.log(x), logs, 1)[0]
+    lost = max(share for _, share in kept)
+    return PowerLine(line.exponent, line.coefficient, percentile_interval(exponents, level), lost)
 
 
 def power_line(x: Array, y: Array, weights: Array | None = None) -> PowerLine:
@@ -219,38 +228,11 @@ def power_line(x: Array, y: Array, weights: Array | None = None) -> PowerLine:
         When x has fewer than two values, or anything is not finite and above zero.
     """
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    asked = f"a line through {len(x)} points"
     for name, values in (("x", x), ("y", y), ("weights", np.ones(1) if weights is None else np.asarray(weights))):
-        if not (np.isfinite(values).all() and (values > 0).all()):
-            bad = int((~(np.isfinite(values) & (values > 0))).sum())
-            raise CallerError(
-                f"a line through {len(x)} points", f"{bad} of {name} not finite and above zero", "drop them"
-            )
+        if bad := int((~(np.isfinite(values) & (values > 0))).sum()):
+            raise CallerError(asked, f"{bad} of {name} not finite and above zero", "drop them")
     if len(np.unique(x)) < 2:
-        raise CallerError(f"a line through {len(x)} points", "x has fewer than two values", "give two budgets")
+        raise CallerError(asked, "x has fewer than two values", "give two budgets")
     exponent, log_coefficient = np.polyfit(np.log(x), np.log(y), 1, w=weights)
     return PowerLine(float(exponent), float(np.exp(log_coefficient)))
-
-
-def _near_minimum(part: pd.DataFrame, place: dict[str, str], nearest: int | None) -> pd.DataFrame:
-    if nearest is None:
-        return part
-    logs = np.log(part[place["num_params"]].to_numpy(dtype=float))
-    lowest = logs[int(part[place["loss"]].to_numpy().argmin())]
-    return part.iloc[np.argsort(np.abs(logs - lowest), kind="stable")[:nearest]]
-
-
-def _line(optima: pd.DataFrame, draws: list[Array], left_out: list[float], level: float) -> PowerLine | None:
-    used = optima["used"].to_numpy()
-    if used.sum() < 2:
-        return None
-    x, y = (optima.loc[used, name].to_numpy() for name in ("flops", "num_params"))
-    line = power_line(x, y)
-    clouds = [values for values, keep in zip(draws, used, strict=True) if keep]
-    count = min(len(values) for values in clouds)
-    if count < 2:
-        return line
-    # The budgets' runs are apart, so that any pairing of their draws is a draw of all.
-    logs = np.log(np.stack([values[:count] for values in clouds]))
-    exponents = np.polyfit(np.log(x), logs, 1)[0]
-    lost = max(np.array(left_out)[used].tolist())
-    return PowerLine(line.exponent, line.coefficient, percentile_interval(exponents, level), lost)

@@ -8,13 +8,13 @@ there. Finished problems leave the batch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from budgetlab.fitting.design import AnyDesign, Sample, evaluate
-from budgetlab.fitting.objectives import Objective
-from budgetlab.laws.base import Array
+from budgetlab.fitting.design import Design, evaluate
+from budgetlab.fitting.objectives import Objective, Sample
+from budgetlab.laws.law import Array
 
 _LONGEST_STEP = 3.0
 _EASE, _BRACE = 0.3, 30.0
@@ -31,18 +31,9 @@ _TINY = 1e-28
 class Optimum:
     """Where the problems ended.
 
-    Attributes
-    ----------
-    theta
-        Shape (problems, free).
-    value
-        The smooth objective, shape (problems,).
-    decrement
-        Half of g' |H|^-1 g over the parameters that are not on a bound: the decrease that Newton still predicts.
-    converged
-        Whether the decrement is within the tolerance of the value.
-    iterations
-        Steps taken by the slowest problem.
+    Parameters and gradient of shape (problems, free), else (problems,). `decrement` is half of g' |H|^-1 g over the
+    parameters that are not on a bound, the decrease that Newton still predicts; `converged` whether it is within the
+    tolerance of the value; `iterations` the steps taken by the slowest problem.
     """
 
     theta: Array
@@ -54,21 +45,17 @@ class Optimum:
 
     def improved(self, row: int, other: Optimum) -> Optimum:
         """Replace one problem's end by the only end in `other`."""
-        ends = []
-        for old, new in (
-            (self.theta, other.theta),
-            (self.value, other.value),
-            (self.gradient, other.gradient),
-            (self.decrement, other.decrement),
-            (self.converged, other.converged),
-        ):
-            ends.append(old.copy())
-            ends[-1][row] = new[0]
-        return Optimum(*ends, iterations=self.iterations + other.iterations)
+        ends = {name: getattr(self, name).copy() for name in _BY_PROBLEM}
+        for name, values in ends.items():
+            values[row] = getattr(other, name)[0]
+        return Optimum(**ends, iterations=self.iterations + other.iterations)
+
+
+_BY_PROBLEM = ("theta", "value", "gradient", "decrement", "converged")
 
 
 def minimise(
-    design: AnyDesign,
+    design: Design,
     start: Array,
     sample: Sample,
     objective: Objective,
@@ -83,34 +70,22 @@ def minimise(
     held = np.zeros(theta.shape, dtype=bool) if fixed is None else fixed
     most = max(1, _MOST_CELLS // sample.outcome.shape[-1])
     if len(theta) > most:
-        parts = [
-            minimise(
-                design, theta[rows], sample.take(rows), objective, fixed=held[rows], damping=damping,
-                tolerance=tolerance, max_iterations=max_iterations,
-            )
-            for rows in (slice(first, first + most) for first in range(0, len(theta), most))
-        ]  # fmt: skip
-        return Optimum(
-            np.concatenate([part.theta for part in parts]),
-            np.concatenate([part.value for part in parts]),
-            np.concatenate([part.gradient for part in parts]),
-            np.concatenate([part.decrement for part in parts]),
-            np.concatenate([part.converged for part in parts]),
-            max(part.iterations for part in parts),
-        )
-    iterations, result = 0, None
-    last = objective.stages[-1]
-    for stage in objective.stages:
+        options = {"damping": damping, "tolerance": tolerance, "max_iterations": max_iterations}
+        chunks = [slice(first, first + most) for first in range(0, len(theta), most)]
+        parts = [minimise(design, theta[c], sample.take(c), objective, fixed=held[c], **options) for c in chunks]
+        joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _BY_PROBLEM}
+        return Optimum(**joined, iterations=max(part.iterations for part in parts))
+    iterations, last = 0, objective.stages[-1]
+    for stage in objective.stages[:-1]:
         # Only the last stage has to end well; the others bring it near.
-        bar, most = (tolerance, max_iterations) if stage is last else (1e-8, 40)
-        result = _descend(design, theta, sample, stage, held, damping, bar, most)
-        theta, iterations = result.theta, iterations + result.iterations
-    assert result is not None
-    return Optimum(result.theta, result.value, result.gradient, result.decrement, result.converged, iterations)
+        near = _descend(design, theta, sample, stage, held, damping, 1e-8, 40)
+        theta, iterations = near.theta, iterations + near.iterations
+    end = _descend(design, theta, sample, last, held, damping, tolerance, max_iterations)
+    return replace(end, iterations=iterations + end.iterations)
 
 
 def _descend(
-    design: AnyDesign,
+    design: Design,
     theta: Array,
     sample: Sample,
     objective: Objective,
@@ -119,15 +94,9 @@ def _descend(
     tolerance: float,
     max_iterations: int,
 ) -> Optimum:
-    problems, size = theta.shape
-    final = Optimum(
-        theta.copy(),
-        np.zeros(problems),
-        np.zeros((problems, size)),
-        np.full(problems, np.inf),
-        np.zeros(problems, dtype=bool),
-        0,
-    )
+    problems = len(theta)
+    nothing = np.zeros(problems)
+    final = Optimum(theta.copy(), nothing, np.zeros(theta.shape), nothing + np.inf, nothing > 0, 0)
     alive = np.arange(problems)
     damping = np.full((problems, 1), first_damping)
     value, gradient, hessian = evaluate(design, theta, sample, objective, damping)
@@ -169,12 +138,10 @@ def _descend(
         eased = np.where(damping > 1e-6, _EASE * damping, 0.0)
         damping = np.where(accepted[:, None], eased, np.clip(_BRACE * damping, 0.01, 1.0))
         step, slope = _direction(design, theta, gradient, hessian, held)
-    return Optimum(final.theta, final.value, final.gradient, final.decrement, final.converged, iteration)
+    return replace(final, iterations=iteration)
 
 
-def _direction(
-    design: AnyDesign, theta: Array, gradient: Array, hessian: Array, held: np.ndarray
-) -> tuple[Array, Array]:
+def _direction(design: Design, theta: Array, gradient: Array, hessian: Array, held: np.ndarray) -> tuple[Array, Array]:
     """Newton's step with absolute eigenvalues, and its slope.
 
     Held parameters stay. A parameter near a bound that its gradient points to goes there by itself, and Newton moves

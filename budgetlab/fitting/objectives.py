@@ -1,4 +1,4 @@
-"""Objectives: what a misfit costs, with its exact derivatives in the logarithm of the prediction.
+"""Outcomes with their weights, and what a misfit costs, with exact derivatives in the logarithm of the prediction.
 
 Every objective is a weighted *sum* over points, never a mean: solvers that stop on absolute tolerances stop early
 on means. Residuals are of log y, except for ``squared`` and ``squared_log1p``, where they are of y and of log(1 + y).
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from budgetlab.errors import CallerError, unknown_name
-from budgetlab.laws.base import Array
+from budgetlab.laws.law import Array
 
 OBJECTIVES = {
     "huber_log": "sum of Huber(delta) of log residuals: r^2/2 within delta, delta (|r| - delta/2) beyond",
@@ -28,6 +28,28 @@ LAD_DELTAS = tuple(1e-2 * 0.3**k for k in range(14))
 
 Unlike Huber's, this curve bends everywhere, so that Newton always knows how far to go.
 """
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Outcomes and weights, of shape (points,) or one row per problem: what is resampled while inputs stay."""
+
+    outcome: Array
+    weights: Array
+    log_outcome: Array
+
+    @classmethod
+    def of(cls, outcome: Array, weights: Array) -> Sample:
+        """Make a sample, taking the logarithm once."""
+        return cls(outcome, weights, np.log(outcome))
+
+    def take(self, rows: np.ndarray | slice) -> Sample:
+        """Keep some problems."""
+        return Sample(*(part if part.ndim == 1 else part[rows] for part in self.parts()))
+
+    def parts(self) -> tuple[Array, Array, Array]:
+        """Return outcomes, weights and log outcomes."""
+        return self.outcome, self.weights, self.log_outcome
 
 
 @dataclass(frozen=True)
@@ -58,12 +80,14 @@ class Objective:
         deltas = LAD_DELTAS if self.name == "lad" else LAD_DELTAS[:9]
         return tuple(Objective("_smooth_lad", delta, self.asymmetry) for delta in deltas)
 
-    def value(self, log_prediction: Array, outcome: Array, weights: Array) -> Array:
+    def value(self, log_prediction: Array, sample: Sample) -> Array:
         """Return the objective itself, summed over the last axis."""
         if self.name == "lad":
-            residual = np.log(outcome) - log_prediction
-            return (weights * self._sided(np.abs(residual), residual)).sum(-1)
-        return (weights * self.derivatives(log_prediction, outcome, np.log(outcome))[0]).sum(-1)
+            residual = sample.log_outcome - log_prediction
+            cost = np.abs(residual) * np.where(residual > 0, self.asymmetry, 1.0)
+        else:
+            cost = self.derivatives(log_prediction, sample.outcome, sample.log_outcome)[0]
+        return (sample.weights * cost).sum(-1)
 
     def derivatives(
         self, log_prediction: Array, outcome: Array, log_outcome: Array, damping: Array | float = 0.0
@@ -73,6 +97,7 @@ class Objective:
         `damping` adds this share of ``delta/|r|`` to Huber's second derivative beyond delta, where it is zero: at 1
         this is the curvature of the parabola that touches the cost from above, along which no full step can fail.
         """
+        residual = log_outcome - log_prediction
         if self.name == "squared":
             prediction = np.exp(log_prediction)
             residual = outcome - prediction
@@ -80,7 +105,6 @@ class Objective:
             first = -2.0 * residual * prediction
             second = first + 2.0 * prediction * prediction
         elif self.name == "squared_log":
-            residual = log_outcome - log_prediction
             value, first, second = residual * residual, -2.0 * residual, np.full_like(residual, 2.0)
         elif self.name == "squared_log1p":
             prediction = np.exp(log_prediction)
@@ -90,12 +114,10 @@ class Objective:
             first = -2.0 * residual * share
             second = 2.0 * share * share - 2.0 * residual * share / (1.0 + prediction)
         elif self.name == "_smooth_lad":
-            residual = log_outcome - log_prediction
             value = np.sqrt(residual * residual + self.delta**2)
             first = -residual / value
             second = self.delta**2 / value**3
         else:
-            residual = log_outcome - log_prediction
             clipped = np.clip(residual, -self.delta, self.delta)
             value = clipped * (residual - 0.5 * clipped)
             first = -clipped
@@ -103,8 +125,6 @@ class Objective:
             if np.any(damping):
                 np.maximum(second, damping * (clipped / (residual + 1e-300)), out=second)
         if self.asymmetry != 1.0:
-            value, first, second = (self._sided(part, residual) for part in (value, first, second))
+            side = np.where(residual > 0, self.asymmetry, 1.0)
+            value, first, second = side * value, side * first, side * second
         return value, first, second
-
-    def _sided(self, part: Array, residual: Array) -> Array:
-        return part if self.asymmetry == 1.0 else np.where(residual > 0, self.asymmetry * part, part)

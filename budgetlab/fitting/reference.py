@@ -1,4 +1,4 @@
-"""Which arm an arm is compared with."""
+"""Which arm an arm is compared with, and which one the ratios of a whole table refer to."""
 
 from __future__ import annotations
 
@@ -8,26 +8,31 @@ from budgetlab.errors import unknown_name
 
 
 def reference_arm(
-    arm: str, arms: Iterable[str], asked: str | None = None, students: Mapping[str, str] | None = None
+    arm: str | None, arms: Iterable[str], asked: str | None = None, students: Mapping[str, str] | None = None
 ) -> str | None:
-    """Return what an arm is compared with: the reference of the same student, or the only reference."""
-    arms = list(arms)
-    word = asked or "no_kd"
+    """Return what an arm is compared with, or where it is None a whole table; None where there is nothing.
+
+    Plain pretraining (`no_kd`, or what is asked for) of the same student and, where there are several, the same
+    further words in its name; else the only reference. Without any the first arm serves: a comparison needs something
+    to compare with.
+    """
+    arms, word, known = list(arms), asked or "no_kd", students or {}
     family = reference_family(arms, asked)
     if asked is not None and not family:
         raise unknown_name("arm", asked, arms, f"reference = {asked!r}")
+    if arm is None:
+        return next(iter([*family, *arms]), None)
     if word in arms:
         return word
-    known = students or {}
-    own = known.get(arm, _student_part(arm))
-    same = [name for name in family if known.get(name, _student_part(name)) == own]
-    taught = [name for name in same if name.partition("+")[2] == arm.partition("+")[2]]
+
+    def student(name: str) -> str:  # of an arm such as `minilm@small+teacher`
+        return known.get(name, name.partition("@")[2].partition("+")[0])
+
+    same = [name for name in family if student(name) == student(arm)]
+    alike = [name for name in same if name.partition("+")[2] == arm.partition("+")[2]]
     if same:
-        return (taught or same)[0]
-    if arm in family:
-        return None
-    # Without a reference arm the first one serves: a comparison needs something to compare with.
-    return family[0] if family else arms[0]
+        return (alike or same)[0]
+    return None if arm in family else (family or arms)[0]
 
 
 def reference_family(arms: Iterable[str], asked: str | None = None) -> list[str]:
@@ -37,11 +42,5 @@ def reference_family(arms: Iterable[str], asked: str | None = None) -> list[str]
 
 
 def base_arm(arms: Iterable[str]) -> str | None:
-    """Return the arm that the ratios of a whole table refer to: the first reference, else the first arm."""
-    names = list(arms)
-    return next(iter([*reference_family(names), *names]), None)
-
-
-def _student_part(arm: str) -> str:
-    """Student in the name of an arm such as `minilm@small+teacher`."""
-    return arm.partition("@")[2].partition("+")[0]
+    """Return the arm that the ratios of a whole table refer to."""
+    return reference_arm(None, arms)

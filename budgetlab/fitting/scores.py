@@ -30,15 +30,21 @@ _RUN = ["arm", "budget_unit", "budget_amount", "run_seed"]
 
 def outcome_names(scores: pd.DataFrame) -> tuple[str, ...]:
     """Outcomes that the runs of a table have: losses, tasks, and the aggregate where there is more than one task."""
-    rows = _runs(scores)
-    tasks = [task for task in dict.fromkeys(rows["task"]) if task not in LOSSES]
-    losses = [task for task in LOSSES if task in set(rows["task"])]
-    return (*losses, *([AGGREGATE] if len(averaged_tasks(scores)) > 1 else []), *tasks)
+    return _outcomes(_runs(scores))
+
+
+def _outcomes(rows: pd.DataFrame) -> tuple[str, ...]:
+    found = dict.fromkeys(rows["task"])
+    losses = [loss for loss in LOSSES if loss in found]
+    return (*losses, *([AGGREGATE] if len(_averaged(rows)) > 1 else []), *(t for t in found if t not in LOSSES))
 
 
 def averaged_tasks(scores: pd.DataFrame) -> list[str]:
     """Tasks that the mean score runs over: those scored at every budget, so that its curve is of one thing."""
-    rows = _runs(scores)
+    return _averaged(_runs(scores))
+
+
+def _averaged(rows: pd.DataFrame) -> list[str]:
     rows = rows[~rows["task"].isin(LOSSES)]
     if "averaged" in rows:  # what the study counts; of tables that do not say, all tasks
         rows = rows[rows["averaged"].astype(bool)]
@@ -63,13 +69,19 @@ def average_words(scores: pd.DataFrame, tasks: Sequence[str] | None = None, *, s
     parts, metrics = [], []
     names = averaged_tasks(scores) if tasks is None else list(tasks)
     for task in names:
-        rows, subset = scores[scores["task"] == task], subset_of(scores, task) if subsets else ""
-        metrics += rows["metric"].iloc[:1].tolist() if "metric" in rows else []
-        metric = f" {rows['metric'].iloc[0]}" if "metric" in rows and len(rows) else ""
-        parts.append(f"{task}{metric}{f' ({subset})' if subset else ''}")
+        metric = scores.loc[scores["task"] == task, "metric"].iloc[:1].tolist() if "metric" in scores else []
+        subset = subset_of(scores, task) if subsets else ""
+        parts.append(" ".join([task, *map(str, metric), *([f"({subset})"] if subset else [])]))
+        metrics += metric
     kinds = {metric in _CORRELATIONS for metric in metrics}
     mixed = "; correlations and shares of right answers are mixed in it" if len(kinds) > 1 else ""
-    said = "".join(f"; {words}" for words in (uninformative_words(scores), _unknown_words(scores, names)) if words)
+    dull, unknown = uninformative_words(scores), []
+    if "informative" in scores and scores["subject"].isin(["teacher", "random"]).any():
+        silent = scores.loc[(scores["subject"] == "run") & scores["informative"].isna(), "task"]
+        unknown = [task for task in names if task in set(silent)]
+    said = f"; {dull}" if dull else ""
+    if unknown:
+        said += f"; whether {', '.join(unknown)} tell{'s' * (len(unknown) == 1)} anything is not known"
     return f"mean score: {', '.join(parts)}, with equal weights{mixed}{said}"
 
 
@@ -91,25 +103,16 @@ def uninformative_words(scores: pd.DataFrame) -> str:
     return f"not informative at {'some' if several else 'this'} size, so in no mean: {', '.join(told)}"
 
 
-def _unknown_words(scores: pd.DataFrame, tasks: Sequence[str]) -> str:
-    if "informative" not in scores or not scores["subject"].isin(["teacher", "random"]).any():
-        return ""
-    runs = scores[(scores["subject"] == "run") & scores["informative"].isna()]
-    unknown = [task for task in tasks if task in set(runs["task"])]
-    return f"whether {', '.join(unknown)} tell{'s' * (len(unknown) == 1)} anything is not known" if unknown else ""
-
-
 def run_values(scores: pd.DataFrame, y: str) -> pd.DataFrame:
-    """Reduce scores to one value per run."""
+    """Reduce scores to one value per run, of a task, a loss or the mean score."""
     rows = _runs(scores)
-    known = outcome_names(scores)
-    tasks = [task for task in dict.fromkeys(rows["task"]) if task not in LOSSES]
-    if y == AGGREGATE and tasks:
-        wanted = averaged_tasks(scores)
+    known = _outcomes(rows)
+    if y in known and y != AGGREGATE:
+        wanted = [y]
+    elif y == AGGREGATE and not set(rows["task"]) <= set(LOSSES):
+        wanted = _averaged(rows)
         if not wanted and (said := uninformative_words(scores)):
             raise CallerError(f"y = {y!r}", said, "ask for a loss, or for tasks that a teacher is better at")
-    elif y in known:
-        wanted = [y]
     else:
         raise unknown_name("outcome", y, known, f"y = {y!r}")
     rows = rows[rows["task"].isin(wanted) & rows["value"].notna()]
@@ -126,33 +129,23 @@ def run_values(scores: pd.DataFrame, y: str) -> pd.DataFrame:
             f"{first['run_seed']} on {first['task']}",
             "keep one score per run, task and fine-tuning seed",
         )
-    carried = [c for c in COMPUTE_COLUMNS if c in rows.columns and c not in _RUN]
-    of_task = {c: (c, "mean") for c in carried} | {
-        "value": ("value", "mean"),
-        "higher_is_better": ("higher_is_better", "first"),
-        "finetune_seeds": ("value", "size"),
-    }
-    if "student" in rows.columns:
-        of_task["student"] = ("student", "first")
-    if "teacher_seed" in rows.columns:
-        of_task["teachers"] = ("teacher_seed", "nunique")
+    of_task = {c: (c, "mean") for c in (*COMPUTE_COLUMNS, "value") if c in rows.columns and c not in _RUN}
+    of_task |= {"higher_is_better": ("higher_is_better", "first"), "finetune_seeds": ("value", "size")}
+    carried = [("student", "student", "first"), ("teachers", "teacher_seed", "nunique")]
+    if y != AGGREGATE:
+        carried += [("half_value", "half_value", "mean"), ("informative", "informative", "first")]
+    of_task |= {name: (column, how) for name, column, how in carried if column in rows.columns}
     of_run = {c: (c, "first") for c in of_task} | {
-        "value": ("value", "mean"),
-        "finetune_seeds": ("finetune_seeds", "min"),
-        "num_tasks": ("value", "size"),
-    }
-    for name in ("half_value", "informative"):
-        if name in rows.columns and y != AGGREGATE:
-            of_task[name] = (name, "mean" if name == "half_value" else "first")
-    of_run = {c: (c, "first") for c in of_task} | of_run
+        "value": ("value", "mean"), "finetune_seeds": ("finetune_seeds", "min"), "num_tasks": ("value", "size"),
+    }  # fmt: skip
     per_task = rows.groupby([*_RUN, "task"], dropna=False, sort=False).agg(**of_task).reset_index()
     runs = per_task.groupby(_RUN, dropna=False, sort=False).agg(**of_run).reset_index()
     complete = runs["num_tasks"] == len(wanted)
     result = runs[complete].sort_values(["arm", "budget_amount", "run_seed"], kind="stable", ignore_index=True)
     result.attrs["missing"] = int((~complete).sum())
     subset = subset_of(scores, y)
-    of_task = f"{y}: a subset, {subset}" if subset else ""
-    result.attrs["definition"] = average_words(scores, wanted, subsets=True) if y == AGGREGATE else of_task
+    one_task = f"{y}: a subset, {subset}" if subset else ""
+    result.attrs["definition"] = average_words(scores, wanted, subsets=True) if y == AGGREGATE else one_task
     return result
 
 

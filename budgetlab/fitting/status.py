@@ -21,28 +21,25 @@ class FitStatus(StrEnum):
 
 
 _TEXT: dict[FitStatus, tuple[str, Use]] = {
-    FitStatus.REFUSED: ("No curve: {detail}. There is no number to use; show the points.", "nothing"),
-    FitStatus.NOT_CONVERGED: (
-        "Not the optimum of its objective: {detail}. These numbers may not be used.",
-        "nothing",
-    ),
+    FitStatus.REFUSED: ("No curve: {}. There is no number to use; show the points.", "nothing"),
+    FitStatus.NOT_CONVERGED: ("Not the optimum of its objective: {}. These numbers may not be used.", "nothing"),
     FitStatus.SEVERAL_BASINS: (
-        "Converged, but another optimum fits as well: {detail}. The curve may be used inside the fitted range; the "
+        "Converged, but another optimum fits as well: {}. The curve may be used inside the fitted range; the "
         "parameters may not be quoted as one number.",
         "interpolation",
     ),
     FitStatus.AT_BOUND: (
-        "Converged with a parameter on its bound: {detail}. The curve may be used inside the fitted range; that "
+        "Converged with a parameter on its bound: {}. The curve may be used inside the fitted range; that "
         "parameter is the bound's and not the data's, and extrapolation is not supported.",
         "interpolation",
     ),
     FitStatus.WEAKLY_IDENTIFIED: (
-        "Converged, but the data do not pin down {detail}. The curve may be used inside the fitted range; these "
+        "Converged, but the data do not pin down {}. The curve may be used inside the fitted range; these "
         "parameters, and extrapolation, may not be used.",
         "interpolation",
     ),
     FitStatus.REDUCED: (
-        "Converged, with a smaller law: {detail}. The curve may be used inside the fitted range only.",
+        "Converged, with a smaller law: {}. The curve may be used inside the fitted range only.",
         "interpolation",
     ),
     FitStatus.CONVERGED: (
@@ -55,4 +52,4 @@ _TEXT: dict[FitStatus, tuple[str, Use]] = {
 def describe(status: FitStatus, detail: str = "") -> tuple[str, Use]:
     """Return the sentence for a status, and what the numbers may be used for."""
     text, use = _TEXT[status]
-    return text.format(detail=detail), use
+    return text.format(detail), use

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 
 from budgetlab.errors import CallerError, unknown_name
-from budgetlab.laws import AnyLaw, Law
-from budgetlab.laws.base import Array
+from budgetlab.laws import Law
+from budgetlab.laws.law import Array
 
 _UNIT_GAP = 1e5
 """Two neighbouring values this far apart look like one column in two units (tokens and billions of tokens)."""
@@ -20,7 +20,7 @@ _UNIT_GAP = 1e5
 class Points:
     """The points of a fit: positive inputs and outcome, weights, clusters, and what was left out."""
 
-    law: AnyLaw
+    law: Law
     inputs: Mapping[str, Array]
     outcome: Array
     weights: Array
@@ -37,6 +37,10 @@ class Points:
         stacked = np.stack([self.inputs[name] for name in self.law.inputs], axis=1)
         return np.unique(stacked, axis=0, return_inverse=True)[1].reshape(len(stacked))
 
+    def run_labels(self) -> np.ndarray:
+        """Label the run of every row; without clusters every row is its own."""
+        return np.arange(len(self)) if self.clusters is None else self.clusters
+
     def take(self, rows: np.ndarray) -> Points:
         """Keep some rows."""
         return replace(
@@ -48,9 +52,22 @@ class Points:
         )
 
 
+def stack_points(parts: Sequence[Points], law: Law) -> Points:
+    """Put the points of several arms under one another, each arm's runs its own."""
+    # The same seed in two arms is two runs: their noise is drawn apart.
+    runs = [f"{i}:{label}" for i, part in enumerate(parts) for label in part.run_labels()]
+    return Points(
+        law=law,
+        inputs={name: np.concatenate([part.inputs[name] for part in parts]) for name in law.inputs},
+        outcome=np.concatenate([part.outcome for part in parts]),
+        weights=np.concatenate([part.weights for part in parts]),
+        clusters=np.array(runs),
+    )
+
+
 def read_points(
     table: pd.DataFrame,
-    law: AnyLaw,
+    law: Law,
     columns: Mapping[str, str] | None = None,
     *,
     weights: str | None = None,
@@ -71,10 +88,13 @@ def read_points(
             raise CallerError(error.asked, error.wrong, f"{error.remedy}; map it with {name}=COLUMN")
     if len(table) < 2:
         raise CallerError(asked, f"{len(table)} row", "a curve needs at least two points")
-    for column in (c for c in (weights, clusters) if c is not None):
-        if column not in table.columns:
+    for column in (weights, clusters):
+        if column is not None and column not in table.columns:
             raise unknown_name("column", column, map(str, table.columns), asked)
-    _refuse_mixed_units(table, place, asked)
+    for column in {f"{c}_unit" for c in place.values()} | {"unit", "units", "budget_unit"}:
+        if column in table.columns and table[column].nunique(dropna=True) > 1:
+            found = ", ".join(sorted(map(str, table[column].dropna().unique())))
+            raise CallerError(asked, f"mixed units in column {column}: {found}", "fit one unit at a time, or convert")
     numeric = [*place.values()] + ([weights] if weights else [])
     values = {column: _numbers(table[column], column, asked) for column in numeric}
     bad = {
@@ -91,20 +111,17 @@ def read_points(
     }
     if clusters is not None and table[clusters].isna().any():
         bad[f"{clusters} missing"] = table[clusters].isna().to_numpy()
-    keep, excluded = np.ones(len(table), dtype=bool), {}
-    if bad:
-        counted = ", ".join(f"{what} in {int(rows.sum())}" for what, rows in bad.items())
-        where = np.flatnonzero(np.any(list(bad.values()), axis=0))
-        if not exclude_invalid:
-            needs = "a power law needs" if isinstance(law, Law) else f"law {law.name} needs"
-            shown = ", ".join(map(str, where[:5])) + (", …" if len(where) > 5 else "")
-            raise CallerError(
-                asked,
-                f"{counted} of {len(table)} rows (first: {shown}); {needs} finite values above zero",
-                "correct them, or leave them out, counted in the record: --exclude-invalid (exclude_invalid=True)",
-            )
-        keep[where] = False
-        excluded = {what: int(rows.sum()) for what, rows in bad.items()}
+    keep = ~np.any(list(bad.values()), axis=0) if bad else np.ones(len(table), dtype=bool)
+    excluded = {what: int(rows.sum()) for what, rows in bad.items()}
+    if bad and not exclude_invalid:
+        counted, where = ", ".join(f"{what} in {rows}" for what, rows in excluded.items()), np.flatnonzero(~keep)
+        shown = ", ".join(map(str, where[:5])) + (", …" if len(where) > 5 else "")
+        needs = "a power law needs" if law.terms else f"law {law.name} needs"
+        raise CallerError(
+            asked,
+            f"{counted} of {len(table)} rows (first: {shown}); {needs} finite values above zero",
+            "correct them, or leave them out, counted in the record: --exclude-invalid (exclude_invalid=True)",
+        )
     points = Points(
         law=law,
         inputs={name: values[place[name]][keep] for name in law.inputs},
@@ -130,13 +147,6 @@ def _numbers(column: pd.Series, name: str, asked: str) -> Array:
     return numbers.to_numpy(dtype=float, na_value=np.nan)
 
 
-def _refuse_mixed_units(table: pd.DataFrame, place: Mapping[str, str], asked: str) -> None:
-    for column in {f"{c}_unit" for c in place.values()} | {"unit", "units", "budget_unit"}:
-        if column in table.columns and table[column].nunique(dropna=True) > 1:
-            found = ", ".join(sorted(map(str, table[column].dropna().unique())))
-            raise CallerError(asked, f"mixed units in column {column}: {found}", "fit one unit at a time, or convert")
-
-
 def one_ratio(points: Points) -> float | None:
     """Tokens per parameter, where all points have the same, so that no budget can be split; else None."""
     if not {"num_params", "tokens"} <= set(points.inputs):
@@ -146,29 +156,26 @@ def one_ratio(points: Points) -> float | None:
 
 
 def _flags(points: Points, asked: str) -> tuple[str, ...]:
-    flags = []
+    flags, law, columns = [], points.law, points.columns
     if len(points) == 0:
         raise CallerError(asked, "no usable row", "give a table with points")
     if np.ptp(points.outcome) == 0:
-        column = points.columns[points.law.outcome]
-        raise CallerError(asked, f"column {column} is constant", "there is nothing to fit")
+        raise CallerError(asked, f"column {columns[law.outcome]} is constant", "there is nothing to fit")
     if all(np.ptp(values) == 0 for values in points.inputs.values()):
-        constant = ", ".join(points.columns[name] for name in points.law.inputs)
+        constant = ", ".join(columns[name] for name in law.inputs)
         raise CallerError(asked, f"column {constant} is constant", "vary at least one input")
     if len(points) > 2 and (ratio := one_ratio(points)):
         flags.append(
             f"every model saw the same number of tokens per parameter ({ratio:.4g}): only their exponents tell "
             "the terms of parameters and tokens apart, and no budget can be split by them"
         )
-    stacked = np.column_stack([*(points.inputs.values()), points.outcome])
-    repeated = len(points) - len(np.unique(stacked, axis=0))
-    if repeated:
+    values = {**points.inputs, law.outcome: points.outcome}
+    if repeated := len(points) - len(np.unique(np.column_stack([*values.values()]), axis=0)):
         flags.append(
             f"{repeated} of {len(points)} rows repeat another row's inputs and outcome: duplicated runs count twice"
         )
-    for name in (*points.law.inputs, points.law.outcome):
-        values = points.outcome if name == points.law.outcome else points.inputs[name]
-        ordered = np.unique(values)
+    for name, numbers in values.items():
+        ordered = np.unique(numbers)
         if len(ordered) > 1 and (ordered[1:] / ordered[:-1]).max() > _UNIT_GAP:
-            flags.append(f"{points.columns[name]} jumps by more than 10^5 between neighbours: mixed units?")
+            flags.append(f"{columns[name]} jumps by more than 10^5 between neighbours: mixed units?")
     return tuple(flags)

@@ -1,4 +1,4 @@
-"""What makers say of their devices: dense peak rates, each line with its source; unknown is None, never a guess."""
+"""What makers say of their devices: dense peak FLOPs a second, each line with its source; unknown is None."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ class Peak:
     name: str
     bfloat16_flops_per_second: float | None
     float32_flops_per_second: float
-    memory_bytes_per_second: float
     source: str
 
     def flops_per_second(self, dtype: str) -> float | None:
@@ -35,32 +34,30 @@ _CDNA = "AMD Instinct {} data sheet"
 
 # More particular names come first: the first line whose words all occur is taken.
 PEAKS: tuple[Peak, ...] = (
-    Peak("B200", 2250e12, 75e12, 8.0e12, _BLACKWELL),
-    Peak("H200 NVL", 835.5e12, 60e12, 4.8e12, _H200),
-    Peak("H200", 989.5e12, 67e12, 4.8e12, _H200),
-    Peak("H100 NVL", 835.5e12, 60e12, 3.9e12, _HOPPER),
-    Peak("H100 PCIe", 756.5e12, 51e12, 2.0e12, _HOPPER),
-    Peak("H100 HBM3", 989.5e12, 67e12, 3.35e12, _HOPPER),
-    Peak("A100 SXM 80GB", 312e12, 19.5e12, 2.039e12, _AMPERE),
-    Peak("A100 SXM 40GB", 312e12, 19.5e12, 1.555e12, _AMPERE),
-    Peak("A100 PCIe 80GB", 312e12, 19.5e12, 1.935e12, _AMPERE),
-    Peak("A100 PCIe 40GB", 312e12, 19.5e12, 1.555e12, _AMPERE),
-    Peak("L40S", 362.05e12, 91.6e12, 0.864e12, "NVIDIA L40S data sheet, halved where it counts sparsity"),
-    Peak("L40", 181.05e12, 90.5e12, 0.864e12, "NVIDIA L40 data sheet, halved where it counts sparsity"),
-    Peak("L4", 121e12, 30.3e12, 0.3e12, "NVIDIA L4 data sheet, halved where it counts sparsity"),
-    Peak("RTX 5090", 209.5e12, 104.8e12, 1.792e12, "NVIDIA RTX Blackwell GPU architecture white paper, appendix"),
-    Peak("RTX 4090", 165.2e12, 82.6e12, 1.008e12, _ADA),
-    Peak("RTX 3090 Ti", 80.0e12, 40.0e12, 1.008e12, _GA102),
-    Peak("RTX 3090", 71.0e12, 35.6e12, 0.936e12, _GA102),
-    Peak("V100 SXM2", None, 15.7e12, 0.9e12, _VOLTA),
-    Peak("V100 PCIE", None, 14.0e12, 0.9e12, _VOLTA),
-    Peak("T4", None, 8.1e12, 0.32e12, "NVIDIA T4 data sheet; no bfloat16"),
-    Peak("MI325X", 1307.4e12, 163.4e12, 6.0e12, _CDNA.format("MI325X")),
-    Peak("MI300X", 1307.4e12, 163.4e12, 5.3e12, _CDNA.format("MI300X")),
-    Peak("MI250X", 191.5e12, 47.9e12, 1.6e12, _CDNA.format("MI250X") + ", half of it: torch sees each die as a device"),
+    Peak("B200", 2250e12, 75e12, _BLACKWELL),
+    Peak("H200 NVL", 835.5e12, 60e12, _H200),
+    Peak("H200", 989.5e12, 67e12, _H200),
+    Peak("H100 NVL", 835.5e12, 60e12, _HOPPER),
+    Peak("H100 PCIe", 756.5e12, 51e12, _HOPPER),
+    Peak("H100 HBM3", 989.5e12, 67e12, _HOPPER),
+    Peak("A100 SXM 80GB", 312e12, 19.5e12, _AMPERE),
+    Peak("A100 SXM 40GB", 312e12, 19.5e12, _AMPERE),
+    Peak("A100 PCIe 80GB", 312e12, 19.5e12, _AMPERE),
+    Peak("A100 PCIe 40GB", 312e12, 19.5e12, _AMPERE),
+    Peak("L40S", 362.05e12, 91.6e12, "NVIDIA L40S data sheet, halved where it counts sparsity"),
+    Peak("L40", 181.05e12, 90.5e12, "NVIDIA L40 data sheet, halved where it counts sparsity"),
+    Peak("L4", 121e12, 30.3e12, "NVIDIA L4 data sheet, halved where it counts sparsity"),
+    Peak("RTX 5090", 209.5e12, 104.8e12, "NVIDIA RTX Blackwell GPU architecture white paper, appendix"),
+    Peak("RTX 4090", 165.2e12, 82.6e12, _ADA),
+    Peak("RTX 3090 Ti", 80.0e12, 40.0e12, _GA102),
+    Peak("RTX 3090", 71.0e12, 35.6e12, _GA102),
+    Peak("V100 SXM2", None, 15.7e12, _VOLTA),
+    Peak("V100 PCIE", None, 14.0e12, _VOLTA),
+    Peak("T4", None, 8.1e12, "NVIDIA T4 data sheet; no bfloat16"),
+    Peak("MI325X", 1307.4e12, 163.4e12, _CDNA.format("MI325X")),
+    Peak("MI300X", 1307.4e12, 163.4e12, _CDNA.format("MI300X")),
+    Peak("MI250X", 191.5e12, 47.9e12, _CDNA.format("MI250X") + ", half of it: torch sees each die as a device"),
 )
-
-
 _OTHERS = frozenset({"MIG", "LAPTOP", "MOBILE", "MAX", "Q", "D", "DESIGN"})
 """Words in the names of slices, and of slower devices that share a name."""
 

@@ -8,17 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from budgetlab.laws.base import Array, Law, Term
-from budgetlab.laws.chinchilla import LAW as CHINCHILLA
-from budgetlab.laws.form import Form, Instance, Parameter
+from budgetlab.laws.law import Instance, Law, Parameter
+from budgetlab.laws.powers import CHINCHILLA
+from budgetlab.laws.terms import Array
 
-INNER = Law(
-    name="inner",
-    outcome="loss",
-    terms=(Term("A", {"num_params": "alpha"}), Term("B", {"tokens": "beta"})),
-    formula="A/num_params^alpha + B/tokens^beta",
-    source="the inside of the power",
-)
+INNER = CHINCHILLA.without("E")
 """What the outer exponent is applied to."""
 _SUPERVISED = {"E": 1.220, "A": 3355.0, "B": 18186.0, "alpha": 0.408, "beta": 0.431, "gamma": 0.452}
 _SAME_RATIO = 1e-6
@@ -47,7 +41,7 @@ def _propose(inputs: Mapping[str, Array], outcome: Array, count: int) -> Array:
     return np.array(starts)
 
 
-LAW = Form(
+LAW = Law(
     name="chinchilla_gamma",
     outcome="loss",
     inputs=("num_params", "tokens"),
@@ -83,3 +77,5 @@ PUBLISHED = Instance(
     scope="causal models of 143M to 12.6B non-embedding parameters on C4, context 4096, 73 runs; not validated for MLM",
     source="Busbridge et al. 2025, arXiv 2502.08606, table 6",
 )  # fmt: skip
+
+LAWS = (LAW,)

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from budgetlab.laws.base import Array
-from budgetlab.laws.chinchilla import LAW as CHINCHILLA
-from budgetlab.laws.form import Form, Instance, Parameter
+from budgetlab.laws.law import Instance, Law, Parameter
+from budgetlab.laws.powers import CHINCHILLA
+from budgetlab.laws.terms import Array
 
 _PUBLISHED = {
     "E": float(np.exp(0.6254804)), "A": float(np.exp(6.255414)), "B": float(np.exp(7.3049974)), "alpha": 0.3526596,
@@ -84,7 +84,7 @@ def _lacking(inputs: Mapping[str, Array], free: tuple[str, ...]) -> str:
     return ""
 
 
-LAW = Form(
+LAW = Law(
     name="data_constrained",
     outcome="loss",
     inputs=("num_params", "tokens", "unique_tokens"),
@@ -117,3 +117,5 @@ PUBLISHED = Instance(
     "which bound R_D below but not above",
     source="Muennighoff et al. 2023, arXiv 2305.16264; values from the release of its code (datablations, README)",
 )
+
+LAWS = (LAW,)

@@ -1,4 +1,4 @@
-"""A student's loss by its teacher's, its own size and its tokens, and what distilling costs (Busbridge et al.).
+"""A student's loss by its teacher's, its own size and its tokens (Busbridge et al.).
 
 ``L_S = L_T + L_T^-c0 (1 + (L_T / (L d1))^(1/f1))^(-c1 f1) (A/N^alpha + B/D^beta)^gamma``, where L is the loss of the
 same student trained without a teacher on as many tokens, such as `chinchilla_gamma` predicts it.
@@ -14,23 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from budgetlab.errors import CallerError, unknown_name
 from budgetlab.laws import chinchilla_gamma
-from budgetlab.laws.base import Array
-from budgetlab.laws.form import Form, Instance, Parameter
+from budgetlab.laws.law import Instance, Law, Parameter
+from budgetlab.laws.terms import Array
 
 SCOPE = "fitted on causal models; not validated for MLM or feature losses"
-SCENARIOS: Mapping[str, tuple[int, int]] = {
-    "best_case": (0, 0),
-    "teacher_inference": (1, 0),
-    "teacher_pretraining": (0, 1),
-    "teacher_pretraining_and_inference": (1, 1),
-}
-"""Whether the teacher's forward passes and its pretraining are charged, by scenario (table 2).
-
-``best_case``: the teacher is amortised over so many students that it is free. ``teacher_pretraining``: its answers
-are stored and used again.
-"""
 
 
 def _log_loss(p: Mapping[str, Any], x: Mapping[str, Array]) -> Any:
@@ -61,7 +49,7 @@ def _lacking(inputs: Mapping[str, Array], free: tuple[str, ...]) -> str:
     return chinchilla_gamma.lacking_two_scales(inputs, free)
 
 
-LAW = Form(
+LAW = Law(
     name="distillation",
     outcome="student_loss",
     inputs=("num_params", "tokens", "teacher_loss", "supervised_loss"),
@@ -112,6 +100,8 @@ PUBLISHED = Instance(
     source="Busbridge et al. 2025, arXiv 2502.08606, table 6",
 )  # fmt: skip
 
+LAWS = (LAW,)
+
 
 def student_loss(
     num_params: float | Array,
@@ -125,36 +115,3 @@ def student_loss(
     scale = {"num_params": num_params, "tokens": tokens}
     without = supervised.predict(scale)
     return distillation.predict({**scale, "teacher_loss": teacher_loss, "supervised_loss": without})
-
-
-def forward_flops_per_token(
-    num_params: float | Array, *, seq_len: int, vocab_size: int, aspect_ratio: float, omega: float = 12.0
-) -> Array:
-    """FLOPs of one forward pass per token, of a causal transformer of fixed shape (appendix H.1).
-
-    ``F(N) = 2 N (1 + s1 n_ctx / N^(1/3) + s2 n_vocab / N^(2/3))`` with ``s1 = (rho omega^2)^(-1/3)`` and
-    ``s2 = (rho / omega)^(1/3)``. Where a network can be built, its measured or counted cost is the better one.
-    """
-    n = np.asarray(num_params, dtype=float)
-    context = seq_len * (aspect_ratio * omega**2) ** (-1 / 3) * n ** (-1 / 3)
-    head = vocab_size * (aspect_ratio / omega) ** (1 / 3) * n ** (-2 / 3)
-    return 2 * n * (1 + context + head)
-
-
-def distillation_flops(
-    scenario: str,
-    *,
-    student_forward_flops_per_token: float | Array,
-    tokens: float | Array,
-    teacher_forward_flops_per_token: float | Array,
-    teacher_tokens: float | Array = 0.0,
-) -> Array:
-    """FLOPs of distilling (equation 9): ``3 F(N_S) D_S + F(N_T) (d_inference D_S + 3 d_pretraining D_T)``."""
-    if scenario not in SCENARIOS:
-        raise unknown_name("scenario", scenario, SCENARIOS)
-    inference, pretraining = SCENARIOS[scenario]
-    if pretraining and not np.all(np.asarray(teacher_tokens) > 0):
-        raise CallerError(f"scenario {scenario}", "the teacher's pretraining has no tokens", "give teacher_tokens")
-    student = 3 * np.asarray(student_forward_flops_per_token) * tokens
-    teacher = inference * np.asarray(tokens, dtype=float) + 3 * pretraining * np.asarray(teacher_tokens)
-    return student + np.asarray(teacher_forward_flops_per_token) * teacher

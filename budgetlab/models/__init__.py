@@ -1,20 +1,20 @@
-"""Networks of transformers: those that a step trains, and whole language models to be counted."""
+"""Networks of transformers: those that a step trains, and single language models to be counted."""
 
 from budgetlab.models.build import (
     build_classifier,
     build_network,
     count_parameters,
+    export_model,
     given_key,
     load_parameters,
     start_from_teacher,
 )
-from budgetlab.models.export import export_model
 from budgetlab.models.network import Network
-from budgetlab.models.whole import WholeModel, describe_model, read_model
+from budgetlab.models.single import SingleModel, describe_model, read_model
 
 __all__ = [
     "Network",
-    "WholeModel",
+    "SingleModel",
     "build_classifier",
     "build_network",
     "count_parameters",

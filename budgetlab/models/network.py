@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import types
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ class Family:
     blocks: str = "encoder.layer"
     attentions: tuple[str, ...] = ("sdpa", "eager")
     dropouts: tuple[str, ...] = ("hidden_dropout_prob", "attention_probs_dropout_prob")
-    defaults: tuple[tuple[str, Any], ...] = ()
+    defaults: dict[str, Any] = field(default_factory=dict)
     """Configuration that does not fit every vocabulary as transformers has it."""
 
 
@@ -44,21 +44,13 @@ FAMILIES = {
         ("head", "decoder"),
         "layers",
         dropouts=("embedding_dropout", "attention_dropout", "mlp_dropout"),
-        defaults=tuple((f"{role}_token_id", None) for role in ("bos", "eos", "cls", "sep")),
+        defaults={f"{role}_token_id": None for role in ("bos", "eos", "cls", "sep")},
     ),
 }
 
 
 class Network(nn.Module):
-    """A masked language model that yields `Signals`.
-
-    Parameters
-    ----------
-    model
-        The transformers model, one of the families above.
-    spec
-        What it was built from, with its vocabulary size.
-    """
+    """A masked language model, of one of the families above, that yields `Signals`."""
 
     def __init__(self, model: nn.Module, spec: ModelSpec) -> None:
         super().__init__()
@@ -90,12 +82,7 @@ class Network(nn.Module):
         """Compile this network apart from all others; arguments as for `torch.compile`.
 
         torch keeps at most eight graphs of one code object, over all networks that share it, and runs what comes after
-        uncompiled without a word. So each gets a code object of its own, and reaching the limit is an error.
-
-        Raises
-        ------
-        BudgetlabError
-            In a later call that torch would not compile.
+        uncompiled without a word. So each gets a code object of its own, and a call past the limit is a BudgetlabError.
         """
         from torch._dynamo.exc import FailOnRecompileLimitHit  # only compiling needs it
 
@@ -123,108 +110,79 @@ class Network(nn.Module):
     ) -> Signals:
         """Run the network as far as `needs` says.
 
-        Parameters
-        ----------
-        input_ids_BT
-            Token ids, int64 [B, T].
-        needs
-            What to compute and keep.
-        target_positions_M
-            Flat positions into B*T for `needs.logits == "masked"`.
-        attention_mask_BT
-            True at real tokens; None where nothing is padded.
-        everything
-            Compute all blocks, all attention scores and all logits as well, whether needed or not.
+        Token ids are int64 [B, T]; target positions flat ones into B*T, for `needs.logits == "masked"`; the mask is
+        true at real tokens, None where nothing is padded. With `everything` all blocks, attention scores and logits
+        are computed, whether needed or not.
         """
-        kept = Signals()
-        depth = self.spec.num_layers
+        signals, depth = Signals(), self.spec.num_layers
         whole = depth if everything or needs.trunk_depth < 0 else max(needs.trunk_depth, needs.projected_depth - 1)
-        run = self._run_tapped if self.spec.taps_attention else self._run_whole
-        hidden_BTD = run(kept, input_ids_BT, needs, whole, attention_mask_BT, everything)
-        if needs.logits != "none" or everything:
-            flat = hidden_BTD.flatten(0, 1)
-            if everything:
-                logits = self.head(flat)
-                if needs.logits == "masked":
-                    logits = logits[target_positions_M]
-            else:
-                logits = self.head(flat[target_positions_M] if needs.logits == "masked" else flat)
-            kept.logits = logits if needs.logits != "none" else None
-        return kept
+        if self.spec.taps_attention:
+            hidden_BTD = self._run_tapped(signals, input_ids_BT, needs, whole, attention_mask_BT, everything)
+        else:
+            hidden_BTD = self._run_own(signals, input_ids_BT, needs, whole, attention_mask_BT)
+        if needs.logits == "none" and not everything:
+            return signals
+        flat = hidden_BTD.flatten(0, 1)
+        if everything:
+            logits = self.head(flat)
+            if needs.logits == "masked":
+                logits = logits[target_positions_M]
+        else:
+            logits = self.head(flat[target_positions_M] if needs.logits == "masked" else flat)
+        signals.logits = logits if needs.logits != "none" else None
+        return signals
 
     def _run_tapped(
-        self,
-        kept: Signals,
-        input_ids_BT: Tensor,
-        needs: Needs,
-        whole: int,
-        attention_mask_BT: Tensor | None,
-        everything: bool,
+        self, signals: Signals, ids_BT: Tensor, needs: Needs, whole: int, mask_BT: Tensor | None, everything: bool
     ) -> Tensor:
         """Run the blocks one by one, and take what is needed out of their attention."""
         trunk = self.trunk
         blocks = trunk.encoder.layer
-        mask = None if attention_mask_BT is None else attention_mask_BT[:, None, None, :].bool()
-        hidden_BTD = trunk.embeddings(input_ids=input_ids_BT)
+        mask = None if mask_BT is None else mask_BT[:, None, None, :].bool()
+        hidden_BTD = trunk.embeddings(input_ids=ids_BT)
         if hasattr(trunk, "embeddings_project"):  # ELECTRA with embeddings of another width
             hidden_BTD = trunk.embeddings_project(hidden_BTD)
         if 0 in needs.hidden:
-            kept.hidden[0] = hidden_BTD
+            signals.hidden[0] = hidden_BTD
         for number, block in enumerate(blocks[:whole], start=1):
-            tap = _Tap(kept, number, number in needs.qkv, number in needs.scores, everything)
-            hidden_BTD = block(hidden_BTD, mask, tap=tap)
+            hidden_BTD = block(hidden_BTD, mask, tap=_Tap(signals, number, needs, everything))
             hidden_BTD = hidden_BTD[0] if isinstance(hidden_BTD, tuple) else hidden_BTD
             if number in needs.hidden:
-                kept.hidden[number] = hidden_BTD
+                signals.hidden[number] = hidden_BTD
         if needs.projected_depth > whole:
-            attention = blocks[whole].attention.self
-            shape = (*hidden_BTD.shape[:2], attention.num_attention_heads, attention.attention_head_size)
-            for target, linear in (
-                (kept.queries, attention.query),
-                (kept.keys, attention.key),
-                (kept.values, attention.value),
-            ):
+            own = blocks[whole].attention.self
+            shape = (*hidden_BTD.shape[:2], own.num_attention_heads, own.attention_head_size)
+            for target, linear in ((signals.queries, own.query), (signals.keys, own.key), (signals.values, own.value)):
                 target[whole + 1] = linear(hidden_BTD).view(shape).transpose(1, 2)
         return hidden_BTD
 
-    def _run_whole(
-        self,
-        kept: Signals,
-        input_ids_BT: Tensor,
-        needs: Needs,
-        whole: int,
-        attention_mask_BT: Tensor | None,
-        everything: bool,
-    ) -> Tensor:
+    def _run_own(self, signals: Signals, ids_BT: Tensor, needs: Needs, whole: int, mask_BT: Tensor | None) -> Tensor:
         """Run the family's own forward on its first `whole` blocks; its last state is the one after the final norm."""
         *path, name = FAMILIES[self.spec.family].blocks.split(".")
         holder = functools.reduce(getattr, path, self.trunk)
-        blocks = getattr(holder, name)
+        blocks, depth = getattr(holder, name), self.spec.num_layers
 
         def keep(number: int) -> Any:
             def hook(module: nn.Module, inputs: object, output: Any) -> None:
-                kept.hidden[number] = output[0] if isinstance(output, tuple) else output
+                signals.hidden[number] = output[0] if isinstance(output, tuple) else output
 
             return hook
 
-        asked = [number for number in needs.hidden if number < self.spec.num_layers]
-        hooks = [
-            (self.trunk.embeddings if number == 0 else blocks[number - 1]).register_forward_hook(keep(number))
-            for number in asked
-        ]
+        parts = {number: blocks[number - 1] if number else self.trunk.embeddings for number in needs.hidden}
+        hooks = [part.register_forward_hook(keep(number)) for number, part in parts.items() if number < depth]
         setattr(holder, name, blocks[:whole])
         try:
-            mask = None if attention_mask_BT is None else attention_mask_BT.long()
+            mask = None if mask_BT is None else mask_BT.long()
             if mask is None and self.spec.family == "megatron-bert":
                 # Its own forward would make a mask, and look at what it holds, which waits for the device.
-                mask = torch.zeros((1, 1, 1, 1), device=input_ids_BT.device)
-            hidden_BTD = self.trunk(input_ids=input_ids_BT, attention_mask=mask)[0]
+                mask = torch.zeros((1, 1, 1, 1), device=ids_BT.device)
+            hidden_BTD = self.trunk(input_ids=ids_BT, attention_mask=mask)[0]
         finally:
             setattr(holder, name, blocks)
             for hook in hooks:
                 hook.remove()
-        if self.spec.num_layers in needs.hidden:
-            kept.hidden[self.spec.num_layers] = hidden_BTD
+        if depth in needs.hidden:
+            signals.hidden[depth] = hidden_BTD
         return hidden_BTD
 
 
@@ -232,11 +190,10 @@ class Network(nn.Module):
 class _Tap:
     """Rides through a block's keyword arguments into the attention and keeps what is needed there."""
 
-    kept: Signals
+    signals: Signals
     number: int
-    keeps_qkv: bool
-    keeps_scores: bool
-    makes_scores: bool
+    needs: Needs
+    everything: bool
 
 
 def _tapped_attention(math_attention: bool) -> Any:
@@ -251,14 +208,15 @@ def _tapped_attention(math_attention: bool) -> Any:
         tap: _Tap | None = None,
         **_: object,
     ) -> tuple[Tensor, None]:
-        if tap is not None and tap.keeps_qkv:
-            tap.kept.queries[tap.number], tap.kept.keys[tap.number] = query, key
-            tap.kept.values[tap.number] = value
+        keeps_scores = tap is not None and tap.number in tap.needs.scores
+        if tap is not None and tap.number in tap.needs.qkv:
+            signals, number = tap.signals, tap.number
+            signals.queries[number], signals.keys[number], signals.values[number] = query, key, value
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        if math_attention or (tap is not None and (tap.keeps_scores or tap.makes_scores)):
+        if math_attention or keeps_scores or (tap is not None and tap.everything):
             scores_BHTT = torch.matmul(query, key.transpose(2, 3)) * scale
-            if tap is not None and tap.keeps_scores:
-                tap.kept.scores[tap.number] = scores_BHTT
+            if tap is not None and keeps_scores:
+                tap.signals.scores[tap.number] = scores_BHTT
             if attention_mask is not None:
                 scores_BHTT = scores_BHTT.masked_fill(~attention_mask, torch.finfo(scores_BHTT.dtype).min)
             weights_BHTT = functional.dropout(scores_BHTT.softmax(-1), dropout, module.training)

@@ -1,20 +1,23 @@
-"""What is priced in a study, and its FLOPs: arm by arm, without a clock."""
+"""What is priced in a study, arm by arm: its step, a batch for it, and its FLOPs, without a clock."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import product
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from budgetlab.batches import MaskedBatch
 from budgetlab.hardware import has_bfloat16
 from budgetlab.models import count_parameters
-from budgetlab.profiler.clock import Job, build_job
 from budgetlab.profiler.count import agree, count_flops, count_head
-from budgetlab.step import PHASES
+from budgetlab.step import TrainingStep, build_step
+from budgetlab.strategies import build_strategy
 from budgetlab.studies import Study
-from budgetlab.values import ArmCost, PhaseCost, Recipe, StrategySpec
+from budgetlab.values import PHASES, ArmCost, ModelSpec, PhaseCost, Recipe, StrategySpec
 
 CONVENTIONS = {
     "flops": "two per multiply-add; matmuls only; no norms, softmax, activations, embeddings or optimizer",
@@ -36,19 +39,53 @@ CONVENTIONS = {
 _PRETRAINING = " (pretraining)"
 
 
+class Job(NamedTuple):
+    """An arm to be priced, or the pretraining of a teacher."""
+
+    name: str
+    strategy: StrategySpec
+    student: ModelSpec
+    teacher: ModelSpec | None
+    recipe: Recipe
+
+    def build(
+        self, device: str | torch.device, trained: Collection[str] | None = None, *, compiled: bool = False
+    ) -> TrainingStep:
+        """Build its step, with random weights: they cost what given ones do; the rest as in `TrainingStep`."""
+        teacher = None if self.teacher is None else self.teacher.untrained()
+        strategy = build_strategy(self.strategy, self.name)
+        networks = (self.student.untrained(), teacher, self.recipe)
+        return build_step(self.name, strategy, *networks, seed=0, device=device, trained=trained, compiled=compiled)
+
+    def batch(self, sequences: int | None = None, seq_len: int | None = None) -> MaskedBatch:
+        """Draw a batch of the recipe's shape, or of another, with its share of masked positions."""
+        count, length = sequences or self.recipe.batch_sequences, seq_len or self.recipe.seq_len
+        masked, words = max(1, round(self.recipe.mask_fraction * length)), self.student.vocab_size or 0
+        draw = np.random.default_rng(0)
+        ids = draw.integers(words, size=(count, length))
+        positions = np.add.outer(np.arange(count) * length, np.arange(masked)).ravel()
+        return MaskedBatch(ids, positions, draw.integers(words, size=len(positions)))
+
+    def settled(self, dtype: str, attention: str) -> Job:
+        """Fill in what was left to the probe; what an arm's own recipe says stays."""
+        chosen = {"dtype": dtype, "attention": attention}
+        left_open = {name: value for name, value in chosen.items() if getattr(self.recipe, name) == "auto"}
+        return self._replace(recipe=Recipe.model_validate({**self.recipe.model_dump(), **left_open}))
+
+
 def jobs_of(study: Study) -> list[Job]:
     """List what is priced: the arms, then the pretraining of each teacher, `MODEL (pretraining)`.
 
     A teacher may be named like an arm.
     """
-    jobs: list[Job] = [
-        (arm.name, arm.strategy, study.models[arm.student], study.teacher_of(arm), arm.recipe)
+    jobs = [
+        Job(arm.name, arm.strategy, study.models[arm.student], study.teacher_of(arm), arm.recipe)
         for arm in study.arms.values()
     ]
     recipe = study.recipe.model_copy(update={"initialisation": "random"})
     for name in study.teacher_names():
         if study.models[name].pretraining_tokens is not None:
-            jobs.append((f"{name}{_PRETRAINING}", StrategySpec(name="no_kd"), study.models[name], None, recipe))
+            jobs.append(Job(f"{name}{_PRETRAINING}", StrategySpec(name="no_kd"), study.models[name], None, recipe))
     return jobs
 
 
@@ -59,35 +96,27 @@ def arms_and_teachers(study: Study, costs: Sequence[ArmCost]) -> tuple[tuple[Arm
     return arms, tuple(cost.model_copy(update={"arm": cost.arm.removesuffix(_PRETRAINING)}) for cost in teachers)
 
 
-def settled(job: Job, dtype: str, attention: str) -> Job:
-    """Fill in what was left to the probe; what an arm's own recipe says stays."""
-    own = job[4]
-    chosen = {
-        "dtype": dtype if own.dtype == "auto" else own.dtype,
-        "attention": attention if own.attention == "auto" else own.attention,
-    }
-    return (*job[:4], Recipe.model_validate({**own.model_dump(), **chosen}))
-
-
 def choices_of(study: Study, device: torch.device) -> list[tuple[str, str]]:
     """List the precisions and attentions that a study leaves open on a device, or its one choice."""
-    open_to_it = ["float32"] if has_bfloat16(device) is False else ["float32", "bfloat16"]
-    dtypes = open_to_it if study.recipe.dtype == "auto" else [study.recipe.dtype]
-    attentions = ["sdpa", "eager"] if study.recipe.attention == "auto" else [study.recipe.attention]
+    dtypes, attentions = [study.recipe.dtype], [study.recipe.attention]
+    if study.recipe.dtype == "auto":
+        dtypes = ["float32"] if has_bfloat16(device) is False else ["float32", "bfloat16"]
+    if study.recipe.attention == "auto":
+        attentions = ["sdpa", "eager"]
     return list(product(dtypes, attentions))
 
 
 def count_arm(job: Job, device: torch.device) -> ArmCost:
     """Count an arm; nothing is timed."""
-    name, _, _, _, recipe = job
-    lean = build_job((*job[:4], recipe.model_copy(update={"execute": "lean"})), "meta")
-    required = count_flops(lean, recipe.seq_len, recipe.masked_per_sequence)
+    recipe = job.recipe
+    shape = recipe.seq_len, recipe.masked_per_sequence
+    lean = job._replace(recipe=recipe.model_copy(update={"execute": "lean"})).build("meta")
+    required = count_flops(lean, *shape)
     # A lean step's head is the same products on any device, so what a target token costs is known by now.
     known = {phase: price[1] for phase, price in required.items()} if recipe.execute == "lean" else None
     with FakeTensorMode(allow_non_fake_inputs=True):
-        real = build_job(job, device, trained=lean.trained)
-        executed = count_flops(real, recipe.seq_len, recipe.masked_per_sequence, executed_on=device, per_target=known)
-    agreement = agree(lean, required, recipe)
+        real = job.build(device, trained=lean.trained)
+        executed = count_flops(real, *shape, executed_on=device, per_target=known)
     fraction = recipe.masked_per_sequence / recipe.seq_len
     head = count_head(lean.student, lean.student_needs)
     phases = {
@@ -99,7 +128,7 @@ def count_arm(job: Job, device: torch.device) -> ArmCost:
     }
     total_params, other_params = count_parameters(lean.student)
     return ArmCost(
-        arm=name,
+        arm=job.name,
         batch_tokens=recipe.batch_tokens,
         seq_len=recipe.seq_len,
         target_fraction=fraction,
@@ -111,7 +140,7 @@ def count_arm(job: Job, device: torch.device) -> ArmCost:
         executed_flops_per_target_token=sum(price[1] for price in executed.values()),
         head_required_flops_per_token=head[0] + fraction * head[1],
         phases=phases,
-        agreement=agreement,
+        agreement=agree(lean, required, recipe),
         num_params_total=total_params,
         num_params_non_embedding=other_params,
         idle_parameters=lean.idle_parameters,

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import random
 import statistics
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
+from loky import cpu_count
 
 from budgetlab.batches import MaskedBatch
-from budgetlab.errors import CallerError
-from budgetlab.hardware import (
-    PeakMemory,
-    PhaseClock,
+from budgetlab.errors import BudgetlabError, CallerError
+from budgetlab.hardware import prepare
+from budgetlab.hardware.meters import (
+    EnergyCounter,
+    PhaseMeter,
     StepTime,
-    find_energy_counter,
     is_out_of_memory,
     largest_that_fits,
     peak_memory,
@@ -26,13 +31,11 @@ from budgetlab.hardware import (
     throttled,
     waited_seconds,
 )
+from budgetlab.profiler.arms import Job
 from budgetlab.resampling import median_interval
-from budgetlab.step import TrainingStep, build_step
-from budgetlab.strategies import build_strategy
-from budgetlab.values import CompiledCost, ModelSpec, Ratio, Recipe, StrategySpec, Timing
-
-Job = tuple[str, StrategySpec, ModelSpec, ModelSpec | None, Recipe]
-"""Name, strategy, student, teacher and recipe of what is priced."""
+from budgetlab.step import TrainingStep
+from budgetlab.values import CompiledCost, ExecutionSpec, Packing, Ratio, Timing
+from budgetlab.workers import work
 
 _WAITING = 0.05
 """Of the time that threads could have run: above this, other programs took part of the machine."""
@@ -68,82 +71,107 @@ class Rounds:
     waiting_share: float | None = None
     throttling: set[str] = field(default_factory=set)
 
+    @property
+    def least_seconds(self) -> float:
+        """Of the arm that was measured the least."""
+        return min(sum(step.seconds for step in steps) for steps in self.steps.values())
 
-def build_job(
-    job: Job, device: str | torch.device, trained: Collection[str] | None = None, *, compiled: bool = False
-) -> TrainingStep:
-    """Build the step of an arm, or of pretraining a teacher; `trained` and `compiled` as in `TrainingStep`."""
-    name, strategy, student, teacher, recipe = job
-    # Random weights cost what given ones do.
-    student, teacher = student.untrained(), None if teacher is None else teacher.untrained()
-    built = build_strategy(strategy, name)
-    return build_step(name, built, student, teacher, recipe, seed=0, device=device, trained=trained, compiled=compiled)
+
+@dataclass(frozen=True)
+class Ready:
+    """A step with its batch, to be taken again and again; where memory runs out it says what to do."""
+
+    name: str
+    step: TrainingStep
+    batch: MaskedBatch
+    micro_batch_sequences: int | None = None
+
+    def __call__(self, on_phase: Callable[[str], None] | None = None) -> None:
+        """Take the step once."""
+        micro, whole = self.micro_batch_sequences, len(self.batch.input_ids)
+        with _within_memory(self.name, min(micro or whole, whole)):
+            self.step.run(self.batch, 1e-6, micro_batch_sequences=micro, on_phase=on_phase)
+
+
+def _make_ready(job: Job, device: torch.device, micro: int | None) -> Ready:
+    with _within_memory(job.name, micro or job.recipe.batch_sequences):
+        return Ready(job.name, job.build(device), job.batch(), micro)
+
+
+@contextlib.contextmanager
+def _within_memory(name: str, sequences: int) -> Iterator[None]:
+    """Turn what torch says when memory runs out into a line that says what to do."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        asked = f"a step of {name} with {sequences} sequence{'s' * (sequences != 1)} at once"
+        remedy = f"set execution.micro_batch_sequences below {sequences}" if sequences > 1 else "take a smaller model"
+        raise OutOfMemory(asked, "the device is out of memory", remedy) from None
 
 
 def time_steps(
-    jobs: Sequence[Job],
-    device: torch.device,
-    effort: Effort,
-    say: Callable[[str], None],
-    micro_batch_sequences: int | None,
+    jobs: Sequence[Job], device: torch.device, effort: Effort, say: Callable[[str], None], micro: int | None
 ) -> Rounds:
-    """Time the steps of all arms, interleaved in a random order so that drift of the machine hits all alike."""
-    work = {}
-    for job in jobs:
-        with _within_memory(job[0], micro_batch_sequences or job[4].batch_sequences):
-            work[job[0]] = (build_job(job, device), random_batch(job[2], job[4]), micro_batch_sequences)
-    return _rounds(work, device, effort, say)
+    """Time the steps of all arms, in micro-batches of so many sequences, interleaved so that drift hits all alike."""
+    return _time_rounds([_make_ready(job, device, micro) for job in jobs], device, effort, say)
 
 
 def time_shapes(
     job: Job, shapes: Sequence[tuple[int, int]], device: torch.device, rounds: int
 ) -> dict[tuple[int, int], list[StepTime]]:
     """Time one arm's step at several shapes, (sequences, positions), all at once and interleaved."""
-    step = build_job(job, device)
-    names = {shape: f"{job[0]} at {shape[0]} x {shape[1]}" for shape in shapes}
-    work = {name: (step, random_batch(job[2], job[4], *shape), None) for shape, name in names.items()}
-    found = _rounds(work, device, Effort(rounds, 0.0), lambda text: None)
-    return {shape: found.steps[name] for shape, name in names.items()}
+    step = job.build(device)
+    ready = {shape: Ready(f"{job.name} at {shape[0]} x {shape[1]}", step, job.batch(*shape)) for shape in shapes}
+    steps = _time_rounds(list(ready.values()), device, Effort(rounds, 0.0)).steps
+    return {shape: steps[one.name] for shape, one in ready.items()}
 
 
-def time_compiled(job: Job, device: torch.device, effort: Effort, micro_batch_sequences: int | None) -> CompiledCost:
+def time_compiled(job: Job, device: torch.device, effort: Effort, micro: int | None) -> CompiledCost:
     """Time one arm's step compiled and not, in turn."""
-    batch = random_batch(job[2], job[4])
-    names = {False: f"{job[0]} as it is", True: f"{job[0]} compiled"}
-    work, took = {}, {}
-    for how, name in names.items():
-        step = build_job(job, device, compiled=how)
-        took[how] = PhaseClock(device).time(lambda _, step=step: step.warm_up(batch, micro_batch_sequences)).seconds
-        work[name] = (step, batch, micro_batch_sequences)
-    found = _rounds(work, device, effort, lambda text: None)
-    plain, compiled = ([step.seconds for step in found.steps[names[how]]] for how in (False, True))
-    ratios = [one / other for one, other in zip(compiled, plain, strict=True)]
-    ratio = Ratio(value=statistics.median(ratios), interval=median_interval(ratios))
-    return CompiledCost(seconds_ratio=ratio, compile_seconds=max(0.0, took[True] - took[False]))
+    ready, took = [], []
+    for how in ("as it is", "compiled"):
+        one = Ready(f"{job.name} {how}", job.build(device, compiled=how == "compiled"), job.batch(), micro)
+
+        def warm_up(on_phase: Callable[[str], None], one: Ready = one) -> None:
+            one.step.warm_up(one.batch, micro)
+            on_phase("compile")
+
+        took.append(PhaseMeter(device).time(warm_up).seconds)
+        ready.append(one)
+    steps = _time_rounds(ready, device, effort).steps
+    plain, compiled = ([step.seconds for step in steps[one.name]] for one in ready)
+    return CompiledCost(seconds_ratio=paired_ratio(compiled, plain), compile_seconds=max(0.0, took[1] - took[0]))
 
 
-def _rounds(
-    work: Mapping[str, tuple[TrainingStep, MaskedBatch, int | None]],
+def paired_ratio(own: Sequence[float], reference: Sequence[float], share: float = 1.0) -> Ratio:
+    """Median over rounds of the ratio to a reference in the same round, with its interval."""
+    ratios = [share * a / b for a, b in zip(own, reference, strict=True)]
+    return Ratio(value=statistics.median(ratios), interval=median_interval(ratios))
+
+
+def _time_rounds(
+    ready: Sequence[Ready],
     device: torch.device,
     effort: Effort,
-    say: Callable[[str], None],
+    say: Callable[[str], None] = lambda text: None,
 ) -> Rounds:
-    clock, shuffle = PhaseClock(device), random.Random(0)
-    found = Rounds({name: [] for name in work}, {})
-    before = waited_seconds()
-    done = 0
+    """Take every step once a round, each round in another order; the first only warms up."""
+    meter, shuffle = PhaseMeter(device), random.Random(0)
+    found, done, before = Rounds({one.name: [] for one in ready}, {}), 0, waited_seconds()
 
     def while_busy() -> None:
         if (reason := throttled(device)) is not None:
             found.throttling.add(reason)
 
-    while done <= effort.rounds or (done <= effort.most_rounds and _least_seconds(found) < effort.seconds):
-        for name in shuffle.sample(sorted(work), len(work)):
-            timed = clock.time(_runner(name, *work[name]), while_busy)
+    while done <= effort.rounds or (done <= effort.most_rounds and found.least_seconds < effort.seconds):
+        for one in shuffle.sample(sorted(ready, key=lambda one: one.name), len(ready)):
+            timed = meter.time(one, while_busy)
             if done:
-                found.steps[name].append(timed)
+                found.steps[one.name].append(timed)
             else:  # makes optimizer state, warms the kernels up
-                found.first[name] = timed
+                found.first[one.name] = timed
         if done % 5 == 0:
             say(f"timing steps, round {done}, at least {effort.rounds}")
         if done == 1 and sum(steps[0].seconds for steps in found.steps.values()) > effort.give_up_seconds:
@@ -156,41 +184,16 @@ def _rounds(
     return found
 
 
-def _runner(
-    name: str, step: TrainingStep, batch: MaskedBatch, micro: int | None
-) -> Callable[[Callable[[str], None]], object]:
-    size = min(micro or len(batch.input_ids), len(batch.input_ids))
-
-    def run(on_phase: Callable[[str], None]) -> object:
-        with _within_memory(name, size):
-            return step.run(batch, 1e-6, micro_batch_sequences=micro, on_phase=on_phase)
-
-    return run
-
-
-@contextlib.contextmanager
-def _within_memory(name: str, sequences: int) -> Iterator[None]:
-    """Turn what torch says when memory runs out into a line that says what to do."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise OutOfMemory(
-            f"a step of {name} with {sequences} sequence{'s' * (sequences != 1)} at once",
-            "the device is out of memory",
-            f"set execution.micro_batch_sequences below {sequences}" if sequences > 1 else "take a smaller model",
-        ) from None
-
-
-def _least_seconds(found: Rounds) -> float:
-    return min(sum(step.seconds for step in steps) for steps in found.steps.values())
-
-
-def describe_rounds(found: Rounds) -> Timing:
-    """Say how the seconds were taken, and what speaks against them: other programs, throttling, drift."""
-    drift = _drift(found)
-    warnings = []
+def describe_rounds(found: Rounds, further: Sequence[str] = ()) -> Timing:
+    """Say how the seconds were taken, and what speaks against them: other programs, throttling, drift, and further."""
+    changes, warnings = [], []
+    for steps in found.steps.values():
+        half = len(steps) // 2
+        if half:
+            early, late = ([step.seconds for step in part] for part in (steps[:half], steps[-half:]))
+            changes.append(np.log(statistics.median(late) / statistics.median(early)))
+    # Geometric mean over arms of the second half's median over the first half's.
+    drift = float(np.expm1(np.mean(changes))) if changes else 0.0
     if found.waiting_share is not None and found.waiting_share > _WAITING:
         warnings.append(
             f"other programs ran: threads waited for a core {100 * found.waiting_share:.0f} % of the time; "
@@ -202,46 +205,37 @@ def describe_rounds(found: Rounds) -> Timing:
     warnings += [f"the GPU was held back: {reason}" for reason in sorted(found.throttling)]
     return Timing(
         rounds=min(len(steps) for steps in found.steps.values()),
-        measured_seconds=_least_seconds(found),
+        measured_seconds=found.least_seconds,
         waiting_share=found.waiting_share,
         drift=drift,
-        warnings=tuple(warnings),
+        warnings=(*warnings, *further),
     )
 
 
-def _drift(found: Rounds) -> float:
-    """Geometric mean over arms of the second half's median over the first half's."""
-    changes = []
-    for steps in found.steps.values():
-        half = len(steps) // 2
-        if half:
-            early, late = ([step.seconds for step in part] for part in (steps[:half], steps[-half:]))
-            changes.append(np.log(statistics.median(late) / statistics.median(early)))
-    return float(np.expm1(np.mean(changes))) if changes else 0.0
+def measure_memory(job: Job, device: torch.device, micro: int | None) -> dict[str, object]:
+    """Measure the peak of the arm alone: networks, optimizer state, activations.
 
+    Returns the fields of an `ArmCost`, none where the system does not say.
+    """
 
-def measure_memory(job: Job, device: torch.device, micro_batch_sequences: int | None) -> PeakMemory | None:
-    """Measure the peak of the arm alone: networks, optimizer state, activations; None where the system does not say."""
+    def build_and_train() -> None:
+        take = _make_ready(job, device, micro)
+        for _ in range(2):  # the first makes optimizer state
+            take()
 
-    def work() -> None:
-        with _within_memory(job[0], micro_batch_sequences or job[4].batch_sequences):
-            step, batch = build_job(job, device), random_batch(job[2], job[4])
-            for _ in range(2):  # the first makes optimizer state
-                step.run(batch, 1e-6, micro_batch_sequences=micro_batch_sequences)
-
-    return peak_memory(work, device)
+    found = peak_memory(build_and_train, device)
+    return {} if found is None else asdict(found)
 
 
 def largest_micro_batch(job: Job, device: torch.device) -> int:
     """Search the most sequences of a batch that fit on the device at once; 0 if one does not."""
-    recipe = job[4]
     release_memory(device)
 
     def fits(sequences: int) -> bool:
         try:
-            step = build_job(job, device)
+            step = job.build(device)
             for _ in range(2):
-                step.run(random_batch(job[2], recipe, sequences), 1e-6)
+                step.run(job.batch(sequences), 1e-6)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
         except (RuntimeError, MemoryError) as error:
@@ -253,45 +247,95 @@ def largest_micro_batch(job: Job, device: torch.device) -> int:
             release_memory(device)
         return True
 
-    return largest_that_fits(fits, recipe.batch_sequences)
+    return largest_that_fits(fits, job.recipe.batch_sequences)
 
 
-def measure_energy(
-    jobs: Sequence[Job], device: torch.device, micro_batch_sequences: int | None
-) -> tuple[dict[str, float], str | None]:
-    """Joules per token of each arm over windows of seconds, and where they come from; nothing where none is counted.
+def measure_energy(job: Job, device: torch.device, micro: int | None, counter: EnergyCounter) -> dict[str, object]:
+    """Measure joules a token over a window of seconds: all that the counter counts, idle power included.
 
-    All that the counter counts, idle power included, is the arm's.
+    Returns the fields of an `ArmCost`.
     """
-    counter = find_energy_counter(device)
-    if counter is None:
-        return {}, None
-    found = {}
-    clock = PhaseClock(device)
-    for job in jobs:
-        step = run = None  # what the last arm held goes first
-        batch = random_batch(job[2], job[4])
-        with _within_memory(job[0], micro_batch_sequences or len(batch.input_ids)):
-            step = build_job(job, device)
-        run = _runner(job[0], step, batch, micro_batch_sequences)
-        clock.time(run)
-        before, seconds, tokens = counter.joules(), 0.0, 0
-        while seconds < counter.window_seconds:
-            seconds += clock.time(run).seconds
-            tokens += batch.input_ids.size
-        found[job[0]] = (counter.joules() - before) / tokens
-    return found, counter.source
+    take, meter = _make_ready(job, device, micro), PhaseMeter(device)
+    meter.time(take)
+    before, seconds, tokens = counter.joules(), 0.0, 0
+    while seconds < counter.window_seconds:
+        seconds += meter.time(take).seconds
+        tokens += take.batch.input_ids.size
+    return {"joules_per_token": (counter.joules() - before) / tokens, "joules_source": counter.source}
 
 
-def random_batch(
-    student: ModelSpec, recipe: Recipe, sequences: int | None = None, seq_len: int | None = None
-) -> MaskedBatch:
-    """Draw a batch of the recipe's shape, or of another, with its share of masked positions."""
-    count, length = sequences or recipe.batch_sequences, seq_len or recipe.seq_len
-    masked = max(1, round(recipe.mask_fraction * length))
-    draw = np.random.default_rng(0)
-    vocab_size = student.vocab_size or 0
-    columns = np.tile(np.arange(masked), count)
-    rows = np.repeat(np.arange(count), masked)
-    ids = draw.integers(vocab_size, size=(count, length))
-    return MaskedBatch(ids, rows * length + columns, draw.integers(vocab_size, size=len(rows)))
+_PATIENCE_SECONDS = 120.0
+"""For so long those processes that have begun wait for the others."""
+_LOOKS_PER_SECOND = 10
+_MOST_ON_A_GPU = 8
+_WORTH = 1.1
+"""More processes are not tried once the last ones have not brought this much."""
+
+
+def measure_packing(
+    job: Job,
+    execution: ExecutionSpec,
+    micro_batch_sequences: int | None,
+    say: Callable[[str], None],
+    *,
+    seconds: float = 5.0,
+) -> tuple[Packing, ...]:
+    """Time one arm's steps in 2, 4, 8 ... processes at once, as `run` would have them, and in one alone.
+
+    It ends where more bring little, where memory ends, or, on a CPU, where cores do.
+    """
+    most = _MOST_ON_A_GPU if prepare(execution).type == "cuda" else cpu_count() // execution.threads
+    found: list[Packing] = []
+
+    def steps_per_second(processes: int) -> float:
+        with tempfile.TemporaryDirectory() as meeting:
+            arguments = (job, execution, micro_batch_sequences, seconds, Path(meeting), processes)
+            return sum(rate for _, rate in work(_stepper, arguments, list(range(processes)), workers=processes))
+
+    while (processes := 2 ** (len(found) + 1)) <= most:
+        say(f"timing {processes} processes side by side")
+        try:
+            ratio = steps_per_second(processes) / steps_per_second(1)
+        except (RuntimeError, BudgetlabError) as error:
+            if isinstance(error, BudgetlabError) or is_out_of_memory(error):
+                break
+            raise
+        if math.isnan(ratio):
+            break
+        before = found[-1].speed_ratio if found else 1.0
+        found.append(Packing(processes=processes, speed_ratio=ratio))
+        if ratio < _WORTH * before:
+            break
+    return tuple(found)
+
+
+def _stepper(
+    job: Job, execution: ExecutionSpec, micro: int | None, seconds: float, meeting: Path, processes: int
+) -> Callable[..., float]:
+    """Make what says how many of an arm's steps it takes a second beside the others; NaN if they never met."""
+    device = prepare(execution)
+    step, batch = job.build(device), job.batch()
+
+    def take(steps: int) -> float:
+        for _ in range(steps):
+            step.run(batch, 1e-6, micro_batch_sequences=micro)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.monotonic()
+
+    def run(number: int, tell: object, stop_asked: object) -> float:
+        ready = take(1)  # makes optimizer state
+        (meeting / str(number)).touch()
+        while len(os.listdir(meeting)) < processes:
+            if time.monotonic() - ready > _PATIENCE_SECONDS:
+                return math.nan
+            time.sleep(0.01)
+        began = time.monotonic()
+        now, steps = take(1), 1
+        # A look waits for the device, so that there must be few.
+        between = max(1, int(1.0 / (_LOOKS_PER_SECOND * (now - began))))
+        while now - began < seconds:
+            now, steps = take(between), steps + between
+        return steps / (now - began)
+
+    return run

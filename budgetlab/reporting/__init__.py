@@ -1,8 +1,9 @@
 """Figures, tables and the page. Nothing here loads torch, and nothing loads matplotlib before a figure is drawn."""
 
 from budgetlab.reporting.assemble import Report, report
-from budgetlab.reporting.conclusion import Conclusion, conclude, conclude_study
+from budgetlab.reporting.conclusion import Conclusion, SanityCheck, conclude, conclude_study, sanity_checks
 from budgetlab.reporting.figures import FigureFiles
-from budgetlab.reporting.gates import Gate, learning_gates
 
-__all__ = ["Conclusion", "FigureFiles", "Gate", "Report", "conclude", "conclude_study", "learning_gates", "report"]
+__all__ = [
+    "Conclusion", "FigureFiles", "Report", "SanityCheck", "conclude", "conclude_study", "report", "sanity_checks",
+]  # fmt: skip

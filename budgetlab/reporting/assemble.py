@@ -4,40 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from budgetlab.decisions import Decisions
+from budgetlab.decisions import Decisions, assumptions_frame
 from budgetlab.planner import methods_paragraph
-from budgetlab.reporting.conclusion import BELOW_THRESHOLD, MANY, conclude_study
-from budgetlab.reporting.decisions import decision_lines, decision_sections, write_decisions
-from budgetlab.reporting.draw import answer_figures, cost_figures, score_figures, size_figures
-from budgetlab.reporting.figures import FigureFiles
-from budgetlab.reporting.frames import per_run, scores_frame, summarise
-from budgetlab.reporting.gates import Gate
-from budgetlab.reporting.page import Section, figure_html, gates_html, list_html, page_html, pairs_html, sheet_html
-from budgetlab.reporting.records import footer_html, records_html, with_records
-from budgetlab.reporting.tables import (
-    Sheet,
-    average_sheet,
-    closing_frame,
-    closing_note,
-    closing_sheet,
-    fit_sheet,
-    full_sheet,
-    gate_lines,
-    plan_sheet,
-    print_sheets,
-    profile_sheet,
-    score_sheet,
-    status_sheet,
-    verdict_sheet,
-)
-from budgetlab.reporting.tables.scores import subset_note
-from budgetlab.reporting.whatif import whatif_html
+from budgetlab.reporting import tables
+from budgetlab.reporting.averages import outcomes
+from budgetlab.reporting.conclusion import BELOW_THRESHOLD, MANY, SanityCheck, conclude_study
+from budgetlab.reporting.figures import FIGURES, FigureFiles, Known
+from budgetlab.reporting.page import page_html
+from budgetlab.reporting.whatif import whatif_form
 from budgetlab.store import write_csv, write_whole
 from budgetlab.values import CostProfile, CurveFit, Environment, Plan, RunRecord, Score, Verdict
 
@@ -52,10 +31,10 @@ class Report:
     study: str
     sentence: str
     """The verdict, or why there is none."""
-    gates: tuple[Gate, ...]
+    gates: tuple[SanityCheck, ...]
     closing_table: pd.DataFrame
     """Every arm at every budget and the yardsticks, in canonical units; unknown is missing."""
-    sheet: Sheet
+    sheet: tables.Sheet
     """The closing table as printed: the largest budget, or the plan where nothing was run."""
     page: Path
     scores: Path
@@ -64,27 +43,32 @@ class Report:
     """What the verdicts rest on, and what follows from them."""
 
     def print(self, console: Console | None = None) -> None:
-        """Print table, gates, sentence and paths; plain lines where stdout is no terminal."""
+        """Print table, sanity checks, sentence and paths; plain lines where stdout is no terminal."""
         if console is None:
             from rich.console import Console
 
             console = Console()
-        print_sheets([self.sheet], console)
-        gates = [*gate_lines(self.gates), *([""] if self.gates else [])]
-        for line in ["", *gates, self.sentence, *decision_lines(self.decisions), ""]:
+        tables.print_sheets([self.sheet], console)
+        marks = {"passed": "passed", "failed": "FAILED", "n/a": "n/a   "}
+        lines = [f"{marks[check.outcome]}  {check.name}: {check.sentence}" for check in self.gates]
+        lines += ["", self.sentence] if lines else [self.sentence]
+        if self.decisions.assumptions:
+            lines.append(tables.assumption_words(self.decisions.assumptions))
+        if len(self.decisions.next_runs):
+            lines.append(self.decisions.next_runs.attrs["sentence"])
+        for line in ["", *lines, ""]:
             _say(line, console)
         for figure in self.figures:
             _say(f"figure  {figure.png}", console, whole=True)
         _say(f"page    {self.page}", console, whole=True)
 
     def as_json(self) -> dict[str, Any]:
-        """Return plain JSON: sentence, gates, closing table and paths; unknown is null."""
-        table = self.closing_table.astype(object).where(self.closing_table.notna(), None)
+        """Return plain JSON: sentence, sanity checks, closing table and paths; unknown is null."""
         return {
             "study": self.study,
             "sentence": self.sentence,
             "gates": [gate.model_dump() for gate in self.gates],
-            "closing_table": table.to_dict("records"),
+            "closing_table": tables.plain_rows(self.closing_table),
             "assumptions": [row.model_dump(mode="json") for row in self.decisions.assumptions],
             "next_run": self.decisions.next_runs.attrs.get("sentence"),
             "page": str(self.page),
@@ -105,7 +89,7 @@ def report(
     fits: Sequence[CurveFit],
     verdicts: Sequence[Verdict],
     folder: Path,
-    gates: Sequence[Gate] | None = None,
+    gates: Sequence[SanityCheck] | None = None,
     decisions: Decisions | None = None,
     sensitivity: pd.DataFrame | None = None,
 ) -> Report:
@@ -120,7 +104,7 @@ def report(
     folder
         The study's results folder.
     gates
-        The learning gates; None judges them from the scores once there are any.
+        The sanity checks; None judges them from the scores once there are any.
     decisions
         From `budgetlab.decide`.
     sensitivity
@@ -131,71 +115,91 @@ def report(
     Report
         The sentence, the closing table, and the paths.
     """
-    table = scores_frame(scores)
     level = verdicts[0].interval_level if verdicts else 0.95
-    cells = summarise(per_run(table), level)
-    concluded = conclude_study(plan, table, verdicts, records, gates=gates)
-    sentence, gates = concluded.sentence, concluded.gates
-    frame = closing_frame(plan, records, table, level=level)
-    note = closing_note(frame, cells, level)
-    definitions = (*subset_note(frame.attrs["subsets"]), *([frame.attrs["average"]] if frame.attrs["average"] else []))
-    spread = score_sheet(table, arms=list(plan.arms), level=level)
-    averages = average_sheet(table, arms=list(plan.arms), level=level)
+    found, arms = outcomes(scores, level), list(plan.arms)
+    concluded = conclude_study(plan, found, verdicts, records, gates=gates)
+    frame = tables.closing_frame(plan, records, found)
     decided = decisions or Decisions()
-    where, drawings = _hardware(profile), folder / "figures"
-    outcomes = score_figures(table, list(plan.arms), fits, drawings, level=level, definitions=definitions, where=where)
-    answers = answer_figures(verdicts, decided.by_text, list(plan.arms), drawings, where=where)
-    answers += size_figures(plan, table, decided.frontier, list(plan.arms), drawings, where=where)
-    costs = cost_figures(plan, profile, records, drawings, sensitivity=sensitivity, where=where)
-    charted = write_decisions(decided, folder)
-    started = any(record.status == "complete" for record in records) or len(table) > 0
-    tidy = scores if isinstance(scores, pd.DataFrame) else table
-    written = write_csv(folder / "scores.csv", tidy)
+    known = Known(
+        plan=plan,
+        profile=profile,
+        records=records,
+        outcomes=found,
+        fits=fits,
+        verdicts=verdicts,
+        decisions=decided,
+        sensitivity=pd.DataFrame() if sensitivity is None else sensitivity,
+        definitions=[*tables.subset_note(frame.attrs["subsets"]), *filter(None, [frame.attrs["average"]])],
+        where=_hardware(profile),
+    )
+    drawn = [(figure.section, figure.write(known, folder / "figures")) for figure in FIGURES]
+    figures = [(section, files) for section, files in drawn if files is not None]
+    sheets = {
+        "assumptions": tables.assumption_sheet(decided.assumptions),
+        "verdict_map": tables.map_sheet(decided.verdict_map) if len(decided.verdict_map) else None,
+        "next_run": tables.next_sheet(decided.next_runs),
+    }
+    _write_decisions(decided, sheets, folder)
+    written = write_csv(folder / "scores.csv", scores if isinstance(scores, pd.DataFrame) else found.table)
+    started = any(record.status == "complete" for record in records) or len(found.table) > 0
+    note, planned = tables.closing_note(frame, found.cells, level), tables.plan_sheet(plan)
+    primary = [f"{verdict.sentence} {' '.join(verdict.notes)}".strip() for verdict in verdicts if verdict.primary]
     page = page_html(
-        study,
-        _subtitle(plan),
-        sentence,
-        below=sentence.startswith(BELOW_THRESHOLD) or not verdicts,
-        sections=with_records([
-            Section("Gates", gates_html(gates)),
-            Section("Outcomes", figure_html(outcomes)),
-            Section("Verdicts", _verdicts(verdicts, figure_html(answers))),
-            *decision_sections(decided, charted),
-            Section("All budgets", sheet_html(full_sheet(frame, note=note)) if started else ""),
-            Section("Scores", sheet_html(spread, titled=True) if spread.rows else ""),
-            Section("The average and its tasks", sheet_html(averages) if averages.rows else ""),
-            Section("Plan", sheet_html(plan_sheet(plan)) + sheet_html(status_sheet(plan, records), titled=True)
-                    + figure_html(costs[1:])),
-            Section("What if", whatif_html(plan)),
-            Section("Methods", f"<p>{escape(methods_paragraph(plan))}</p>"),
-            Section("What differs between the arms", list_html(plan.audit)),
-            Section("Cost of a training step", figure_html(costs[:1]) + sheet_html(profile_sheet(profile))),
-            Section("Fits", sheet_html(fit_sheet(fits)) if fits else ""),
-            Section("How things are counted", pairs_html(_conventions(profile))),
-            Section("Environment", pairs_html(_environment(profile.environment, records))),
-            Section("Records", records_html(records, table, folder)),
-        ], folder),
-        footer=footer_html(folder),
-    )  # fmt: skip
+        folder,
+        study=study,
+        subtitle=_subtitle(plan),
+        sentence=concluded.sentence,
+        below=concluded.sentence.startswith(BELOW_THRESHOLD) or not verdicts,
+        gates=concluded.gates,
+        figures=figures,
+        primary=primary if len(primary) <= MANY else [],
+        notes=decided.notes,
+        audit=plan.audit,
+        methods=methods_paragraph(plan),
+        conventions=_conventions(profile),
+        environment=_environment(profile.environment, records),
+        form=whatif_form(plan),
+        num_runs=len(records),
+        num_scores=len(found.table),
+        sheets={
+            **sheets,
+            "verdicts": tables.verdict_sheet(verdicts),
+            "budgets": tables.full_sheet(frame, note=note) if started else None,
+            "scores": tables.score_sheet(found, arms=arms),
+            "averages": tables.average_sheet(found, arms=arms),
+            "plan": planned,
+            "status": tables.status_sheet(plan, records),
+            "profile": tables.profile_sheet(profile),
+            "fits": tables.fit_sheet(fits),
+            "runs": tables.runs_sheet(records),
+            "scored": tables.score_files_sheet(found.table),
+        },
+    )
     return Report(
         study=study,
-        sentence=sentence,
-        gates=gates,
+        sentence=concluded.sentence,
+        gates=concluded.gates,
         closing_table=frame,
-        sheet=closing_sheet(frame, note=note) if started else plan_sheet(plan),
+        sheet=tables.closing_sheet(frame, note=note) if started else planned,
         page=write_whole(folder / "report.html", page),
         scores=written,
-        figures=(*outcomes, *answers, *costs, *charted),
+        figures=tuple(files for _, files in figures),
         decisions=decided,
     )
 
 
-def _verdicts(verdicts: Sequence[Verdict], drawn: str) -> str:
-    if not verdicts:
-        return ""
-    primary = [f"{verdict.sentence} {' '.join(verdict.notes)}".strip() for verdict in verdicts if verdict.primary]
-    told = list_html(primary if len(primary) <= MANY else [])
-    return told + drawn + sheet_html(verdict_sheet(verdicts))
+def _write_decisions(decided: Decisions, sheets: Mapping[str, tables.Sheet | None], folder: Path) -> None:
+    """Write the tables of what was decided as Markdown and CSV; nothing where nothing is known."""
+    for name, sheet in sheets.items():
+        if sheet is not None and sheet.rows:
+            write_whole(folder / f"{name}.md", tables.markdown(sheet))
+    frames = {
+        "all_in": decided.frontier, "capacity_gap": decided.gap, "verdict_map": decided.verdict_map,
+        "next_runs": decided.next_runs, "assumptions": assumptions_frame(decided.assumptions),
+    }  # fmt: skip
+    for name, frame in frames.items():
+        if len(frame):
+            write_csv(folder / f"{name}.csv", frame)
 
 
 def _hardware(profile: CostProfile) -> str:
@@ -205,9 +209,10 @@ def _hardware(profile: CostProfile) -> str:
 
 
 def _subtitle(plan: Plan) -> str:
-    students = dict.fromkeys(arm.student for arm in plan.arms.values())
-    teachers = dict.fromkeys(arm.teacher for arm in plan.arms.values() if arm.teacher)
-    names = ", ".join(f"{name} {_shape(plan, name)}" for name in [*students, *teachers])
+    students = [arm.student for arm in plan.arms.values()]
+    teachers = [arm.teacher for arm in plan.arms.values() if arm.teacher]
+    shapes = {name: plan.models.get(name) for name in [*students, *teachers]}
+    names = ", ".join(f"{name} {m.num_layers} × {m.hidden_size}" if m else name for name, m in shapes.items())
     seeds = len(plan.seeds)
     return (
         f"{len(plan.arms)} arms matched in {plan.match.replace('_', ' ')}, {seeds} run seed{'s' * (seeds != 1)}, "
@@ -215,15 +220,9 @@ def _subtitle(plan: Plan) -> str:
     )
 
 
-def _shape(plan: Plan, name: str) -> str:
-    model = plan.models.get(name)
-    return "" if model is None else f"{model.num_layers} × {model.hidden_size}"
-
-
 def _conventions(profile: CostProfile) -> list[tuple[str, str]]:
-    shared: Mapping[str, str] = profile.conventions
     return [
-        *((name.replace("_", " "), text) for name, text in shared.items()),
+        *((name.replace("_", " "), text) for name, text in profile.conventions.items()),
         ("losses", "nats per target token, on held-out text"),
         ("points", "a score times 100"),
         ("n/a", "unknown or not applicable, never zero"),

@@ -1,4 +1,4 @@
-"""What a teacher answers at the targets, kept on disk: written once, verified, and read from memory-mapped files."""
+"""A teacher's largest logits at the targets, cached on disk: written once, verified, read from memory-mapped files."""
 
 from __future__ import annotations
 
@@ -29,12 +29,8 @@ SHARD_BYTES = 2**24
 """Little enough that a stop waits for seconds, and enough that a hundred gigabytes are some thousand files."""
 
 
-def bytes_per_target(top_k: int, vocab_size: int) -> int:
-    """Return what a target takes on disk: a float16 and an id for each logit."""
-    return _pair(vocab_size).itemsize * top_k
-
-
-def _pair(vocab_size: int) -> np.dtype:
+def logit_type(vocab_size: int) -> np.dtype:
+    """Return the type of a logit on disk: a float16 and an id."""
     return np.dtype([("value", "<f2"), ("id", "<u2" if vocab_size <= 2**16 else "<u4")])
 
 
@@ -48,53 +44,37 @@ class TeacherCache:
     def __init__(self, parent: Path, step: TrainingStep, batches: Batches, about: dict[str, Any], ranks: Ranks) -> None:
         recipe, top_k = step.recipe, step.strategy.largest_logits
         assert top_k is not None and step.teacher is not None
-        vocab_size = step.teacher.spec.vocab_size or 0
         self.step, self.batches, self.ranks = step, batches, ranks
         self.shape = (recipe.masked_per_sequence, top_k)
-        self.pair = _pair(vocab_size)
-        self.samples_per_shard = max(1, SHARD_BYTES // (self.shape[0] * bytes_per_target(top_k, vocab_size)))
-        self.about = about | {
-            "seq_len": recipe.seq_len, "masked_per_sequence": recipe.masked_per_sequence, "top_k": top_k,
-            "dtype": recipe.dtype, "attention": step.teacher.attention, "samples_per_shard": self.samples_per_shard,
-        }  # fmt: skip
-        self.folder = parent / f"teacher-{content_hash(self.about)}"
+        self.pair = logit_type(step.teacher.spec.vocab_size or 0)
+        self.samples_per_shard = max(1, SHARD_BYTES // (recipe.masked_per_sequence * top_k * self.pair.itemsize))
+        about = about | {name: getattr(recipe, name) for name in ("seq_len", "masked_per_sequence", "dtype")}
+        about |= {"top_k": top_k, "attention": step.teacher.attention, "samples_per_shard": self.samples_per_shard}
+        self.folder = parent / f"teacher-{content_hash(about)}"
         self.seconds, self.tokens = 0.0, 0
         self.joules: float | None = 0.0
         """None where some of it was made without a counter."""
-        self._shard = cache(self._open)
-        self._see_whose_it_is()
-
-    def _see_whose_it_is(self) -> None:
+        self._shard = cache(lambda shard: np.load(self._paths(shard)[0], mmap_mode="r"))
         path = self.folder / "about.json"
-        if self.ranks.first:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if not path.exists():
-                write_whole(path, json.dumps(self.about, indent=1))
-        self.ranks.wait()
+        if ranks.first and not path.exists():
+            write_whole(path, json.dumps(about, indent=1))
+        ranks.wait()
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
             found = {}
-        if found != self.about:
-            other = ", ".join(name for name in self.about if found.get(name) != self.about[name])
+        if found != about:
+            other = ", ".join(name for name in about if found.get(name) != about[name])
             asked = f"teacher's answers in {self.folder}"
             raise CallerError(asked, f"they are of another {other}", "delete the folder and run again")
 
     def make(
-        self,
-        samples: int,
-        counter: EnergyCounter | None,
-        stop_asked: Callable[[], bool],
-        say: Callable[[str], None],
+        self, samples: int, counter: EnergyCounter | None, stop_asked: Callable[[], bool], say: Callable[[str], None]
     ) -> None:
         """Verify what is there, and ask the teacher for what is missing of so many samples."""
         wanted = range(-(-min(samples, self.batches.num_samples) // self.samples_per_shard))
-
-        def other_process() -> None:
-            say(f"waiting for another process, which makes {self.folder}")
-
-        lock = held(self.folder / "lock", other_process) if self.ranks.first else nullcontext()
-        with lock:
+        waiting = f"waiting for another process, which makes {self.folder}"
+        with held(self.folder / "lock", lambda: say(waiting)) if self.ranks.first else nullcontext():
             self.ranks.wait()  # for the first one, which has it now
             for shard in wanted[self.ranks.rank :: self.ranks.world]:
                 self._drop_if_damaged(shard, say)
@@ -123,19 +103,19 @@ class TeacherCache:
         return self.folder / f"{shard:06d}.npy", self.folder / f"{shard:06d}.json"
 
     def _took(self, shard: int) -> dict[str, Any] | None:
-        array, said = self._paths(shard)
-        return json.loads(said.read_text(encoding="utf-8")) if array.exists() and said.exists() else None
+        array, about = self._paths(shard)
+        return json.loads(about.read_text(encoding="utf-8")) if array.exists() and about.exists() else None
 
     def _drop_if_damaged(self, shard: int, say: Callable[[str], None]) -> None:
-        array, said = self._paths(shard)
+        array, about = self._paths(shard)
         try:
             took = self._took(shard)
-            whole = took is None or hashlib.sha256(array.read_bytes()).hexdigest() == took["sha256"]
+            intact = took is None or hashlib.sha256(array.read_bytes()).hexdigest() == took["sha256"]
         except (ValueError, KeyError):
-            whole = False
-        if not whole:
+            intact = False
+        if not intact:
             say(f"{array} is damaged: the teacher is asked again")
-            said.unlink()
+            about.unlink()
 
     def _write(self, shard: int, counter: EnergyCounter | None) -> None:
         first = shard * self.samples_per_shard
@@ -157,12 +137,9 @@ class TeacherCache:
         }
         content = io.BytesIO()
         np.save(content, pairs)
-        array, said = self._paths(shard)
+        array, about = self._paths(shard)
         write_whole(array, content.getvalue())
-        write_whole(said, json.dumps({"sha256": hashlib.sha256(content.getvalue()).hexdigest(), **took}))
-
-    def _open(self, shard: int) -> NDArray[Any]:
-        return np.load(self._paths(shard)[0], mmap_mode="r")
+        write_whole(about, json.dumps({"sha256": hashlib.sha256(content.getvalue()).hexdigest(), **took}))
 
     def read(self, samples: NDArray[np.int64]) -> tuple[NDArray[np.float16], NDArray[np.int32]]:
         """Return values and ids [M, K] at the targets of these samples, in their order."""
@@ -174,10 +151,10 @@ class TeacherCache:
         pairs = found.reshape(-1, self.shape[1])
         return np.ascontiguousarray(pairs["value"]), pairs["id"].astype(np.int32)
 
-    def taught_tokens(self, tokens: int) -> int:
+    def teacher_tokens(self, tokens: int) -> int:
         """Return what of so many tokens the teacher had to read: each sample once."""
         return min(tokens, self.batches.unique_tokens)
 
     def share(self, tokens: int) -> float:
         """Return the share of the teacher's work so far that is charged for so many tokens."""
-        return self.taught_tokens(tokens) / self.tokens if self.tokens else 0.0
+        return self.teacher_tokens(tokens) / self.tokens if self.tokens else 0.0

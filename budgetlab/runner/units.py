@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from budgetlab.checkpoint import tensors_hash
+from budgetlab.checkpoint import is_whole, step_name, tensors_hash
 from budgetlab.corpus import Corpus
 from budgetlab.models import build_network, given_key
 from budgetlab.planner.prices import Tariff, tariffs, taught_steps
-from budgetlab.runner.teacher_cache import bytes_per_target
 from budgetlab.store import Store
 from budgetlab.strategies import build_strategy
 from budgetlab.values import (
@@ -26,14 +25,12 @@ from budgetlab.values import (
     content_hash,
 )
 
-Kind = Literal["teacher", "trunk", "rung"]
-
 
 @dataclass(frozen=True)
 class Unit:
     """One training: a teacher, the constant-rate trunk of an arm, or a rung (all of a run, or its cooldown branch)."""
 
-    kind: Kind
+    kind: Literal["teacher", "trunk", "rung"]
     arm: str
     strategy: StrategySpec
     model: str
@@ -56,8 +53,8 @@ class Unit:
     teacher_seed: int | None = None
     student_key: str | None = None
     """Of the weights that the student starts from; None where they are random."""
-    taught_steps: float = math.inf
-    """After so many steps a teacher whose answers are kept has read all of the text."""
+    teacher_steps: float = math.inf
+    """After so many steps a cached teacher has read all of the text."""
 
     @cached_property
     def key(self) -> str:
@@ -85,81 +82,59 @@ class Unit:
     @property
     def price(self) -> Tariff:
         """Planned seconds of its steps on one device, or their FLOPs where they were not timed."""
-        return tariffs(ExecutionSpec(), self.cost, self.taught_steps)[0] or self.flops
+        return tariffs(ExecutionSpec(), self.cost, self.teacher_steps)[0] or self.flops
 
     @property
     def flops(self) -> Tariff:
         """Required FLOPs of its steps."""
-        return tariffs(ExecutionSpec(), self.cost, self.taught_steps)[1]
+        return tariffs(ExecutionSpec(), self.cost, self.teacher_steps)[1]
 
-    @property
-    def kept_bytes(self) -> int:
-        """What its teacher's answers take on disk, where they are kept."""
-        top_k = build_strategy(self.strategy, self.arm).largest_logits
-        if math.isinf(self.taught_steps) or top_k is None:
-            return 0
-        sequences = math.ceil(min(self.last_step, self.taught_steps) * self.recipe.batch_sequences)
-        return sequences * self.recipe.masked_per_sequence * bytes_per_target(top_k, self.spec.vocab_size or 0)
-
-
-def bytes_needed(units: list[Unit], newest: int, workers: int) -> int:
-    """Return about what the checkpoints of these units take on disk at most.
-
-    Float32 weights, and AdamW's two moments where a unit goes on from there: a trunk keeps that at every branch point;
-    a rung and a teacher end as weights and as a transformers folder. While one trains, its `newest` are there too, and
-    the one that is being written. Of a teacher whose answers are kept, these, once for each arm and seed.
-    """
-    weights = [4 * unit.cost.num_params_total for unit in units]
-    kept = [
-        (3 * len(unit.keep_steps) if unit.kind == "trunk" else 2) * own
-        for unit, own in zip(units, weights, strict=True)
-    ]
-    training = sorted((3 * (newest + 1) * own for own in weights), reverse=True)[:workers]
-    asked = {(unit.arm, unit.seed, unit.kept_bytes) for unit in units}
-    answers = {(arm, seed): max(size for a, s, size in asked if (a, s) == (arm, seed)) for arm, seed, _ in asked}
-    return sum(kept) + sum(training) + sum(answers.values())
+    def needs(self, units: list[Unit]) -> list[Unit]:
+        """Return the units that must have ended before this one: its teacher, its trunk."""
+        return [u for u in units if u.run_id == self.trunk or (u.kind == "teacher" and u.model == self.teacher)]
 
 
 def plan_units(plan: Plan, corpus: Corpus, store: Store | None = None) -> list[Unit]:
     """List the units of a plan in the order in which they can run: each after what it needs."""
     corpus_key = content_hash(corpus.content_hash, plan.corpus.masking, plan.corpus.unique_tokens)
-    whole = content_hash(corpus.content_hash, plan.corpus.masking, None)
-    teachers = [_teacher(plan, teacher, whole) for teacher in plan.teachers if teacher.weights is None]
-    trained = {unit.model: unit.key for unit in teachers}
+    all_text = content_hash(corpus.content_hash, plan.corpus.masking, None)
+    teachers = [_teacher_unit(plan, teacher, all_text) for teacher in plan.teachers if teacher.weights is None]
     given = [teacher.model for teacher in plan.teachers if teacher.weights is not None]
+    keys = {unit.model: unit.key for unit in teachers} | {name: given_key(plan.models[name]) for name in given}
 
-    def arms(keys: dict[str, str]) -> list[Unit]:
-        return [u for seed in plan.seeds for arm in plan.arms for u in _arm(plan, arm, seed, keys, corpus_key)]
+    def arms() -> list[Unit]:
+        return [u for seed in plan.seeds for name in plan.arms for u in _arm_units(plan, name, seed, keys, corpus_key)]
 
-    keys = {name: given_key(plan.models[name]) for name in given}
     if store is not None and given:
-        by_path = {name: content_hash("weights", plan.models[name].identity()) for name in given}
-        before = arms(by_path | trained)
-        keys |= {name: key for name, key in by_path.items() if _taught(name, plan, before, store)}
-    return [*teachers, *arms(keys | trained)]
+        # Runs of an earlier version are keyed by the path of given weights alone: they count while these taught them.
+        by_content = dict(keys)
+        keys |= {name: content_hash("weights", plan.models[name].identity()) for name in given}
+        before = arms()
+        keys |= {name: by_content[name] for name in given if not _taught(name, plan, before, store)}
+    return [*teachers, *arms()]
 
 
 def _taught(name: str, plan: Plan, units: list[Unit], store: Store) -> bool:
     """Whether there are runs among these, and the weights that are now given taught all of them."""
-    records = [(unit, store.read_record(unit.run_id)) for unit in units if unit.teacher == name]
-    found = {record.teacher_hash for _, record in records if record is not None and record.teacher_hash is not None}
-    if not found:
+    own = [unit for unit in units if unit.teacher == name]
+    records = [store.read_record(unit.run_id) for unit in own]
+    hashes = {record.teacher_hash for record in records if record is not None and record.teacher_hash is not None}
+    if not hashes:
         return False
-    network = build_network(plan.models[name], seq_len=records[0][0].recipe.seq_len)
-    return found == {tensors_hash(dict(network.named_parameters()))}
+    network = build_network(plan.models[name], seq_len=own[0].recipe.seq_len)
+    return hashes == {tensors_hash(dict(network.named_parameters()))}
 
 
-def _teacher(plan: Plan, teacher: TeacherPlan, corpus_key: str) -> Unit:
+def _teacher_unit(plan: Plan, teacher: TeacherPlan, corpus_key: str) -> Unit:
     cost = plan.teacher_costs[teacher.model]
+    chosen = {"dtype": cost.dtype, "attention": cost.attention, "initialisation": "random"}
     return Unit(
         kind="teacher",
         arm=teacher.model,
         strategy=StrategySpec(name="no_kd"),
         model=teacher.model,
         spec=plan.models[teacher.model].untrained(),
-        recipe=plan.recipe.model_copy(
-            update={"dtype": cost.dtype, "attention": cost.attention, "initialisation": "random"}
-        ),
+        recipe=plan.recipe.model_copy(update=chosen),
         cost=cost,
         seed=teacher.seed,
         corpus_key=corpus_key,
@@ -170,7 +145,8 @@ def _teacher(plan: Plan, teacher: TeacherPlan, corpus_key: str) -> Unit:
     )
 
 
-def _arm(plan: Plan, name: str, seed: int, teacher_keys: dict[str, str], corpus_key: str) -> list[Unit]:
+def _arm_units(plan: Plan, name: str, seed: int, teacher_keys: dict[str, str], corpus_key: str) -> list[Unit]:
+    """Return an arm's trunk and the rungs that branch from it; of a separate ladder the rungs alone."""
     arm = plan.arms[name]
     schedules = [schedule for schedule in plan.schedules if schedule.arm == name and schedule.feasible]
     if not schedules:
@@ -188,14 +164,14 @@ def _arm(plan: Plan, name: str, seed: int, teacher_keys: dict[str, str], corpus_
         "corpus_key": corpus_key,
         "teacher": arm.teacher,
         "teacher_key": None if arm.teacher is None else teacher_keys[arm.teacher],
-        "taught_steps": taught_steps(arm, schedules[0].unique_tokens),
+        "teacher_steps": taught_steps(arm, schedules[0].unique_tokens),
         "teacher_seed": next((teacher.seed for teacher in plan.teachers if teacher.model == arm.teacher), None),
     }
-    branches = tuple(schedule.steps - schedule.cooldown_steps for schedule in schedules)
-    trunk = Unit(
-        kind="trunk", last_step=max(branches), warmup_steps=schedules[0].warmup_steps, keep_steps=branches, **shared
-    )
-    branched = plan.ladder == "branched"
+    trunks = []
+    if plan.ladder == "branched":
+        ends = tuple(schedule.steps - schedule.cooldown_steps for schedule in schedules)
+        warmup = schedules[0].warmup_steps
+        trunks = [Unit(kind="trunk", last_step=max(ends), warmup_steps=warmup, keep_steps=ends, **shared)]
     rungs = [
         Unit(
             kind="rung",
@@ -203,10 +179,36 @@ def _arm(plan: Plan, name: str, seed: int, teacher_keys: dict[str, str], corpus_
             warmup_steps=schedule.warmup_steps,
             cooldown_steps=schedule.cooldown_steps,
             keep_steps=(schedule.steps,),
-            trunk=trunk.run_id if branched else None,
+            trunk=trunks[0].run_id if trunks else None,
             schedule=schedule,
             **shared,
         )
         for schedule in schedules
     ]
-    return [trunk, *rungs] if branched else rungs
+    return [*trunks, *rungs]
+
+
+def unfinished(units: list[Unit], store: Store) -> list[Unit]:
+    """List units with work left, and the trunks and teachers that these need; a failed unit is left alone."""
+    records = {unit.run_id: store.read_record(unit.run_id) for unit in units}
+    status = {run_id: None if record is None else record.status for run_id, record in records.items()}
+
+    def usable(unit: Unit, steps: list[int]) -> bool:
+        """Whether nothing is to be done for those that go on from these steps of it."""
+        folder = store.checkpoints(unit.run_id)
+        whole = status[unit.run_id] == "complete" and all(is_whole(folder / step_name(step)) for step in steps)
+        return whole or status[unit.run_id] == "failed"
+
+    ended = {run_id for run_id, said in status.items() if said in ("complete", "failed")}
+    rungs = [unit for unit in units if unit.kind == "rung" and unit.run_id not in ended]
+    branches = {rung.trunk: [r.first_step for r in rungs if r.trunk == rung.trunk] for rung in rungs}
+    trunks = [unit for unit in units if unit.run_id in branches and not usable(unit, branches[unit.run_id])]
+    wanted = {unit.teacher for unit in (*trunks, *rungs)}
+    teachers = [
+        unit
+        for unit in units
+        if unit.kind == "teacher"
+        and not (usable(unit, list(unit.keep_steps)) if unit.model in wanted else unit.run_id in ended)
+    ]
+    chosen = {unit.run_id for unit in (*teachers, *trunks, *rungs)}
+    return [unit for unit in units if unit.run_id in chosen]

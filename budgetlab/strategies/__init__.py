@@ -32,20 +32,10 @@ def strategy_names() -> tuple[str, ...]:
 
 
 def build_strategy(spec: StrategySpec, arm: str = "") -> Strategy:
-    """Make the strategy that a study names.
+    """Make the strategy that a study names for an arm: one of `strategy_names`, or of the file of that path.
 
-    Parameters
-    ----------
-    spec
-        A name from `strategy_names`, or the path of a file that defines one `Strategy`, with settings.
-    arm
-        The arm's name, for the error message.
-
-    Raises
-    ------
-    CallerError
-        When there is no such strategy, its file cannot be imported, or a setting is unknown or of the wrong type. A
-        file that never returns cannot be told from a slow one.
+    A CallerError where there is no such strategy, its file cannot be imported, or a setting is unknown or of the wrong
+    type. A file that never returns cannot be told from a slow one.
     """
     where = f"arms.{arm}.strategy" if arm else "strategy"
     if spec.name.endswith(".py"):
@@ -54,17 +44,11 @@ def build_strategy(spec: StrategySpec, arm: str = "") -> Strategy:
         module = importlib.import_module(f"{__name__}.{spec.name}")
     else:
         raise unknown_name("strategy", spec.name, strategy_names(), where)
-    found = [
-        item
-        for item in vars(module).values()
-        if isinstance(item, type) and issubclass(item, Strategy) and item.__module__ == module.__name__
-    ]
+    classes = [item for item in vars(module).values() if isinstance(item, type) and item.__module__ == module.__name__]
+    found = [item for item in classes if issubclass(item, Strategy)]
     if len(found) != 1:
-        raise CallerError(
-            f"{where} = {spec.name!r}",
-            f"the file defines {len(found)} strategies",
-            "define exactly one in a file",
-        )
+        wrong = f"the file defines {len(found)} strategies"
+        raise CallerError(f"{where} = {spec.name!r}", wrong, "define exactly one in a file")
     try:
         return found[0](**spec.settings)
     except ValidationError as error:

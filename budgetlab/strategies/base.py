@@ -6,7 +6,7 @@ import hashlib
 import sys
 from abc import abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
@@ -16,6 +16,11 @@ from budgetlab.values import Batch, ModelSpec, Needs, Signals, Value
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+Terms: TypeAlias = "dict[str, Tensor]"
+"""The weighted terms of a loss by name, each a float32 scalar; the loss is their sum."""
+Maps: TypeAlias = "nn.ModuleDict | None"
+"""The learned linear maps that a strategy names in `projections`."""
 
 
 class Strategy(Value):
@@ -52,13 +57,7 @@ class Strategy(Value):
         return None
 
     @abstractmethod
-    def loss(
-        self,
-        batch: Batch,
-        student: Signals,
-        teacher: Signals | None,
-        projections: nn.ModuleDict | None = None,
-    ) -> dict[str, Tensor]:
+    def loss(self, batch: Batch, student: Signals, teacher: Signals | None, projections: Maps = None) -> Terms:
         """Compute the weighted terms, each a float32 scalar; the loss is their sum.
 
         Parameters
@@ -121,7 +120,7 @@ class FeatureStrategy(Strategy):
         """The logits that the MLM term needs."""
         return "masked" if self.mlm_weight else "none"
 
-    def mlm_term(self, batch: Batch, student: Signals) -> dict[str, Tensor]:
+    def mlm_term(self, batch: Batch, student: Signals) -> Terms:
         """Return {"mlm"} where it is weighted, else nothing."""
         if student.logits is None:
             return {}
@@ -142,9 +141,6 @@ def layer_index(layer: int, num_layers: int, setting: str) -> int:
     """Turn a layer counted from 1, or from the end with -1, into 1..num_layers."""
     index = layer if layer > 0 else num_layers + 1 + layer
     if layer == 0 or not 1 <= index <= num_layers:
-        raise CallerError(
-            f"{setting} = {layer}",
-            f"the network has layers 1 to {num_layers}",
-            f"choose one of them, or -1 to {-num_layers}",
-        )
+        wrong, remedy = f"the network has layers 1 to {num_layers}", f"choose one of them, or -1 to {-num_layers}"
+        raise CallerError(f"{setting} = {layer}", wrong, remedy)
     return index

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from budgetlab.errors import CallerError
-from budgetlab.strategies.base import Strategy
+from budgetlab.strategies.base import Maps, Strategy, Terms
 from budgetlab.strategies.losses import masked_lm, real_rows, soft_divergence
 from budgetlab.values import Batch, ModelSpec, Needs, Signals
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 
 class DistilBERT(Strategy):
@@ -30,6 +27,12 @@ class DistilBERT(Strategy):
     cosine_weight: float = Field(default=1.0, ge=0)
     positions: Literal["masked", "all"] = "all"
 
+    @model_validator(mode="after")
+    def _something_is_learned(self) -> DistilBERT:
+        if not (self.soft_weight or self.mlm_weight or self.cosine_weight):
+            raise ValueError("all weights are 0")
+        return self
+
     def check(self, student: ModelSpec, teacher: ModelSpec | None) -> None:
         """Refuse hidden states of unequal width."""
         assert teacher is not None
@@ -39,12 +42,6 @@ class DistilBERT(Strategy):
                 f"the widths differ: student {student.hidden_size}, teacher {teacher.hidden_size}",
                 "give both one hidden_size, or set cosine_weight = 0",
             )
-
-    @model_validator(mode="after")
-    def _something_is_learned(self) -> DistilBERT:
-        if not (self.soft_weight or self.mlm_weight or self.cosine_weight):
-            raise ValueError("all weights are 0")
-        return self
 
     @property
     def trains_head(self) -> bool:
@@ -65,18 +62,12 @@ class DistilBERT(Strategy):
         """None: no matrix is multiplied in it."""
         return 0, 0
 
-    def loss(
-        self,
-        batch: Batch,
-        student: Signals,
-        teacher: Signals | None,
-        projections: nn.ModuleDict | None = None,
-    ) -> dict[str, Tensor]:
+    def loss(self, batch: Batch, student: Signals, teacher: Signals | None, projections: Maps = None) -> Terms:
         """Return {"soft", "mlm", "cosine"}, a term of weight 0 left out."""
         from torch.nn import functional
 
         assert teacher is not None
-        terms: dict[str, Tensor] = {}
+        terms: Terms = {}
         at_targets = student.logits
         if self.soft_weight:
             assert student.logits is not None and teacher.logits is not None

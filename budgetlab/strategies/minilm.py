@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
 from budgetlab.errors import CallerError
-from budgetlab.strategies.base import FeatureStrategy, layer_index
+from budgetlab.strategies.base import FeatureStrategy, Maps, Terms, layer_index
 from budgetlab.strategies.losses import relation_divergence
 from budgetlab.values import Batch, ModelSpec, Needs, Signals
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 
 class MiniLM(FeatureStrategy):
@@ -35,11 +30,8 @@ class MiniLM(FeatureStrategy):
         heads = self.relation_heads or teacher.num_heads
         for role, spec in (("student", student), ("teacher", teacher)):
             if spec.hidden_size % heads:
-                raise CallerError(
-                    f"relation_heads = {heads}",
-                    f"does not divide the {role}'s hidden_size {spec.hidden_size}",
-                    "choose a divisor of both widths",
-                )
+                wrong = f"does not divide the {role}'s hidden_size {spec.hidden_size}"
+                raise CallerError(f"relation_heads = {heads}", wrong, "choose a divisor of both widths")
 
     def student_needs(self, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
         """Q, K, V of the last block."""
@@ -54,20 +46,12 @@ class MiniLM(FeatureStrategy):
         assert teacher is not None
         return 6 * seq_len * student.hidden_size, 6 * seq_len * teacher.hidden_size
 
-    def loss(
-        self,
-        batch: Batch,
-        student: Signals,
-        teacher: Signals | None,
-        projections: nn.ModuleDict | None = None,
-    ) -> dict[str, Tensor]:
+    def loss(self, batch: Batch, student: Signals, teacher: Signals | None, projections: Maps = None) -> Terms:
         """Return {"queries", "keys", "values"} and "mlm" where it is weighted."""
         assert teacher is not None
-        terms: dict[str, Tensor] = {}
+        terms = {}
         for name in ("queries", "keys", "values"):
-            (x_teacher_BHTE,) = getattr(teacher, name).values()
-            (x_student_BHTE,) = getattr(student, name).values()
-            heads = self.relation_heads or x_teacher_BHTE.shape[1]
-            pairs = (x_teacher_BHTE, x_teacher_BHTE), (x_student_BHTE, x_student_BHTE)
-            terms[name] = relation_divergence(*pairs, heads, batch.attention_mask)
+            (x_T,), (x_S,) = (getattr(signals, name).values() for signals in (teacher, student))
+            heads = self.relation_heads or x_T.shape[1]
+            terms[name] = relation_divergence((x_T, x_T), (x_S, x_S), heads, batch.attention_mask)
         return terms | self.mlm_term(batch, student)

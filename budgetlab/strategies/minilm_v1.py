@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from budgetlab.errors import CallerError
-from budgetlab.strategies.base import FeatureStrategy, layer_index
+from budgetlab.strategies.base import FeatureStrategy, Maps, Terms, layer_index
 from budgetlab.strategies.losses import relation_divergence
 from budgetlab.values import Batch, ModelSpec, Needs, Signals
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 
 class MiniLMv1(FeatureStrategy):
@@ -48,13 +43,7 @@ class MiniLMv1(FeatureStrategy):
         assert teacher is not None
         return 4 * seq_len * student.hidden_size, 4 * seq_len * teacher.hidden_size
 
-    def loss(
-        self,
-        batch: Batch,
-        student: Signals,
-        teacher: Signals | None,
-        projections: nn.ModuleDict | None = None,
-    ) -> dict[str, Tensor]:
+    def loss(self, batch: Batch, student: Signals, teacher: Signals | None, projections: Maps = None) -> Terms:
         """Return {"attention", "values"} and "mlm" where it is weighted."""
         assert teacher is not None
         (q_T,), (k_T,), (v_T,) = (part.values() for part in (teacher.queries, teacher.keys, teacher.values))

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from budgetlab.strategies.base import Strategy
+from budgetlab.strategies.base import Maps, Strategy, Terms
 from budgetlab.strategies.losses import masked_lm
 from budgetlab.values import Batch, ModelSpec, Needs, Signals
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 
 class NoKD(Strategy):
@@ -25,13 +22,7 @@ class NoKD(Strategy):
         """None: no matrix is multiplied in it."""
         return 0, 0
 
-    def loss(
-        self,
-        batch: Batch,
-        student: Signals,
-        teacher: Signals | None,
-        projections: nn.ModuleDict | None = None,
-    ) -> dict[str, Tensor]:
+    def loss(self, batch: Batch, student: Signals, teacher: Signals | None, projections: Maps = None) -> Terms:
         """Return {"mlm"}."""
         assert student.logits is not None
         return {"mlm": masked_lm(student.logits, batch.target_ids)}

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import PositiveInt, model_validator
 
 from budgetlab.errors import CallerError
-from budgetlab.strategies.base import FeatureStrategy, layer_index
+from budgetlab.strategies.base import FeatureStrategy, Maps, Terms, layer_index
 from budgetlab.strategies.losses import mean_over_pairs, real_rows
 from budgetlab.values import Batch, ModelSpec, Needs, Signals
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
 class TinyBERT(FeatureStrategy):
@@ -50,66 +50,47 @@ class TinyBERT(FeatureStrategy):
         """Refuse layer maps that do not fit, unequal heads, and unequal widths without a projection."""
         assert teacher is not None
         if self.layer_map == "uniform" and teacher.num_layers % student.num_layers:
-            raise CallerError(
-                f"tinybert with a student of {student.num_layers} layers",
-                f"they do not divide the teacher's {teacher.num_layers}",
-                f"choose depths that divide, or give layer_map a list of {student.num_layers} teacher layers",
-            )
+            wrong = f"they do not divide the teacher's {teacher.num_layers}"
+            remedy = f"choose depths that divide, or give layer_map a list of {student.num_layers} teacher layers"
+            raise CallerError(f"tinybert with a student of {student.num_layers} layers", wrong, remedy)
         if isinstance(self.layer_map, tuple):
             if len(self.layer_map) != student.num_layers:
-                raise CallerError(
-                    f"layer_map = {list(self.layer_map)}",
-                    f"{len(self.layer_map)} entries for a student of {student.num_layers} layers",
-                    "give one teacher layer for each student layer",
-                )
+                wrong = f"{len(self.layer_map)} entries for a student of {student.num_layers} layers"
+                remedy = "give one teacher layer for each student layer"
+                raise CallerError(f"layer_map = {list(self.layer_map)}", wrong, remedy)
             for layer in self.layer_map:
                 layer_index(layer, teacher.num_layers, "layer_map entry")
         if teacher.num_heads != student.num_heads:
-            raise CallerError(
-                f"tinybert with a student of {student.num_heads} heads",
-                f"the teacher has {teacher.num_heads}, and scores are compared head by head",
-                "give both the same number of heads",
-            )
+            asked = f"tinybert with a student of {student.num_heads} heads"
+            wrong = f"the teacher has {teacher.num_heads}, and scores are compared head by head"
+            raise CallerError(asked, wrong, "give both the same number of heads")
         if self.projection == "none" and teacher.hidden_size != student.hidden_size:
-            raise CallerError(
-                'projection = "none"',
-                f"the widths differ: student {student.hidden_size}, teacher {teacher.hidden_size}",
-                'use projection = "shared" or "per_layer"',
-            )
+            wrong = f"the widths differ: student {student.hidden_size}, teacher {teacher.hidden_size}"
+            raise CallerError('projection = "none"', wrong, 'use projection = "shared" or "per_layer"')
 
-    def _pairs(self, student_layers: int, teacher_layers: int) -> list[tuple[int, int]]:
-        """Student layers and the teacher layers that they learn from."""
-        if self.layer_map == "last":
-            return [(student_layers, teacher_layers)]
-        if self.layer_map == "uniform":
-            stride = teacher_layers // student_layers
-            return [(layer, layer * stride) for layer in range(1, student_layers + 1)]
-        return list(enumerate(self.layer_map, start=1))
-
-    def _needs(self, blocks: set[int]) -> Needs:
+    def _needs(self, blocks: set[int], logits: Literal["none", "masked"] = "none") -> Needs:
         if self.variant == "released_code":
-            return Needs(logits=self.mlm_logits, hidden=tuple(blocks), scores=tuple(sorted({1, *blocks})))
-        return Needs(logits=self.mlm_logits, hidden=(0, *sorted(blocks)), scores=tuple(sorted(blocks)))
+            return Needs(logits=logits, hidden=tuple(blocks), scores=tuple(sorted({1, *blocks})))
+        return Needs(logits=logits, hidden=(0, *sorted(blocks)), scores=tuple(sorted(blocks)))
 
     def student_needs(self, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
         """States and scores of the layers that learn, and the embeddings."""
-        assert teacher is not None
-        return self._needs({ours for ours, _ in self._pairs(student.num_layers, teacher.num_layers)})
+        last = student.num_layers
+        return self._needs({last} if self.layer_map == "last" else set(range(1, last + 1)), self.mlm_logits)
 
     def teacher_needs(self, student: ModelSpec, teacher: ModelSpec) -> Needs:
         """States and scores at g(l)."""
-        needs = self._needs({theirs for _, theirs in self._pairs(student.num_layers, teacher.num_layers)})
-        return Needs(hidden=needs.hidden, scores=needs.scores)
+        if isinstance(self.layer_map, tuple):
+            return self._needs(set(self.layer_map))
+        last, stride = teacher.num_layers, teacher.num_layers // student.num_layers
+        return self._needs({last} if self.layer_map == "last" else set(range(stride, last + 1, stride)))
 
     def projections(self, student: ModelSpec, teacher: ModelSpec | None) -> dict[str, tuple[int, int]]:
         """One map, one per state, or none."""
         assert teacher is not None
-        names = {
-            "shared": ["shared"],
-            "per_layer": [f"state_{layer}" for layer in self.student_needs(student, teacher).hidden],
-            "none": [],
-        }
-        return {name: (student.hidden_size, teacher.hidden_size) for name in names[self.projection]}
+        per_layer = [f"state_{layer}" for layer in self.student_needs(student, teacher).hidden]
+        names = {"shared": ["shared"], "per_layer": per_layer, "none": []}[self.projection]
+        return dict.fromkeys(names, (student.hidden_size, teacher.hidden_size))
 
     def loss_flops(self, student: ModelSpec, teacher: ModelSpec | None, seq_len: int) -> tuple[int, int]:
         """A projection of every state that is compared; scores are those that the attention computes anyway."""
@@ -117,13 +98,7 @@ class TinyBERT(FeatureStrategy):
         states = 0 if self.projection == "none" else len(self.student_needs(student, teacher).hidden)
         return 2 * states * student.hidden_size * teacher.hidden_size, 0
 
-    def loss(
-        self,
-        batch: Batch,
-        student: Signals,
-        teacher: Signals | None,
-        projections: nn.ModuleDict | None = None,
-    ) -> dict[str, Tensor]:
+    def loss(self, batch: Batch, student: Signals, teacher: Signals | None, projections: Maps = None) -> Terms:
         """Return {"embeddings", "hidden", "attention"} and "mlm" where it is weighted."""
         assert teacher is not None
         real_BT = batch.attention_mask

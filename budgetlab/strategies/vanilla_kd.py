@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 
 from budgetlab.errors import CallerError
-from budgetlab.strategies.base import Strategy
+from budgetlab.strategies.base import Maps, Strategy, Terms
 from budgetlab.strategies.losses import masked_lm, real_rows, soft_divergence, soft_divergence_of_largest
 from budgetlab.values import Batch, ModelSpec, Needs, Signals
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
 class VanillaKD(Strategy):
@@ -70,13 +70,7 @@ class VanillaKD(Strategy):
         """None: no matrix is multiplied in it."""
         return 0, 0
 
-    def loss(
-        self,
-        batch: Batch,
-        student: Signals,
-        teacher: Signals | None,
-        projections: nn.ModuleDict | None = None,
-    ) -> dict[str, Tensor]:
+    def loss(self, batch: Batch, student: Signals, teacher: Signals | None, projections: Maps = None) -> Terms:
         """Return {"mlm", "soft"}."""
         assert student.logits is not None and teacher is not None
 
@@ -86,14 +80,12 @@ class VanillaKD(Strategy):
         ours, minus_entropy = rows(student.logits), self.divergence == "kl"
         at_targets = student.logits[batch.target_positions] if self.positions == "all" else student.logits
         if teacher.largest is not None:
-            theirs = rows(teacher.largest[0]), rows(teacher.largest[1])
+            values, ids = teacher.largest
+            theirs = rows(values), rows(ids)
             soft = soft_divergence_of_largest(theirs, ours, self.temperature, minus_entropy=minus_entropy)
         else:
             assert teacher.logits is not None
             soft = soft_divergence(rows(teacher.logits), ours, self.temperature, minus_entropy=minus_entropy)
         if self.reduction == "released_code":
             soft = soft / ours.shape[-1]
-        return {
-            "mlm": self.hard_weight * masked_lm(at_targets, batch.target_ids),
-            "soft": self.soft_weight * soft,
-        }
+        return {"mlm": self.hard_weight * masked_lm(at_targets, batch.target_ids), "soft": self.soft_weight * soft}

@@ -2,13 +2,12 @@
 
 from budgetlab.values.base import Record, Value, content_hash
 from budgetlab.values.costs import (
+    PHASES,
     ArmCost,
-    Calibration,
     CompiledCost,
     CostProfile,
     Environment,
     HeldOut,
-    KernelRate,
     ModelCost,
     Packing,
     PhaseCost,

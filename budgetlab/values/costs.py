@@ -6,9 +6,14 @@ carry loss. None means unknown and prints n/a.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import model_validator
 
 from budgetlab.values.base import Interval, Record, Value
+
+PHASES: tuple[str, ...] = ("teacher_forward", "student_forward", "loss", "backward", "update")
+"""The phases of a training step, in the order in which they run."""
 
 
 class Environment(Value):
@@ -122,6 +127,14 @@ class Packing(Value):
     """Steps a second of all of them over those of one alone."""
 
 
+_RETIRED = ("calibration", "predicted_seconds_per_step")
+"""Fields of earlier profiles, which are read still."""
+
+
+def _without_retired(given: Any) -> Any:
+    return {k: v for k, v in given.items() if k not in _RETIRED} if isinstance(given, dict) else given
+
+
 class ArmCost(Value):
     """The price of one arm (or of pretraining one teacher) on one device.
 
@@ -158,8 +171,6 @@ class ArmCost(Value):
     tokens_per_second: float | None = None
     steps_timed: int = 0
     time_model: TimeModel | None = None
-    predicted_seconds_per_step: float | None = None
-    """From the calibration of a device, not measured."""
     peak_memory_bytes: int | None = None
     reserved_memory_bytes: int | None = None
     memory_source: str | None = None
@@ -173,6 +184,8 @@ class ArmCost(Value):
     """Student tensors that get no gradient, hence no weight decay and no optimizer state."""
     dtype: str
     attention: str
+
+    _read_earlier = model_validator(mode="before")(_without_retired)
 
     def required_flops(self, tokens: int, target_tokens: int, taught_tokens: int | None = None) -> float:
         """Required FLOPs of training on so many tokens, of which the teacher reads `taught_tokens` (None: all)."""
@@ -214,39 +227,6 @@ class ModelCost(Value):
     """What agrees with torch's count."""
 
 
-class KernelRate(Value):
-    """How fast a device does one kind of work at one size.
-
-    `kind`: "matmul" has the shape (problems, rows, inner, columns) and FLOPs a second; "adamw" the shape (parameters,)
-    and parameters a second; every other kind (a copy, "gelu", "softmax", "layer_norm") the shape (numbers,) and bytes
-    read and written a second.
-    """
-
-    kind: str
-    shape: tuple[int, ...]
-    dtype: str
-    per_second: float
-
-
-class Calibration(Value):
-    """What a device can do, measured in seconds on itself."""
-
-    environment: Environment
-    rates: tuple[KernelRate, ...]
-    launch_seconds: float
-    """Of the smallest operator: nothing is faster."""
-
-    def peak_flops_per_second(self, dtype: str) -> float | None:
-        """Return the fastest matrix product that was seen."""
-        return max((r.per_second for r in self.rates if r.kind == "matmul" and r.dtype == dtype), default=None)
-
-    @property
-    def copy_bytes_per_second(self) -> float | None:
-        """Read and written, of the largest copy."""
-        copies = [rate for rate in self.rates if rate.kind == "copy"]
-        return max(copies, key=lambda rate: rate.shape).per_second if copies else None
-
-
 class Timing(Value):
     """How the seconds were taken, and what speaks against them."""
 
@@ -275,14 +255,15 @@ class CostProfile(Record):
     micro_batch_sequences: int | None = None
     """Sequences at once, where the whole batch does not fit or the study says so; None for all."""
     timing: Timing | None = None
-    calibration: Calibration | None = None
     peak_flops_per_second: float | None = None
     """Of the device by its maker, dense, in the arms' precision."""
     peak_source: str | None = None
     packing: tuple[Packing, ...] | None = None
     """Of the dearest arm's steps; None where it was not measured."""
     predicted_for: str | None = None
-    """The device whose calibration the seconds are a prediction from; None where they were measured."""
+    """The shape and device that the seconds are a prediction for; None where they were measured."""
+
+    _read_earlier = model_validator(mode="before")(_without_retired)
 
     @property
     def arms_have_seconds(self) -> bool:

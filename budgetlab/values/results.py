@@ -7,9 +7,10 @@ carry loss. Losses are nats per target token. None means unknown and prints n/a.
 from __future__ import annotations
 
 from html import escape
-from typing import Any, Literal
+from typing import Any, Literal, Required
 
 from pydantic import AliasChoices, Field
+from typing_extensions import TypedDict
 
 from budgetlab.values.base import Interval, Record, Value
 from budgetlab.values.costs import Environment
@@ -226,6 +227,49 @@ class CurveFit(Record):
         return f"<pre>{escape(str(self))}</pre>"
 
 
+class Estimate(TypedDict):
+    """A number with its interval; None where it is unknown."""
+
+    value: float | None
+    interval: list[float] | None
+
+
+class Multiplier(TypedDict, total=False):
+    """What arm B needs over what arm A needs for one outcome, in compute; `reason` says what is not known."""
+
+    value: Required[float | None]
+    interval: Required[list[float] | None]
+    interval_level: float
+    at_outcome: float
+    method: str
+    reason: str
+
+
+class Crossover(TypedDict, total=False):
+    """Amount of compute, in `unit`, where two curves cross, looked for in `range`; `reason` says why there is none."""
+
+    value: Required[float | None]
+    unit: str
+    interval: Required[list[float] | None]
+    interval_level: float
+    range: list[float]
+    method: str
+    reason: str
+
+
+class Decomposition(TypedDict, total=False):
+    """The parts of a difference at equal compute, in its unit; or with no method the `reason`."""
+
+    method: Required[str | None]
+    tokens_a: float
+    tokens_b: float
+    interval_level: float
+    difference: Estimate
+    gain_per_token: Estimate
+    effect_of_tokens: Estimate
+    reason: str
+
+
 class Verdict(Record):
     """The answer to one contrast of two arms."""
 
@@ -270,11 +314,11 @@ class Verdict(Record):
     """Runs per arm that would resolve a difference of so many points four times in five."""
     num_finetune_seeds: int | None = None
     one_teacher: bool = False
-    compute_multiplier: dict[str, Any] | None = None
-    """C_B / C_A at equal y: value, interval, at y, share of resamples without a crossing, method."""
-    crossover: dict[str, Any] | None = None
+    compute_multiplier: Multiplier | None = None
+    """C_B / C_A at equal y."""
+    crossover: Crossover | None = None
     """Amount of compute where the curves cross, or the reason why there is none."""
-    decomposition: dict[str, Any] | None = None
+    decomposition: Decomposition | None = None
     """Difference at equal compute = gain per token + effect of the tokens that the budget allows."""
     notes: tuple[str, ...] = ()
     sentence: str

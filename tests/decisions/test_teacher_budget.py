@@ -5,22 +5,16 @@ import math
 import decision_values as values
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from budgetlab.decisions import (
     Evidence,
     all_in_frontier,
-    best_split,
     capacity_gap,
-    published_gap,
-    published_map,
     verdict_map,
 )
 from budgetlab.errors import CallerError
 from budgetlab.fitting import fit_arms
-from budgetlab.laws.distillation import student_loss
-from budgetlab.reporting.figures.maps import draw_map, map_table
+from budgetlab.reporting.figures.sizes import draw_map, map_table
 from budgetlab.reporting.figures.style import styled
 from budgetlab.reporting.tables import map_sheet
 
@@ -86,20 +80,6 @@ def test_what_was_not_varied_is_said(charted) -> None:
     assert len(sheet.rows) == int(charted["difference"].notna().sum())
 
 
-def test_the_best_split_is_the_best_of_each_cell(charted) -> None:
-    best = best_split(charted)
-    known = charted[charted["difference"].notna()]
-    assert best["teacher"].isna().equals(best["arm"] == "no_kd")
-    for row in best.to_dict("records"):
-        cell = known[
-            (known["total_flops"] == row["total_flops"])
-            & (known["students_per_teacher"] == row["students_per_teacher"])
-        ]
-        outcomes = [*cell["outcome"], *cell["reference_outcome"]]
-        assert row["outcome"] == pytest.approx(min(outcomes), abs=1e-9)
-        assert row["compared"] == len(cell) + 1
-
-
 def test_the_frontier_has_nothing_better_for_less(own: Evidence) -> None:
     found = all_in_frontier(own, values.spec())
     for _, rows in found.groupby("students_per_teacher"):
@@ -131,32 +111,3 @@ def test_the_figure_draws_every_cell(charted) -> None:
     panels = figure.axes
     assert len(panels) == 2
     assert sum(len(axes.patches) for axes in panels) == len(table)
-
-
-WHERE = {"seq_len": 4096, "vocab_size": 32_000, "aspect_ratio": 128.0}
-
-
-def test_a_published_prediction_says_whose_it_is() -> None:
-    found = published_map([5e8], [1e20, 1e23], [1.0, 100.0, math.inf], **WHERE)
-    assert found["basis"].str.contains("not validated for MLM").all() and set(found["answer"]) <= {"distil", "pretrain"}
-    shares = found["pretraining_share"] + found["inference_share"] + found["student_share"]
-    assert np.allclose(shares, 1.0)
-    assert (found.loc[np.isinf(found["students_per_teacher"]), "pretraining_share"] == 0).all()
-    again = student_loss(5e8, found["tokens"].to_numpy(), found["teacher_loss"].to_numpy())
-    assert np.allclose(again, found["student_loss"])
-
-
-@given(st.floats(20.0, 24.0), st.floats(0.3, 2.5))
-@settings(max_examples=10, deadline=None)
-def test_more_students_never_make_the_published_student_worse(log_flops: float, log_share: float) -> None:
-    found = published_map([1e9], [10**log_flops], [1.0, 10**log_share], **WHERE)
-    assert found["student_loss"].iloc[1] <= found["student_loss"].iloc[0] * (1 + 2e-3)  # the grid's own coarseness
-
-
-def test_the_published_gap() -> None:
-    found = published_gap(5.46e8, 1.092e10, [1.9, 2.0, 2.2, 2.5, 3.0])
-    assert found["best"].sum() == 1 and found["teacher_loss"].is_monotonic_increasing
-    with pytest.raises(CallerError, match="not above the floor"):
-        published_gap(5e8, 1e10, [1.0])
-    with pytest.raises(CallerError, match="not above zero"):
-        published_map([5e8], [0.0], [1.0], **WHERE)

@@ -15,7 +15,7 @@ from budgetlab.batches import Batches
 from budgetlab.evaluation import load_task
 from budgetlab.evaluation.finetune import _batches, encode, finetune
 from budgetlab.evaluation.metrics import measure as metrics_of
-from budgetlab.evaluation.readout import Yardstick, adaptation, adapted_loss, log_unigram, mlm_loss, readout_loss
+from budgetlab.evaluation.yardsticks import Yardstick, adaptation, adapted_loss, log_unigram, mlm_loss, readout_loss
 from budgetlab.models import build_network
 from budgetlab.step import build_step
 from budgetlab.strategies import build_strategy
@@ -64,7 +64,7 @@ def ladder() -> dict[tuple[str, int], dict[str, float]]:
                 step.run(data.step(number, 16), 2e-3)
             done = end
             step.student.eval()
-            own = mlm_loss(step.student, batches(1, 200), sequences=150)[0]
+            own = mlm_loss(step.student, batches(1, 200), heldout_sequences=150).value
             read = readout(step.student)
             assert read.half_value is not None
             found[name, end] = {

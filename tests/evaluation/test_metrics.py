@@ -9,7 +9,7 @@ from scipy import stats
 from sklearn import metrics
 
 from budgetlab.errors import CallerError
-from budgetlab.evaluation.metrics import mcnemar, measure, paired_bootstrap, standard_errors
+from budgetlab.evaluation.metrics import measure, paired_bootstrap, standard_errors
 
 CLASSES = st.integers(2, 4).flatmap(
     lambda k: st.lists(st.tuples(st.integers(0, k - 1), st.integers(0, k - 1)), min_size=2, max_size=60)
@@ -66,21 +66,14 @@ def test_two_models_on_the_same_examples() -> None:
         assert found.p_value < 0.01
     same = paired_bootstrap(a, a, "accuracy")
     assert (same.difference, same.interval, same.p_value) == (0.0, (0.0, 0.0), 1.0)
-    tested = mcnemar(a, b)
-    only = [int(((good == labels) & (bad != labels)).sum()), int(((good != labels) & (bad == labels)).sum())]
-    assert tested.difference == pytest.approx((only[0] - only[1]) / 400)
-    assert tested.p_value == pytest.approx(stats.binomtest(only[0], sum(only)).pvalue)
-    assert mcnemar(a, a).p_value == 1.0
 
 
-def test_scores_are_bootstrapped_and_not_given_to_mcnemar() -> None:
+def test_scores_are_bootstrapped() -> None:
     draw = np.random.default_rng(2)
     labels = draw.normal(size=120)
     a, b = frame(labels, labels + 0.2 * draw.normal(size=120)), frame(labels, labels + 2 * draw.normal(size=120))
     found = paired_bootstrap(a, b, "spearman", resamples=300)
     assert found.interval is not None and found.interval[0] > 0.1
-    with pytest.raises(CallerError, match="not classes"):
-        mcnemar(a, b)
     with pytest.raises(CallerError, match="no metric of that name; did you mean pearson"):
         paired_bootstrap(a, b, "pearsons")
     with pytest.raises(CallerError, match="not of the same examples"):

@@ -11,7 +11,7 @@ from budgetlab import isoflop_figure
 from budgetlab.cli import app
 from budgetlab.errors import CallerError
 from budgetlab.fitting import fit, frontier, isoflop, predict
-from budgetlab.reporting.figures import isoflop_table
+from budgetlab.reporting.figures.sizes import isoflop_table
 
 
 def budgets(sizes=5, noise=0.0, x="num_params"):
@@ -59,8 +59,8 @@ def test_the_figure_of_budgets_over_tokens_says_tokens():
 
 @pytest.mark.parametrize(
     "option",
-    [["--objective", "lad"], ["--delta", "0.1"], ["--weights", "loss"], ["--pin", "E=1"], ["--interval", "rows"],
-     ["--exclude-invalid"], ["--lower-is-better"], ["--clusters", "flops"], ["--define", "loss=mine"]],
+    [["--pin", "E=1"], ["--exclude-invalid"], ["--higher-is-better"],
+     ["--lower-is-better"], ["--clusters", "flops"], ["--define", "loss=mine"]],
 )  # fmt: skip
 def test_options_without_effect_on_budgets_are_refused(tmp_path, option):
     budgets().to_csv(tmp_path / "runs.csv", index=False)

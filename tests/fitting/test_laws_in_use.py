@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 import budgetlab
 from budgetlab.cli import run_command
 from budgetlab.errors import CallerError
-from budgetlab.fitting import choose_law, fit, fit_arms, isoflop, power_line, predict, two_step
+from budgetlab.fitting import fit, fit_arms, isoflop, power_line, predict, two_step
 from budgetlab.laws import get_law
-from budgetlab.reporting.figures import fit_table
+from budgetlab.reporting.figures.sizes import fit_table
 from budgetlab.values import FitSpec
 
 SIGMOID = {"chance": 0.25, "ceiling": 0.9, "k": 3.0, "midpoint": 2.6}
@@ -117,30 +117,6 @@ def test_a_power_line_is_found(exponent, coefficient):
     line = power_line(x, coefficient * x**exponent)
     assert line.exponent == pytest.approx(exponent, abs=1e-9)
     assert line.coefficient == pytest.approx(coefficient, rel=1e-8)
-
-
-# Choice -------------------------------------------------------------------------------------------------------------
-
-
-def test_the_law_that_made_the_table_extrapolates_best():
-    table = surface(80, np.random.default_rng(0), noise=0.002)
-    table["compute"] = 6 * table["num_params"] * table["tokens"]
-    chosen = choose_law(table, ["chinchilla", "power"], columns={"x": "compute", "y": "loss"}, by="compute")
-    assert chosen.law == "chinchilla"
-    row = chosen.table.iloc[0]
-    assert row["num_test"] == 8
-    assert row["error"] < 0.01
-    assert "held out" in str(chosen)
-
-
-def test_a_choice_names_what_is_wrong():
-    table = scored(20)
-    with pytest.raises(CallerError, match="they predict loss and metric"):
-        choose_law(table, ["chinchilla", "sigmoid"])
-    with pytest.raises(CallerError, match="do not agree on what the largest runs are"):
-        choose_law(table.assign(x=1e3 * table["tokens"]), ["chinchilla", "power"], columns={"y": "loss"})
-    with pytest.raises(CallerError, match="only 2 sizes"):
-        choose_law(table.assign(size=[1] * 10 + [2] * 10), ["chinchilla"], by="size")
 
 
 # What a table lacks -------------------------------------------------------------------------------------------------
@@ -283,4 +259,6 @@ def test_parabolas_at_each_budget_from_the_command_line(tmp_path: Path, capsys: 
     table = pd.DataFrame(rows)
     columns = {"flops": "C", "num_params": "N", "loss": "L"}
     figure = budgetlab.isoflop_figure(budgetlab.isoflop(table, columns=columns, resamples=0), table, columns)
-    assert [axes.get_xlabel() for axes in figure.axes] == ["parameters (G)", "compute (EFLOP)"]
+    assert [axes.get_xlabel() for axes in figure.axes] == ["parameters", "compute (FLOP)"]
+    above, below = (axes.xaxis.get_majorticklabels() for axes in figure.axes)
+    assert all(text.get_text()[-1] in "MG" for text in above) and all(text.get_text()[-1] in "PE" for text in below)

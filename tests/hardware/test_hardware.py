@@ -8,18 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from budgetlab.errors import CallerError
-from budgetlab.hardware import (
-    PEAKS,
-    PhaseClock,
-    find_energy_counter,
-    find_peak,
-    is_out_of_memory,
-    largest_that_fits,
-    peak_memory,
-    pick_device,
-    prepare,
-    waited_seconds,
-)
+from budgetlab.hardware import find_energy_counter, find_peak, is_out_of_memory, pick_device, prepare
+from budgetlab.hardware.meters import PhaseMeter, largest_that_fits, peak_memory, waited_seconds
+from budgetlab.hardware.peaks import PEAKS
 from budgetlab.values import ExecutionSpec
 
 CPU = torch.device("cpu")
@@ -107,9 +98,9 @@ def test_peak_memory_sees_what_was_held_for_a_moment() -> None:
         torch.ones(size, dtype=torch.uint8)
 
     found = peak_memory(work, CPU)
-    assert found is not None and 0.95 * size < found.allocated_bytes < 1.5 * size
+    assert found is not None and 0.95 * size < found.peak_memory_bytes < 1.5 * size
     again = peak_memory(lambda: None, CPU)
-    assert again is not None and again.allocated_bytes < size / 10
+    assert again is not None and again.peak_memory_bytes < size / 10
 
 
 @given(st.integers(0, 5000), st.integers(1, 5000))
@@ -144,7 +135,7 @@ def test_phases_of_a_step_add_up_and_come_again() -> None:
             on_phase("forward")
         on_phase("update")
 
-    timed = PhaseClock(CPU).time(step)
+    timed = PhaseMeter(CPU).time(step)
     assert list(timed.device) == ["forward", "update"] == list(timed.cpu)
     assert timed.seconds == sum(timed.device.values()) > 0 and timed.cpu_seconds >= 0
 

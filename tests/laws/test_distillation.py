@@ -1,4 +1,4 @@
-"""Distillation's law with its published coefficients, and what the scenarios of compute charge."""
+"""Distillation's law with its published coefficients."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from budgetlab.errors import CallerError
 from budgetlab.fitting import fit, frontier
 from budgetlab.laws import chinchilla_gamma, distillation
-from budgetlab.laws.distillation import SCENARIOS, distillation_flops, forward_flops_per_token, student_loss
+from budgetlab.laws.distillation import student_loss
 
 SUPERVISED = chinchilla_gamma.PUBLISHED
 TEACHERS = np.array([546e6, 1.82e9, 4.82e9, 7.75e9])
@@ -53,39 +52,6 @@ def test_no_student_passes_its_teacher_under_this_law(num_params, tokens, teache
     loss = student_loss(**place, teacher_loss=teacher_loss)
     assert loss >= teacher_loss
     assert student_loss(**(place | {which: place[which] * factor}), teacher_loss=teacher_loss) <= loss * (1 + 1e-12)
-
-
-def test_scenarios_charge_what_they_name():
-    """Equation 9, term by term: 3 F_S D_S, F_T D_S, 3 F_T D_T."""
-    cost = {"student_forward_flops_per_token": 2e9, "tokens": 1e10, "teacher_forward_flops_per_token": 1e10,
-            "teacher_tokens": 5e10}  # fmt: skip
-    student, inference, pretraining = 3 * 2e9 * 1e10, 1e10 * 1e10, 3 * 1e10 * 5e10
-    charged = {name: float(distillation_flops(name, **cost)) for name in SCENARIOS}
-    assert charged == {
-        "best_case": student,
-        "teacher_inference": student + inference,
-        "teacher_pretraining": student + pretraining,
-        "teacher_pretraining_and_inference": student + inference + pretraining,
-    }
-
-
-def test_wrong_scenarios_are_named():
-    cost = {"student_forward_flops_per_token": 2e9, "tokens": 1e10, "teacher_forward_flops_per_token": 1e10}
-    with pytest.raises(CallerError, match="teacher_inference"):
-        distillation_flops("teacher_inferense", **cost)
-    with pytest.raises(CallerError, match="give teacher_tokens"):
-        distillation_flops("teacher_pretraining", **cost)
-
-
-@settings(deadline=None, max_examples=30)
-@given(st.integers(4, 48), st.sampled_from([64, 100, 128]), st.integers(128, 4096), st.integers(8000, 130_000))
-def test_forward_flops_are_those_of_the_layers(num_layers, aspect_ratio, seq_len, vocab_size):
-    """2 N for the matrices, 2 layers n_ctx width for causal attention, 2 vocab width for the head."""
-    width = aspect_ratio * num_layers
-    n = 12 * num_layers * width**2
-    direct = 2 * n + 2 * num_layers * seq_len * width + 2 * vocab_size * width
-    found = forward_flops_per_token(n, seq_len=seq_len, vocab_size=vocab_size, aspect_ratio=aspect_ratio)
-    assert float(found) == pytest.approx(direct, rel=1e-9)
 
 
 def distilled(points: int, rng: np.random.Generator, **fixed: float) -> pd.DataFrame:

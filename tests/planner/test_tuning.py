@@ -4,7 +4,7 @@ import pytest
 from prices import profile_of
 from small import write_small_study
 
-from budgetlab.cli.plans import scored_with
+from budgetlab.cli.open_study import scored_with
 from budgetlab.errors import CallerError
 from budgetlab.planner import (
     choose_rates,

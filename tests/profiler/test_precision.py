@@ -7,9 +7,10 @@ import torch
 from small import write_small_study
 
 from budgetlab.cli import run_command
-from budgetlab.hardware import StepTime, emulated_bfloat16, has_bfloat16
+from budgetlab.hardware import emulated_bfloat16, has_bfloat16
+from budgetlab.hardware.meters import StepTime
 from budgetlab.profiler import profile
-from budgetlab.profiler.arms import choices_of, jobs_of, settled
+from budgetlab.profiler.arms import choices_of, jobs_of
 from budgetlab.profiler.clock import Effort, Rounds, time_steps
 from budgetlab.studies import Study, load_study
 
@@ -78,12 +79,12 @@ def test_what_is_twice_as_slow_after_one_step_is_dropped(tmp_path: Path, monkeyp
     counted: dict[str, int] = {}
 
     def timed(jobs: list, device: object, effort: Effort, say: object, micro: object) -> Rounds:
-        dtype, attention = jobs[0][4].dtype, jobs[0][4].attention
+        dtype, attention = jobs[0].recipe.dtype, jobs[0].recipe.attention
         seconds = {"float32": 1.0, "bfloat16": 9.0}[dtype]
         rounds = 1 if seconds * len(jobs) > effort.give_up_seconds else effort.rounds
         counted[f"{dtype} {attention}"] = rounds
         step = StepTime({"backward": seconds}, {"backward": seconds})
-        return Rounds({job[0]: [step] * rounds for job in jobs}, {job[0]: step for job in jobs})
+        return Rounds({job.name: [step] * rounds for job in jobs}, {job.name: step for job in jobs})
 
     monkeypatch.setattr("budgetlab.profiler.time_steps", timed)
     monkeypatch.setattr("budgetlab.profiler.arms.has_bfloat16", lambda device: None)  # it cannot be told
@@ -94,7 +95,7 @@ def test_what_is_twice_as_slow_after_one_step_is_dropped(tmp_path: Path, monkeyp
 
 def test_giving_up_leaves_one_counted_step_of_each_arm(tmp_path: Path) -> None:
     study = load_study(write_small_study(tmp_path))
-    jobs = [settled(job, "float32", "sdpa") for job in jobs_of(study)[:2]]
+    jobs = [job.settled("float32", "sdpa") for job in jobs_of(study)[:2]]
     for limit, rounds in ((0.0, 1), (1e9, 3)):
         found = time_steps(jobs, CPU, Effort(3, 0.0, give_up_seconds=limit), lambda text: None, None)
         assert {len(steps) for steps in found.steps.values()} == {rounds}

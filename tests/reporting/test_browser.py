@@ -134,7 +134,7 @@ def test_the_page_opens_fits_and_answers(page: Path, width: int, scheme: int) ->
     assert found["overflow"] <= 0
     red = int(re.findall(r"\d+", found["paper"])[0])
     assert red > 200 if scheme == LIGHT else red < 60
-    assert found["headings"][:3] == ["Gates", "Outcomes", "Verdicts"] and "What if" in found["headings"]
+    assert found["headings"][:3] == ["Sanity checks", "Outcomes", "Verdicts"] and "What if" in found["headings"]
     assert found["unreachable"] == [] and found["small"] == []
     assert {row[0]: row[1] for row in found["start"]} == tokens("inference")
     assert found["bars"] == len(found["start"]) == 4

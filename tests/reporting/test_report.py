@@ -90,7 +90,7 @@ def test_the_page_is_self_contained_and_well_formed(whole):
     assert outside and all((whole.page.parent / reference).is_file() for reference in outside)
     assert "http" not in text and "@import" not in text and " src=" not in text
     assert text.count("<svg") == 9
-    assert page.headings[:3] == ["Gates", "Outcomes", "Verdicts"]
+    assert page.headings[:3] == ["Sanity checks", "Outcomes", "Verdicts"]
 
 
 def test_the_page_can_be_read_by_ear_and_without_a_mouse(whole):
@@ -176,7 +176,7 @@ def test_without_runs_the_report_is_the_plan_and_says_so(tmp_path):
     assert [figure.name for figure in empty.figures] == ["cost_per_arm"]
     assert empty.sheet.title.startswith("Plan")
     page = Page(empty.page.read_text(encoding="utf-8"))
-    assert "Plan" in page.headings and "Gates" not in page.headings
+    assert "Plan" in page.headings and "Sanity checks" not in page.headings
     assert list(pd.read_csv(empty.scores).columns)[:2] == ["run_id", "subject"]
 
 

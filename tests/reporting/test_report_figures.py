@@ -9,30 +9,27 @@ import reporting_values as values
 
 import budgetlab
 from budgetlab.errors import CallerError
-from budgetlab.reporting.figures import (
-    arm_styles,
+from budgetlab.reporting.averages import LOSSES, MEAN, mid_decay, per_run, scores_frame, summarise
+from budgetlab.reporting.figures import render
+from budgetlab.reporting.figures.costs import (
     costs_table,
-    decomposition_table,
     draw_costs,
-    draw_decomposition,
-    draw_frontier,
-    draw_losses,
     draw_plan,
-    draw_scores,
     draw_spent,
-    draw_verdicts,
-    fit_note,
-    fit_notes,
-    frontier_table,
     plan_table,
-    points_table,
-    render,
     spent_table,
-    spread_note,
+)
+from budgetlab.reporting.figures.data import fit_note, fit_notes, points_table, spread_note
+from budgetlab.reporting.figures.outcomes import draw_losses, draw_scores
+from budgetlab.reporting.figures.sizes import draw_frontier, frontier_table
+from budgetlab.reporting.figures.style import arm_styles, legend_columns, si_scale, styled
+from budgetlab.reporting.figures.verdicts import (
+    decomposition_table,
+    draw_decomposition,
+    draw_verdicts,
     verdict_table,
 )
-from budgetlab.reporting.figures.style import legend_columns, prefix_for, styled
-from budgetlab.reporting.frames import LOSSES, MEAN, mid_decay, per_run, scores_frame, summarise
+from budgetlab.units import parse_amount
 from budgetlab.values import Budget, Verdict
 
 UNITS = ("points", "tokens", "FLOP", "s per token", "nats per target token", "multiplier", "spent / planned")
@@ -206,16 +203,16 @@ def test_one_budget_keeps_all_arms_inside_and_an_arm_without_amounts_out_of_the_
         assert set(values.ARMS) - labels == left_out
 
 
-def test_an_axis_is_written_in_the_unit_of_its_label(runs, cells):
+def test_a_tick_says_its_amount_in_the_unit_of_the_label(runs, cells):
     """Also where the limits lie beyond a prefix that no amount reaches."""
     table = points_table(runs, cells, values.ARMS)
     table["required_flops"] *= 0.98e12 / table["required_flops"].max()
     figure = draw_scores(table, "required_flops")
     figure.canvas.draw()
-    assert "GFLOP" in figure.get_supxlabel()
+    assert "(FLOP, log scale)" in figure.get_supxlabel()
     axis = figure.axes[0].xaxis
     for tick, text in zip(axis.get_majorticklocs(), axis.get_majorticklabels(), strict=True):
-        assert float(text.get_text()) == pytest.approx(tick / 1e9, rel=1e-3)
+        assert parse_amount(f"{text.get_text()}FLOP")[0] == pytest.approx(tick, rel=1e-3)
 
 
 def test_fitted_scores_are_told_from_lines_that_join_means(runs, cells):
@@ -261,9 +258,9 @@ def test_costs_are_drawn_as_tabled():
     table = costs_table(values.profile())
     figure = draw_costs(table)
     assert [text.get_text() for text in figure.axes[2].texts] == [f"{100 * off:+.0f} %" for off in disagreement(table)]
-    for axes, quantity, scale in zip(figure.axes[:2], table["quantity"].unique(), (1e6, 1e-6), strict=True):
+    for axes, quantity in zip(figure.axes[:2], table["quantity"].unique(), strict=True):
         rows = table[(table["quantity"] == quantity) & (table["phase"] != "whole step") & (table["value"] > 0)]
-        bars = sorted((bar.get_x() * scale, bar.get_width() * scale) for bar in axes.patches)
+        bars = sorted((bar.get_x(), bar.get_width()) for bar in axes.patches)
         np.testing.assert_allclose(bars, sorted(zip(rows["start"], rows["value"], strict=True)), rtol=1e-9)
         ratios = table.loc[(table["quantity"] == quantity) & (table["phase"] == "whole step"), "ratio"]
         assert [text.get_text() for text in axes.texts] == [f"{ratio:.2f}×" for ratio in ratios]
@@ -330,7 +327,7 @@ def test_a_figure_leaves_three_files_that_are_the_same_every_time(tmp_path):
 def test_legends_fit_their_width():
     assert legend_columns(["no_kd", "vanilla_kd", "minilm", "tinybert", "teacher", "random weights"], 3.3) == 3
     assert legend_columns(["an arm with a very long name indeed", "and another one of that kind"], 3.3) == 1
-    assert prefix_for(4e12) == ("T", 1e12)
+    assert si_scale(4e12) == ("T", 1e12)
 
 
 def test_outcomes_have_the_names_that_fits_and_verdicts_use():

@@ -6,7 +6,7 @@ import pytest
 import reporting_values as values
 
 from budgetlab.fitting.scores import LOSSES
-from budgetlab.reporting import Gate, conclude, conclude_study, learning_gates
+from budgetlab.reporting import SanityCheck, conclude, conclude_study, sanity_checks
 
 TEACHER, UNIGRAM, RANDOM = range(3)
 
@@ -16,7 +16,7 @@ def changed(test, **update):
 
 
 def test_a_study_above_the_threshold_passes_all_gates_and_ends_with_its_verdicts():
-    gates = learning_gates(values.scores())
+    gates = sanity_checks(values.scores())
     assert all(gate.passed and gate.judged for gate in gates)
     sentence = conclude(gates, values.verdicts())
     assert sentence == (
@@ -29,7 +29,7 @@ def test_a_study_above_the_threshold_passes_all_gates_and_ends_with_its_verdicts
 
 
 def test_each_gate_states_its_numbers_and_units():
-    gates = learning_gates(values.scores())
+    gates = sanity_checks(values.scores())
     assert "nats per target token: teacher 4.61" in gates[TEACHER].sentence
     assert "(at least 0.30 below needed)" in gates[TEACHER].sentence
     assert "unigram entropy 6.03" in gates[UNIGRAM].sentence
@@ -40,7 +40,7 @@ def test_each_gate_states_its_numbers_and_units():
 def test_the_teacher_must_be_ahead_by_exactly_the_threshold():
     def students(value):
         found = changed(lambda s: s.task == "mlm_loss" and s.subject == "run", value=value)
-        return learning_gates(found)[TEACHER].passed
+        return sanity_checks(found)[TEACHER].passed
 
     assert students(4.91)
     assert not students(4.90)
@@ -48,30 +48,30 @@ def test_the_teacher_must_be_ahead_by_exactly_the_threshold():
 
 def test_one_student_too_near_the_teacher_at_any_budget_fails():
     near = changed(lambda s: s.task == "mlm_loss" and s.arm == "vanilla_kd" and s.rung == 0, value=4.7)
-    gate = learning_gates(near)[TEACHER]
+    gate = sanity_checks(near)[TEACHER]
     assert gate.judged and not gate.passed
     assert "0.09 below the nearest" in gate.sentence
 
 
 def test_the_best_student_must_be_half_a_nat_below_the_unigram_entropy():
     weak = changed(lambda s: s.subject == "unigram", value=5.5)
-    assert not learning_gates(weak)[UNIGRAM].passed
+    assert not sanity_checks(weak)[UNIGRAM].passed
 
 
 def test_every_arm_must_beat_random_weights_on_every_task_at_the_largest_budget():
     weak = changed(lambda s: s.task == "belongs" and s.arm == "minilm" and s.rung == 2, value=0.514)
-    gate = learning_gates(weak)[RANDOM]
+    gate = sanity_checks(weak)[RANDOM]
     assert not gate.passed
     assert gate.sentence.endswith("not above: minilm on belongs.")
     early = changed(lambda s: s.task == "belongs" and s.arm == "minilm" and s.rung == 0, value=0.4)
-    assert learning_gates(early)[RANDOM].passed
+    assert sanity_checks(early)[RANDOM].passed
 
 
 def test_on_glue_one_student_must_be_clearly_above_random_weights():
     """Labels teach random weights much there, so one clear lead is asked for, and who has none is named."""
     names = {"belongs": "stsb", "replaced": "sst2"}
     glue = [score.model_copy(update={"task": names.get(score.task, score.task)}) for score in values.scores()]
-    gate = learning_gates(glue)[RANDOM]
+    gate = sanity_checks(glue)[RANDOM]
     assert gate.passed and "every arm on stsb" in gate.sentence.partition("clearly above:")[2]
     level = [
         score.model_copy(update={"value": 0.5})
@@ -79,39 +79,39 @@ def test_on_glue_one_student_must_be_clearly_above_random_weights():
         else score
         for score in glue
     ]
-    gate = learning_gates(level)[RANDOM]
+    gate = sanity_checks(level)[RANDOM]
     assert gate.judged and not gate.passed and "clearly above: none" in gate.sentence
     one_seed = [score for score in glue if score.subject != "run" or score.run_seed == 0]
-    gate = learning_gates(one_seed)[RANDOM]
+    gate = sanity_checks(one_seed)[RANDOM]
     assert not gate.passed and not gate.judged
 
 
 def test_a_failed_gate_replaces_the_verdict():
     weak = changed(lambda s: s.subject == "unigram", value=5.5)
-    sentence = conclude(learning_gates(weak), values.verdicts())
+    sentence = conclude(sanity_checks(weak), values.verdicts())
     assert sentence.startswith("below the learning threshold")
     assert "no_kd" not in sentence
 
 
 def test_a_missing_number_passes_no_gate_and_fails_none():
     for missing, index in (("teacher", TEACHER), ("unigram", UNIGRAM), ("random", RANDOM)):
-        gates = learning_gates([s for s in values.scores() if s.subject != missing])
+        gates = sanity_checks([s for s in values.scores() if s.subject != missing])
         assert not gates[index].passed and not gates[index].judged
         assert "n/a" in gates[index].sentence
         sentence = conclude(gates, values.verdicts())
         assert sentence.startswith("no verdict: numbers are missing")
-    assert not any(gate.passed for gate in learning_gates([]))
+    assert not any(gate.passed for gate in sanity_checks([]))
 
 
 def test_an_arm_that_was_planned_but_not_scored_is_missing():
     some = [s for s in values.scores() if not (s.arm == "tinybert" and s.rung == 2)]
-    gate = learning_gates(some, arms=values.ARMS, rung=2)[RANDOM]
+    gate = sanity_checks(some, arms=values.ARMS, rung=2)[RANDOM]
     assert not gate.passed and not gate.judged
     assert "tinybert n/a" in gate.sentence
 
 
 def test_without_verdicts_there_is_none():
-    passed = [Gate(name="a", passed=True, sentence="b.")]
+    passed = [SanityCheck(name="a", passed=True, sentence="b.")]
     assert conclude(passed, []).startswith("no verdict:")
 
 
@@ -182,10 +182,10 @@ def test_a_task_that_tells_nothing_gives_no_verdict():
 
 def test_a_study_without_tasks_is_judged_on_its_loss():
     losses = [s for s in values.scores() if s.task in LOSSES]
-    gate = learning_gates(losses)[RANDOM]
+    gate = sanity_checks(losses)[RANDOM]
     assert gate.judged and gate.passed and "in nats: readout_loss" in gate.sentence
     level = changed(lambda s: s.subject == "run" and s.task == "readout_loss", value=9.0)
-    gate = learning_gates([s for s in level if s.task in LOSSES])[RANDOM]
+    gate = sanity_checks([s for s in level if s.task in LOSSES])[RANDOM]
     assert gate.judged and not gate.passed
 
 

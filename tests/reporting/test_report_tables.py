@@ -11,8 +11,9 @@ import reporting_values as values
 from rich.console import Console
 
 from budgetlab.fitting import compare
-from budgetlab.reporting.figures import draw_scores, points_table
-from budgetlab.reporting.frames import per_run, scores_frame, summarise
+from budgetlab.reporting.averages import per_run, scores_frame, summarise
+from budgetlab.reporting.figures.data import points_table
+from budgetlab.reporting.figures.outcomes import draw_scores
 from budgetlab.reporting.tables import (
     average_sheet,
     closing_frame,
@@ -24,6 +25,7 @@ from budgetlab.reporting.tables import (
     plan_sheet,
     print_sheets,
     profile_sheet,
+    score_files_sheet,
     score_sheet,
     stack,
     status_sheet,
@@ -221,7 +223,7 @@ def test_numbers_are_printed_at_one_prefix():
 
 
 def test_a_group_that_is_too_wide_is_split_and_keeps_its_keys():
-    columns = (Column("key", left=True), *(Column(f"column{i:02d}", "group") for i in range(12)))
+    columns = (Column("key", left=True), *(Column(f"column{i:02d}", group="group") for i in range(12)))
     sheet = Sheet("title", columns, (("a", *("1" for _ in range(12))),), ("a note",))
     parts = stack(sheet, 40)
     assert all(part.width() <= 40 for part in parts)
@@ -312,3 +314,10 @@ def test_the_noise_of_one_budget_is_not_that_of_another():
     for rung, alike in ((0, False), (1, True), (2, True)):
         halves = [c.loc[(c["rung"] == rung) & (c["task"] == "belongs"), "half_width"] for c in (before, after)]
         assert (halves[0].tolist() == halves[1].tolist()) is alike
+
+
+def test_every_score_is_a_row_with_its_seed():
+    sheet, _ = score_files_sheet(scores_frame(values.scores()))
+    seeds = {(row[1], row[2]) for row in sheet.rows}
+    assert {("belongs", "0"), ("belongs", "1"), ("belongs", "n/a"), ("readout_loss", "n/a")} <= seeds
+    assert len(sheet.rows) == len(values.scores())

@@ -20,7 +20,7 @@ from budgetlab.checkpoint import latest_checkpoint, load_checkpoint
 from budgetlab.corpus import build_corpus
 from budgetlab.planner import plan
 from budgetlab.profiler import profile
-from budgetlab.runner import run, training
+from budgetlab.runner import run, state, training
 from budgetlab.store import Store
 from budgetlab.studies import load_study
 
@@ -36,7 +36,7 @@ training.CHECKPOINT_EVERY_SECONDS, training.CHECKPOINT_SHARE = 0.0, float("inf")
 
 FORMAT = "2i200s"  # inside a save; the number of saves; the checkpoint that the last one made
 shared = mmap.mmap(-1, struct.calcsize(FORMAT))
-save = training.save_checkpoint
+save = state.save_checkpoint
 
 
 def acknowledged() -> tuple[int, int, str]:
@@ -52,7 +52,7 @@ def watched(where: Path, name: str, *rest: object) -> Path:
     return path
 
 
-training.save_checkpoint = watched
+state.save_checkpoint = watched
 draw = random.Random(1)
 store = Store(folder / "killed", "small")
 inside = finished = saves = 0

@@ -10,11 +10,10 @@ from budgetlab.corpus import Corpus
 from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.models import Network, build_network
 from budgetlab.profiler import profile
-from budgetlab.profiler.clock import QUICK, random_batch, time_compiled
+from budgetlab.profiler.arms import Job
+from budgetlab.profiler.clock import QUICK, time_compiled
 from budgetlab.runner import run
-from budgetlab.runner.feed import Feed
-from budgetlab.runner.training import Training
-from budgetlab.step import build_step
+from budgetlab.step import TrainingStep, build_step
 from budgetlab.store import Store
 from budgetlab.strategies import build_strategy
 from budgetlab.studies import Study
@@ -53,14 +52,14 @@ def test_a_compiled_run_is_the_same_training_resumed_to_the_bit(
         for mine, its in zip(record.points, other.points, strict=True):
             assert mine.losses == pytest.approx(its.losses, rel=1e-3)
 
-    take, left = Training._one_step, iter(range(50))
+    take, left = TrainingStep.run, iter(range(50))
 
-    def one_step(self: Training, feed: Feed) -> object:
+    def one_step(self: TrainingStep, *args: object, **kwargs: object) -> object:
         if next(left, None) == 49:
             raise KeyboardInterrupt
-        return take(self, feed)
+        return take(self, *args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Training, "_one_step", one_step)
+    monkeypatch.setattr(TrainingStep, "run", one_step)
     monkeypatch.setattr("budgetlab.runner.training.CHECKPOINT_EVERY_SECONDS", 0.0)
     store = Store(tmp_path / "stopped", "small")
     with pytest.raises(KeyboardInterrupt):
@@ -76,6 +75,7 @@ def test_compiling_is_measured_only_where_asked(study: Study) -> None:
     found = profile(study.model_copy(update={"arms": arms, "execution": always}), depth="quick")
     cost = found.arms[0].compiled
     assert cost is not None and cost.seconds_ratio.value > 0 and cost.seconds_ratio.interval is not None
+    assert cost.compile_seconds > 0
     left_alone = profile(study.model_copy(update={"arms": arms}), depth="quick")
     assert left_alone.arms[0].compiled is None
 
@@ -89,7 +89,7 @@ def test_what_cannot_be_compiled_is_one_line(study: Study, monkeypatch: pytest.M
 
     monkeypatch.setattr(Network, "compile", broken)
     arm = study.arms["no_kd"]
-    job = ("no_kd", arm.strategy, study.models["student"], None, study.recipe)
+    job = Job("no_kd", arm.strategy, study.models["student"], None, study.recipe)
     with pytest.raises(
         CallerError, match=r"torch.compile of no_kd: no C\+\+ compiler was found; set execution.compile"
     ):
@@ -121,7 +121,8 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.fx.GraphModul
 def test_every_arm_is_compiled_however_many_there_are(graphs: list[torch.fx.GraphModule]) -> None:
     recipe = Recipe(seq_len=8, batch_tokens=32, dtype="float32", attention="sdpa")
     teacher = build_network(TINY, seed=0, seq_len=8, attention="sdpa", device="cpu")
-    batch, arms = random_batch(TINY, recipe), torch._dynamo.config.recompile_limit + 2
+    batch = Job("kd", StrategySpec(name="vanilla_kd"), TINY, TINY, recipe).batch()
+    arms = torch._dynamo.config.recompile_limit + 2
     for number in range(arms):
         strategy = build_strategy(StrategySpec(name="vanilla_kd"), "kd")
         step = build_step("kd", strategy, TINY, teacher, recipe, seed=number, device="cpu", compiled=True)

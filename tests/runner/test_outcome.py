@@ -73,7 +73,7 @@ def test_joules_are_shared_out_by_time(
 ) -> None:
     reads = iter(range(10**6))
     counter = EnergyCounter(lambda: 2.0 * next(reads), "made up", 1.0)
-    monkeypatch.setattr("budgetlab.runner.training.find_energy_counter", lambda device: counter)
+    monkeypatch.setattr("budgetlab.runner.state.find_energy_counter", lambda device: counter)
     (record,) = run(only(made, "no_kd"), corpus, Store(tmp_path, "small"))
     assert record.joules is not None and record.joules > 0
     for phase in record.phases.values():
@@ -365,7 +365,8 @@ def test_a_disk_without_room_is_refused_before_anything_is_trained(
 
 
 def test_the_room_that_is_stated_is_enough(made: Plan, corpus: Corpus, tmp_path: Path, monkeypatch) -> None:
-    from budgetlab.runner.units import bytes_needed, plan_units
+    from budgetlab.runner.preflight import bytes_needed
+    from budgetlab.runner.units import plan_units
 
     monkeypatch.setattr("budgetlab.runner.training.CHECKPOINT_EVERY_SECONDS", 0.0)
     monkeypatch.setattr("budgetlab.runner.training.CHECKPOINT_SHARE", float("inf"))

@@ -257,7 +257,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("budgetlab.runner.training.save_checkpoint", full)
+        patch.setattr("budgetlab.runner.state.save_checkpoint", full)
         with pytest.raises(BudgetlabError, match=r"No space left on device.*nothing is lost") as caught:
             run(small, corpus, store)
         assert caught.value.exit_status == 1

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from budgetlab.runner.learning_rate import learning_rate_factor
+from budgetlab.runner.training import learning_rate_factor
 from budgetlab.values import Recipe
 
 

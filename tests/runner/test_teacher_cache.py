@@ -15,10 +15,8 @@ from budgetlab.planner import plan
 from budgetlab.profiler import profile
 from budgetlab.ranks import Ranks
 from budgetlab.runner import run
-from budgetlab.runner.feed import Feed
 from budgetlab.runner.teacher_cache import TeacherCache
-from budgetlab.runner.training import Training
-from budgetlab.step import build_step, to_device
+from budgetlab.step import TrainingStep, build_step, to_device
 from budgetlab.store import Store
 from budgetlab.strategies import build_strategy
 from budgetlab.studies import Study, load_study
@@ -164,15 +162,15 @@ def test_a_run_goes_on_where_its_answers_were_deleted(
     monkeypatch.setattr("budgetlab.runner.training.CHECKPOINT_SHARE", float("inf"))
     store = Store(tmp_path, "small")
     cached = made.model_copy(update={"arms": {"cached": made.arms["cached"]}})
-    take, left = Training._one_step, [0]
+    take, left = TrainingStep.run, [0]
 
-    def one_step(self: Training, feed: Feed) -> object:
+    def one_step(self: TrainingStep, *args: object, **kwargs: object) -> object:
         left[0] -= 1
         if left[0] < 0:
             raise KeyboardInterrupt
-        return take(self, feed)
+        return take(self, *args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Training, "_one_step", one_step)
+    monkeypatch.setattr(TrainingStep, "run", one_step)
     stops = 0
     while True:
         left[0] = 30

@@ -1,4 +1,4 @@
-"""Figures: scores and the read-out loss against tokens read, FLOPs or device time."""
+"""Scores and losses against tokens read, FLOPs or device time: runs, their means, fitted curves and yardsticks."""
 
 from __future__ import annotations
 
@@ -9,139 +9,198 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from budgetlab.errors import CallerError, unknown_name
 from budgetlab.fitting.scores import OUTCOMES
-from budgetlab.reporting.figures.points import AXES, Axis
-from budgetlab.reporting.figures.style import (
-    BEYOND_COLOUR,
-    COLUMN_INCHES,
-    YARDSTICK_COLOUR,
-    YARDSTICK_LINES,
-    ArmStyle,
-    arm_handles,
-    arm_styles,
-    grid,
-    legend_columns,
-    log_ticks,
-    prominent,
-    room,
-    unit_at,
-    yardstick_handles,
-)
-from budgetlab.reporting.frames import LOSSES, MEAN, YARDSTICKS
+from budgetlab.reporting.averages import LOSSES, MEAN, YARDSTICKS, mid_decay, per_run, scores_frame, summarise
+from budgetlab.reporting.figures import style
+from budgetlab.reporting.figures.data import AXES, Axis, Figure, Known, fit_note, fit_notes, points_table, spread_note
+from budgetlab.values import CurveFit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Drawing
 
-
-_METRICS = {"matthews": "Matthews", "f1": "F1", "macro_f1": "macro F1", "pearson_spearman": "correlation"}
-_AMOUNT_LAYERS = ("run", "mean", "mid_decay", "curve", "beyond")
+_NAMES: dict[Axis, str] = {"tokens": "tokens", "required_flops": "flops", "device_hours": "hours"}
+_WORDS: dict[Axis, str] = {
+    "tokens": "tokens read by the student",
+    "required_flops": "required training compute",
+    "device_hours": "device time of the training",
+}
+_UNITS: dict[Axis, str] = {"tokens": "log scale", "required_flops": "FLOP, log scale", "device_hours": "h, log scale"}
+_LAYERS = ("run", "mean", "mid_decay", "curve", "beyond")
 _SHIFT = 0.02
 """By which arms are drawn aside of one another where they spent the same, in logarithms: the width of a marker."""
+_DASHES = {"teacher": (0, ()), "random": (0, (4, 2)), "majority": (0, (1, 1.5)), "unigram": (0, (6, 2, 1, 2))}
+_EARLY = {"linestyle": "none", "marker": "x", "markersize": 3.0, "markeredgewidth": 0.7}
+"""How a checkpoint in mid-decay is marked."""
+_METRICS = {"matthews": "Matthews", "f1": "F1", "macro_f1": "macro F1", "pearson_spearman": "correlation"}
 
 
-def draw_scores(table: pd.DataFrame, x: Axis = "tokens", order: Sequence[str] = (), note: str = "") -> Figure:
+def score_figure(
+    scores: pd.DataFrame,
+    fits: Sequence[CurveFit] = (),
+    *,
+    arms: Sequence[str] = (),
+    tasks: Sequence[str] = (),
+    level: float = 0.95,
+    x: Axis = "tokens",
+) -> Drawing:
+    """Draw scores, a panel a task and one for their mean, against tokens read, "required_flops" or "device_hours".
+
+    Parameters
+    ----------
+    scores
+        The tidy table of the store, or of `as_scores`.
+    fits
+        Curves to draw, of those that their status allows.
+    arms, tasks
+        Which, in order; default: all. An arm looks as its place in `arms` says; one without a run is left out.
+    level
+        Of the intervals, which the bands are where an arm has three runs or more; of two runs they are the range.
+    x
+        The amount along the axis.
+
+    Raises
+    ------
+    CallerError
+        When there is nothing to draw, the amount or a task is unknown, or a table lacks a column.
+    """
+    tasks = [tasks] if isinstance(tasks, str) else tasks
+    table, order = _points(scores, fits, arms, tasks, level, x, "scores")
+    return style.styled(lambda drawn: draw_scores(drawn, x, order, fit_notes(fits, drawn, x)), table)
+
+
+def loss_figure(
+    scores: pd.DataFrame,
+    fits: Sequence[CurveFit] = (),
+    *,
+    arms: Sequence[str] = (),
+    level: float = 0.95,
+    x: Axis = "required_flops",
+    task: str = "readout_loss",
+) -> Drawing:
+    """Draw a loss against required FLOPs, "tokens" or "device_hours", with the fitted curves that may be used.
+
+    Parameters and errors are those of `score_figure`; `task` is ``readout_loss``, ``adapted_loss`` or ``mlm_loss``.
+    """
+    if task not in LOSSES:
+        raise unknown_name("loss", task, LOSSES, "loss_figure, task")
+    table, order = _points(scores, fits, arms, [task], level, x, f"values of {task}")
+    return style.styled(lambda drawn: draw_losses(drawn, fit_note(fits, task, drawn, x), x, order), table)
+
+
+def _points(
+    scores: pd.DataFrame, fits: Sequence[CurveFit], arms: Sequence[str], tasks: Sequence[str], level: float, x: Axis,
+    what: str,
+) -> tuple[pd.DataFrame, list[str]]:  # fmt: skip
+    """Return what is drawn, and the order of arms that was asked for."""
+    what = f"figure of {what}"
+    if x not in AXES:
+        raise unknown_name("x", x, AXES, f"{what}, x")
+    if not 0 < level < 1:
+        raise CallerError(f"{what}, level = {level:g}", "not between 0 and 1", "write 95 % as 0.95")
+    order = [arms] if isinstance(arms, str) else list(arms)
+    scores = scores_frame(scores)
+    averages = per_run(scores)
+    runs = averages[averages["subject"] == "run"]
+    if len(runs):
+        for task in tasks:
+            if task not in {*LOSSES, *runs["task"]}:
+                raise unknown_name("task", task, map(str, pd.unique(runs["task"])), f"{what}, task")
+        if order and not set(order) & set(runs["arm"]):
+            raise unknown_name("arm", order[0], map(str, pd.unique(runs["arm"])), f"{what}, arm")
+    chosen = order or list(pd.unique(runs["arm"]))
+    cells, early = summarise(averages, level), mid_decay(scores)
+    table = points_table(averages, cells, chosen, tasks, fits=fits, mid_decay=early)
+    means = table.loc[table["layer"] == "mean", x]
+    asked = what + (f" of {', '.join(chosen)}" if 0 < len(chosen) <= 6 else "")
+    if means.empty:
+        tabled = [str(task) for task in pd.unique(scores["task"])]
+        raise CallerError(asked, "no complete run has any", f"the table has {', '.join(tabled) or 'no rows'}")
+    if means.isna().all():
+        raise CallerError(asked, f"{x} of the runs is unknown", "choose another x")
+    return table, order
+
+
+def draw_scores(table: pd.DataFrame, x: Axis = "tokens", order: Sequence[str] = (), note: str = "") -> Drawing:
     """Draw `points_table` over one of its amounts, on a logarithmic axis: a panel a task.
 
     `order` is that of the study's arms, which their looks follow; `note` stands below.
     """
-    from matplotlib.figure import Figure
-
     tasks = list(pd.unique(table["task"]))
-    styles = _styles(table, x, order)
-    wide = len(tasks) > 6
+    styles, wide = _styles(table, x, order), len(tasks) > 6
     columns = 4 if wide else min(2, len(tasks))
-    spare = len(tasks) % columns != 0
     lines = math.ceil(len(tasks) / columns)
-    width = 2 * COLUMN_INCHES + 0.3 if wide else COLUMN_INCHES
-    handles = [*arm_handles(styles), *_layer_handles(table, x)]
-    labels = [str(handle.get_label()) for handle in handles]
-    across = legend_columns(labels, width)
-    spare = spare and len(labels) <= 10
-    above = 0.0 if spare else 0.15 * math.ceil(len(labels) / across) + 0.1
+    handles = [*style.arm_handles(styles), *_layer_handles(table, x)]
+    spare = len(tasks) % columns != 0 and len(handles) <= 10  # a panel without a task has style.room for the legend
     told = textwrap.wrap(note, 120 if wide else 58)
-    height = (1.45 if lines > 1 else 1.75) * lines + 0.15 + above + 0.11 * len(told)
-    figure = Figure(figsize=(width, height), layout="constrained")
-    panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    height = (1.45 if lines > 1 else 1.75) * lines + 0.2 + 0.11 * len(told)
+    width = style.TWO_COLUMNS_INCHES if wide else style.COLUMN_INCHES
+    figure, panels = style.canvas(height, [] if spare else handles, (lines, columns), width=width)
+    panels = panels.ravel()
     aside = _aside(table, x)
-    limits, scale, label = _axis(table, x, aside)
     for axes, task in zip(panels, tasks, strict=False):
         rows = table[table["task"] == task]
         _panel(axes, rows, x, styles, aside, joined=not (rows["layer"] == "curve").any())
-        _amounts(axes, limits, scale, most=4)
+        style.log_axis(axes, "x", _limits(table, x, aside), written=_written(x), most=4)
         metric = str(rows["metric"].iloc[0])
         of = textwrap.wrap(str(rows["subset"].iloc[0]), 34)  # a subset, or what the mean is of
         axes.set_title(metric if task == MEAN else task, loc="left", pad=3 + 6 * len(of), fontweight="bold")
-        axes.annotate("\n".join(of), (0, 1), (0, 2), xycoords="axes fraction", textcoords="offset points", fontsize=5,
-                      color="#444444", linespacing=1.0)  # fmt: skip
+        beneath = {"xycoords": "axes fraction", "textcoords": "offset points", "fontsize": 5, "linespacing": 1.0}
+        axes.annotate("\n".join(of), (0, 1), (0, 2), color=style.INK, **beneath)
         name = "score" if task == MEAN else _METRICS.get(metric, metric)
         axes.set_ylabel("loss (nats)" if task in LOSSES else f"{name} (points)", labelpad=2)
     for axes in panels[len(tasks) :]:
         axes.set_axis_off()
-    figure.supxlabel("\n".join([label, *told]), fontsize=7)
     if spare:
         panels[-1].legend(handles=handles, loc="center", borderaxespad=0)
-    else:
-        figure.legend(handles=handles, loc="outside upper center", ncols=across, columnspacing=1.2)
+    figure.supxlabel("\n".join([_label(x), *told]))
     return figure
 
 
-def draw_losses(
-    table: pd.DataFrame, note: str = "", x: Axis = "required_flops", order: Sequence[str] = ()
-) -> Figure:  # fmt: skip
+def draw_losses(table: pd.DataFrame, note: str = "", x: Axis = "required_flops", order: Sequence[str] = ()) -> Drawing:
     """Draw `points_table` of one loss over one of its amounts; a line is a fitted curve, and nothing else is.
 
     `note` stands below; `order` is that of the study's arms, which their looks follow.
     """
-    from matplotlib.figure import Figure
-
-    styles = _styles(table, x, order)
-    lines = textwrap.wrap(note, 66)
+    styles, lines = _styles(table, x, order), textwrap.wrap(note, 66)
     fitted = set(table.loc[table["layer"].isin(["curve", "beyond"]) & table[x].notna(), "arm"])
-    handles = [*arm_handles(styles, lines=fitted), *_layer_handles(table, x)]
-    across = legend_columns([str(handle.get_label()) for handle in handles], COLUMN_INCHES)
-    above = 0.14 * max(0, math.ceil(len(handles) / across) - 2)
-    figure = Figure(figsize=(COLUMN_INCHES, 2.5 + above + 0.11 * len(lines)), layout="constrained")
-    axes = figure.subplots()
+    handles = [*style.arm_handles(styles, lines=fitted), *_layer_handles(table, x)]
+    figure, [[axes]] = style.canvas(2.25 + 0.11 * len(lines), handles)
     aside = _aside(table, x)
-    limits, scale, label = _axis(table, x, aside)
     _panel(axes, table, x, styles, aside, joined=False)
-    _amounts(axes, limits, scale, most=6)
+    style.log_axis(axes, "x", _limits(table, x, aside), written=_written(x), most=6)
     name = OUTCOMES[str(table["task"].iloc[0])].removeprefix("the ")
-    axes.set_ylabel(f"{name} (nats per target token)")
-    axes.set_xlabel(label)
-    figure.legend(handles=handles, loc="outside upper center", ncols=across, columnspacing=1.2, handletextpad=0.5)
+    axes.set(xlabel=_label(x), ylabel=f"{name} (nats per target token)")
     if lines:
-        figure.supxlabel("\n".join(lines), fontsize=6, color="#444444", x=0.02, ha="left", style="italic")
+        figure.supxlabel("\n".join(lines), fontsize=6, color=style.INK, x=0.02, ha="left", fontstyle="italic")
     return figure
 
 
-def _styles(table: pd.DataFrame, x: Axis, order: Sequence[str]) -> dict[str, ArmStyle]:
-    """Return the style of each arm that is drawn; of very many, those that lead at the largest budget have colours."""
+def _written(x: Axis) -> Any:
+    return "{x:.4g}" if x == "device_hours" else style.prefixes("tokens" if x == "tokens" else "")
+
+
+def _label(x: Axis) -> str:
+    return f"{_WORDS[x]} ({_UNITS[x]})"
+
+
+def _styles(table: pd.DataFrame, x: Axis, order: Sequence[str]) -> dict[str, style.ArmStyle]:
+    """Return the look of each arm that is drawn; of very many, those that lead at the largest budget have colours."""
     seen = table[table["layer"].isin(["run", "mid_decay"])]
-    arms = list(dict.fromkeys([*order, *seen["arm"]]))
-    drawn = set(seen.loc[seen[x].notna(), "arm"])
     means = table[(table["layer"] == "mean") & (table["task"] == table["task"].iloc[-1])]
     last = means[means["rung"] == means["rung"].max()].set_index("arm")["value"]
-    nats = table["unit"].iloc[0] != "points"
-    styles = arm_styles(arms, prominent(arms, list(last.sort_values(ascending=nats).index)))
-    return {arm: style for arm, style in styles.items() if arm in drawn}
+    ranked = last.sort_values(ascending=table["unit"].iloc[0] != "points").index
+    styles = style.arm_styles(list(dict.fromkeys([*order, *seen["arm"]])), list(ranked))
+    drawn = set(seen.loc[seen[x].notna(), "arm"])
+    return {arm: look for arm, look in styles.items() if arm in drawn}
 
 
-def _axis(table: pd.DataFrame, x: Axis, aside: Mapping[str, float]) -> tuple[tuple[float, float], float, str]:
-    """Return the limits of the axis, the size of the unit that it is written in, and its label."""
-    rows = table[table["layer"].isin(_AMOUNT_LAYERS) & table[x].notna()]
+def _limits(table: pd.DataFrame, x: Axis, aside: Mapping[str, float]) -> tuple[float, float]:
+    rows = table[table["layer"].isin(_LAYERS) & table[x].notna()]
     at = rows[x] * rows["arm"].map(aside).fillna(1.0)
-    low, high = room(at.tolist(), 0.07, log=True)
-    written, scale = ("h", 1.0) if x == "device_hours" else unit_at(x, rows[x].max())
-    # One budget fills no axis.
-    return (min(low, at.min() / 1.1), max(high, at.max() * 1.1)), scale, f"{AXES[x]} ({written}, log scale)"
-
-
-def _amounts(axes: Axes, limits: tuple[float, float], scale: float, *, most: int) -> None:
-    axes.set_xscale("log")
-    axes.set_xlim(*limits)
-    log_ticks(axes.xaxis, *limits, scale=scale, most=most)
+    low, high = style.room(at.tolist(), 0.07, log=True)
+    return min(low, at.min() / 1.1), max(high, at.max() * 1.1)  # one budget fills no axis
 
 
 def _aside(table: pd.DataFrame, x: Axis) -> dict[str, float]:
@@ -151,86 +210,122 @@ def _aside(table: pd.DataFrame, x: Axis) -> dict[str, float]:
     first = means[means["rung"] == means["rung"].min()][x]
     if len(arms) < 2 or len(first) < 2 or first.max() > 1.02 * first.min():
         return dict.fromkeys(arms, 1.0)
-    spent = means[x]
-    step = _SHIFT * max(0.5, math.log(spent.max() / spent.min())) * min(1.0, 6 / len(arms))
+    step = _SHIFT * max(0.5, math.log(means[x].max() / means[x].min())) * min(1.0, 6 / len(arms))
     return {arm: math.exp(step * (i - (len(arms) - 1) / 2)) for i, arm in enumerate(arms)}
 
 
 def _panel(
-    axes: Axes, rows: pd.DataFrame, x: Axis, styles: Mapping[str, ArmStyle], aside: Mapping[str, float],
-    *, joined: bool = True,
-) -> None:  # fmt: skip
+    axes: Axes,
+    rows: pd.DataFrame,
+    x: Axis,
+    styles: Mapping[str, style.ArmStyle],
+    aside: Mapping[str, float],
+    *,
+    joined: bool,
+) -> None:
     """Draw one outcome: its yardsticks, then arm by arm the curve, the runs, and their means.
 
     A band surrounds a line: the fitted curve where there is one, else, if they are `joined`, the line through the
     means; a mean without a line has a bar.
     """
-    grid(axes)
+    axes.grid(axis="y")
     for row in rows[rows["layer"].isin(list(YARDSTICKS))].to_dict("records"):
-        axes.axhline(row["value"], color=YARDSTICK_COLOUR, linewidth=0.8, linestyle=YARDSTICK_LINES[row["layer"]],
-                     zorder=1)  # fmt: skip
+        axes.axhline(row["value"], color=style.QUIET, linewidth=0.8, linestyle=_DASHES[row["layer"]], zorder=1)
     drawn = rows[rows[x].notna()]
     beyond, runs = drawn[drawn["layer"] == "beyond"], drawn[drawn["layer"] == "run"]
     if len(beyond):
         for start, stop in ((beyond[x].min(), runs[x].min()), (runs[x].max(), beyond[x].max())):
             if start < stop:
-                axes.axvspan(start, stop, color=BEYOND_COLOUR, linewidth=0, zorder=0)
-    for arm, style in styles.items():
+                axes.axvspan(start, stop, color="#F0F0F0", linewidth=0, zorder=0)
+    for arm, look in styles.items():
         own = drawn[drawn["arm"] == arm]
-        layers = {layer: own[own["layer"] == layer] for layer in _AMOUNT_LAYERS}
-        at = {layer: part[x] * aside.get(arm, 1.0) for layer, part in layers.items()}
-        fitted = len(layers["curve"]) > 0
-        _line(axes, at, layers, style)
-        axes.plot(at["run"], layers["run"]["value"], linestyle="none", marker=style.marker, markersize=2.0,
-                  markeredgewidth=0.5, markerfacecolor="white", color=style.colour, alpha=0.55, zorder=2.5)  # fmt: skip
-        axes.plot(at["mid_decay"], layers["mid_decay"]["value"], linestyle="none", marker="x", markersize=3.0,
-                  markeredgewidth=0.7, color=style.colour, zorder=2.6)  # fmt: skip
-        means, places = layers["mean"], at["mean"]
-        bars = means[["low", "high"]].notna().all(axis=1)
-        lines = joined and not fitted and len(means) > 1
-        if lines and bars.any():
-            axes.fill_between(places, means["low"], means["high"], color=style.colour, alpha=0.13, linewidth=0,
-                              zorder=1.5)  # fmt: skip
-        elif bars.any():
-            known = means[bars]
-            spread = [known["value"] - known["low"], known["high"] - known["value"]]
-            axes.errorbar(places[bars], known["value"], yerr=spread, linestyle="none", color=style.colour,
-                          elinewidth=0.8, capsize=1.6, capthick=0.8, zorder=2.8)  # fmt: skip
-        axes.plot(places, means["value"], linestyle=style.dash if lines else "none", marker=style.marker,
-                  markeredgecolor="white", markeredgewidth=0.4, color=style.colour, zorder=3)  # fmt: skip
+        own = own.assign(at=own[x] * aside.get(arm, 1.0))
+        runs, means, early, curve, beyond = (own[own["layer"] == layer] for layer in _LAYERS)
+        if len(curve):
+            _band(axes, curve, look, 0.16, linestyle=look.dash)
+            inside = curve["at"].min(), curve["at"].max()
+            for side, edge in ((beyond["at"] < inside[0], inside[0]), (beyond["at"] > inside[1], inside[1])):
+                if side.any():  # the two parts meet at the end of the range
+                    whole = pd.concat([beyond[side], curve[curve["at"] == edge]]).sort_index()
+                    _band(axes, whole, look, 0.08, linestyle=(0, (4, 2)), linewidth=0.8)
+        faint = style.OPEN | {"marker": look.marker, "markersize": 2.0, "markeredgewidth": 0.5, "alpha": 0.55}
+        axes.plot(runs["at"], runs["value"], color=look.colour, zorder=2.5, **faint)
+        axes.plot(early["at"], early["value"], color=look.colour, zorder=2.6, **_EARLY)
+        lines = joined and not len(curve) and len(means) > 1
+        if lines:
+            axes.fill_between(means["at"], means["low"], means["high"], color=look.colour, alpha=0.13, **style.AREA)
+        else:
+            style.intervals(axes, means["at"], means[["value", "low", "high"]], look.colour)
+        axes.plot(means["at"], means["value"], linestyle=look.dash if lines else "none", zorder=3, **look.mark)
 
 
-def _line(
-    axes: Axes, at: Mapping[str, pd.Series], layers: Mapping[str, pd.DataFrame], style: ArmStyle
-) -> None:  # fmt: skip
-    """Draw a fitted curve with its band: full inside the fitted range, thin beyond it."""
-    curve, beyond = layers["curve"], layers["beyond"]
-    if curve.empty:
-        return
-    axes.plot(at["curve"], curve["value"], color=style.colour, linestyle=style.dash, zorder=2)
-    _band(axes, at["curve"], curve, style, 0.16)
-    inside = at["curve"].min(), at["curve"].max()
-    for side in (at["beyond"] < inside[0], at["beyond"] > inside[1]):
-        part = beyond[side]
-        if part.empty:
-            continue
-        # The two parts meet at the end of the range.
-        edge = curve[at["curve"] == (inside[0] if part.index[0] < curve.index[0] else inside[1])]
-        whole = pd.concat([part, edge]).sort_index()
-        places = pd.concat([at["beyond"][side], at["curve"][edge.index]]).sort_index()
-        axes.plot(places, whole["value"], color=style.colour, linewidth=0.8, linestyle=(0, (4, 2)), zorder=2)
-        _band(axes, places, whole, style, 0.08)
+def _band(axes: Axes, rows: pd.DataFrame, look: style.ArmStyle, alpha: float, **line: Any) -> None:
+    """Draw a part of a fitted curve, with its band where that is known."""
+    axes.plot(rows["at"], rows["value"], color=look.colour, zorder=2, **line)
+    axes.fill_between(rows["at"], rows["low"], rows["high"], color=look.colour, alpha=alpha, **style.AREA)
 
 
-def _band(axes: Axes, at: pd.Series, rows: pd.DataFrame, style: ArmStyle, alpha: float) -> None:
-    if rows[["low", "high"]].notna().all(axis=None):
-        axes.fill_between(at, rows["low"], rows["high"], color=style.colour, alpha=alpha, linewidth=0, zorder=1.4)
-
-
-def _layer_handles(table: pd.DataFrame, x: Axis) -> Sequence[Any]:
-    from matplotlib.lines import Line2D
-
-    handles = yardstick_handles(table["layer"])
+def _layer_handles(table: pd.DataFrame, x: Axis) -> list[Any]:
+    drawn = set(table["layer"])
+    line = {"color": style.QUIET, "linewidth": 0.8}
+    known = {subject: label for subject, label in YARDSTICKS.items() if subject in drawn}
+    handles = [style.handle(label, linestyle=_DASHES[subject], **line) for subject, label in known.items()]
     if (table.loc[table[x].notna(), "layer"] == "mid_decay").any():
-        handles.append(Line2D([], [], linestyle="", marker="x", markersize=3, color="#555555", label="in mid-decay"))  # type: ignore[arg-type]
+        handles.append(style.handle("in mid-decay", color="#555555", **_EARLY))
     return handles
+
+
+def _on(x: Axis, table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table of points where some mean has a place on an axis; else none of it."""
+    return table if x in _known_axes(table) else table[:0]
+
+
+def _known_axes(table: pd.DataFrame) -> list[Axis]:
+    means = table[table["layer"] == "mean"]
+    return [x for x in AXES if means[x].notna().any()]
+
+
+def _spread(table: pd.DataFrame, known: Known) -> dict[str, str]:
+    return {"spread": spread_note(table, known.outcomes.cells, known.level)}
+
+
+def _scores_figure(x: Axis) -> Figure:
+    def told(table: pd.DataFrame, known: Known) -> dict[str, str]:
+        # What the mean is of is said once.
+        first = known.definitions if x == _known_axes(table)[0] else ()
+        return {"spread": "; ".join([*first, spread_note(table, known.outcomes.cells, known.level)])}
+
+    return Figure(
+        f"score_vs_{_NAMES[x]}",
+        "Outcomes",
+        table=lambda known: _on(x, known.points),
+        draw=lambda table, known: draw_scores(table, x, known.arms, fit_notes(known.fits, table, x)),
+        caption=f"Score against {_WORDS[x]}; {{spread}}; {{where}}.",
+        told=told,
+    )
+
+
+def _loss_figure(x: Axis) -> Figure:
+    aside = "arms are drawn a little aside of one another; " if x == "required_flops" else ""
+    return Figure(
+        f"readout_loss_vs_{_NAMES[x]}",
+        "Outcomes",
+        table=lambda known: _on(x, known.losses),
+        draw=lambda table, known: draw_losses(table, fit_note(known.fits, "readout_loss", table, x), x, known.arms),
+        caption=f"Held-out read-out loss against {_WORDS[x]}; {aside}{{spread}}; {{where}}.",
+        told=_spread,
+    )
+
+
+FIGURES = (
+    *map(_scores_figure, AXES),
+    Figure(
+        "cola_vs_tokens",
+        "Outcomes",
+        table=lambda known: _on("tokens", known.points[known.points["task"] == "cola"]),
+        draw=lambda table, known: draw_scores(table, "tokens", known.arms, fit_notes(known.fits, table, "tokens")),
+        caption=f"CoLA against {_WORDS['tokens']}; {{spread}}; {{where}}.",
+        told=lambda table, known: _spread(known.points, known),
+    ),
+    *map(_loss_figure, AXES[:2]),
+)

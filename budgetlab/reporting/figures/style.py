@@ -1,60 +1,55 @@
-"""What all figures share: palette, markers, axes with units, and the three files that each leaves."""
+"""What all figures share: palette, markers, legends, axes with units, and how one is shown and written."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from budgetlab.reporting.frames import YARDSTICKS
+from budgetlab.store import write_csv, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
-
-from budgetlab.store import write_csv, write_whole
+    from matplotlib.patches import Patch
+    from matplotlib.ticker import EngFormatter
 
 COLUMN_INCHES = 3.3
 """The width of one column of a two-column paper; figures are drawn at this size and never scaled down."""
+TWO_COLUMNS_INCHES = 2 * COLUMN_INCHES + 0.3
+INK, QUIET = "#444444", "#777777"
+OPEN: dict[str, Any] = {"marker": "o", "linestyle": "none", "markerfacecolor": "white", "markersize": 2.4}
+AREA: dict[str, Any] = {"linewidth": 0.0, "zorder": 1.4}
 
 # Okabe and Ito's palette, without its yellow, which is lost on paper. The order alternates dark and light,
 # and every arm has its own marker and dash as well, so that greyscale loses nothing.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
-_DASHES: tuple[tuple[int, tuple[float, ...]], ...] = (
-    (0, ()),
-    (0, (5, 1.5)),
-    (0, (1.2, 1.2)),
-    (0, (5, 1.5, 1.2, 1.5)),
-    (0, (8, 2)),
-)
-YARDSTICK_LINES = {"teacher": (0, ()), "random": (0, (4, 2)), "majority": (0, (1, 1.5)), "unigram": (0, (6, 2, 1, 2))}
-"""How the horizontal yardsticks are dashed."""
-YARDSTICK_COLOUR = "#777777"
-BEYOND_COLOUR = "#F0F0F0"
-"""Behind what lies outside a fitted range."""
-
-_MOST_ARMS = 12
-"""More arms than these cannot be told apart in one panel: the leading ones keep their looks, the others are grey."""
-_OTHERS = "#BBBBBB"
+_DASHES = ((0, ()), (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)), (0, (8, 2)))
+_MOST_ARMS, _LEADING_ARMS = 12, 8
+"""More arms than these cannot be told apart in one panel: so many keep their looks, the others are grey."""
+_UNITS = {"required_flops": "FLOP", "executed_flops": "FLOP executed", "joules": "J", "usd": "USD"}
+_DOTS_PER_INCH_SHOWN = 140
 
 _RC: dict[Any, Any] = {
     "font.family": ["DejaVu Sans"],
     "font.size": 7.0,
-    "axes.labelsize": 7.0,
     "axes.titlesize": 7.0,
+    "axes.titlepad": 3.0,
     "axes.linewidth": 0.6,
-    "axes.edgecolor": "#444444",
+    "axes.edgecolor": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.5,
     "xtick.labelsize": 6.5,
     "ytick.labelsize": 6.5,
     "xtick.major.size": 2.5,
@@ -64,15 +59,16 @@ _RC: dict[Any, Any] = {
     "legend.fontsize": 6.5,
     "legend.frameon": False,
     "legend.handlelength": 2.2,
+    "legend.handletextpad": 0.5,
+    "legend.columnspacing": 1.2,
     "lines.linewidth": 1.1,
-    "lines.markersize": 3.6,
+    "figure.labelsize": 7.0,
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
     # Outlines, not text: a figure looks the same where the font is missing. The salt makes files repeatable.
     "svg.fonttype": "path",
     "svg.hashsalt": "budgetlab",
 }
-_PREFIXES = (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0), ("m", 1e-3))
 
 
 @dataclass(frozen=True)
@@ -81,9 +77,15 @@ class ArmStyle:
 
     colour: str
     marker: str
-    dash: tuple[int, tuple[float, ...]]
+    dash: Any
     named: bool = True
     """Whether it has a place in the legend; the others share one."""
+
+    @property
+    def mark(self) -> dict[str, Any]:
+        """How matplotlib is told to draw a marker of it."""
+        edge = {"markeredgecolor": "white", "markeredgewidth": 0.4}
+        return {"color": self.colour, "marker": self.marker, "markersize": 4.0, **edge}
 
 
 @dataclass(frozen=True)
@@ -97,56 +99,12 @@ class FigureFiles:
     caption: str
 
 
-def arm_styles(arms: Sequence[str], named: Sequence[str] | None = None) -> dict[str, ArmStyle]:
-    """Give every arm its colour, marker and dash by its place among the `named` (default all); the others are grey."""
-    found = dict.fromkeys(arms, ArmStyle(_OTHERS, ".", (0, ()), named=False))
-    for i, arm in enumerate(arms if named is None else named):
-        found[arm] = ArmStyle(_COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)], _DASHES[i % len(_DASHES)])
-    # Grey lines lie behind.
-    return dict(sorted(found.items(), key=lambda item: item[1].named)) if named is not None else found
-
-
-def prominent(arms: Sequence[str], ranked: Sequence[str]) -> list[str] | None:
-    """Return which of very many arms stand out, the first and those ranked first; None where all can."""
-    if len(arms) <= _MOST_ARMS:
-        return None
-    chosen = dict.fromkeys([arms[0], *ranked])
-    return [arm for arm in arms if arm in list(chosen)[: _MOST_ARMS - 4]]
-
-
-def arm_handles(styles: Mapping[str, ArmStyle], lines: Container[str] | None = None) -> list[Line2D]:
-    """Return legend entries of arms, with a line for those in `lines` (default all); one for all that are grey."""
-    from matplotlib.lines import Line2D
-
-    named = {arm: style for arm, style in styles.items() if style.named}
-    handles = [
-        Line2D([], [], color=style.colour, linestyle=style.dash if lines is None or arm in lines else "none",
-               marker=style.marker, markersize=4.0, markeredgecolor="white", markeredgewidth=0.4, label=arm)
-        for arm, style in named.items()
-    ]  # fmt: skip
-    if others := len(styles) - len(named):
-        line = "-" if lines is None else "none"
-        handles.append(Line2D([], [], color=_OTHERS, linestyle=line, marker=".", label=f"{others} other arms"))
-    return handles
-
-
 def render(
     name: str, draw: Callable[[pd.DataFrame], Figure], table: pd.DataFrame, folder: Path, caption: str
 ) -> FigureFiles:
-    """Draw a table and leave `name`.svg, .png and the .csv of exactly what was drawn.
+    """Draw a table, from which `draw` makes the whole figure, and leave `name`.svg, .png and .csv in a folder.
 
-    Parameters
-    ----------
-    name
-        Stem of the files.
-    draw
-        Makes the figure from the table and from nothing else.
-    table
-        The drawn numbers.
-    folder
-        Where the files go.
-    caption
-        One line; kept in the files' metadata.
+    The CSV has exactly what was drawn; the caption, one line, is kept in the files' metadata.
     """
     import matplotlib
 
@@ -164,68 +122,126 @@ def render(
 
 
 def styled(draw: Callable[[pd.DataFrame], Figure], table: pd.DataFrame) -> Figure:
-    """Draw a table in the house style; the caller's settings of matplotlib are left as they were."""
+    """Draw a table in the house style, so that a notebook shows it; the caller's settings of matplotlib stay."""
     import matplotlib
 
     with matplotlib.rc_context(_RC):
         figure = draw(table)
         figure.draw_without_rendering()  # ticks and texts take their size when first laid out
+
+    def png() -> bytes:
+        content = io.BytesIO()
+        figure.savefig(content, format="png", dpi=_DOTS_PER_INCH_SHOWN)
+        return content.getvalue()
+
+    # A notebook shows what can draw itself, whether or not pyplot was ever loaded.
+    figure._repr_png_ = png  # type: ignore[attr-defined]
     return figure
 
 
-def prefix_for(largest: float) -> tuple[str, float]:
-    """Return the SI prefix, and its size, in which an axis that ends at `largest` is written."""
-    return next(((p, s) for p, s in _PREFIXES if largest >= s), ("", 1.0))
+def arm_styles(arms: Sequence[str], ranked: Sequence[str] | None = None) -> dict[str, ArmStyle]:
+    """Give every arm its colour, marker and dash by its place.
+
+    Of very many arms that are `ranked`, the first arm and those that lead have looks of their own; the rest is grey.
+    """
+    named = list(arms)
+    if ranked is not None and len(arms) > _MOST_ARMS:
+        leading = list(dict.fromkeys([arms[0], *ranked]))[:_LEADING_ARMS]
+        named = [arm for arm in arms if arm in leading]
+    looks = {
+        arm: ArmStyle(_COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)], _DASHES[i % len(_DASHES)])
+        for i, arm in enumerate(named)
+    }
+    grey = ArmStyle("#BBBBBB", ".", (0, ()), named=False)
+    # Grey lines lie behind.
+    return {arm: grey for arm in arms if arm not in looks} | looks
 
 
-_UNITS = {"required_flops": "FLOP", "executed_flops": "FLOP executed", "joules": "J"}
+def arm_handles(styles: Mapping[str, ArmStyle], lines: Container[str] | None = None) -> list[Line2D]:
+    """Return legend entries of arms, with a line for those in `lines` (default all); one for all that are grey."""
+    shown = {arm: style for arm, style in styles.items() if style.named}
+    grey = [style for style in styles.values() if not style.named]
+    if grey:
+        shown[f"{len(grey)} other arms"] = grey[0]
+    return [
+        handle(name, linestyle=style.dash if lines is None or name in lines else "none", **style.mark)
+        for name, style in shown.items()
+    ]
 
 
-def unit_at(unit: str, largest: float) -> tuple[str, float]:
-    """Return in what an axis of a canonical unit that ends at `largest` is written, and the size of one of that."""
-    if unit.endswith("seconds"):
-        return next(((word, size) for word, size in (("h", 3600.0), ("min", 60.0)) if largest >= 2 * size), ("s", 1.0))
-    if unit == "usd":
-        return "USD", 1.0
-    prefix, scale = prefix_for(largest)
-    if unit == "tokens":
-        return f"{'B' if prefix == 'G' else prefix} tokens".strip(), scale
-    return f"{prefix}{_UNITS.get(unit, unit)}", scale
+def handle(label: str, **look: Any) -> Line2D:
+    """Return one legend entry."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], label=label, **look)
 
 
-def log_ticks(axis: Axis, low: float, high: float, *, scale: float, most: int) -> None:
-    """Put a few ticks on a logarithmic axis that spans little, round in units of `scale`."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+def patch(label: str, colour: str) -> Patch:
+    """Return one legend entry of an area."""
+    from matplotlib.patches import Patch
 
-    low, high = low / scale, high / scale
-    steps = (
-        (1.0,),
-        (1.0, 3.0),
-        (1.0, 2.0, 5.0),
-        (1.0, 2.0, 3.0, 5.0),
-        (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0),
-        tuple(1 + 0.1 * k for k in range(90)),
-    )
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    chosen: list[float] = []
-    for mantissas in steps:
-        ticks = [m * 10.0**d for d in decades for m in mantissas if low <= m * 10.0**d <= high]
-        if len(ticks) > most and chosen:
-            break
-        chosen = ticks or chosen
-    if len(chosen) < 2:  # so short an axis is nearly linear
-        chosen = [
-            float(tick) for tick in MaxNLocator(most, steps=[1, 2, 5, 10]).tick_values(low, high) if low <= tick <= high
-        ]
-    every = math.ceil(len(chosen) / most) if chosen else 1
-    apart = 0.75 * math.log(high / low) / most
-    kept: list[float] = []
-    for tick in chosen[::every]:
-        if not kept or math.log(tick / kept[-1]) > apart:
-            kept.append(tick)
-    axis.set_major_locator(FixedLocator([tick * scale for tick in kept]))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / scale:.4g}"))
+    return Patch(color=colour, label=label)
+
+
+def end_label(axes: Axes, text: str, at: tuple[float, float], *, left: bool = False, **look: Any) -> None:
+    """Write beside the end of a bar, on the side to which it grows."""
+    side = {"xytext": (-3 if left else 3, 0), "ha": "right" if left else "left"}
+    axes.annotate(text, at, **{"textcoords": "offset points", "va": "center", "fontsize": 6.5, **side, **look})
+
+
+def intervals(axes: Axes, at: pd.Series, ends: pd.DataFrame, colour: str) -> None:
+    """Draw a bar for each row of value, low and high, whatever they are called; none where an end is unknown."""
+    known = ends.dropna()
+    value, low, high = known.to_numpy().T
+    size: dict[str, Any] = {"elinewidth": 0.9, "capsize": 1.7, "capthick": 0.9, "zorder": 2.6}
+    axes.errorbar(at[known.index], value, yerr=[value - low, high - value], linestyle="none", color=colour, **size)
+
+
+def name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """Name what is drawn in rows, the first one uppermost, in all panels that share the axis."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    for panel in axes.get_shared_y_axes().get_siblings(axes):
+        panel.tick_params(axis="y", length=0)
+
+
+def not_timed(axes: Axes) -> None:
+    """Say that there is nothing to draw in a panel of times."""
+    axes.set_xticks([])
+    axes.text(0.03, 0.5, "n/a (not timed)", transform=axes.transAxes, va="center", fontsize=6.5)
+
+
+def canvas(
+    height: float,
+    handles: Sequence[Any] = (),
+    shape: tuple[int, int] = (1, 1),
+    *,
+    width: float = COLUMN_INCHES,
+    legend: Mapping[str, Any] | None = None,
+    **panels: Any,
+) -> tuple[Figure, Any]:
+    """Return a figure with a legend above, as much higher as that takes, and its array of axes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    if handles:
+        columns = legend_columns([str(one.get_label()) for one in handles], width)
+        look = {"ncols": columns, **(legend or {})}
+        figure.set_figheight(height + 0.14 * math.ceil(len(handles) / look["ncols"]))
+        figure.legend(handles=handles, loc="outside upper center", **look)
+    return figure, figure.subplots(*shape, squeeze=False, **panels)
+
+
+def legend_columns(labels: Sequence[str], inches: float) -> int:
+    """Return in how many columns a legend fits a width, by the lengths of its labels at 6.5 pt."""
+    for columns in range(min(len(labels), 6), 1, -1):
+        # As matplotlib fills them: one column after the other, the first ones with the remainder.
+        large, rest = divmod(len(labels), columns)
+        starts = [large * column + min(column, rest) for column in range(columns + 1)]
+        longest = [max(map(len, labels[start:stop])) for start, stop in pairwise(starts)]
+        if sum(0.38 + 0.054 * length for length in longest) <= inches:
+            return columns
+    return 1
 
 
 def room(values: Sequence[float], share: float = 0.08, *, log: bool = False) -> tuple[float, float]:
@@ -237,33 +253,45 @@ def room(values: Sequence[float], share: float = 0.08, *, log: bool = False) -> 
     return (math.exp(low), math.exp(high)) if log else (low, high)
 
 
-def legend_columns(labels: Sequence[str], inches: float) -> int:
-    """Return in how many columns a legend fits a width, by the lengths of its labels at 6.5 pt."""
-    for columns in range(min(len(labels), 6), 1, -1):
-        large, rest = divmod(len(labels), columns)
-        longest, start = [], 0
-        # As matplotlib fills them: one column after the other, the first ones with the remainder.
-        for column in range(columns):
-            stop = start + large + (column < rest)
-            longest.append(max(len(label) for label in labels[start:stop]))
-            start = stop
-        if sum(0.38 + 0.054 * length for length in longest) <= inches:
-            return columns
-    return 1
+def prefixes(unit: str = "") -> EngFormatter:
+    """Return what writes an amount with an SI prefix, as a function or on an axis: 2T, 20M; a billion tokens is a B."""
+    from matplotlib.ticker import EngFormatter
+
+    formatter = EngFormatter(unit if unit == "FLOP" else "", sep=" " if unit == "FLOP" else "")
+    if unit == "tokens":
+        formatter.ENG_PREFIXES = EngFormatter.ENG_PREFIXES | {9: "B"}  # type: ignore[misc]
+    return formatter
 
 
-def yardstick_handles(layers: Iterable[str]) -> list[Line2D]:
-    """Return legend entries for the yardsticks among the layers of a drawn table."""
-    from matplotlib.lines import Line2D
-
-    drawn = set(layers)
-    return [
-        Line2D([], [], color=YARDSTICK_COLOUR, linewidth=0.8, linestyle=YARDSTICK_LINES[subject], label=label)
-        for subject, label in YARDSTICKS.items()
-        if subject in drawn
-    ]
+def si_scale(largest: float) -> tuple[str, float]:
+    """Return the SI prefix, and its size, in which all amounts up to the largest are written."""
+    power = 3 * math.floor(math.log10(largest) / 3)
+    return prefixes().ENG_PREFIXES[power], 10.0**power
 
 
-def grid(axes: Axes, along: str = "y") -> None:
-    """Draw a quiet grid behind the data."""
-    axes.grid(axis="x" if along == "x" else "y", color="#E4E4E4", linewidth=0.5)
+def budget_axis(unit: str, largest: float) -> tuple[str, float]:
+    """Return the unit in which an axis of a budget is written, and its size: time is in hours or minutes."""
+    if unit.endswith("seconds"):
+        return next((time for time in (("h", 3600.0), ("min", 60.0)) if largest >= 2 * time[1]), ("s", 1.0))
+    return _UNITS.get(unit, unit), 1.0
+
+
+def log_axis(
+    axes: Axes, along: str, limits: tuple[float, float], *, written: Any = None, most: int = 5, scale: float = 1.0
+) -> None:
+    """Make an axis logarithmic, with a few ticks that are round in units of `scale`; default: with SI prefixes."""
+    from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
+
+    axes.set(**{f"{along}scale": "log", f"{along}lim": limits})
+    axis = axes.xaxis if along == "x" else axes.yaxis
+    low, high = limits[0] / scale, limits[1] / scale
+    finest_first = ((1, 1.5, 2, 3, 4, 6, 8), (1, 2, 3, 5), (1, 2, 5), (1, 3))
+    locators = [LogLocator(subs=subs) for subs in finest_first]
+    ticks: list[float] = []
+    for locator in (*locators, LogLocator(numticks=most), MaxNLocator(most, steps=[1, 2, 5, 10])):
+        ticks = [tick for tick in locator.tick_values(low, high) if low <= tick <= high]
+        if 2 <= len(ticks) <= most:
+            break
+    axis.set_major_locator(FixedLocator([tick * scale for tick in ticks]))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter((lambda at, _: f"{at / scale:.4g}") if scale != 1 else written or prefixes())

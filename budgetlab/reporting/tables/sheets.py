@@ -1,156 +1,44 @@
-"""A sheet is a table of printed cells: drawn by rich on a terminal, as plain lines elsewhere, as HTML on the page."""
+"""A table is rows and a column spec; it is printed once and then shown on a terminal, as Markdown, or by the page."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from tabulate import SEPARATING_LINE, DataRow, Line, TableFormat, tabulate
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-
-_GAP = "  "
 _PREFIXES = (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0))
+_CELLS = DataRow("", "  ", "")
+_PLAIN = TableFormat(None, Line("", "-", "  ", ""), None, None, _CELLS, _CELLS, 0, None)
+"""Two blanks between columns, and rules only under the head and between blocks of rows."""
 
 
-@dataclass(frozen=True)
-class Column:
-    """One column: its heading (a line break before the unit), and the group it may be split off with."""
-
-    heading: str
-    group: str = ""
-    """Empty for a key column, which every part of a stacked table repeats."""
-    left: bool = False
+def fixed(value: float | None, decimals: int, half_width: float | None = None) -> str:
+    """Print a number, with its ± where there is one; unknown is n/a, never 0."""
+    if value is None or not math.isfinite(value):
+        return "n/a"
+    spread = "" if half_width is None or not math.isfinite(half_width) else f"±{half_width:.{decimals}f}"
+    return f"{value:.{decimals}f}{spread}"
 
 
-@dataclass(frozen=True)
-class Sheet:
-    """A table whose cells are already text."""
-
-    title: str
-    columns: tuple[Column, ...]
-    rows: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...] = ()
-    rules: tuple[int, ...] = ()
-    """Indices of rows that start a new block."""
-
-    def widths(self) -> list[int]:
-        """Return the width of each column in characters."""
-        return [
-            max(len(line) for cell in (column.heading, *(row[i] for row in self.rows)) for line in cell.split("\n"))
-            for i, column in enumerate(self.columns)
-        ]
-
-    def width(self) -> int:
-        """Return the width of the whole table in characters."""
-        return sum(self.widths()) + len(_GAP) * (len(self.columns) - 1)
-
-    def keep(self, indices: Sequence[int], title: str | None = None) -> Sheet:
-        """Return the same rows with some of the columns."""
-        return replace(
-            self,
-            title=self.title if title is None else title,
-            columns=tuple(self.columns[i] for i in indices),
-            rows=tuple(tuple(row[i] for i in indices) for row in self.rows),
-        )
+def number(decimals: int, *, times: float = 1.0, per: float = 1.0) -> Callable[[float | None], str]:
+    """Return what prints a number in another unit: `times` so much, or so much `per` unit."""
+    return lambda value: fixed(None if value is None else times * value / per, decimals)
 
 
-def stack(sheet: Sheet, width: int) -> list[Sheet]:
-    """Split a sheet that is too wide: by its groups first, then wherever a part is still too wide."""
-    if sheet.width() <= width:
-        return [sheet]
-    keys = [i for i, column in enumerate(sheet.columns) if not column.group]
-    parts: list[list[int]] = []
-    for group in dict.fromkeys(column.group for column in sheet.columns if column.group):
-        members = [i for i, column in enumerate(sheet.columns) if column.group == group]
-        part: list[int] = []
-        for i in members:
-            if part and sheet.keep([*keys, *part, i]).width() > width:
-                parts.append(part)
-                part = []
-            part.append(i)
-        parts.append(part)
-    if not parts:
-        return [sheet]
-    groups = [sheet.columns[part[0]].group for part in parts]
-    titles = [f"{sheet.title}\n{groups[0]}", *groups[1:]]
-    sheets = [replace(sheet.keep([*keys, *part], t), notes=()) for part, t in zip(parts, titles, strict=True)]
-    return [*sheets[:-1], replace(sheets[-1], notes=sheet.notes)]
+percent = number(2, times=100.0)
+"""Print a fraction as a number of percent, without the sign."""
 
 
-def plain_lines(sheet: Sheet) -> list[str]:
-    """Return a sheet as aligned lines without colour or frame, one row a line."""
-    widths = sheet.widths()
-    heads = [column.heading.split("\n") for column in sheet.columns]
-    depth = max(len(head) for head in heads)
-    body = [[""] * (depth - len(head)) + head for head in heads]
-    lines = [sheet.title, *(_line(sheet, widths, [head[k] for head in body]) for k in range(depth))]
-    rule = _GAP.join("-" * width for width in widths)
-    lines.append(rule)
-    for i, row in enumerate(sheet.rows):
-        if i in sheet.rules and i:
-            lines.append(rule)
-        lines.append(_line(sheet, widths, row))
-    return [line.rstrip() for line in [*lines, *sheet.notes]]
-
-
-def markdown(sheet: Sheet) -> str:
-    """Return a sheet as a Markdown table, with its notes under it."""
-    heads = [column.heading.replace("\n", ", ") for column in sheet.columns]
-    marks = ["---" if column.left else "---:" for column in sheet.columns]
-    rows = [heads, marks, *([cell.replace("|", "\\|") for cell in row] for row in sheet.rows)]
-    lines = [f"| {' | '.join(cells)} |" for cells in rows]
-    return "\n".join([*lines, *("" if not note else f"\n{note.rstrip('.')}." for note in sheet.notes)]) + "\n"
-
-
-def print_sheets(sheets: Iterable[Sheet], console: Console | None = None) -> None:
-    """Print sheets: with rich, stacked to fit, on a terminal; as plain lines where stdout is none."""
-    if console is None:
-        from rich.console import Console
-
-        console = Console()
-    for number, sheet in enumerate(sheets):
-        if number:
-            console.print()
-        if console.is_terminal:
-            for place, part in enumerate(stack(sheet, console.width)):
-                if place:
-                    console.print()
-                _print_rich(part, console)
-        else:
-            for line in plain_lines(sheet):
-                console.out(line, highlight=False)
-
-
-def _print_rich(sheet: Sheet, console: Console) -> None:
-    from rich.box import Box
-    from rich.table import Table
-    from rich.text import Text
-
-    # Only rules under the head and between blocks, and the same two blanks between columns as plain lines have.
-    frame = Box("    \n    \n ── \n    \n ── \n ── \n    \n    \n")
-    table = Table(box=frame, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    for column in sheet.columns:
-        table.add_column(
-            Text(column.heading), justify="left" if column.left else "right", no_wrap=True, vertical="bottom"
-        )
-    for i, row in enumerate(sheet.rows):
-        if i in sheet.rules and i:
-            table.add_section()
-        table.add_row(*(Text(cell, style="dim" if cell == "n/a" else "") for cell in row))
-    console.print(Text(sheet.title, style="bold"))
-    console.print(table)
-    for note in sheet.notes:
-        console.print(Text(note, style="dim"))
-
-
-def _line(sheet: Sheet, widths: Sequence[int], cells: Sequence[str]) -> str:
-    return _GAP.join(
-        cell.ljust(width) if column.left else cell.rjust(width)
-        for cell, width, column in zip(cells, widths, sheet.columns, strict=True)
-    )
+def bracketed(ends: Sequence[float] | None, decimals: int, sign: str = "+") -> str:
+    """Print an interval; `sign` "" leaves out the plus."""
+    return "n/a" if ends is None else f"[{', '.join(f'{end:{sign}.{decimals}f}' for end in ends)}]"
 
 
 def scaled(values: Sequence[float | None], unit: str) -> tuple[str, list[str]]:
@@ -162,14 +50,149 @@ def scaled(values: Sequence[float | None], unit: str) -> tuple[str, list[str]]:
     return prefix + unit, [fixed(None if v is None else v / scale, decimals) for v in values]
 
 
-def fixed(value: float | None, decimals: int, half_width: float | None = None) -> str:
-    """Print a number, with its ± where there is one; unknown is n/a, never 0."""
-    if value is None or not math.isfinite(value):
-        return "n/a"
-    spread = "" if half_width is None or not math.isfinite(half_width) else f"±{half_width:.{decimals}f}"
-    return f"{value:.{decimals}f}{spread}"
+def text(value: Any) -> str:
+    """Print a word or a whole number; unknown is n/a."""
+    return "n/a" if value is None else str(value)
 
 
-def percent(fraction: float | None, decimals: int = 2) -> str:
-    """Print a fraction as a number of percent, without the sign."""
-    return fixed(None if fraction is None else 100 * fraction, decimals)
+def plain_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows of a frame as plain Python; what is missing is None."""
+    rows = table.astype(object).where(table.notna(), None).to_dict("records")
+    return [{str(name): value for name, value in row.items()} for row in rows]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: what stands over it, what of a row it shows, and how that is printed."""
+
+    heading: str
+    """A line break before the unit; "{unit}" is replaced by the unit of `show` with its prefix."""
+    of: str | Callable[[Any], Any] = ""
+    """Name of a field, or a function of the row."""
+    show: Callable[[Any], str] | int | str = text
+    """A function, a number of decimals, or a unit: columns of one unit are printed at one SI prefix."""
+    group: str = ""
+    """The part it may be split off with; empty for a key column, which every part of a stacked table repeats."""
+    left: bool = False
+
+    def cells(self, rows: Sequence[Any]) -> list[Any]:
+        """Return its values, printed unless it shares a prefix with others."""
+        of, show = self.of, self.show
+        if callable(of):
+            values = [of(row) for row in rows]
+        else:
+            values = [row.get(of) if isinstance(row, Mapping) else getattr(row, of) for row in rows]
+        if isinstance(show, int):
+            return [fixed(value, show) for value in values]
+        return values if isinstance(show, str) else [show(value) for value in values]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table whose cells are text."""
+
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+    rules: tuple[int, ...] = ()
+    """Indices of rows that start a new block."""
+
+    @classmethod
+    def of(
+        cls,
+        title: str,
+        rows: Iterable[Any],
+        columns: Sequence[Column],
+        notes: Iterable[str] = (),
+        rules: Iterable[int] = (),
+    ) -> Sheet:
+        """Print rows, which are a frame, mappings or values, by a column spec; empty notes are left out."""
+        rows = plain_rows(rows) if isinstance(rows, pd.DataFrame) else list(rows)
+        cells = [column.cells(rows) for column in columns]
+        heads = list(columns)
+        for unit in {column.show for column in columns if isinstance(column.show, str)}:
+            places = [i for i, column in enumerate(columns) if column.show == unit]
+            prefixed, printed = scaled([value for i in places for value in cells[i]], unit)
+            for n, i in enumerate(places):
+                cells[i] = printed[n * len(rows) : (n + 1) * len(rows)]
+                heads[i] = replace(columns[i], heading=columns[i].heading.replace("{unit}", prefixed))
+        return cls(title, tuple(heads), tuple(zip(*cells, strict=True)), tuple(filter(None, notes)), tuple(rules))
+
+    def lines(self) -> list[str]:
+        """Return head and rows as aligned lines, one row a line."""
+        heads = [column.heading.split("\n") for column in self.columns]
+        depth = max(map(len, heads))
+        body: list[Any] = [*zip(*([""] * (depth - len(head)) + head for head in heads), strict=True), SEPARATING_LINE]
+        for i, row in enumerate(self.rows):
+            body += [SEPARATING_LINE, row] if i and i in self.rules else [row]
+        return tabulate(body, tablefmt=_PLAIN, preserve_whitespace=True, **self._alignment()).split("\n")
+
+    def width(self) -> int:
+        """Return the width of the whole table in characters."""
+        return max(map(len, self.lines()))
+
+    def _alignment(self) -> dict[str, Any]:
+        return {"disable_numparse": True, "colalign": ["left" if c.left else "right" for c in self.columns]}
+
+    def keep(self, indices: Sequence[int], title: str) -> Sheet:
+        """Return the same rows with some of the columns, and without notes."""
+        rows = tuple(tuple(row[i] for i in indices) for row in self.rows)
+        return Sheet(title, tuple(self.columns[i] for i in indices), rows, (), self.rules)
+
+
+def stack(sheet: Sheet, width: int) -> list[Sheet]:
+    """Split a sheet that is too wide: by its groups first, then wherever a part is still too wide."""
+    groups = dict.fromkeys(column.group for column in sheet.columns if column.group)
+    if not groups or sheet.width() <= width:
+        return [sheet]
+    keys = [i for i, column in enumerate(sheet.columns) if not column.group]
+    parts: list[Sheet] = []
+    for number_, group in enumerate(groups):
+        title, part = group if number_ else f"{sheet.title}\n{group}", list(keys)
+        for i in (i for i, column in enumerate(sheet.columns) if column.group == group):
+            if len(part) > len(keys) and sheet.keep([*part, i], title).width() > width:
+                parts.append(sheet.keep(part, title))
+                title, part = group, list(keys)
+            part.append(i)
+        parts.append(sheet.keep(part, title))
+    return [*parts[:-1], replace(parts[-1], notes=sheet.notes)]
+
+
+def plain_lines(sheet: Sheet) -> list[str]:
+    """Return a sheet as lines without colour or frame: title, head, rows, notes."""
+    return [line.rstrip() for line in (sheet.title, *sheet.lines(), *sheet.notes)]
+
+
+def markdown(sheet: Sheet) -> str:
+    """Return a sheet as a Markdown table, with its notes under it."""
+    heads = [column.heading.replace("\n", ", ") for column in sheet.columns]
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in sheet.rows]
+    table = tabulate(rows, heads, tablefmt="pipe", **sheet._alignment())
+    return "\n".join([table, *(f"\n{note.rstrip('.')}." for note in sheet.notes)]) + "\n"
+
+
+def print_sheets(sheets: Iterable[Sheet], console: Console | None = None) -> None:
+    """Print sheets: stacked to fit on a terminal; one row a line where stdout is none."""
+    if console is None:
+        from rich.console import Console
+
+        console = Console()
+    from rich.text import Text
+
+    for place, sheet in enumerate(sheets):
+        if place:
+            console.print()
+        if not console.is_terminal:
+            for line in plain_lines(sheet):
+                console.out(line, highlight=False)
+            continue
+        for part_place, part in enumerate(stack(sheet, console.width)):
+            if part_place:
+                console.print()
+            console.print(Text(part.title, style="bold"))
+            body = Text("\n".join(part.lines()))
+            body.highlight_regex(r"\bn/a\b", "dim")
+            console.print(body)
+            for note in part.notes:
+                console.print(Text(note, style="dim"))

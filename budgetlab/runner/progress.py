@@ -1,0 +1,166 @@
+"""Showing a run while it goes on: how far all of it is; trackers of the user's own, none of which can stop it."""
+
+from __future__ import annotations
+
+import importlib.util
+import runpy
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from budgetlab.errors import CallerError
+from budgetlab.runner.units import Unit
+
+SETTLED_SECONDS = 10.0
+"""Before that, what is left is not guessed from the pace."""
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What a training tells: where it stands now."""
+
+    run_id: str
+    step: int
+    losses: dict[str, float] = field(default_factory=dict)
+    """By term; empty where no step was taken yet."""
+    tokens_per_second: float | None = None
+    utilisation: float | None = None
+    """Required FLOPs a second over what the device's maker says of it; None where that is unknown."""
+    resumed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress(Moved):
+    """Where a run stands, for whoever shows it."""
+
+    steps: int
+    done_fraction: float
+    """Of all units together, by their planned seconds."""
+    spent_fraction: float
+    """Of all units together, by their planned FLOPs."""
+    seconds_left: float | None
+
+
+class ProgressMeter:
+    """Adds up what the workers tell into shares and one time left; lines for a person are passed on."""
+
+    def __init__(
+        self, units: list[Unit], todo: list[Unit], progress: Callable[[Progress], None], say: Callable[[str], None]
+    ) -> None:
+        self.units = {unit.run_id: unit for unit in todo}
+        self.at = {unit.run_id: unit.first_step for unit in todo}
+        self.progress, self.say, self.started = progress, say, time.monotonic()
+        self.left, self.total = (_cost(some, "price") for some in (todo, units))
+        self.flops_left, self.flops = (_cost(some, "flops") for some in (todo, units))
+        self.trained = 0.0
+
+    def __call__(self, told: Moved | str) -> None:
+        """Take in what a worker tells."""
+        if isinstance(told, str):
+            self.say(told)
+            return
+        unit = self.units[told.run_id]
+        moved = self.at[told.run_id], told.step
+        self.at[told.run_id] = told.step
+        self.left -= unit.price.between(*moved)
+        self.flops_left -= unit.flops.between(*moved)
+        if told.resumed:
+            return
+        self.trained += unit.price.between(*moved)
+        took = time.monotonic() - self.started
+        settled = self.trained and took > SETTLED_SECONDS
+        self.progress(
+            Progress(
+                **vars(told),
+                steps=unit.last_step,
+                done_fraction=1.0 - max(0.0, self.left) / (self.total or 1.0),
+                spent_fraction=1.0 - max(0.0, self.flops_left) / (self.flops or 1.0),
+                seconds_left=max(0.0, self.left * took / self.trained) if settled else None,
+            )
+        )
+
+
+def _cost(units: list[Unit], currency: str) -> float:
+    return sum(getattr(unit, currency).between(unit.first_step, unit.last_step) for unit in units)
+
+
+class Tracker(Protocol):
+    """What a tracker does; one object is made for each training.
+
+    A file named in `execution.trackers` has a class `Tracker` with these methods, made as `Tracker(folder)`, the
+    folder being the run's own. It is called at the points of a run, by one process, and may be slow: its time is
+    metered with the checkpoints', and charged to no arm.
+    """
+
+    def start(self, config: Mapping[str, Any]) -> None:
+        """A training begins, or goes on; `config` has `run_id`, `arm`, `run_seed` and what else decides it."""
+        ...
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """A point: losses by term, `learning_rate`, `tokens`, `required_flops`, `device_seconds` and so on."""
+        ...
+
+    def finish(self, status: str) -> None:
+        """The training has ended: "complete", "failed", or "running" where it was stopped and will go on."""
+        ...
+
+
+class _TensorBoard:
+    """Event files in the run's folder; `tensorboard --logdir results/NAME/runs` shows all runs."""
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def start(self, config: Mapping[str, Any]) -> None:
+        self.writer.add_text("config", "\n".join(f"    {name} = {value!r}" for name, value in config.items()))
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+
+    def finish(self, status: str) -> None:
+        self.writer.add_text("status", status)
+        self.writer.close()
+
+
+def find_tracker(name: str) -> Callable[[Path], Tracker]:
+    """Find a tracker by name: "tensorboard", or a Python file with a class `Tracker`."""
+    asked = f"execution.trackers: {name!r}"
+    if name == "tensorboard":
+        if importlib.util.find_spec("tensorboard") is None:
+            raise CallerError(asked, "it is not installed", "pip install 'budgetlab[tensorboard]'")
+        return _TensorBoard
+    if not name.endswith(".py") or not Path(name).is_file():
+        raise CallerError(asked, "no such tracker", 'give "tensorboard", or the path of a file with a class Tracker')
+    try:
+        return runpy.run_path(name)["Tracker"]
+    except Exception as error:
+        wrong, remedy = f"cannot be loaded ({_one_line(error)})", "define a class Tracker in it, without errors"
+        raise CallerError(asked, wrong, remedy) from error
+
+
+def tracker_callback(names: Sequence[str], folder: Path, warn: Callable[[str], None]) -> Callable[..., None]:
+    """Return one function for all trackers: `track("log", step, values)` calls that method of each.
+
+    One that fails is left out from then on, with one warning.
+    """
+    live: dict[str, Tracker | None] = dict.fromkeys(names)
+
+    def track(method: str, *values: Any) -> None:
+        for name, tracker in list(live.items()):
+            try:
+                live[name] = tracker = tracker or find_tracker(name)(folder)
+                getattr(tracker, method)(*values)
+            except Exception as error:
+                del live[name]
+                warn(f"tracker {name} failed ({_one_line(error)}); the run goes on without it")
+
+    return track
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
