@@ -272,11 +272,14 @@ def _teacher_plan(study: Study, name: str, cost: ArmCost | None) -> TeacherPlan:
             flops = amount if unit == "required_flops" else 0.0
         return TeacherPlan(model=name, weights=spec.weights, required_flops=flops)
     cooldown = min(steps, max(1, round(recipe.cooldown_fraction * steps)))
+    # A teacher trains longer than the students: their warm-up, a few steps, can leave it on a plateau for good.
+    own = recipe.model_copy(update={"warmup_tokens": None})
+    warmup = max(warmup_steps(recipe, steps), warmup_steps(own, steps))
     return TeacherPlan(
         model=name,
         tokens=steps * recipe.batch_tokens,
         steps=steps,
-        warmup_steps=min(warmup_steps(recipe, steps), steps - cooldown),
+        warmup_steps=min(warmup, steps - cooldown),
         cooldown_steps=cooldown,
         seed=spec.pretrain.seed,
         required_flops=flops,

@@ -95,8 +95,8 @@ def run(
             raise CallerError(asked, "they do not see the same files", "put --results and the data on a shared disk")
         if ranks.first:
             check_room(todo, plan, store, say)
-        numbers = {unit.run_id: number for number, unit in enumerate(todo)}
-        needs = [[numbers[u.run_id] for u in unit.needs(units) if u.run_id in numbers] for unit in todo]
+        numbers = {unit.id: number for number, unit in enumerate(todo)}
+        needs = [[numbers[name] for name in unit.needs if name in numbers] for unit in todo]
         with _signals_as_requests() as stop:
             jobs = work(
                 Trainer,

@@ -141,7 +141,7 @@ class TrainingState:
         unit, names = self.unit, self.plan.execution.trackers if self.ranks.first else ()
         self.track = tracker_callback(names, self.store.run_folder(unit.run_id), self.say)
         with self.ledger.overhead("checkpoint"):
-            config = {"study": self.plan.study, "run_id": unit.run_id, "arm": unit.arm, "kind": unit.kind}
+            config = {"study": self.plan.study, "run_id": unit.run_id, "arm": unit.arm, "kind": unit.record_kind}
             config |= {"run_seed": unit.seed, "steps": unit.last_step}
             config |= {"strategy": unit.strategy.name, "teacher": unit.teacher, **unit.strategy.settings}
             self.track("start", config | unit.recipe.model_dump(mode="json"))

@@ -53,7 +53,7 @@ class Trainer:
                 tell(line)
 
         with _failures_named(unit.run_id):
-            needed = [self.store.read_record(other.run_id) for other in unit.needs(self.units)]
+            needed = [self.store.read_record(other.run_id) for other in self.units if other.id in unit.needs]
             if ranks.any(any(record is None or record.status != "complete" for record in needed))[0]:
                 # What it needs has failed and says why; once that is mended, this one runs.
                 tell(Moved(unit.run_id, unit.last_step, resumed=True))
@@ -61,7 +61,7 @@ class Trainer:
             record = RunRecord(
                 run_id=unit.run_id,
                 key=unit.key,
-                kind=unit.kind,
+                kind=unit.record_kind,
                 arm=unit.arm,
                 student=unit.model,
                 schedule=unit.schedule,

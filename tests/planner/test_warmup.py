@@ -42,6 +42,14 @@ def test_every_arm_and_rung_warms_up_for_the_same_tokens(tmp_path: Path, ladder:
     assert f"Every arm warms up for {tokens:,} tokens." in made.audit
 
 
+def test_a_teacher_warms_up_for_a_share_of_its_own_steps_at_least(tmp_path: Path) -> None:
+    cases = {"": 2, "warmup_tokens = 128": 2, "warmup_tokens = 1024": 8, "warmup_fraction = 0.25": 8}
+    for asked, steps in cases.items():
+        study = with_recipe(tmp_path, asked)  # its teacher is trained for 32 steps of 128 tokens
+        (teacher,) = plan(study, profile_of(study)).teachers
+        assert (teacher.steps, teacher.warmup_steps) == (32, steps)
+
+
 def test_a_fraction_is_each_arms_own_and_the_audit_says_what_differs(tmp_path: Path) -> None:
     study = with_recipe(tmp_path, "warmup_fraction = 0.06")
     made = plan(study, profile_of(study))
