@@ -125,7 +125,7 @@ Level = tuple[float, float]
 """Mean over the runs of a yardstick, and its squared standard error."""
 
 
-def yardstick_levels(scores: pd.DataFrame) -> tuple[dict[str, Level], dict[tuple[str, str], Level]]:
+def baseline_levels(scores: pd.DataFrame) -> tuple[dict[str, Level], dict[tuple[str, str], Level]]:
     """Levels of the lowest teacher by task, and of random weights by task and student."""
     scored = scores[~scores["task"].isin(LOSSES)]
     lowest: dict[str, Level] = {}
@@ -137,7 +137,7 @@ def yardstick_levels(scores: pd.DataFrame) -> tuple[dict[str, Level], dict[tuple
 
 
 def _informative(frame: pd.DataFrame, points: float) -> pd.Series:
-    lowest, random = yardstick_levels(frame)
+    lowest, random = baseline_levels(frame)
     known: dict[tuple[str, str], bool] = {}
     for (task, student), (floor, noise) in random.items():
         if task in lowest:

@@ -41,7 +41,7 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 @contextmanager
-def held(path: Path, wait: Callable[[], None] | None = None) -> Iterator[bool]:
+def file_lock(path: Path, wait: Callable[[], None] | None = None) -> Iterator[bool]:
     """Hold a file against other processes; the system lets go of it when this one ends, however it ends.
 
     Yields whether it is held: neither every system nor every file system has locks.

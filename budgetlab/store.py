@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.frames import fits_frame, phases_frame, plan_frame
-from budgetlab.machine import held
+from budgetlab.machine import file_lock
 from budgetlab.values import CostProfile, CurveFit, Plan, Point, RunRecord, Score, Value, Verdict
 
 V = TypeVar("V", bound=Value)
@@ -149,7 +149,7 @@ class Store:
             return None
 
     @contextmanager
-    def held(self, verb: str) -> Iterator[bool]:
+    def locked(self, verb: str) -> Iterator[bool]:
         """Hold the folder against other processes; the system lets go of it when this one ends, however it ends.
 
         Yields whether it is held (see `machine.held`). What killed writers left an hour ago or more is deleted.
@@ -162,7 +162,7 @@ class Store:
         self.folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             try:
-                locked = stack.enter_context(held(self.folder / ".held"))
+                locked = stack.enter_context(file_lock(self.folder / ".held"))
             except BlockingIOError as holder:
                 asked = f"{verb} in {self.folder}"
                 raise CallerError(asked, f"{holder} runs there", "wait for it, or choose another --results") from None

@@ -253,5 +253,5 @@ folder.cleanup()
 #   micro-batches add up, and that it lowers its own loss.
 #
 # What may not: whether the reverse divergence is any good. One run of networks this small, trained for seconds, has no
-# interval and has not passed the gates below which `budgetlab report` gives no verdict. That takes a study such as
+# interval and passed no sanity check, without which `budgetlab report` gives no verdict. That takes a study such as
 # `experiments/wikipedia_small.toml`, with its question written down first.

@@ -98,13 +98,13 @@ def test_a_file_system_without_locks_is_said(tmp_path: Path, monkeypatch: pytest
 
         return flock
 
-    with Store(tmp_path, "small").held("run") as locked:
+    with Store(tmp_path, "small").locked("run") as locked:
         assert locked
     monkeypatch.setattr(fcntl, "flock", fails(errno.ENOSYS))
-    with Store(tmp_path, "small").held("run") as locked:
+    with Store(tmp_path, "small").locked("run") as locked:
         assert not locked
     monkeypatch.setattr(fcntl, "flock", fails(errno.EIO))
-    with pytest.raises(OSError, match=os.strerror(errno.EIO)), Store(tmp_path, "small").held("run"):
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)), Store(tmp_path, "small").locked("run"):
         pass
 
 
@@ -115,7 +115,7 @@ def test_what_killed_writers_left_is_deleted_once_it_is_old(tmp_path: Path) -> N
     for path in (old, new):
         path.write_text("{")
     os.utime(old, (0, 0))
-    with store.held("run"):
+    with store.locked("run"):
         assert not old.exists() and new.exists()
 
 

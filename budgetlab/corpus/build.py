@@ -17,7 +17,7 @@ from budgetlab.corpus.folder import Corpus, DamagedCorpus, open_corpus, seal, to
 from budgetlab.corpus.sources import Source, make_source
 from budgetlab.corpus.tokenizing import LONGEST_WORD, SPECIAL_ROLES, TokenizerOrigin, encode
 from budgetlab.errors import BudgetlabError, CallerError
-from budgetlab.machine import held
+from budgetlab.machine import file_lock
 from budgetlab.values import CorpusSpec, SpecialIds, content_hash
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def build_corpus(
     working = folder.with_name(f".{key}.partial")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with held(folder.with_name(f".{key}.held"), lambda: say("waiting for another process that builds it")):
+        with file_lock(folder.with_name(f".{key}.held"), lambda: say("waiting for another process that builds it")):
             if folder.exists():
                 try:
                     return open_corpus(folder)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from budgetlab.errors import CallerError, unknown_name
-from budgetlab.frames import yardstick_levels
+from budgetlab.frames import baseline_levels
 from budgetlab.values.scoring import (
     AGGREGATE,
     COMPUTE_COLUMNS,
@@ -90,7 +90,7 @@ def uninformative_words(scores: pd.DataFrame) -> str:
     dull = scores[scores["informative"].eq(False)] if "informative" in scores else scores[:0]
     if dull.empty:
         return ""
-    lowest, random = yardstick_levels(scores)
+    lowest, random = baseline_levels(scores)
     several = scores.loc[scores["subject"] == "run", "student"].nunique() > 1
     told = []
     for task, student in dull[["task", "student"]].drop_duplicates().to_numpy():

@@ -15,7 +15,7 @@ from budgetlab.planner.prices import (
     step_cost,
     step_price,
     taught_steps,
-    teacher_bill,
+    teacher_cost,
 )
 from budgetlab.planner.progress import compiled_prices, decide_compiling, decide_packing
 from budgetlab.planner.words import compare_recipes
@@ -179,7 +179,7 @@ def _price(
     unique: int | None,
 ) -> _Price:
     unit, charge, execution, tuning = budgets[0].unit, study.plan.teacher_charge, study.execution, study.tuning
-    teacher = teacher_bill(execution, study.models, arm.teacher, of_teachers, unit, charge)
+    teacher = teacher_cost(execution, study.models, arm.teacher, of_teachers, unit, charge)
     per_step = step_cost(execution, cost, unit, charge, taught_steps(arm, unique))
     price = _Price(execution, arm, cost, per_step, unique, teacher, fewest_steps=fewest_steps(arm.recipe))
     charged = 0 if tuning is None else tuning.charged_trials

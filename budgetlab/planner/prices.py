@@ -155,7 +155,7 @@ def charge_share(charge: str) -> float:
     return 0.0 if charge in ("none", "inference") else 1.0 / parse_charge(charge)
 
 
-def teacher_bill(
+def teacher_cost(
     execution: ExecutionSpec,
     models: Mapping[str, ModelSpec],
     teacher: str | None,

@@ -10,7 +10,7 @@ import pandas as pd
 
 from budgetlab.errors import CallerError
 from budgetlab.planner.match import plan
-from budgetlab.planner.prices import StepCost, effective_tokens, loss_factor, step_price
+from budgetlab.planner.prices import StepCost, effective_tokens, loss_factor, step_cost, step_price
 from budgetlab.planner.progress import ladder_costs
 from budgetlab.resampling import detectable_difference, seeds_to_resolve
 from budgetlab.strategies import build_strategy
@@ -235,8 +235,8 @@ def cached_teacher(study: Study, profile: CostProfile, *, top_k: int | None = No
         kept = vocab if top_k is None else min(top_k, vocab)
         size = kept * (2 if top_k is None else 4 if vocab <= 65_536 else 6) * cost.target_fraction
         unique = study.corpus.unique_tokens or schedule.tokens
-        live, cached = (step_price(ExecutionSpec(), cost, "required_flops", charge) for charge in ("inference", "none"))
-        steps = StepCost(live, cached, unique / cost.batch_tokens).steps(schedule.required_flops, 0.0)
+        price = step_cost(ExecutionSpec(), cost, "required_flops", teacher_steps=unique / cost.batch_tokens)
+        steps = price.steps(schedule.required_flops, 0.0)
         rows.append(
             {
                 "arm": arm.name,

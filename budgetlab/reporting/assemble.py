@@ -31,7 +31,7 @@ class Report:
     study: str
     sentence: str
     """The verdict, or why there is none."""
-    gates: tuple[SanityCheck, ...]
+    checks: tuple[SanityCheck, ...]
     closing_table: pd.DataFrame
     """Every arm at every budget and the yardsticks, in canonical units; unknown is missing."""
     sheet: tables.Sheet
@@ -50,7 +50,7 @@ class Report:
             console = Console()
         tables.print_sheets([self.sheet], console)
         marks = {"passed": "passed", "failed": "FAILED", "n/a": "n/a   "}
-        lines = [f"{marks[check.outcome]}  {check.name}: {check.sentence}" for check in self.gates]
+        lines = [f"{marks[check.outcome]}  {check.name}: {check.sentence}" for check in self.checks]
         lines += ["", self.sentence] if lines else [self.sentence]
         if self.decisions.assumptions:
             lines.append(tables.assumption_words(self.decisions.assumptions))
@@ -67,7 +67,7 @@ class Report:
         return {
             "study": self.study,
             "sentence": self.sentence,
-            "gates": [gate.model_dump() for gate in self.gates],
+            "gates": [check.model_dump() for check in self.checks],
             "closing_table": tables.plain_rows(self.closing_table),
             "assumptions": [row.model_dump(mode="json") for row in self.decisions.assumptions],
             "next_run": self.decisions.next_runs.attrs.get("sentence"),
@@ -89,7 +89,7 @@ def report(
     fits: Sequence[CurveFit],
     verdicts: Sequence[Verdict],
     folder: Path,
-    gates: Sequence[SanityCheck] | None = None,
+    checks: Sequence[SanityCheck] | None = None,
     decisions: Decisions | None = None,
     sensitivity: pd.DataFrame | None = None,
 ) -> Report:
@@ -103,7 +103,7 @@ def report(
         What is known so far; what is missing is left out and said to be missing.
     folder
         The study's results folder.
-    gates
+    checks
         The sanity checks; None judges them from the scores once there are any.
     decisions
         From `budgetlab.decide`.
@@ -117,7 +117,7 @@ def report(
     """
     level = verdicts[0].interval_level if verdicts else 0.95
     found, arms = outcomes(scores, level), list(plan.arms)
-    concluded = conclude_study(plan, found, verdicts, records, gates=gates)
+    concluded = conclude_study(plan, found, verdicts, records, checks=checks)
     frame = tables.closing_frame(plan, records, found)
     decided = decisions or Decisions()
     known = Known(
@@ -150,7 +150,7 @@ def report(
         subtitle=_subtitle(plan),
         sentence=concluded.sentence,
         below=concluded.sentence.startswith(BELOW_THRESHOLD) or not verdicts,
-        gates=concluded.gates,
+        checks=concluded.checks,
         figures=figures,
         primary=primary if len(primary) <= MANY else [],
         notes=decided.notes,
@@ -178,7 +178,7 @@ def report(
     return Report(
         study=study,
         sentence=concluded.sentence,
-        gates=concluded.gates,
+        checks=concluded.checks,
         closing_table=frame,
         sheet=tables.closing_sheet(frame, note=note) if started else planned,
         page=write_whole(folder / "report.html", page),

@@ -22,7 +22,7 @@ from budgetlab.values.scoring import higher_is_better
 
 MEAN = AGGREGATE
 
-YARDSTICKS = {"teacher": "teacher", "random": "random weights", "majority": "majority class", "unigram": "unigram"}
+BASELINES = {"teacher": "teacher", "random": "random weights", "majority": "majority class", "unigram": "unigram"}
 """Subjects of scores that are no runs, and what they are called in tables and figures."""
 
 _RUN = ["subject", "arm", "rung", "run_seed", "task"]

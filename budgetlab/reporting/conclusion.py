@@ -59,7 +59,7 @@ class Conclusion(Value):
 
     sentence: str
     """The verdict, or why there is none."""
-    gates: tuple[SanityCheck, ...] = ()
+    checks: tuple[SanityCheck, ...] = ()
     contradictions: tuple[str, ...] = ()
     """Primary contrasts that another outcome answers the other way, in words; they are in the sentence too."""
 
@@ -224,7 +224,7 @@ def conclude_study(
     verdicts: Sequence[Verdict],
     records: Sequence[RunRecord] = (),
     *,
-    gates: Sequence[SanityCheck] | None = None,
+    checks: Sequence[SanityCheck] | None = None,
 ) -> Conclusion:
     """Judge whether anything was learned, and say what follows.
 
@@ -234,7 +234,7 @@ def conclude_study(
         Of the study.
     records
         Count the runs that are complete, where nothing is scored yet.
-    gates
+    checks
         The sanity checks; by default judged from the scores.
     """
     found = outcomes(scores)
@@ -245,33 +245,33 @@ def conclude_study(
             sentence=f"no verdict yet: {complete} of {planned} planned runs are complete and none has been scored; "
             "this is the plan."
         )
-    if gates is None:
+    if checks is None:
         rung = max((schedule.rung for schedule in plan.schedules), default=None)
         arms = [schedule.arm for schedule in plan.schedules if schedule.rung == rung and schedule.feasible]
-        gates = sanity_checks(found, arms=arms, rung=rung)
-    said = [conclude(gates, verdicts)]
+        checks = sanity_checks(found, arms=arms, rung=rung)
+    said = [conclude(checks, verdicts)]
     students = dict.fromkeys(arm.student for arm in plan.arms.values())
     if given := [name for name in students if plan.models[name].weights is not None]:
         who = "Students" if len(given) == len(students) else f"Students of {' and '.join(given)}"
         said.append(f"{who} start from given weights: this is continued pretraining.")
     return Conclusion(
-        sentence=" ".join(said), gates=tuple(gates), contradictions=tuple(_contradictions(verdicts))
+        sentence=" ".join(said), checks=tuple(checks), contradictions=tuple(_contradictions(verdicts))
     )  # fmt: skip
 
 
-def conclude(gates: Sequence[SanityCheck], verdicts: Sequence[Verdict]) -> str:
+def conclude(checks: Sequence[SanityCheck], verdicts: Sequence[Verdict]) -> str:
     """Return one sentence: what the primary contrasts at the largest budget say, if the sanity checks allow it.
 
     Parameters
     ----------
-    gates
+    checks
         The sanity checks; one that failed replaces the verdict, and so does one that lacks its numbers.
     verdicts
         Where none is primary, all count.
     """
-    if failed := [check.name for check in gates if check.outcome == "failed"]:
+    if failed := [check.name for check in checks if check.outcome == "failed"]:
         return f"{BELOW_THRESHOLD} (not so: {'; '.join(failed)}): no verdict is given."
-    if missing := [check.name for check in gates if check.outcome == "n/a"]:
+    if missing := [check.name for check in checks if check.outcome == "n/a"]:
         return f"no verdict: numbers are missing to judge whether {', whether '.join(missing)}."
     chosen = [verdict for verdict in verdicts if verdict.primary] or list(verdicts)
     if not chosen:

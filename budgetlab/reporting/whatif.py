@@ -9,7 +9,7 @@ from typing import Any
 from budgetlab.errors import CallerError
 from budgetlab.planner import MATCHES, trial_plan
 from budgetlab.planner.match import WARMUP_FRACTION, fewest_steps
-from budgetlab.planner.prices import charge_share, device_seconds, step_price, teacher_bill
+from budgetlab.planner.prices import charge_share, device_seconds, step_price, teacher_cost
 from budgetlab.strategies import build_strategy
 from budgetlab.units import format_quantity, parse_amount
 from budgetlab.values import Arm, ModelSpec, Plan, StrategySpec
@@ -171,7 +171,7 @@ def _price(plan: Plan, arm: str, unit: str, charge: str) -> float | dict[str, st
 def _pretraining(plan: Plan, teacher: str, unit: str) -> dict[str, Any]:
     """Return what a share of the pretraining is taken of, in the factors that the planner multiplies."""
     try:
-        whole = teacher_bill(plan.execution, plan.models, teacher, plan.teacher_costs, unit, "pretraining")
+        whole = teacher_cost(plan.execution, plan.models, teacher, plan.teacher_costs, unit, "pretraining")
     except CallerError as error:
         return {"error": str(error)}
     tokens, cost = plan.models[teacher].pretraining_tokens, plan.teacher_costs.get(teacher)

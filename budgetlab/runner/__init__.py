@@ -74,7 +74,7 @@ def run(
     if plan.corpus_hash not in (None, corpus.content_hash):
         asked = f"run of a plan for corpus {plan.corpus_hash}"
         raise CallerError(asked, f"the text is now corpus {corpus.content_hash}", "plan again, or restore the text")
-    with store.held("run") if ranks.first else nullcontext(True) as locked:
+    with store.locked("run") if ranks.first else nullcontext(True) as locked:
         if not locked:
             say(f"warning: files in {store.folder} cannot be locked: see that nothing else runs there")
         units = plan_units(plan, corpus, store)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from budgetlab.batches import Batches
 from budgetlab.errors import CallerError
 from budgetlab.hardware import EnergyCounter
-from budgetlab.machine import held
+from budgetlab.machine import file_lock
 from budgetlab.ranks import Ranks
 from budgetlab.step import TrainingStep, to_device
 from budgetlab.store import write_whole
@@ -74,7 +74,7 @@ class TeacherCache:
         """Verify what is there, and ask the teacher for what is missing of so many samples."""
         wanted = range(-(-min(samples, self.batches.num_samples) // self.samples_per_shard))
         waiting = f"waiting for another process, which makes {self.folder}"
-        with held(self.folder / "lock", lambda: say(waiting)) if self.ranks.first else nullcontext():
+        with file_lock(self.folder / "lock", lambda: say(waiting)) if self.ranks.first else nullcontext():
             self.ranks.wait()  # for the first one, which has it now
             for shard in wanted[self.ranks.rank :: self.ranks.world]:
                 self._drop_if_damaged(shard, say)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -41,6 +41,15 @@ def distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
     return seeds
 
 
+def passed_over(*names: str) -> Any:
+    """Make a validator of a model that passes over keys of earlier schemas, which nothing reads any more."""
+
+    def without(fields: Any) -> Any:
+        return {key: value for key, value in fields.items() if key not in names} if isinstance(fields, dict) else fields
+
+    return model_validator(mode="before")(without)
+
+
 class Value(BaseModel):
     """A frozen value: unknown keys are refused, the unit is the last word of a field's name."""
 
@@ -59,8 +68,6 @@ class Record(Value):
     """A value that files hold: it says which schema it was written with, and those of earlier ones are read."""
 
     schema_version: int = SCHEMA_VERSION
-    retired: ClassVar[tuple[str, ...]] = ()
-    """Keys of earlier schemas, which nothing reads any more."""
 
     @model_validator(mode="before")
     @classmethod
@@ -69,11 +76,9 @@ class Record(Value):
             return fields
         written = fields.get("schema_version", 1)
         if isinstance(written, int) and written > SCHEMA_VERSION:
-            raise ValueError(
-                f"schema_version {written} is newer than this program's {SCHEMA_VERSION}; update budgetlab"
-            )
-        kept = {key: value for key, value in fields.items() if key not in cls.retired}
-        return {**cls.upgraded(kept), "schema_version": SCHEMA_VERSION}
+            newer = f"schema_version {written} is newer than this program's {SCHEMA_VERSION}"
+            raise ValueError(f"{newer}; update budgetlab")
+        return {**cls.upgraded(fields), "schema_version": SCHEMA_VERSION}
 
     @classmethod
     def upgraded(cls, fields: dict[str, Any]) -> dict[str, Any]:

@@ -6,11 +6,9 @@ carry loss. None means unknown and prints n/a.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import model_validator
-
-from budgetlab.values.base import Interval, Record, Value
+from budgetlab.values.base import Interval, Record, Value, passed_over
 
 PHASES: tuple[str, ...] = ("teacher_forward", "student_forward", "loss", "backward", "update")
 """The phases of a training step, in the order in which they run."""
@@ -127,14 +125,6 @@ class Packing(Value):
     """Steps a second of all of them over those of one alone."""
 
 
-_RETIRED = ("calibration", "predicted_seconds_per_step")
-"""Fields of earlier profiles, which are read still."""
-
-
-def _without_retired(given: Any) -> Any:
-    return {k: v for k, v in given.items() if k not in _RETIRED} if isinstance(given, dict) else given
-
-
 class ArmCost(Value):
     """The price of one arm (or of pretraining one teacher) on one device.
 
@@ -185,7 +175,7 @@ class ArmCost(Value):
     dtype: str
     attention: str
 
-    _read_earlier = model_validator(mode="before")(_without_retired)
+    _retired = passed_over("predicted_seconds_per_step")
 
     def required_flops(self, tokens: int, target_tokens: int, taught_tokens: int | None = None) -> float:
         """Required FLOPs of training on so many tokens, of which the teacher reads `taught_tokens` (None: all)."""
@@ -263,7 +253,7 @@ class CostProfile(Record):
     predicted_for: str | None = None
     """The shape and device that the seconds are a prediction for; None where they were measured."""
 
-    _read_earlier = model_validator(mode="before")(_without_retired)
+    _retired = passed_over("calibration")
 
     @property
     def arms_have_seconds(self) -> bool:

@@ -15,7 +15,7 @@ from pydantic import AliasChoices, Field, NonNegativeInt, field_validator, model
 
 from budgetlab.errors import unknown_name
 from budgetlab.units import parse_budget, parse_charge
-from budgetlab.values.base import Interval, Positive, Record, Value, distinct
+from budgetlab.values.base import Interval, Positive, Record, Value, distinct, passed_over
 from budgetlab.values.costs import ArmCost
 from budgetlab.values.specs import Arm, CorpusSpec, ExecutionSpec, ModelSpec, Recipe
 
@@ -231,7 +231,7 @@ class PlanUnit:
 class Plan(Record):
     """All that `run` needs."""
 
-    retired = ("units",)  # what --json adds, and the schedules say
+    _said_by_schedules = passed_over("units")  # which --json adds
 
     study: str
     match: str

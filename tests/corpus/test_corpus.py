@@ -238,8 +238,8 @@ def test_a_second_builder_waits_for_the_first(tmp_path: Path) -> None:
     spec, cache = write_text(tmp_path), tmp_path / "cache"
     whole = build_corpus(spec, roots=[tmp_path], cache=tmp_path / "whole")
     cache.mkdir()
-    hold = "import sys, pathlib; from budgetlab.machine import held\n"
-    hold += "with held(pathlib.Path(sys.argv[1])):\n    print('held', flush=True); sys.stdin.readline()"
+    hold = "import sys, pathlib; from budgetlab.machine import file_lock\n"
+    hold += "with file_lock(pathlib.Path(sys.argv[1])):\n    print('held', flush=True); sys.stdin.readline()"
     command = [sys.executable, "-c", hold, str(cache / f".{whole.folder.name}.held")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout is not None and first.stdin is not None and first.stdout.readline() == "held\n"

@@ -155,7 +155,7 @@ def test_every_number_leads_to_its_record(tmp_path):
 def test_the_page_says_what_the_report_says(whole):
     text = re.sub(r"<[^>]+>", "", whole.page.read_text(encoding="utf-8")).replace("&nbsp;", " ")
     assert whole.sentence[1:] in text
-    assert all(gate.sentence[1:] in text for gate in whole.gates)
+    assert all(check.sentence[1:] in text for check in whole.checks)
     assert all(line in text for line in values.plan().audit)
     assert "three budgets cannot identify a floor" in text
     assert "n/a" in text and "nan" not in text.lower().replace("nanot", "")
@@ -172,7 +172,7 @@ def test_captions_name_seeds_interval_hardware_and_dtype(whole):
 def test_without_runs_the_report_is_the_plan_and_says_so(tmp_path):
     empty = make(tmp_path, records=[], scores=[], fits=[], verdicts=[])
     assert empty.sentence.startswith("no verdict yet: 0 of 24 planned runs are complete")
-    assert empty.gates == ()
+    assert empty.checks == ()
     assert [figure.name for figure in empty.figures] == ["cost_per_arm"]
     assert empty.sheet.title.startswith("Plan")
     page = Page(empty.page.read_text(encoding="utf-8"))
@@ -193,9 +193,9 @@ def test_with_some_scores_it_draws_what_there_is(tmp_path):
     assert "one run seed; no bands, since no arm has two runs at one budget" in partial.figures[0].caption
 
 
-def test_given_gates_are_not_judged_again(tmp_path, whole):
-    failed = whole.gates[0].model_copy(update={"passed": False})
-    assert make(tmp_path, gates=[failed], scores=values.yardsticks()).sentence.startswith(
+def test_given_checks_are_not_judged_again(tmp_path, whole):
+    failed = whole.checks[0].model_copy(update={"passed": False})
+    assert make(tmp_path, checks=[failed], scores=values.yardsticks()).sentence.startswith(
         "below the learning threshold"
     )
 
@@ -207,7 +207,7 @@ def test_the_same_values_give_the_same_files(tmp_path, whole):
         assert one.svg.read_bytes() == other.svg.read_bytes()
 
 
-def test_a_report_prints_table_gates_sentence_and_paths(whole):
+def test_a_report_prints_table_checks_sentence_and_paths(whole):
     out = io.StringIO()
     whole.print(Console(file=out, width=100, color_system=None))
     lines = out.getvalue().splitlines()
@@ -222,7 +222,7 @@ def test_a_report_is_json(whole):
     row = next(r for r in data["closing_table"] if r["arm"] == "minilm" and r["rung"] == 2)
     assert row["mlm_loss_nats"] is None
     assert row["spent_required_flops"] > 0
-    assert [gate["passed"] for gate in data["gates"]] == [True, True, True]
+    assert [check["passed"] for check in data["gates"]] == [True, True, True]
 
 
 def test_names_from_a_study_cannot_break_the_page(tmp_path):

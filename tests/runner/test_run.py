@@ -324,7 +324,7 @@ def test_a_killed_command_goes_on_from_its_checkpoint(
 
 def test_a_second_runner_in_the_same_folder_is_refused(made: Plan, corpus: Corpus, tmp_path: Path) -> None:
     store = Store(tmp_path, "small")
-    held = "import sys; from budgetlab.store import Store\nwith Store(sys.argv[1], 'small').held('run'):\n"
+    held = "import sys; from budgetlab.store import Store\nwith Store(sys.argv[1], 'small').locked('run'):\n"
     code = held + "    print('held', flush=True); sys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -333,7 +333,7 @@ def test_a_second_runner_in_the_same_folder_is_refused(made: Plan, corpus: Corpu
         with pytest.raises(CallerError, match=rf"run in .*: process {other.pid} on .* runs there; wait for it"):
             run(made, corpus, store)
         other.kill()
-    with store.held("run"):  # however the other ended, its hold is gone
+    with store.locked("run"):  # however the other ended, its hold is gone
         assert store.records() == []
 
 

@@ -16,9 +16,9 @@ import pandas as pd
 from budgetlab.decisions import Decisions
 from budgetlab.errors import CallerError
 from budgetlab.reporting.averages import (
+    BASELINES,
     LOSSES,
     MEAN,
-    YARDSTICKS,
     Outcomes,
     interval_note,
     mid_decay,
@@ -155,7 +155,7 @@ def points_table(
             rows += own.sort_values(["order", "tokens"], kind="stable").to_dict("records")
         for mean in (row for row in rows if row["task"] == task and row["layer"] == "mean"):
             mean |= _spread(mean, rows)
-        for subject in YARDSTICKS:
+        for subject in BASELINES:
             own = layers["mean"][(cells["task"] == task) & (cells["subject"] == subject)]
             # A line: it has read and spent what it has, but not along this axis.
             rows += own.assign(layer=subject, **dict.fromkeys(AXES, math.nan)).to_dict("records")

@@ -11,7 +11,7 @@ import pandas as pd
 
 from budgetlab.errors import CallerError, unknown_name
 from budgetlab.fitting.scores import OUTCOMES
-from budgetlab.reporting.averages import LOSSES, MEAN, YARDSTICKS, mid_decay, per_run, scores_frame, summarise
+from budgetlab.reporting.averages import BASELINES, LOSSES, MEAN, mid_decay, per_run, scores_frame, summarise
 from budgetlab.reporting.figures import style
 from budgetlab.reporting.figures.data import AXES, Axis, Figure, Known, fit_note, fit_notes, points_table, spread_note
 from budgetlab.values import CurveFit
@@ -229,7 +229,7 @@ def _panel(
     means; a mean without a line has a bar.
     """
     axes.grid(axis="y")
-    for row in rows[rows["layer"].isin(list(YARDSTICKS))].to_dict("records"):
+    for row in rows[rows["layer"].isin(list(BASELINES))].to_dict("records"):
         axes.axhline(row["value"], color=style.QUIET, linewidth=0.8, linestyle=_DASHES[row["layer"]], zorder=1)
     drawn = rows[rows[x].notna()]
     beyond, runs = drawn[drawn["layer"] == "beyond"], drawn[drawn["layer"] == "run"]
@@ -268,7 +268,7 @@ def _band(axes: Axes, rows: pd.DataFrame, look: style.ArmStyle, alpha: float, **
 def _layer_handles(table: pd.DataFrame, x: Axis) -> list[Any]:
     drawn = set(table["layer"])
     line = {"color": style.QUIET, "linewidth": 0.8}
-    known = {subject: label for subject, label in YARDSTICKS.items() if subject in drawn}
+    known = {subject: label for subject, label in BASELINES.items() if subject in drawn}
     handles = [style.handle(label, linestyle=_DASHES[subject], **line) for subject, label in known.items()]
     if (table.loc[table[x].notna(), "layer"] == "mid_decay").any():
         handles.append(style.handle("in mid-decay", color="#555555", **_EARLY))

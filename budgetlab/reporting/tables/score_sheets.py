@@ -12,9 +12,9 @@ from budgetlab.fitting import compare
 from budgetlab.fitting.reference import reference_arm
 from budgetlab.fitting.scores import OUTCOMES, average_words, averaged_tasks, subset_of
 from budgetlab.reporting.averages import (
+    BASELINES,
     LOSSES,
     MEAN,
-    YARDSTICKS,
     Outcomes,
     interval_note,
     largest_rung,
@@ -59,7 +59,7 @@ def score_sheet(scores: Scores, *, arms: Sequence[str] = (), level: float = 0.95
     keys = ["subject", "arm", "rung", "task"]
     without = {tuple(row[:4]): row[4] for row in varied[[*keys, "mean"]].fillna(-1).itertuples(index=False)}
     tasks = [*LOSSES, *(task for task in pd.unique(cells["task"]) if task not in (*LOSSES, MEAN)), MEAN]
-    places = {arm: (0, i) for i, arm in enumerate(arms)} | {(s,): (i, 0) for i, s in enumerate(YARDSTICKS, start=1)}
+    places = {arm: (0, i) for i, arm in enumerate(arms)} | {(s,): (i, 0) for i, s in enumerate(BASELINES, start=1)}
     rows = sorted(
         shown.to_dict("records"),
         key=lambda row: (
@@ -118,7 +118,7 @@ def score_sheet(scores: Scores, *, arms: Sequence[str] = (), level: float = 0.95
 
 
 def _subject_name(row: Mapping[str, Any]) -> str:
-    return str(row["arm"]) if row["subject"] in ("run", "teacher") else YARDSTICKS[row["subject"]]
+    return str(row["arm"]) if row["subject"] in ("run", "teacher") else BASELINES[row["subject"]]
 
 
 def _recipe_note(table: pd.DataFrame) -> str:
@@ -223,7 +223,7 @@ def closing_frame(plan: Plan, records: Iterable[RunRecord], scores: Scores, *, l
             **_planned(schedule if schedule.feasible else None), **_spent(runs), **_quality(own),
         })  # fmt: skip
     teachers = {teacher.model: teacher for teacher in plan.teachers}
-    for subject in YARDSTICKS:
+    for subject in BASELINES:
         of_subject = cells[cells["subject"] == subject]
         for name in dict.fromkeys([*(teachers if subject == "teacher" else ()), *of_subject["arm"]]):
             row: dict[str, Any] = {"subject": subject, "arm": name, **_quality(of_subject[of_subject["arm"] == name])}

@@ -1,4 +1,4 @@
-"""The gates compare the stated numbers with the stated thresholds, and a missing number never passes."""
+"""The checks compare the stated numbers with the stated thresholds, and a missing number never passes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def changed(test, **update):
     return [score.model_copy(update=update) if test(score) else score for score in values.scores()]
 
 
-def test_a_study_above_the_threshold_passes_all_gates_and_ends_with_its_verdicts():
-    gates = sanity_checks(values.scores())
-    assert all(gate.passed and gate.judged for gate in gates)
-    sentence = conclude(gates, values.verdicts())
+def test_a_study_above_the_threshold_passes_all_checks_and_ends_with_its_verdicts():
+    checks = sanity_checks(values.scores())
+    assert all(check.passed and check.judged for check in checks)
+    sentence = conclude(checks, values.verdicts())
     assert sentence == (
         "At 4.00 TFLOP, on the read-out loss and for this teacher, in nats with 95 % intervals: "
         "no_kd is better than vanilla_kd by 0.105 [+0.043, +0.167]; "
@@ -28,13 +28,13 @@ def test_a_study_above_the_threshold_passes_all_gates_and_ends_with_its_verdicts
     )
 
 
-def test_each_gate_states_its_numbers_and_units():
-    gates = sanity_checks(values.scores())
-    assert "nats per target token: teacher 4.61" in gates[TEACHER].sentence
-    assert "(at least 0.30 below needed)" in gates[TEACHER].sentence
-    assert "unigram entropy 6.03" in gates[UNIGRAM].sentence
-    assert "replaced (matthews): " in gates[RANDOM].sentence
-    assert "random weights 51.4" in gates[RANDOM].sentence
+def test_each_check_states_its_numbers_and_units():
+    checks = sanity_checks(values.scores())
+    assert "nats per target token: teacher 4.61" in checks[TEACHER].sentence
+    assert "(at least 0.30 below needed)" in checks[TEACHER].sentence
+    assert "unigram entropy 6.03" in checks[UNIGRAM].sentence
+    assert "replaced (matthews): " in checks[RANDOM].sentence
+    assert "random weights 51.4" in checks[RANDOM].sentence
 
 
 def test_the_teacher_must_be_ahead_by_exactly_the_threshold():
@@ -48,9 +48,9 @@ def test_the_teacher_must_be_ahead_by_exactly_the_threshold():
 
 def test_one_student_too_near_the_teacher_at_any_budget_fails():
     near = changed(lambda s: s.task == "mlm_loss" and s.arm == "vanilla_kd" and s.rung == 0, value=4.7)
-    gate = sanity_checks(near)[TEACHER]
-    assert gate.judged and not gate.passed
-    assert "0.09 below the nearest" in gate.sentence
+    check = sanity_checks(near)[TEACHER]
+    assert check.judged and not check.passed
+    assert "0.09 below the nearest" in check.sentence
 
 
 def test_the_best_student_must_be_half_a_nat_below_the_unigram_entropy():
@@ -60,9 +60,9 @@ def test_the_best_student_must_be_half_a_nat_below_the_unigram_entropy():
 
 def test_every_arm_must_beat_random_weights_on_every_task_at_the_largest_budget():
     weak = changed(lambda s: s.task == "belongs" and s.arm == "minilm" and s.rung == 2, value=0.514)
-    gate = sanity_checks(weak)[RANDOM]
-    assert not gate.passed
-    assert gate.sentence.endswith("not above: minilm on belongs.")
+    check = sanity_checks(weak)[RANDOM]
+    assert not check.passed
+    assert check.sentence.endswith("not above: minilm on belongs.")
     early = changed(lambda s: s.task == "belongs" and s.arm == "minilm" and s.rung == 0, value=0.4)
     assert sanity_checks(early)[RANDOM].passed
 
@@ -71,43 +71,43 @@ def test_on_glue_one_student_must_be_clearly_above_random_weights():
     """Labels teach random weights much there, so one clear lead is asked for, and who has none is named."""
     names = {"belongs": "stsb", "replaced": "sst2"}
     glue = [score.model_copy(update={"task": names.get(score.task, score.task)}) for score in values.scores()]
-    gate = sanity_checks(glue)[RANDOM]
-    assert gate.passed and "every arm on stsb" in gate.sentence.partition("clearly above:")[2]
+    check = sanity_checks(glue)[RANDOM]
+    assert check.passed and "every arm on stsb" in check.sentence.partition("clearly above:")[2]
     level = [
         score.model_copy(update={"value": 0.5})
         if score.task in names.values() and score.subject != "teacher"
         else score
         for score in glue
     ]
-    gate = sanity_checks(level)[RANDOM]
-    assert gate.judged and not gate.passed and "clearly above: none" in gate.sentence
+    check = sanity_checks(level)[RANDOM]
+    assert check.judged and not check.passed and "clearly above: none" in check.sentence
     one_seed = [score for score in glue if score.subject != "run" or score.run_seed == 0]
-    gate = sanity_checks(one_seed)[RANDOM]
-    assert not gate.passed and not gate.judged
+    check = sanity_checks(one_seed)[RANDOM]
+    assert not check.passed and not check.judged
 
 
-def test_a_failed_gate_replaces_the_verdict():
+def test_a_failed_check_replaces_the_verdict():
     weak = changed(lambda s: s.subject == "unigram", value=5.5)
     sentence = conclude(sanity_checks(weak), values.verdicts())
     assert sentence.startswith("below the learning threshold")
     assert "no_kd" not in sentence
 
 
-def test_a_missing_number_passes_no_gate_and_fails_none():
+def test_a_missing_number_passes_no_check_and_fails_none():
     for missing, index in (("teacher", TEACHER), ("unigram", UNIGRAM), ("random", RANDOM)):
-        gates = sanity_checks([s for s in values.scores() if s.subject != missing])
-        assert not gates[index].passed and not gates[index].judged
-        assert "n/a" in gates[index].sentence
-        sentence = conclude(gates, values.verdicts())
+        checks = sanity_checks([s for s in values.scores() if s.subject != missing])
+        assert not checks[index].passed and not checks[index].judged
+        assert "n/a" in checks[index].sentence
+        sentence = conclude(checks, values.verdicts())
         assert sentence.startswith("no verdict: numbers are missing")
-    assert not any(gate.passed for gate in sanity_checks([]))
+    assert not any(check.passed for check in sanity_checks([]))
 
 
 def test_an_arm_that_was_planned_but_not_scored_is_missing():
     some = [s for s in values.scores() if not (s.arm == "tinybert" and s.rung == 2)]
-    gate = sanity_checks(some, arms=values.ARMS, rung=2)[RANDOM]
-    assert not gate.passed and not gate.judged
-    assert "tinybert n/a" in gate.sentence
+    check = sanity_checks(some, arms=values.ARMS, rung=2)[RANDOM]
+    assert not check.passed and not check.judged
+    assert "tinybert n/a" in check.sentence
 
 
 def test_without_verdicts_there_is_none():
@@ -182,11 +182,11 @@ def test_a_task_that_tells_nothing_gives_no_verdict():
 
 def test_a_study_without_tasks_is_judged_on_its_loss():
     losses = [s for s in values.scores() if s.task in LOSSES]
-    gate = sanity_checks(losses)[RANDOM]
-    assert gate.judged and gate.passed and "in nats: readout_loss" in gate.sentence
+    check = sanity_checks(losses)[RANDOM]
+    assert check.judged and check.passed and "in nats: readout_loss" in check.sentence
     level = changed(lambda s: s.subject == "run" and s.task == "readout_loss", value=9.0)
-    gate = sanity_checks([s for s in level if s.task in LOSSES])[RANDOM]
-    assert gate.judged and not gate.passed
+    check = sanity_checks([s for s in level if s.task in LOSSES])[RANDOM]
+    assert check.judged and not check.passed
 
 
 def test_students_of_given_weights_are_said_to_be_pretrained_on():
