@@ -5,11 +5,13 @@ A page says where: `<!-- generated: NAME -->` on a line of its own stands for th
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import types
 import typing
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import typer.main
@@ -168,8 +170,10 @@ def _is_model(found: Any) -> bool:
 def python() -> str:
     """Every public name, by the room that it lives in; last the values that they pass on."""
     homes: dict[str, list[str]] = {room: [] for room in FLOW}
-    for name in budgetlab.__all__:
-        homes[inspect.getattr_static(budgetlab, "_HOMES")[name]].append(name)
+    stub = Path(budgetlab.__file__).with_suffix(".pyi").read_text(encoding="utf-8")
+    for node in ast.parse(stub).body:
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            homes[node.module].extend(alias.name for alias in node.names)
     values = [_model(name, getattr(budgetlab.values, name), level=3) for name in VALUES]
     return "\n\n".join([*(_room(room, names) for room, names in homes.items()), VALUES_INTRO, *values])
 

@@ -1,12 +1,16 @@
-"""The README names every verb, and every verb and option has help."""
+"""The README names every verb, every verb and option has help, and docs/architecture.md names what there is."""
 
+import re
 from pathlib import Path
 
 import typer.main
 
 from budgetlab.cli import app
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+PACKAGE = ROOT / "budgetlab"
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 
@@ -27,8 +31,14 @@ def test_the_command_line_grows_on_purpose() -> None:
     ]  # fmt: skip
 
 
-def test_the_readme_maps_every_file() -> None:
-    root = Path(__file__).parent.parent / "budgetlab"
-    rooms = {path.name for path in root.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
-    rooms = {name if name.endswith(".py") else f"{name}/" for name in rooms}
-    assert [name for name in sorted(rooms) if name not in README] == []
+def test_the_architecture_names_every_file() -> None:
+    named = re.findall(r"^- `([^` ]+)` \S", ARCHITECTURE.partition("## Every file")[2], re.M)
+    files = {str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*") if path.is_file()}
+    assert sorted(named) == sorted(name for name in files if "__pycache__" not in name)
+
+
+def test_the_architecture_names_what_exists() -> None:
+    for path, name in re.findall(r"`([\w/]+\.\w+)(?::([\w.]+))?`", ARCHITECTURE):
+        source = ((ROOT if path.startswith("tests/") else PACKAGE) / path).read_text(encoding="utf-8")
+        defined = rf"^ *(def|class) {name.split('.')[-1]}\b|^{name}\b.* ="
+        assert not name or re.search(defined, source, re.M), f"{path}:{name}"

@@ -50,9 +50,6 @@ class StepCost:
         return StepCost(self.first * factor, self.later * factor, self.teacher_steps)
 
 
-Tariff = StepCost
-
-
 def whole_steps(amount: Any, upfront: Any, price: Any) -> Any:
     """Return the steps that an amount pays for: whole, never costing more, at least 0; arrays broadcast."""
     steps = np.maximum(0.0, np.floor((np.asarray(amount, dtype=float) - upfront) / price))
