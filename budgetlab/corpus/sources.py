@@ -163,12 +163,16 @@ def _json_lines(path: Path, column: str, asked: str) -> Iterator[str]:
         if not isinstance(text, str):
             keys = ", ".join(record) if isinstance(record, dict) else type(record).__name__
             raise CallerError(asked, f"line {number} has no text in {column!r} (has {keys})", "set corpus.column")
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            # Join the halves of characters that JSON writes apart, and replace those that lost the other half.
-            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        yield text
+        yield valid_unicode(text)
+
+
+def valid_unicode(text: str) -> str:
+    """Join the halves of characters that JSON writes apart, and replace those that lost the other half."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def _parquet(path: Path, column: str, asked: str) -> Iterator[str]:

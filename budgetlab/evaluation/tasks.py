@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from budgetlab.corpus.sources import valid_unicode
 from budgetlab.errors import CallerError, unknown_name
 from budgetlab.evaluation.metrics import measure
 from budgetlab.values import EvaluateSpec, TaskSpec
@@ -115,7 +116,9 @@ def load_task(
             wrong = f"{len(rows):,} rows, GLUE's has {most:,}"
             raise CallerError(f"task {name}, split {split}", wrong, "give it as a task of your own")
         labels = _labels([row[task.label] for row in rows], task, f"task {name}, {split}")
-        made[score] = Split(tuple(tuple(str(row[column]) for column in task.text) for row in rows), labels)
+        made[score] = Split(
+            tuple(tuple(valid_unicode(str(row[column])) for column in task.text) for row in rows), labels
+        )
     num_labels = 1 if task.metric in CORRELATIONS else _count_classes(made, task, name)
     return Task(name, metric, num_labels, made.pop("train"), made)
 

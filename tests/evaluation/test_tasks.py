@@ -139,6 +139,8 @@ def test_own_tasks_of_classes_and_of_scores(tmp_path: Path) -> None:
     assert load(three, metric="macro_f1").metric == "macro_f1"
     scores = load([{"said": "a", "kind": 1.5}, {"said": "b", "kind": 2}], metric="pearson")
     assert scores.regression and scores.num_labels == 1 and scores.train.labels.dtype == np.float64
+    odd = load([{"said": "half \ud83d of one", "kind": 0}, {"said": "w" * 1_000_000, "kind": 1}])
+    assert [text for (text,) in odd.train.texts] == ["half \ufffd of one", "w" * 1_000_000]
     for rows, fields, message in (
         (three[1:], {}, "label 2 is out of range, the training set's number of classes being 2"),
         (three, {"metric": "f1"}, "f1 is of two classes, and it has 3"),

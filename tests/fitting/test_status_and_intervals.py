@@ -27,6 +27,15 @@ def test_a_floor_that_the_interval_leaves_open_is_weakly_identified(seed):
         assert low > 0 and high <= 3 * low
 
 
+def test_six_points_with_a_free_floor_are_weakly_identified_and_many_over_four_decades_are_not():
+    few = fit(curve(noise=0.02), resamples=200)
+    assert few.status == "weakly_identified" and "do not pin down" in few.status_text
+    many = fit(curve(points=60, noise=0.001, decades=4.0), resamples=200)
+    assert many.status == "converged"
+    low, high = many.intervals["E"]
+    assert low < 1.5 < high and high - low < 0.1
+
+
 def test_no_exponent_of_a_split_where_no_budget_can_be_split():
     n = np.geomspace(1e7, 1e9, 12)
     loss = 1.7 + 400 / n**0.34 + 2000 / (20 * n) ** 0.28
