@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -117,6 +118,16 @@ def test_what_killed_writers_left_is_deleted_once_it_is_old(tmp_path: Path) -> N
     os.utime(old, (0, 0))
     with store.locked("run"):
         assert not old.exists() and new.exists()
+
+
+def test_a_clock_that_went_back_deletes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path, "small")
+    being_written = store.folder / "runs/a/.record.json.1.partial"
+    being_written.parent.mkdir(parents=True)
+    being_written.write_text("{")
+    monkeypatch.setattr(time, "time", lambda: being_written.stat().st_mtime - 86_400)
+    with store.locked("run"):
+        assert being_written.exists()
 
 
 def filled(folder: Path) -> Store:
