@@ -75,7 +75,7 @@ def test_a_cost_of_an_unknown_name_is_in_its_own_unit(tmp_path):
     table = pd.read_csv(path).groupby("run")
     stated = {"outcome": "my_cost", "task": "my_cost", "budget_amount": 1e6, "higher_is_better": False}
     scores = pd.concat(as_scores(rows, arm=str(run)[0], run_seed=int(str(run)[-1]), **stated) for run, rows in table)
-    verdict = compare(scores, "a", "b")
+    verdict = compare(scores, a="a", b="b")
     assert verdict.unit == "units" and "points" not in verdict.sentence
     ends = table["my_cost"].last().groupby(lambda run: run[0]).mean()
     assert verdict.difference == pytest.approx(ends["b"] - ends["a"])
