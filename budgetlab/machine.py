@@ -37,6 +37,11 @@ def has_nvidia_driver() -> bool | None:
     return Path("/proc/driver/nvidia").exists() if platform.system() == "Linux" else None
 
 
+def another_lives(pid: str) -> bool:
+    """Say whether a process of this number, other than this one, is known to run on this machine."""
+    return pid.isdecimal() and int(pid) != os.getpid() and Path("/proc", pid).exists()
+
+
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 

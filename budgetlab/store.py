@@ -18,13 +18,13 @@ from pydantic import ValidationError
 
 from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.frames import fits_frame, phases_frame, plan_frame
-from budgetlab.machine import file_lock
+from budgetlab.machine import another_lives, file_lock
 from budgetlab.values import CostProfile, CurveFit, Plan, Point, RunRecord, Score, Value, Verdict
 
 V = TypeVar("V", bound=Value)
 T = TypeVar("T")
 _LEFT_SECONDS = 3600.0
-"""A file half written for longer is nobody's."""
+"""A file half written for longer is nobody's, unless the process in its name lives: clocks jump."""
 
 
 def write_whole(path: Path, content: str | bytes) -> Path:
@@ -167,8 +167,10 @@ class Store:
                 asked = f"{verb} in {self.folder}"
                 raise CallerError(asked, f"{holder} runs there", "wait for it, or choose another --results") from None
             for path in self.folder.rglob(".*.partial"):
-                if path.is_file() and time.time() - path.stat().st_mtime > _LEFT_SECONDS:
-                    path.unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError):  # its writer finished it meanwhile
+                    old = path.is_file() and time.time() - path.stat().st_mtime > _LEFT_SECONDS
+                    if old and not another_lives(path.name.split(".")[-2]):
+                        path.unlink()
             yield locked
 
     def run_folder(self, run_id: str) -> Path:

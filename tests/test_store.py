@@ -111,7 +111,7 @@ def test_a_file_system_without_locks_is_said(tmp_path: Path, monkeypatch: pytest
 
 def test_what_killed_writers_left_is_deleted_once_it_is_old(tmp_path: Path) -> None:
     store = Store(tmp_path, "small")
-    old, new = (store.folder / f"runs/a/scores/.{name}.json.1.partial" for name in ("old", "new"))
+    old, new = (store.folder / f"runs/a/scores/.{name}.json.{2**30}.partial" for name in ("old", "new"))
     old.parent.mkdir(parents=True)
     for path in (old, new):
         path.write_text("{")
@@ -128,6 +128,21 @@ def test_a_clock_that_went_back_deletes_nothing(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(time, "time", lambda: being_written.stat().st_mtime - 86_400)
     with store.locked("run"):
         assert being_written.exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
+def test_a_clock_that_jumps_ahead_deletes_nothing_that_a_live_process_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path, "small")
+    being_written, left = (store.folder / f".record.json.{pid}.partial" for pid in (os.getppid(), 2**30))
+    store.folder.mkdir(parents=True)
+    for path in (being_written, left):
+        path.write_text("{")
+    later = time.time() + 86_400
+    monkeypatch.setattr(time, "time", lambda: later)
+    with store.locked("run"):
+        assert being_written.exists() and not left.exists()
 
 
 def filled(folder: Path) -> Store:

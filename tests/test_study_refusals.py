@@ -153,10 +153,16 @@ def test_given_weights_that_cannot_serve_are_refused(tmp_path: Path, config: dic
         load_study(given(tmp_path, **config))
 
 
-def test_a_shape_that_contradicts_the_weights_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("field", "said", "true"), [("num_layers", 6, 4), ("family", "gpt2", "bert"), ("vocab_size", 300, 200)]
+)
+def test_a_field_that_contradicts_the_weights_is_refused_with_both_values(
+    tmp_path: Path, field: str, said: object, true: object
+) -> None:
     path = given(tmp_path)
-    path.write_text(path.read_text().replace('weights = "given"', 'weights = "given"\nnum_layers = 6'))
-    with pytest.raises(CallerError, match=r"num_layers of '.*given' is 4"):
+    contrary = f'weights = "given"\n{field} = {json.dumps(said)}'
+    path.write_text(path.read_text().replace('weights = "given"', contrary))
+    with pytest.raises(CallerError, match=rf"models\.teacher\.{field} = {said!r}.*{field} of '.*given' is {true!r}"):
         load_study(path)
     (tmp_path / "given" / "config.json").write_text("{")
     with pytest.raises(CallerError, match=r"no config\.json that can be read"):

@@ -157,7 +157,7 @@ def _json_lines(path: Path, column: str, asked: str) -> Iterator[str]:
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CallerError(asked, f"line {number} is not JSON ({error})", "give one object in each line") from None
         text = record.get(column) if isinstance(record, dict) else None
         if not isinstance(text, str):

@@ -11,13 +11,14 @@ from typing import Any
 import pandas as pd
 
 from budgetlab.fitting.arms import points_by_arm
-from budgetlab.fitting.contrast import Contrast, contrast, make_panel, unit_of
+from budgetlab.fitting.contrast import Contrast, contrast, make_panel
 from budgetlab.fitting.crossing import Curves
 from budgetlab.fitting.scores import AGGREGATE, LOSSES, OUTCOMES, run_values
 from budgetlab.fitting.table import Points
 from budgetlab.laws import get_law
 from budgetlab.values import FitSpec, Plan, Verdict
 from budgetlab.values.base import Interval
+from budgetlab.values.scoring import unit_of
 
 _SAME_BUDGET = 0.01
 _SAME_SIZE = 0.05

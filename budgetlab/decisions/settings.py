@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from budgetlab.decisions.evidence import Question, alternatives, answer_in, answer_of, outcome_words
-from budgetlab.fitting.contrast import change, unit_of
+from budgetlab.fitting.contrast import change
 from budgetlab.fitting.crossing import EDGE, Curves
 from budgetlab.planner import grid_ends
 from budgetlab.resampling import holm
@@ -125,8 +125,7 @@ def in_all_outcomes(q: Question) -> Found | str:
     for verdict, other in others:
         if {verdict.verdict, other.verdict} == {"a_better", "b_better"}:
             a, b = other.contrast if other.verdict == "a_better" else other.contrast[::-1]
-            unit = unit_of(other.y)
-            size = f"{abs(other.difference or 0.0):.{1 if unit == 'points' else 3}f} {unit}"
+            size = f"{abs(other.difference or 0.0):.{1 if other.unit == 'points' else 3}f} {other.unit}"
             against.append(f"{a} better than {b} on {outcome_words(other.y)} by {size}")
     evidence = f"{len(others)} verdicts on other outcomes, {len(against)} of them resolved the other way"
     effect = f"the answer turns: {'; '.join(against)}" if against else "no resolved verdict speaks against the answer"

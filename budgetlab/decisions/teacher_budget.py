@@ -17,7 +17,6 @@ import pandas as pd
 
 from budgetlab.decisions.evidence import Evidence
 from budgetlab.errors import CallerError
-from budgetlab.fitting.contrast import unit_of
 from budgetlab.fitting.crossing import EDGE, Curves
 from budgetlab.fitting.reference import reference_arm
 from budgetlab.laws import get_law
@@ -149,7 +148,7 @@ def _cell(
         "num_params_non_embedding": None if cost is None else cost.num_params_non_embedding,
         "total_flops": total, "students_per_teacher": shared_by, "arm": pair.arm, "reference": pair.reference,
         "teacher": pair.teacher, "teacher_flops": None, "student_flops": None, "teacher_share": None, "outcome": None,
-        "reference_outcome": None, "difference": None, "unit": unit_of(curves.y), "low": None, "high": None,
+        "reference_outcome": None, "difference": None, "unit": curves.unit, "low": None, "high": None,
         "answer": "n/a", "basis": "none", "reason": "",
     }  # fmt: skip
     if pair.teacher_flops is None and math.isfinite(shared_by):
@@ -193,7 +192,7 @@ def _predicted(
         level = float(clouds[arm][0])
         levels[arm] = level if fit.outcome_transform == "y" else 1.0 - level
     count, tail = min(len(cloud) for cloud in clouds.values()), (1 - curves.spec.interval_level) / 2
-    scale = 100.0 if unit_of(curves.y) == "points" else 1.0
+    scale = 100.0 if curves.unit == "points" else 1.0
     cloud: Array = scale * (clouds[pair.reference][:count] - clouds[pair.arm][:count])
     low, high = np.quantile(cloud[1:], [tail, 1 - tail])
     return float(cloud[0]), (float(low), float(high)), levels

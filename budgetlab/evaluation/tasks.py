@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,11 +175,18 @@ def _read_split(folder: Path, split: str, asked: str) -> tuple[str, list[Any]]:
 def _read_json_lines(path: Path, asked: str) -> list[Any]:
     try:
         text = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode("utf-8")
-        return [json.loads(line) for line in text.split("\n") if line.strip()]
     except UnicodeDecodeError as error:
         raise CallerError(asked, f"no UTF-8 text ({error.reason} at byte {error.start:,})", "convert it") from None
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise CallerError(asked, f"not JSON lines ({error})", "correct the file") from None
+    rows = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except (ValueError, RecursionError) as error:
+            wrong = f"line {number} is not JSON ({error})"
+            raise CallerError(asked, wrong, "give one object in each line") from None
+    return rows
 
 
 def _read_hub(name: str, split: str, asked: str) -> list[Any]:

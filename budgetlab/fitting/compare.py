@@ -10,7 +10,7 @@ from typing import Literal
 import pandas as pd
 
 from budgetlab.errors import CallerError, unknown_name
-from budgetlab.fitting.contrast import Contrast, contrast, unit_of
+from budgetlab.fitting.contrast import Contrast, contrast
 from budgetlab.fitting.crossing import Curves
 from budgetlab.fitting.reference import reference_arm, reference_family
 from budgetlab.fitting.scores import LOSSES, OUTCOMES, outcome_names, run_values
@@ -102,9 +102,10 @@ def compare(
     """
     y = task or outcome_names(scores)[0]
     spec = FitSpec(x=x, interval_level=interval_level, resamples=resamples, seed=seed)
+    outcome = Curves(run_values(scores, y), y, spec)
     if margin is not None and not margin > 0:
-        raise CallerError(f"margin = {margin!r}", "not above zero", f"give one in {unit_of(y)}")
-    question = _ask(Curves(run_values(scores, y), y, spec), a, b, budget, margin=margin, curves=curves)
+        raise CallerError(f"margin = {margin!r}", "not above zero", f"give one in {outcome.unit}")
+    question = _ask(outcome, a, b, budget, margin=margin, curves=curves)
     return _answers([question], interval_level, primary=True, alone=True)[0]
 
 
@@ -217,7 +218,7 @@ def _ask(
     assert found is not None
     # Of an unknown unit nothing is small.
     margins = {"nats": outcome.spec.margin_nats, "points": outcome.spec.margin, "units": 0.0}
-    return _Question(a, b, outcome, amount, found, margin or margins[unit_of(y)], curves)
+    return _Question(a, b, outcome, amount, found, margin or margins[outcome.unit], curves)
 
 
 def _answers(
@@ -258,7 +259,7 @@ def _answer(
     tuned: bool | None,
 ) -> Verdict:
     """Answer one contrast at its own step of Holm's procedure."""
-    found, curves, margin, unit = q.contrast, q.of, q.margin, unit_of(q.of.y)
+    found, curves, margin, unit = q.contrast, q.of, q.margin, q.of.unit
     deciding = found.interval(own_level)
     word = _word(found, deciding, margin)
     here = pd.concat([curves.cells[arm, q.budget] for arm in sorted((q.a, q.b))])
@@ -337,7 +338,7 @@ def _sentence(
     q: _Question, word: _Word, at: Budget, ends: Interval | None, level: float, *, adjusted: bool, one_teacher: bool
 ) -> str:
     found, y, margin = q.contrast, q.of.y, q.margin
-    unit, where, what = unit_of(y), f"At {format_amount(at.amount, at.unit)}", OUTCOMES.get(y, y)
+    unit, where, what = q.of.unit, f"At {format_amount(at.amount, at.unit)}", OUTCOMES.get(y, y)
     digits = 2 if unit == "points" else 4
     size, signed = f"{abs(found.difference):.{digits}f} {unit}", f"{found.difference:+.{digits}f} {unit}"
     if ends is None:

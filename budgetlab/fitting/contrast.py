@@ -14,10 +14,9 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtr
 
-from budgetlab.fitting.scores import LOSSES
 from budgetlab.laws.law import Array
 from budgetlab.resampling import detectable_difference, seeds_to_resolve, t_quantile
-from budgetlab.values.scoring import higher_is_better
+from budgetlab.values.scoring import unit_of
 
 
 @dataclass(frozen=True)
@@ -108,17 +107,9 @@ class Panel:
         return [budget for budget, here in zip(self.budgets, np.logical_and(*both), strict=True) if here]
 
 
-def unit_of(y: str) -> str:
-    """Unit of an outcome's differences: nats for our losses, points (0.01) for scores, units for others' losses.
-
-    A loss of another name, such as ``perplexity``, is in its own unit, whatever that is.
-    """
-    return "nats" if y in LOSSES else "units" if higher_is_better(y) is False else "points"
-
-
 def make_panel(runs: pd.DataFrame, y: str) -> Panel:
     """Arrange the runs of an outcome, in its unit, turned so that higher is better."""
-    scale = 100.0 if unit_of(y) == "points" else 1.0
+    scale = 100.0 if unit_of(y, bool(runs["higher_is_better"].any())) == "points" else 1.0
     signed = runs["value"].to_numpy(float) * np.where(runs["higher_is_better"], scale, -scale)
     names, places = zip(*(np.unique(runs[c], return_inverse=True) for c in ("arm", "budget_amount", "run_seed")),
                         strict=True)  # fmt: skip

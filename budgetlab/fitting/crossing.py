@@ -17,7 +17,7 @@ import pandas as pd
 
 from budgetlab.errors import CallerError
 from budgetlab.fitting.arms import points_by_arm, run_points, solve_jointly
-from budgetlab.fitting.contrast import Panel, make_panel, satterthwaite, unit_of
+from budgetlab.fitting.contrast import Panel, make_panel, satterthwaite
 from budgetlab.fitting.objectives import Objective
 from budgetlab.fitting.prepare import prepare
 from budgetlab.fitting.solve import solve
@@ -29,6 +29,7 @@ from budgetlab.resampling import t_quantile
 from budgetlab.values import FitSpec
 from budgetlab.values.base import Interval
 from budgetlab.values.results import Crossover, Decomposition, Estimate, Multiplier
+from budgetlab.values.scoring import unit_of
 
 APPROXIMATE = "approximate: nominal 95 % covered 90 to 99 % in simulation"
 """Of multipliers and crossovers; `benchmarks/fitting.py --coverage`, docs/statistics.md."""
@@ -243,9 +244,14 @@ class Curves:
     def _spent(self) -> dict[tuple[str, float], float]:
         return self.runs.groupby(["arm", "budget_amount"])[self.spec.x].mean().to_dict()  # type: ignore[return-value]
 
+    @cached_property
+    def unit(self) -> str:
+        """Unit of its differences."""
+        return unit_of(self.y, bool(self.runs["higher_is_better"].any()))
+
     @property
     def _scale(self) -> float:
-        return 100.0 if unit_of(self.y) == "points" else 1.0
+        return 100.0 if self.unit == "points" else 1.0
 
     def _in_compute(self, pairing: _Pairing, logs: Array) -> tuple[float | None, list[float] | None]:
         """An amount or ratio of compute and its interval, from logarithms."""

@@ -10,15 +10,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 
 from budgetlab.errors import CallerError
-from budgetlab.fitting.scores import AGGREGATE, LOSSES, averaged_tasks
+from budgetlab.fitting.scores import AGGREGATE, averaged_tasks
 from budgetlab.frames import scores_frame as tidy_scores
 from budgetlab.resampling import t_quantile
 from budgetlab.values import Score
-from budgetlab.values.scoring import higher_is_better
+from budgetlab.values.scoring import unit_of
 
 MEAN = AGGREGATE
 
@@ -78,9 +77,9 @@ def scores_frame(scores: Sequence[Score] | pd.DataFrame) -> pd.DataFrame:
     return table.assign(**{name: value for name, value in optional.items() if name not in table})
 
 
-def unit_of(task: str) -> str:
+def shown_unit(task: str, rises: bool | None = None) -> str:
     """Return the unit in which a task is shown."""
-    return "nats per target token" if task in LOSSES else "units" if higher_is_better(task) is False else "points"
+    return unit_of(task, rises).replace("nats", "nats per target token")
 
 
 def largest_rung(scores: pd.DataFrame) -> int | None:
@@ -103,7 +102,7 @@ def per_run(scores: pd.DataFrame, tasks: Sequence[str] | None = None) -> pd.Data
     how: dict[str, str] = dict.fromkeys(columns[len(_RUN) :], "first") | {"value": "mean", "standard_error": "mean"}
     counted = {"finetune_sd": "std", "finetune_seeds": "count", "degenerate": "sum"}
     runs = known.groupby(_RUN, dropna=False, sort=False).agg(how | counted).reset_index()
-    runs["unit"] = runs["task"].map(unit_of)
+    runs["unit"] = list(map(shown_unit, runs["task"], runs["higher_is_better"].astype(bool)))
     scale = runs["unit"].map({"points": 100.0}).fillna(1.0)
     for name in ("value", "standard_error", "finetune_sd"):
         runs[name] = runs[name].astype(float) * scale
@@ -126,7 +125,8 @@ def mid_decay(scores: pd.DataFrame) -> pd.DataFrame:
     """Return the checkpoints whose learning rate had not come down, in the unit shown: drawn, and never averaged."""
     known = scores_frame(scores)
     rows = known[known["mid_decay"].eq(True)]
-    scale = np.where(rows["task"].map(unit_of).eq("points"), 100.0, 1.0)
+    rises = rows["higher_is_better"].astype(bool)
+    scale = [100.0 if unit_of(*row) == "points" else 1.0 for row in zip(rows["task"], rises, strict=True)]
     return rows.assign(value=rows["value"].astype(float) * scale)
 
 

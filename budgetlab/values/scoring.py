@@ -56,6 +56,16 @@ def higher_is_better(outcome: str, asked: str | None = None) -> bool | None:
     return None
 
 
+def unit_of(outcome: str, rises: bool | None = None) -> str:
+    """Unit of an outcome: nats for our losses, points (0.01) for scores, units for others' losses, whatever these are.
+
+    `rises` says which way it goes where the runs do; the name says it otherwise.
+    """
+    if outcome in LOSSES:
+        return "nats"
+    return "units" if rises is False or higher_is_better(outcome) is False else "points"
+
+
 Seeds = Annotated[tuple[Seed, ...], Field(min_length=1, max_length=1000)]
 
 

@@ -114,6 +114,13 @@ def test_missing_and_unknown_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(CallerError, match=r"evaluate\.own\.mine"):
         load_task("mine", own, folder=tmp_path, roots=[tmp_path])
     (tmp_path / "cola").mkdir()
+    row, broken = b'{"sentence": "a", "label": 0}\n', (b'{"sentence": "a\n', b"[" * 100_000, b'"\\ud83"')
+    for line in broken:
+        (tmp_path / "b.jsonl").write_bytes(row)
+        (tmp_path / "a.jsonl").write_bytes(row + b"\n" + line)
+        with pytest.raises(CallerError, match=r"a\.jsonl.*line 3 is not JSON") as caught:
+            load_task("mine", own, roots=[tmp_path])
+        assert "\n" not in str(caught.value)
     for content, message in ((b"not gzip", "not JSON lines"), (gzip.compress("é".encode("latin-1")), "no UTF-8 text")):
         (tmp_path / "cola" / "train.jsonl.gz").write_bytes(content)
         with pytest.raises(CallerError, match=message):

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.optimize import least_squares
 
 from budgetlab.fitting import certify, fit, optimum, predict
 
@@ -84,6 +85,31 @@ def test_bootstrap_standard_errors(epoch):
     for name, value in published.items():
         assert found.standard_errors[name] == pytest.approx(value, rel=0.12 if name == "B" else 0.05)
     assert found.intervals["A"] == pytest.approx((286.09, 743.61), rel=0.05)
+
+
+@pytest.mark.parametrize("objective", ["huber_log", "squared_log"])
+def test_one_exponent_for_both_as_scipy_finds_it(epoch, objective):
+    """Gadre et al.'s form on the same 240 points, against scipy's own solver and loss from another start."""
+    n, d, loss = (np.log(epoch[column].to_numpy()) for column in COLUMNS.values())
+
+    def missed(theta):
+        floor, a, b, alpha = theta
+        return np.log(np.exp(floor) + np.exp(a - alpha * (n - 20)) + np.exp(b - alpha * (d - 23))) - loss
+
+    exact = {"xtol": 1e-15, "ftol": 1e-15, "gtol": 1e-15}
+    best = least_squares(missed, [0.5, -1.0, -1.0, 0.5], **exact)
+    if objective == "huber_log":
+        best = least_squares(missed, best.x, loss="huber", f_scale=1e-3, x_scale="jac", max_nfev=5000, **exact)
+    floor, a, b, alpha = best.x
+    found = fit(epoch, law="tied", columns=COLUMNS, objective=objective, resamples=0)
+    assert found.status == "converged" and found.certificate["gap"] <= 1e-9
+    expected = {"E": np.exp(floor), "A": np.exp(a + 20 * alpha), "B": np.exp(b + 23 * alpha), "alpha": alpha}
+    assert found.params == pytest.approx(expected, rel=1e-5)
+    golden = {
+        "huber_log": {"E": 1.818048, "A": 561.5574, "B": 1752.087, "alpha": 0.3570579},
+        "squared_log": {"E": 1.869560, "A": 912.2015, "B": 3218.541, "alpha": 0.3853545},
+    }
+    assert found.params == pytest.approx(golden[objective], rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,9 @@ from typer.testing import CliRunner
 
 from budgetlab.cli import app
 from budgetlab.errors import CallerError
+from budgetlab.fitting import compare
 from budgetlab.intake import as_scores
+from budgetlab.reporting.averages import per_run
 from budgetlab.values.scoring import higher_is_better
 
 
@@ -62,6 +64,22 @@ def test_arms_want_a_curve_each_and_are_compared(tmp_path):
     assert [fit["group"] for fit in found["fits"]] == ["a", "b"]
     assert {fit["num_clusters"] for fit in found["fits"]} == {3}  # by themselves: nobody said --clusters
     assert found["compared"][0]["better"] == "a" and found["compared"][0]["difference"] < 0
+
+
+def test_a_cost_of_an_unknown_name_is_in_its_own_unit(tmp_path):
+    path = runs(tmp_path / "runs.csv", loss="my_cost")
+    mapped = ("--map", "x=tokens", "--map", "y=my_cost", "--lower-is-better", "--by", "arm", "--resamples", "60")
+    done = ask(path, *mapped, "--at", "x=1e6")
+    assert done.exit_code == 0 and "a is better" in done.stdout
+    assert "points" not in done.stdout.replace("(24 points)", "")  # these are rows
+    table = pd.read_csv(path).groupby("run")
+    stated = {"outcome": "my_cost", "task": "my_cost", "budget_amount": 1e6, "higher_is_better": False}
+    scores = pd.concat(as_scores(rows, arm=str(run)[0], run_seed=int(str(run)[-1]), **stated) for run, rows in table)
+    verdict = compare(scores, a="a", b="b")
+    assert verdict.unit == "units" and "points" not in verdict.sentence
+    ends = table["my_cost"].last().groupby(lambda run: run[0]).mean()
+    assert verdict.difference == pytest.approx(ends["b"] - ends["a"])
+    assert set(per_run(scores)["unit"]) == {"units"}
 
 
 def test_last_keeps_the_end_of_each_run(tmp_path):

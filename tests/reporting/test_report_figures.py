@@ -9,7 +9,7 @@ import reporting_values as values
 
 import budgetlab
 from budgetlab.errors import CallerError
-from budgetlab.reporting.averages import LOSSES, MEAN, mid_decay, per_run, scores_frame, summarise
+from budgetlab.reporting.averages import MEAN, mid_decay, per_run, scores_frame, summarise
 from budgetlab.reporting.figures import render
 from budgetlab.reporting.figures.costs import (
     costs_table,
@@ -31,6 +31,7 @@ from budgetlab.reporting.figures.verdicts import (
 )
 from budgetlab.units import parse_amount
 from budgetlab.values import Budget, Verdict
+from budgetlab.values.scoring import LOSSES
 
 UNITS = ("points", "tokens", "FLOP", "s per token", "nats per target token", "multiplier", "spent / planned")
 

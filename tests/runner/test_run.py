@@ -114,6 +114,17 @@ def test_a_damaged_checkpoint_is_made_anew_by_its_remedy(made: Plan, corpus: Cor
     load_checkpoint(path)
 
 
+def test_a_clock_that_goes_back_changes_no_run(
+    made: Plan, corpus: Corpus, tmp_path: Path, finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, records = finished
+    now = iter(range(10**9, 0, -3600))
+    monkeypatch.setattr(time, "time", lambda: float(next(now)))
+    save_after_every_step(monkeypatch)
+    again = run(made, corpus, Store(tmp_path, "small"))
+    assert hashes(again) == hashes(records) and all(record.device_seconds > 0 for record in again)
+
+
 class Stop(Exception):
     pass
 

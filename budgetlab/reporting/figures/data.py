@@ -17,16 +17,16 @@ from budgetlab.decisions import Decisions
 from budgetlab.errors import CallerError
 from budgetlab.reporting.averages import (
     BASELINES,
-    LOSSES,
     MEAN,
     Outcomes,
     interval_note,
     mid_decay,
+    shown_unit,
     subsets,
-    unit_of,
 )
 from budgetlab.reporting.figures.style import FigureFiles, render
 from budgetlab.values import CostProfile, CurveFit, Plan, RunRecord, Verdict
+from budgetlab.values.scoring import LOSSES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -161,7 +161,7 @@ def points_table(
             rows += own.assign(layer=subject, **dict.fromkeys(AXES, math.nan)).to_dict("records")
         for row in rows:
             if row["task"] == task:
-                row |= {"unit": unit_of(task), "subset": row["subset"] if task == MEAN else named.get(task, "")}
+                row |= {"unit": shown_unit(task), "subset": row["subset"] if task == MEAN else named.get(task, "")}
         rows += [row for fit in fits if fit.arm in arms and may_be_drawn(fit, task) for row in _curve(fit, task, cells)]
     table = pd.DataFrame(rows, columns=_COLUMNS).astype(dict.fromkeys((*AXES, "value", "low", "high"), float))
     # Who read or spent nothing was not metered; a logarithmic axis has no place for it either.
@@ -184,13 +184,13 @@ def _curve(fit: CurveFit, task: str, cells: pd.DataFrame) -> Iterator[dict[Any, 
     x = np.array([low, *(value for value in fit.band["x"] if low < value < high), high])
     if fit.usable_for == "everything":
         x = np.array(sorted({*x, *fit.band["x"]}))
-    scale = 100.0 if unit_of(task) == "points" else 1.0
+    scale = 100.0 if shown_unit(task) == "points" else 1.0
     columns = {"value": "prediction", "low": "low", "high": "high"}
     band = {name: fit.band[column] for name, column in columns.items() if column in fit.band}
     curve = {name: scale * np.interp(np.log(x), np.log(fit.band["x"]), values) for name, values in band.items()}
     curve |= {axis: x * _per_unit(own, axis, fit.columns["x"]) for axis in AXES}
     spread = "interval" if "low" in band else ""
-    shared = {"task": task, "unit": unit_of(task), "subset": "", "arm": fit.arm, "spread": spread}
+    shared = {"task": task, "unit": shown_unit(task), "subset": "", "arm": fit.arm, "spread": spread}
     for i, amount in enumerate(x):
         layer = "curve" if low <= amount <= high else "beyond"
         yield {**shared, "layer": layer, **{name: column[i] for name, column in curve.items()}}

@@ -11,10 +11,11 @@ import pandas as pd
 
 from budgetlab.errors import CallerError, unknown_name
 from budgetlab.fitting.scores import OUTCOMES
-from budgetlab.reporting.averages import BASELINES, LOSSES, MEAN, mid_decay, per_run, scores_frame, summarise
+from budgetlab.reporting.averages import BASELINES, MEAN, mid_decay, per_run, scores_frame, summarise
 from budgetlab.reporting.figures import style
 from budgetlab.reporting.figures.data import AXES, Axis, Figure, Known, fit_note, fit_notes, points_table, spread_note
 from budgetlab.values import CurveFit
+from budgetlab.values.scoring import LOSSES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,7 +15,7 @@ from budgetlab.errors import CallerError
 from budgetlab.fitting import IsoFlop, isoflop, optimum, predict
 from budgetlab.fitting.scores import OUTCOMES, run_values
 from budgetlab.laws import get_law
-from budgetlab.reporting.averages import unit_of
+from budgetlab.reporting.averages import shown_unit
 from budgetlab.reporting.figures import style
 from budgetlab.reporting.figures.data import Figure, Known, need_columns
 from budgetlab.values import CurveFit
@@ -79,7 +79,7 @@ def frontier_table(frontier: pd.DataFrame) -> pd.DataFrame:
     sign = 1.0 if known["higher_is_better"].all() else -1.0
     for _, rows in known.groupby("students_per_teacher"):
         known.loc[rows.index, "on_frontier"] = on_frontier(rows["all_in_flops"], sign * rows["outcome"])
-    known["outcome"] *= known["y"].map(unit_of).map({"points": 100.0}).fillna(1.0)
+    known["outcome"] *= known["y"].map(shown_unit).map({"points": 100.0}).fillna(1.0)
     return known[_FRONTIER_COLUMNS].sort_values(["students_per_teacher", "all_in_flops"], ignore_index=True)
 
 
@@ -115,7 +115,7 @@ def draw_frontier(table: pd.DataFrame, order: Sequence[str] = ()) -> Drawing:
         shared = "teacher free" if math.isinf(share) else f"teacher for {share:g} student{'s' * (share != 1)}"
         axes.set_title(shared, loc="left")
     y = str(table["y"].iloc[0])
-    figure.supylabel(f"{OUTCOMES.get(y, y).removeprefix('the ')} ({unit_of(y)})")
+    figure.supylabel(f"{OUTCOMES.get(y, y).removeprefix('the ')} ({shown_unit(y)})")
     figure.supxlabel("all-in required compute of one student (FLOP, log scale)")
     return figure
 

@@ -9,10 +9,10 @@ from typing import Any
 import pandas as pd
 
 from budgetlab.fitting.scores import OUTCOMES
-from budgetlab.reporting.averages import LOSSES
 from budgetlab.reporting.tables.sheets import Column, Sheet, bracketed, fixed, number, plain_rows, text
 from budgetlab.units import format_amount, format_quantity, format_seconds
 from budgetlab.values import Assumption, CurveFit, RunRecord, Verdict
+from budgetlab.values.scoring import LOSSES
 
 Links = dict[tuple[int, int], str]
 """(row, column) -> a path relative to the study's folder."""

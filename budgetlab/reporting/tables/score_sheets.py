@@ -13,7 +13,6 @@ from budgetlab.fitting.reference import reference_arm
 from budgetlab.fitting.scores import OUTCOMES, average_words, averaged_tasks, subset_of
 from budgetlab.reporting.averages import (
     BASELINES,
-    LOSSES,
     MEAN,
     Outcomes,
     interval_note,
@@ -27,6 +26,7 @@ from budgetlab.reporting.tables.plan_sheets import answers
 from budgetlab.reporting.tables.sheets import Column, Sheet, bracketed, fixed, number, percent
 from budgetlab.units import format_amount, format_quantity
 from budgetlab.values import Plan, RunRecord, Schedule, Score, TeacherPlan
+from budgetlab.values.scoring import LOSSES
 
 Scores = Sequence[Score] | pd.DataFrame | Outcomes
 
