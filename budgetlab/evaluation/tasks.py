@@ -22,6 +22,8 @@ from budgetlab.values import EvaluateSpec, TaskSpec
 from budgetlab.values.scoring import CORRELATIONS, GLUE, GLUE_ROWS
 
 HUB = "nyu-mll/glue"
+_LARGEST = 2.0**53
+"""Labels are below it: beyond, neighbouring whole numbers are one float."""
 
 
 @dataclass(frozen=True)
@@ -128,14 +130,14 @@ def _labels(found: list[Any], task: TaskSpec, asked: str) -> NDArray[Any]:
     """Whole numbers for classes, floats for scores."""
     low, high = task.label_range or (-np.inf, np.inf)
     for number, label in enumerate(found, start=1):
-        said, numeric = f"the label of row {number}", isinstance(label, int | float)
+        said, numeric = f"the label of row {number}", isinstance(label, int | float) and abs(label) < _LARGEST
         if task.metric in CORRELATIONS:
-            if not numeric or isinstance(label, bool) or not np.isfinite(label):
-                raise CallerError(asked, f"{said}, {label!r}, is no number", "correct the file")
+            if not numeric or isinstance(label, bool):
+                raise CallerError(asked, f"{said}, {repr(label)[:40]}, is no number (below 2**53)", "correct the file")
             if not low <= label <= high:
                 raise CallerError(asked, f"{said}, {label:g}, is not {low:g} to {high:g}", "correct it")
         elif not numeric or label != label // 1 or label < 0:
-            wrong = f"{said}, {label!r}, is no class (0, 1, 2, ...)"
+            wrong = f"{said}, {repr(label)[:40]}, is no class (0, 1, 2, ...)"
             raise CallerError(asked, wrong, "correct the file; scores need a correlation as metric")
     return np.asarray(found, dtype=np.float64 if task.metric in CORRELATIONS else np.int64)
 

@@ -96,7 +96,13 @@ def test_a_broken_task_is_one_line(tmp_path: Path, rows: list[dict], message: st
 
 
 @pytest.mark.parametrize(
-    ("label", "message"), [(7.0, "row 1, 7, is not 0 to 5"), ("4", "is no number"), (float("nan"), "is no number")]
+    ("label", "message"),
+    [
+        (7.0, "row 1, 7, is not 0 to 5"),
+        ("4", "is no number"),
+        (float("nan"), "is no number"),
+        (10**400, "is no number"),
+    ],
 )
 def test_a_broken_score_is_one_line(tmp_path: Path, label: object, message: str) -> None:
     for split in ("train", "validation"):
