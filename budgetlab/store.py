@@ -152,7 +152,7 @@ class Store:
     def locked(self, verb: str) -> Iterator[bool]:
         """Hold the folder against other processes; the system lets go of it when this one ends, however it ends.
 
-        Yields whether it is held (see `machine.held`). What killed writers left an hour ago or more is deleted.
+        Yields whether it is held (see `machine.file_lock`). What killed writers left an hour ago or more is deleted.
 
         Raises
         ------

@@ -116,7 +116,7 @@ def step_cost(
     )
 
 
-def tariffs(
+def step_costs(
     execution: ExecutionSpec, cost: ArmCost, teacher_steps: float = math.inf
 ) -> tuple[StepCost | None, StepCost]:
     """Return what an arm's steps cost in device time, summed over devices, and in required FLOPs.
@@ -132,8 +132,8 @@ def tariffs(
 def device_seconds(
     execution: ExecutionSpec, cost: ArmCost, steps: int, teacher_steps: float = math.inf
 ) -> float | None:
-    """Device time of so many steps, summed over devices; None where it is not known, as in `tariffs`."""
-    seconds = tariffs(execution, cost, teacher_steps)[0]
+    """Device time of so many steps, summed over devices; None where it is not known, as in `step_costs`."""
+    seconds = step_costs(execution, cost, teacher_steps)[0]
     return None if seconds is None else float(seconds.cost(steps))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from budgetlab.planner.prices import StepCost, tariffs
+from budgetlab.planner.prices import StepCost, step_costs
 from budgetlab.units import format_amount, format_seconds
 from budgetlab.values import ArmCost, CostProfile, ExecutionSpec, Packing, Plan, PlanUnit, RunRecord
 
@@ -55,7 +55,7 @@ def standing(plan: Plan, records: Iterable[RunRecord]) -> Standing:
     awaited = {need for unit in units if unit.id not in by_id for need in unit.needs}
     units = [unit for unit in units if unit.kind != "trunk" or unit.id in {*by_id, *awaited}]
     reached = {unit.id: _reached(unit, by_id.get(unit.id)) for unit in units}
-    costs = {unit.id: tariffs(plan.execution, unit.cost, unit.teacher_steps) for unit in units}
+    costs = {unit.id: step_costs(plan.execution, unit.cost, unit.teacher_steps) for unit in units}
     flops = {name: cost for name, (_, cost) in costs.items()}
     seconds = {name: cost for name, (cost, _) in costs.items() if cost is not None}
     # All by seconds, or all by FLOPs: the two do not add up.
@@ -127,7 +127,7 @@ def ladder_costs(plan: Plan) -> dict[str, dict[str, float | None]]:
             found[ladder] = {"required_flops": None, "device_seconds": None}
             continue
         units = [unit for unit in plan.units(ladder) if unit.kind in ("trunk", "branch", "run")]
-        costs = [tariffs(plan.execution, unit.cost, unit.teacher_steps)[0] for unit in units]
+        costs = [step_costs(plan.execution, unit.cost, unit.teacher_steps)[0] for unit in units]
         seconds = [
             None if cost is None else float(cost.between(unit.first_step, unit.last_step))
             for cost, unit in zip(costs, units, strict=True)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from budgetlab.checkpoint import is_whole, step_name, tensors_hash
 from budgetlab.corpus import Corpus
 from budgetlab.models import build_network, given_key
-from budgetlab.planner.prices import StepCost, tariffs
+from budgetlab.planner.prices import StepCost, step_costs
 from budgetlab.store import Store
 from budgetlab.strategies import build_strategy
 from budgetlab.values import ExecutionSpec, ModelSpec, Plan, PlanUnit, Recipe, StrategySpec, content_hash
@@ -59,12 +59,12 @@ class Unit(PlanUnit):
     @property
     def price(self) -> StepCost:
         """Planned seconds of its steps on one device, or their FLOPs where they were not timed."""
-        return tariffs(ExecutionSpec(), self.cost, self.teacher_steps)[0] or self.flops
+        return step_costs(ExecutionSpec(), self.cost, self.teacher_steps)[0] or self.flops
 
     @property
     def flops(self) -> StepCost:
         """Required FLOPs of its steps."""
-        return tariffs(ExecutionSpec(), self.cost, self.teacher_steps)[1]
+        return step_costs(ExecutionSpec(), self.cost, self.teacher_steps)[1]
 
 
 def plan_units(plan: Plan, corpus: Corpus, store: Store | None = None) -> list[Unit]:
