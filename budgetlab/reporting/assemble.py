@@ -215,7 +215,7 @@ def _subtitle(plan: Plan) -> str:
     names = ", ".join(f"{name} {m.num_layers} × {m.hidden_size}" if m else name for name, m in shapes.items())
     seeds = len(plan.seeds)
     return (
-        f"{len(plan.arms)} arms matched in {plan.match.replace('_', ' ')}, {seeds} run seed{'s' * (seeds != 1)}, "
+        f"{len(plan.arms)} arms matched in {plan.match.replace('_', ' ').replace('flops', 'FLOPs')}, {seeds} run seed{'s' * (seeds != 1)}, "
         f"teacher charge: {plan.charge}; {names}"
     )
 

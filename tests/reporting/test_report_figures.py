@@ -216,6 +216,18 @@ def test_a_tick_says_its_amount_in_the_unit_of_the_label(runs, cells):
         assert parse_amount(f"{text.get_text()}FLOP")[0] == pytest.approx(tick, rel=1e-3)
 
 
+@pytest.mark.parametrize(("hours", "unit", "seconds"), [(0.006, "s", 1), (0.4, "min", 60), (7.0, "h", 3600)])
+def test_time_is_written_in_a_unit_of_its_size(runs, cells, hours, unit, seconds):
+    table = points_table(runs, cells, values.ARMS)
+    table["device_hours"] *= hours / table["device_hours"].max()
+    figure = draw_scores(table, "device_hours")
+    figure.canvas.draw()
+    assert f"({unit}, log scale)" in figure.get_supxlabel()
+    axis = figure.axes[0].xaxis
+    for tick, text in zip(axis.get_majorticklocs(), axis.get_majorticklabels(), strict=True):
+        assert float(text.get_text()) * seconds == pytest.approx(3600 * tick, rel=1e-3)
+
+
 def test_fitted_scores_are_told_from_lines_that_join_means(runs, cells):
     fits = [f.model_copy(update={"columns": {"x": "required_flops", "y": MEAN}}) for f in usable_fits("everything")]
     table = points_table(runs, cells, values.ARMS, fits=fits)

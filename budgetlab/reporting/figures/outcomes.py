@@ -27,7 +27,6 @@ _WORDS: dict[Axis, str] = {
     "required_flops": "required training compute",
     "device_hours": "device time of the training",
 }
-_UNITS: dict[Axis, str] = {"tokens": "log scale", "required_flops": "FLOP, log scale", "device_hours": "h, log scale"}
 _LAYERS = ("run", "mean", "mid_decay", "curve", "beyond")
 _SHIFT = 0.02
 """By which arms are drawn aside of one another where they spent the same, in logarithms: the width of a marker."""
@@ -139,11 +138,11 @@ def draw_scores(table: pd.DataFrame, x: Axis = "tokens", order: Sequence[str] = 
     width = style.TWO_COLUMNS_INCHES if wide else style.COLUMN_INCHES
     figure, panels = style.canvas(height, [] if spare else handles, (lines, columns), width=width)
     panels = panels.ravel()
-    aside = _aside(table, x)
+    aside, (label, ticks) = _aside(table, x), _axis(table, x)
     for axes, task in zip(panels, tasks, strict=False):
         rows = table[table["task"] == task]
         _panel(axes, rows, x, styles, aside, joined=not (rows["layer"] == "curve").any())
-        style.log_axis(axes, "x", _limits(table, x, aside), written=_written(x), most=4)
+        style.log_axis(axes, "x", _limits(table, x, aside), most=4, **ticks)
         metric = str(rows["metric"].iloc[0])
         of = textwrap.wrap(str(rows["subset"].iloc[0]), 34)  # a subset, or what the mean is of
         axes.set_title(metric if task == MEAN else task, loc="left", pad=3 + 6 * len(of), fontweight="bold")
@@ -155,7 +154,7 @@ def draw_scores(table: pd.DataFrame, x: Axis = "tokens", order: Sequence[str] = 
         axes.set_axis_off()
     if spare:
         panels[-1].legend(handles=handles, loc="center", borderaxespad=0)
-    figure.supxlabel("\n".join([_label(x), *told]))
+    figure.supxlabel("\n".join([label, *told]))
     return figure
 
 
@@ -168,22 +167,23 @@ def draw_losses(table: pd.DataFrame, note: str = "", x: Axis = "required_flops",
     fitted = set(table.loc[table["layer"].isin(["curve", "beyond"]) & table[x].notna(), "arm"])
     handles = [*style.arm_handles(styles, lines=fitted), *_layer_handles(table, x)]
     figure, [[axes]] = style.canvas(2.25 + 0.11 * len(lines), handles)
-    aside = _aside(table, x)
+    aside, (label, ticks) = _aside(table, x), _axis(table, x)
     _panel(axes, table, x, styles, aside, joined=False)
-    style.log_axis(axes, "x", _limits(table, x, aside), written=_written(x), most=6)
+    style.log_axis(axes, "x", _limits(table, x, aside), most=6, **ticks)
     name = OUTCOMES[str(table["task"].iloc[0])].removeprefix("the ")
-    axes.set(xlabel=_label(x), ylabel=f"{name} (nats per target token)")
+    axes.set(xlabel=label, ylabel=f"{name} (nats per target token)")
     if lines:
         figure.supxlabel("\n".join(lines), fontsize=6, color=style.INK, x=0.02, ha="left", fontstyle="italic")
     return figure
 
 
-def _written(x: Axis) -> Any:
-    return "{x:.4g}" if x == "device_hours" else style.prefixes("tokens" if x == "tokens" else "")
-
-
-def _label(x: Axis) -> str:
-    return f"{_WORDS[x]} ({_UNITS[x]})"
+def _axis(table: pd.DataFrame, x: Axis) -> tuple[str, dict[str, Any]]:
+    """Return the label of an axis of amounts and how its ticks are written; time in hours, minutes or seconds."""
+    if x == "device_hours":
+        unit, seconds = style.budget_axis("device_seconds", 3600.0 * float(table[x].max()))
+        return f"{_WORDS[x]} ({unit}, log scale)", {"scale": seconds / 3600.0, "written": "{x:.4g}"}
+    unit = "" if x == "tokens" else "FLOP, "
+    return f"{_WORDS[x]} ({unit}log scale)", {"written": style.prefixes("tokens" if x == "tokens" else "")}
 
 
 def _styles(table: pd.DataFrame, x: Axis, order: Sequence[str]) -> dict[str, style.ArmStyle]:
