@@ -213,9 +213,9 @@ def _subtitle(plan: Plan) -> str:
     teachers = [arm.teacher for arm in plan.arms.values() if arm.teacher]
     shapes = {name: plan.models.get(name) for name in [*students, *teachers]}
     names = ", ".join(f"{name} {m.num_layers} × {m.hidden_size}" if m else name for name, m in shapes.items())
-    seeds = len(plan.seeds)
+    seeds, matched = len(plan.seeds), plan.match.replace("_", " ").replace("flops", "FLOPs")
     return (
-        f"{len(plan.arms)} arms matched in {plan.match.replace('_', ' ').replace('flops', 'FLOPs')}, {seeds} run seed{'s' * (seeds != 1)}, "
+        f"{len(plan.arms)} arms matched in {matched}, {seeds} run seed{'s' * (seeds != 1)}, "
         f"teacher charge: {plan.charge}; {names}"
     )
 
