@@ -8,15 +8,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from budgetlab.errors import CallerError
-from budgetlab.values import SpecialIds
+from budgetlab.values import Recipe, SpecialIds
 
 _ORDER, _PRIORITY, _KIND, _RANDOM_WORD, _SUBSET = range(5)
 _TARGET = 0x7461726765747321  # tells a target from a word that is read
+
+
+def batches_of(
+    stream: NDArray[np.integer], special: SpecialIds, vocab_size: int, recipe: Recipe, *, run_seed: int, **further: Any
+) -> Batches:
+    """Return the samples that a recipe asks for; `further` as for `Batches`."""
+    shape = {"seq_len": recipe.seq_len, "masked_per_sequence": recipe.masked_per_sequence}
+    how = {"causal": recipe.causal, "apart": recipe.documents == "apart"}
+    return Batches(stream, special, vocab_size, run_seed=run_seed, **shape, **how, **further)
 
 
 def keyed_uniform(seed: int, stream: int, *keys: NDArray[np.integer] | int) -> NDArray[np.float64]:
@@ -43,7 +53,8 @@ class MaskedBatch:
     """`input_ids` int64 [B, T]; flat `target_positions` int64 [M] into B*T; `target_ids` int64 [M].
 
     `samples` int64 [B] are their ids. `largest` are the teacher's largest logits at the targets, where they were kept:
-    values float16 and ids int32, [M, K].
+    values float16 and ids int32, [M, K]. Of a causal batch every position is a target, and `documents` int64 [B, T]
+    numbers the documents of each sequence where attention is kept within them.
     """
 
     input_ids: NDArray[np.int64]
@@ -51,6 +62,8 @@ class MaskedBatch:
     target_ids: NDArray[np.int64]
     samples: NDArray[np.int64] | None = None
     largest: tuple[NDArray[np.float16], NDArray[np.int32]] | None = None
+    causal: bool = False
+    documents: NDArray[np.int64] | None = None
 
     @property
     def tokens(self) -> int:
@@ -69,7 +82,8 @@ class MaskedBatch:
             positions = self.target_positions[inside] - first * length
             kept = None if self.largest is None else (self.largest[0][inside], self.largest[1][inside])
             # Every sequence has the same number of targets, so the share of sequences is the share of targets too.
-            part = MaskedBatch(ids, positions, self.target_ids[inside], largest=kept)
+            apart = None if self.documents is None else self.documents[first : first + sequences]
+            part = MaskedBatch(ids, positions, self.target_ids[inside], None, kept, self.causal, apart)
             parts.append((part, len(ids) / total))
         return parts
 
@@ -90,10 +104,12 @@ class MaskedBatch:
 
 
 class Batches:
-    """Masked samples of one token stream.
+    """Samples of one token stream.
 
-    A sample is [CLS] + (seq_len - 2) tokens of the stream + [SEP]. Exactly `masked_per_sequence` of its positions,
-    never special ones while others remain, carry loss: 80 % become [MASK], 10 % a random word, 10 % stay.
+    Masked, a sample is [CLS] + (seq_len - 2) tokens of the stream + [SEP]. Exactly `masked_per_sequence` of its
+    positions, never special ones while others remain, carry loss: 80 % become [MASK], 10 % a random word, 10 % stay.
+    `causal`, it is seq_len tokens of the stream, documents one after the other, and its targets are the next tokens at
+    all positions; `apart` numbers its documents, so that none attends to another.
     """
 
     def __init__(
@@ -105,14 +121,16 @@ class Batches:
         seq_len: int,
         masked_per_sequence: int,
         run_seed: int,
+        causal: bool = False,
+        apart: bool = False,
         static_masks: bool = False,
         unique_tokens: int | None = None,
     ) -> None:
         self._stream, self._special = stream, special
         self._words = np.setdiff1d(np.arange(vocab_size), special.all())
         self.seq_len, self.masked_per_sequence, self._seed = seq_len, masked_per_sequence, run_seed
-        self._static_masks = static_masks
-        available = len(stream) // (seq_len - 2)
+        self._static_masks, self.causal, self._apart = static_masks, causal, apart
+        available = (len(stream) - 1) // seq_len if causal else len(stream) // (seq_len - 2)
         wanted = available if unique_tokens is None else unique_tokens // seq_len
         if not 1 <= wanted <= available:
             raise CallerError(
@@ -168,7 +186,18 @@ class Batches:
         samples = np.arange(first, min(first + count, self._available))
         return self._masked_batch(samples, np.zeros_like(samples))
 
+    def _causal_batch(self, samples: NDArray[np.int64]) -> MaskedBatch:
+        length, positions = self.seq_len, np.arange(len(samples) * self.seq_len)
+        tokens = self._stream[samples[:, None] * length + np.arange(length + 1)].astype(np.int64)
+        ids, documents = np.ascontiguousarray(tokens[:, :-1]), None
+        if self._apart:  # the end-of-text token belongs to the document that it ends
+            ends = ids == self._special.sep
+            documents = np.cumsum(ends, axis=1) - ends
+        return MaskedBatch(ids, positions, tokens[:, 1:].ravel(), samples, causal=True, documents=documents)
+
     def _masked_batch(self, samples: NDArray[np.int64], passes: NDArray[np.int64]) -> MaskedBatch:
+        if self.causal:
+            return self._causal_batch(samples)
         body = self.seq_len - 2
         content = self._stream[samples[:, None] * body + np.arange(body)].astype(np.int64)
         edge = np.full((len(samples), 1), self._special.cls), np.full((len(samples), 1), self._special.sep)

@@ -12,7 +12,9 @@ def model_card(plan: Plan, record: RunRecord, scores: Iterable[Score] = ()) -> s
     """Describe one checkpoint in Markdown, with the front matter that the hub reads."""
     arm = None if record.kind == "teacher" else plan.arms[record.arm]
     recipe, cost = (plan.recipe, plan.teacher_costs[record.arm]) if arm is None else (arm.recipe, plan.costs[arm.name])
-    strategy = "masked language modelling (no_kd)" if arm is None else arm.strategy.name
+    strategy = (
+        f"{'causal' if recipe.causal else 'masked'} language modelling (no_kd)" if arm is None else arm.strategy.name
+    )
     settings = "" if arm is None else ", ".join(f"{k} = {v!r}" for k, v in sorted(arm.strategy.settings.items()))
     teacher = "none" if arm is None or arm.teacher is None else f"`{arm.teacher}`"
     role = "teacher" if record.kind == "teacher" else "arm"
@@ -20,8 +22,8 @@ def model_card(plan: Plan, record: RunRecord, scores: Iterable[Score] = ()) -> s
     head = [
         "---",
         "library_name: transformers",
-        "pipeline_tag: fill-mask",
-        "tags: [budgetlab, masked-lm]",
+        f"pipeline_tag: {'text-generation' if recipe.causal else 'fill-mask'}",
+        f"tags: [budgetlab, {'causal-lm' if recipe.causal else 'masked-lm'}]",
         "---",
         "",
         f"# {record.arm}, {record.tokens:,} tokens, run seed {record.run_seed}",
@@ -29,7 +31,7 @@ def model_card(plan: Plan, record: RunRecord, scores: Iterable[Score] = ()) -> s
         f"Trained by budgetlab {record.environment.budgetlab} for the study `{plan.study}` (run `{record.run_id}`).",
     ]
     if any("predictions" in name or "cls." in name or "lm_head" in name for name in cost.idle_parameters):
-        head += ["", "**Its MLM head was not trained**: this strategy's loss reads none. Fine-tune the trunk."]
+        head += ["", "**Its head was not trained**: this strategy's loss reads none. Fine-tune the trunk."]
     rows = [
         (role, f"`{record.arm}`"),
         ("strategy", strategy + (f" ({settings})" if settings else "")),

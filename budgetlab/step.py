@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,12 +20,14 @@ from budgetlab.batches import MaskedBatch
 from budgetlab.checkpoint import tensors_hash
 from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.hardware import is_out_of_memory
-from budgetlab.models import Network, build_network, load_parameters, start_from_teacher
+from budgetlab.models import FAMILIES, Network, build_network, load_parameters, start_from_teacher
 from budgetlab.ranks import Ranks
 from budgetlab.strategies import Strategy
 from budgetlab.strategies.losses import largest
 from budgetlab.values import Batch, ModelSpec, Needs, Recipe, Signals
 
+LOGITS_AT_ONCE = 2**25
+"""Numbers that one network's logits may take in memory where the loss is a mean over rows: 128 MB in float32."""
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps of each tensor."""
 OnPhase = Callable[[str], None]
@@ -34,11 +37,14 @@ def to_device(batch: MaskedBatch, device: torch.device) -> Batch:
     """Move masked samples to the device."""
     arrays = (batch.input_ids, batch.target_positions, batch.target_ids)
     input_ids, target_positions, target_ids = (torch.from_numpy(a).to(device, non_blocking=True) for a in arrays)
-    kept = None
+    kept = allowed_BTT = None
     if batch.largest is not None:
         values, ids = (torch.from_numpy(a).to(device, non_blocking=True) for a in batch.largest)
         kept = values, ids.long()
-    return Batch(input_ids=input_ids, target_positions=target_positions, target_ids=target_ids, largest=kept)
+    if batch.documents is not None:
+        documents_BT = torch.from_numpy(batch.documents).to(device, non_blocking=True)
+        allowed_BTT = (documents_BT[:, :, None] == documents_BT[:, None, :]).tril()
+    return Batch(input_ids, target_positions, target_ids, allowed_BTT, kept, batch.causal)
 
 
 class TrainingStep:
@@ -67,6 +73,9 @@ class TrainingStep:
         teacher_spec = teacher.spec if teacher is not None else None
         self.student_needs = strategy.student_needs(student.spec, teacher_spec)
         self.teacher_needs = Needs() if teacher is None else strategy.teacher_needs(student.spec, teacher.spec)
+        sizes = [spec.vocab_size or 0 for spec in (student.spec, teacher_spec) if spec is not None]
+        self.shared_vocab = None if len(set(sizes)) == 1 else min(sizes)
+        """Entries that both vocabularies have, where one of them is padded."""
         if teacher is not None:
             teacher.eval().requires_grad_(False)
         with torch.random.fork_rng(devices=[]), torch.device(self.device):
@@ -98,7 +107,8 @@ class TrainingStep:
         length = self.recipe.seq_len
         ids = torch.zeros((1, length), dtype=torch.long, device=self.device)
         one = torch.ones(1, dtype=torch.long, device=self.device)
-        return self._tried(Batch(input_ids=ids, target_positions=one, target_ids=one), alone=self.replica is None)
+        batch = Batch(ids, target_positions=one, target_ids=one, causal=self.student.spec.causal)
+        return self._tried(batch, alone=self.replica is None)
 
     def warm_up(self, batch: MaskedBatch, micro_batch_sequences: int | None) -> None:
         """Run forward and backward once on the first micro-batch, which compiles networks; nothing is changed."""
@@ -144,7 +154,8 @@ class TrainingStep:
         if batch.largest is not None:
             return Signals(largest=batch.largest)
         with torch.no_grad(), self.autocast:
-            signals = self._forward(self.teacher.forward if alone else self.teacher, batch, self.teacher_needs)
+            needs = self._before_head(batch, self.teacher.spec, self.teacher_needs)
+            signals = self._forward(self.teacher.forward if alone else self.teacher, batch, needs)
             if self.strategy.largest_logits is not None and signals.logits is not None:
                 return Signals(largest=largest(signals.logits, self.strategy.largest_logits))
             return signals
@@ -153,14 +164,58 @@ class TrainingStep:
         """Phase 2: the student's signals; `alone`: not compiled, and no other process will hear of its gradients."""
         network = self.student.forward if alone else self.replica or self.student
         with self.autocast:
-            return self._forward(network, batch, self.student_needs)
+            needs = self._before_head(batch, self.student.spec, self.student_needs)
+            return self._forward(network, batch, needs)
 
     def _forward(self, network: Callable[..., Signals], batch: Batch, needs: Needs) -> Signals:
-        return network(batch.input_ids, needs, batch.target_positions, batch.attention_mask, self.everything)
+        signals = network(batch.input_ids, needs, batch.target_positions, batch.attention_mask, self.everything)
+        if self.shared_vocab is not None and signals.logits is not None:
+            signals.logits = signals.logits[..., : self.shared_vocab]
+        return signals
+
+    def _in_parts(self, batch: Batch) -> bool:
+        """Whether the batch's logits are more than are held at once, and the loss can do without."""
+        logits = len(batch.target_ids) * (self.student.spec.vocab_size or 0)
+        return self.strategy.by_rows and not self.everything and logits > LOGITS_AT_ONCE
+
+    def _before_head(self, batch: Batch, spec: ModelSpec, needs: Needs) -> Needs:
+        """Read the state under the head in the place of logits, where these come a part at a time in the loss."""
+        reads = needs.logits != "none" and self._in_parts(batch)
+        return replace(needs, logits="none", hidden=(spec.num_layers,)) if reads else needs
 
     def loss(self, batch: Batch, student: Signals, teacher: Signals | None) -> dict[str, Tensor]:
         """Phase 3: the strategy's terms, float32 scalars in nats or squared units."""
+        if self._in_parts(batch):
+            return self._loss_in_parts(batch, student, teacher)
         return self.strategy.loss(batch, student, teacher, self.projections)
+
+    def _loss_in_parts(self, batch: Batch, student: Signals, teacher: Signals | None) -> dict[str, Tensor]:
+        """Compute the head and the loss a few rows at a time, each part's gradients at once."""
+        states = [None if s is None or not s.hidden else s.hidden[n.spec.num_layers].flatten(0, 1)[batch.target_positions]
+                  for s, n in ((student, self.student), (teacher, self.teacher)) if n is not None]  # fmt: skip
+        ours_MD, theirs_MD = states[0], states[1] if len(states) > 1 else None
+        assert ours_MD is not None
+        rows = max(1, LOGITS_AT_ONCE // (self.student.spec.vocab_size or 1))
+
+        def part(first: int, rows_MD: Tensor) -> dict[str, Tensor]:
+            here = slice(first, first + rows)
+            with self.autocast:
+                logits = self.student.head(rows_MD)[..., : self.shared_vocab]
+                with torch.no_grad():
+                    known = None if theirs_MD is None or self.teacher is None else self.teacher.head(theirs_MD[here])
+            known = None if known is None else Signals(logits=known[..., : self.shared_vocab])
+            of_rows = replace(batch, target_positions=batch.target_positions[here], target_ids=batch.target_ids[here])
+            return self.strategy.loss(of_rows, Signals(logits=logits), known, self.projections)
+
+        named = {name: value for name, value in self.student.named_parameters() if value.requires_grad}
+        head = {name: value for name, value in named.items() if name in self._head_parameters()}
+        return _InParts.terms(part, ours_MD, list(head.values()), rows)
+
+    def _head_parameters(self) -> set[str]:
+        """Names of the student's tensors that its head multiplies by."""
+        own = {id(value) for part in FAMILIES[self.student.spec.family].head
+               for value in getattr(self.student.model, part).parameters()}  # fmt: skip
+        return {name for name, value in self.student.named_parameters() if id(value) in own}
 
     def backward(self, terms: dict[str, Tensor], share: float = 1.0) -> None:
         """Phase 4: gradients of the sum of the terms, times the micro-batch's share of the batch."""
@@ -224,7 +279,8 @@ class TrainingStep:
 
     def signs(self, batch: MaskedBatch, sequences: int = 4) -> dict[str, float]:
         """Look how the terms and the optimiser fare, on a few sequences; nothing is changed."""
-        few = batch.split(sequences)[0][0]
+        logits = (self.student.spec.vocab_size or 1) * self.recipe.masked_per_sequence
+        few = batch.split(max(1, min(sequences, LOGITS_AT_ONCE // logits)))[0][0]
         terms = self._terms(to_device(few, self.device), lambda phase: None, alone=True)
         parameters = list(self.trained.values())
         norms = {}
@@ -270,6 +326,47 @@ class TrainingStep:
         return None if self.teacher is None else tensors_hash(dict(self.teacher.named_parameters()))
 
 
+class _InParts(torch.autograd.Function):
+    """A loss that is a mean over rows, whose gradients are taken part by part on the way forward."""
+
+    @staticmethod
+    def terms(
+        part: Callable[[int, Tensor], dict[str, Tensor]], states_MD: Tensor, parameters: list[nn.Parameter], rows: int
+    ) -> dict[str, Tensor]:
+        """Return the terms of all parts; `part(first, rows_MD)` those of some rows, `parameters` what it learns by."""
+        found: dict[str, Tensor] = {}
+        total = _InParts.apply(part, rows, found, states_MD, *parameters)
+        first = next(iter(found))
+        # The gradient of the sum is known, not that of each term: all of it hangs on the first one.
+        return found | {first: found[first] + (total - total.detach())}
+
+    @staticmethod
+    def forward(
+        ctx: Any, part: Any, rows: int, found: dict[str, Tensor], states_MD: Tensor, *parameters: Any
+    ) -> Tensor:
+        sums = [torch.zeros_like(parameter) for parameter in parameters]
+        gradient_MD, total = torch.empty_like(states_MD), states_MD.new_zeros((), dtype=torch.float32)
+        for first in range(0, len(states_MD), rows):
+            with torch.enable_grad():
+                rows_MD = states_MD[first : first + rows].detach().requires_grad_()
+                terms = part(first, rows_MD)
+                share = len(rows_MD) / len(states_MD)
+                loss = torch.stack(list(terms.values())).sum() * share
+            own, *theirs = torch.autograd.grad(loss, [rows_MD, *parameters])
+            gradient_MD[first : first + rows] = own
+            for kept, gradient in zip(sums, theirs, strict=True):
+                kept += gradient
+            total += loss.detach()
+            for name, term in terms.items():
+                found[name] = found.get(name, 0.0) + term.detach() * share
+        ctx.save_for_backward(gradient_MD, *sums)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *scale: Any) -> Any:
+        return None, None, None, *(gradient * scale[0] for gradient in ctx.saved_tensors)
+
+
 class _Student(nn.Module):
     """The student with the projections that its loss learns, as one module whose gradients are averaged."""
 
@@ -304,9 +401,6 @@ def build_step(
     shape: dict[str, Any] = {"seq_len": recipe.seq_len, "attention": attention, "device": device}
     if isinstance(teacher, ModelSpec):
         teacher = build_network(teacher, seed=seed + 1, **shape)
-    if teacher is not None and teacher.spec.vocab_size != student.vocab_size:
-        wrong = f"the teacher's vocabulary has {teacher.spec.vocab_size} entries, the student's {student.vocab_size}"
-        raise CallerError(f"arm {arm}", wrong, "use one tokenizer for both")
     network = build_network(student, seed=seed, dropout=recipe.dropout, **shape)
     if recipe.initialisation != "random":
         if teacher is None:

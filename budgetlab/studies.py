@@ -28,7 +28,8 @@ from budgetlab.values import (
     content_hash,
 )
 from budgetlab.values.base import Name, Seed
-from budgetlab.values.specs import TAPPED_FAMILIES
+from budgetlab.values.scoring import CAUSAL_PROBES
+from budgetlab.values.specs import TAPPED_FAMILIES, TokenizerSpec
 
 _MOST_RUNS = 100_000
 
@@ -104,7 +105,7 @@ def load_study(path: str | Path, *, data_root: str | Path | None = None) -> Stud
         For a missing or broken file, an unknown or mistyped key, an unknown model or strategy, arms that cannot work.
     """
     path = find_study(Path(path), Path.cwd())
-    study = _validated(read_tables(path), path)
+    study = _with_objective(_validated(read_tables(path), path))
     roots = [Path(root) for root in (data_root, os.environ.get("BUDGETLAB_DATA_ROOT")) if root]
     roots.append(path.parent)
     study = study.model_copy(update={"data_roots": tuple(roots), "models": _with_vocabulary(study, roots)})
@@ -171,6 +172,55 @@ def _validated(tables: dict[str, Any], path: Path) -> Study:
         raise CallerError(where, f"{message}{shown}", "correct it") from None
 
 
+def _with_objective(study: Study) -> Study:
+    """Fill in what follows from causal students: every position is a target, and their own head is the yardstick."""
+    students = {arm.student: study.models[arm.student] for arm in study.arms.values() if arm.student in study.models}
+    causal = {name: spec.causal for name, spec in students.items()}
+    if len(set(causal.values())) != 1:
+        if causal:
+            wrong = f"{', '.join(n for n, c in causal.items() if c)} predict the next token, the others masked words"
+            raise CallerError("students of two objectives", wrong, "make a study of each: their losses do not compare")
+        return study
+    recipes = {"recipe": study.recipe, **{f"arms.{name}.recipe": arm.recipe for name, arm in study.arms.items()}}
+    if not all(causal.values()):
+        for where, recipe in recipes.items():
+            if recipe.causal:
+                asked = f"{where}.mask_fraction = 1"
+                raise CallerError(asked, "nothing is left to tell masked words from", "mask a part of the positions")
+            if recipe.documents != "joined" or recipe.causal_attention != "full":
+                asked = f'{where}.documents = "{recipe.documents}", causal_attention = "{recipe.causal_attention}"'
+                raise CallerError(
+                    asked, "they are of causal models, and the students are masked ones", "leave them out"
+                )
+        return study
+    default = Recipe.model_fields["mask_fraction"].default
+    for where, recipe in recipes.items():
+        if recipe.mask_fraction not in (default, 1):
+            asked = f"{where}.mask_fraction = {recipe.mask_fraction:g}"
+            raise CallerError(asked, "causal models have a target at every position", "leave it out")
+    update: dict[str, Any] = {"recipe": study.recipe.model_copy(update={"mask_fraction": 1.0})}
+    update["arms"] = {
+        name: arm.model_copy(update={"recipe": arm.recipe.model_copy(update={"mask_fraction": 1.0})})
+        for name, arm in study.arms.items()
+    }
+    if "y" not in study.fit.model_fields_set and _all_train_heads(study):
+        update["fit"] = study.fit.model_copy(update={"y": "lm_loss"})
+    _check_tasks(study)
+    return study.model_copy(update=update)
+
+
+def _all_train_heads(study: Study) -> bool:
+    return all(build_strategy(arm.strategy, arm.name).trains_head for arm in study.arms.values())
+
+
+def _check_tasks(study: Study) -> None:
+    """Refuse tasks that are fine-tuned on the first position, which of a causal model has read nothing."""
+    if wrong := [task for task in study.evaluate.tasks if task not in CAUSAL_PROBES]:
+        asked, have = f"evaluate.tasks = {wrong}", ", ".join(CAUSAL_PROBES)
+        remedy = f'use {have} with source = "probes", or an evaluation harness on the exported checkpoints'
+        raise CallerError(asked, "they are fine-tuned, which is there for masked models alone", remedy)
+
+
 def _known_keys(words: list[str]) -> list[str]:
     model: Any = Study
     for word in words:
@@ -188,16 +238,20 @@ def _parts(annotation: Any) -> list[Any]:
 
 def _with_vocabulary(study: Study, roots: list[Path]) -> dict[str, ModelSpec]:
     """Give every model the tokenizer's vocabulary size, where the study does not say it."""
-    tokenizer = study.corpus.tokenizer
-    if not isinstance(tokenizer, str):
-        size: int | None = tokenizer.train
-    else:
-        sizes = (vocabulary_size(root / tokenizer) for root in roots)
-        size = next((found for found in sizes if found is not None), None)
+    size = _tokenizer_size(study, roots)
     return {
         name: spec if spec.vocab_size is not None else spec.model_copy(update={"vocab_size": size})
         for name, spec in study.models.items()
     }
+
+
+def _tokenizer_size(study: Study, roots: Sequence[Path]) -> int | None:
+    """Entries of the tokenizer, where they are known without the hub."""
+    tokenizer = study.corpus.tokenizer
+    if isinstance(tokenizer, TokenizerSpec):
+        return tokenizer.train
+    sizes = (vocabulary_size(root / tokenizer) for root in roots)
+    return next((found for found in sizes if found is not None), None)
 
 
 def _check_fit(study: Study) -> None:
@@ -252,12 +306,10 @@ def _check_arm(study: Study, arm: Arm) -> None:
     if teacher is not None and not strategy.uses_teacher and not starts_from_teacher:
         raise CallerError(f"{where}.teacher = {arm.teacher!r}", f"{arm.strategy.name} uses no teacher", "remove it")
     if teacher is not None:
-        if teacher.vocab_size != student.vocab_size:
-            raise CallerError(
-                f"{where}.teacher = {arm.teacher!r}",
-                f"its vocabulary has {teacher.vocab_size} entries, the student's {student.vocab_size}",
-                "use one tokenizer for both",
-            )
+        if teacher.causal != student.causal:
+            wrong = f"it is a {teacher.objective} model, and the student a {student.objective} one"
+            raise CallerError(f"{where}.teacher = {arm.teacher!r}", wrong, "give both one objective")
+        _check_vocabularies(where, study, arm, student, teacher)
         if teacher.weights is None and teacher.pretrain is None:
             raise CallerError(
                 f"{where}.teacher = {arm.teacher!r}",
@@ -273,6 +325,23 @@ def _check_arm(study: Study, arm: Arm) -> None:
         _check_families(strategy, student, teacher)
     except CallerError as error:
         raise CallerError(f"{where}: {error.asked}", error.wrong, error.remedy) from None
+
+
+def _check_vocabularies(where: str, study: Study, arm: Arm, student: ModelSpec, teacher: ModelSpec) -> None:
+    """Refuse unequal vocabularies, unless the entries that one has more than the tokenizer are padding."""
+    sizes = [spec.vocab_size for spec in (student, teacher)]
+    tokenizer = study.corpus.tokenizer
+    needed = min((s for s in (_tokenizer_size(study, study.data_roots), *sizes) if s is not None), default=0)
+    padded = not isinstance(tokenizer, TokenizerSpec) and needed < max(s or 0 for s in sizes) and None not in sizes
+    if sizes[0] != sizes[1] and not (padded and student.causal and _is_padding(*(s or 0 for s in sizes))):
+        wrong = f"its vocabulary has {teacher.vocab_size} entries, the student's {student.vocab_size}"
+        remedy = "use one tokenizer for both; with two, only the teacher's text can be learned (sequence-level)"
+        raise CallerError(f"{where}.teacher = {arm.teacher!r}", wrong, remedy)
+
+
+def _is_padding(one: int, other: int) -> bool:
+    """Whether two sizes are of one vocabulary, rounded up to multiples of other powers of two."""
+    return abs(one - other) < 1024 and any(max(one, other) % multiple == 0 for multiple in (64, 128, 256, 512, 1024))
 
 
 def _check_kept_teacher(where: str, study: Study, arm: Arm) -> None:
@@ -295,7 +364,7 @@ def _check_initialisation(where: str, arm: Arm, student: ModelSpec, teacher: Mod
     if len(layers) != student.num_layers or max(layers) >= teacher.num_layers:
         known = f"the student has {student.num_layers} layers, the teacher's are 0 to {teacher.num_layers - 1}"
         raise CallerError(asked, known, "give one teacher layer for each student layer")
-    shape = ("family", "hidden_size", "num_heads", "intermediate_size")
+    shape = ("family", "hidden_size", "num_heads", "intermediate_size", "num_kv_heads", "head_dim", "tie_embeddings")
     for field in shape:
         ours, theirs = getattr(student, field), getattr(teacher, field)
         if ours != theirs:

@@ -12,7 +12,7 @@ from typing import Any
 
 from budgetlab.errors import CallerError
 from budgetlab.values.scoring import PROTOCOLS
-from budgetlab.values.specs import CONFIG_FIELDS
+from budgetlab.values.specs import CAUSAL_FAMILIES, CAUSAL_FIELDS, CONFIG_FIELDS
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -163,12 +163,23 @@ def _with_given_shape(name: str, model: Any) -> Any:
     config = given_config(weights) if isinstance(weights, str) else None
     if config is None:
         return model
-    given = {field: config[key] for key, field in CONFIG_FIELDS.items() if key in config}
+    names = {**CONFIG_FIELDS, **(_GPT2_FIELDS if config.get("model_type") == "gpt2" else {})}
+    causal = config.get("model_type") in CAUSAL_FAMILIES
+    given = {
+        field: config[key]
+        for key, field in names.items()
+        if config.get(key) is not None and (causal or field not in CAUSAL_FIELDS)
+    }
+    if config.get("model_type") == "gpt2":
+        given.setdefault("intermediate_size", 4 * given.get("hidden_size", 0))
     for field, value in given.items():
         if field in model and model[field] != value:
             asked, wrong = f"models.{name}.{field} = {model[field]!r}", f"{field} of {weights!r} is {value!r}"
             raise CallerError(asked, wrong, "leave it out: the weights' config.json says it")
     return {**given, **model}
+
+
+_GPT2_FIELDS = {"n_layer": "num_layers", "n_embd": "hidden_size", "n_head": "num_heads", "n_inner": "intermediate_size"}
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from budgetlab.store import Store, read_value
 from budgetlab.studies import Study, dump_study, find_data, load_study, profile_key
 from budgetlab.units import format_quantity
 from budgetlab.values import CostProfile, CurveFit, EvaluateSpec, Plan, RunRecord, Score, Verdict
+from budgetlab.values.scoring import CAUSAL_PROBES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -118,6 +119,9 @@ class OpenStudy:
     def _check_vocabulary(self, corpus: Corpus) -> None:
         from budgetlab.corpus import vocabulary_of
 
+        if corpus.special.mask == corpus.special.sep and not self.study.recipe.causal:
+            asked = f"corpus.tokenizer = {self.study.corpus.tokenizer!r}"
+            raise CallerError(asked, "it has no mask token", "use the tokenizer of a masked language model")
         for name, spec in self.study.models.items():
             if spec.vocab_size is not None and spec.vocab_size < corpus.vocab_size:
                 asked = f"models.{name}.vocab_size = {spec.vocab_size}"
@@ -230,7 +234,8 @@ class OpenStudy:
         """Tokens in one pass, from the corpus or from a plan that was made of the same text."""
         seq_len = self.study.recipe.seq_len
         if self._corpus is not None:
-            return len(self._corpus.train) // (seq_len - 2) * seq_len
+            body = seq_len if self.study.recipe.causal else seq_len - 2
+            return (len(self._corpus.train) - self.study.recipe.causal) // body * seq_len
         if before is None or self.study.corpus.unique_tokens is not None:
             return None
         same = before.corpus == self.study.corpus and before.recipe.seq_len == seq_len
@@ -311,10 +316,12 @@ class OpenStudy:
         from budgetlab.evaluation import GLUE, build_probes, load_task
 
         spec, probes, folder, found = self.study.evaluate, {}, None, []
-        if spec.tasks and spec.source == "probes":
+        if set(spec.tasks) - set(CAUSAL_PROBES) and spec.source == "probes":
             folder = self.store.cache / f"probes-{self.corpus().content_hash}"
             probes = build_probes(self.corpus(), folder)
         for name in spec.tasks:
+            if name in CAUSAL_PROBES:
+                continue  # nothing is fine-tuned on
             try:
                 given = spec.folder_of(name)
                 if spec.source == "glue":

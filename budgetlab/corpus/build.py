@@ -30,6 +30,7 @@ _PLACES = 1024  # in a bucket: the finest pieces in which it can be read
 _PIECE_BYTES = 2**26  # of text held in memory at once
 _BATCH = 1024  # documents encoded at once
 _SPLITS = ("train", "heldout")
+_SIZED = 50_000  # held-out documents whose sizes are kept, for bits a byte
 MOST_UNKNOWN = 0.1  # of a split's tokens
 
 
@@ -125,9 +126,10 @@ def _build(source: Source, origin: TokenizerOrigin, key: str, working: Path, say
     counts: dict[str, np.ndarray] = {}
     for split in _SPLITS:
         file = folder / f"{split}.bin"
-        description[split] = _tokenise(shuffled, split, tokenizer, special.sep, file, dtype, done, say)
+        description[split], sizes = _tokenise(shuffled, split, tokenizer, special.sep, file, dtype, done, say)
         counts[split] = token_counts(file, dtype, vocab_size)
-    unknown = {split: float(found[special.unk] / found.sum()) for split, found in counts.items()}
+    spells_all = special.unk == special.sep  # a vocabulary of bytes, which has the end-of-text token alone
+    unknown = {s: 0.0 if spells_all else float(found[special.unk] / found.sum()) for s, found in counts.items()}
     for split, share in unknown.items():
         if share > MOST_UNKNOWN:
             wrong = f"{share:.1%} of its tokens are {names['unk']}: the tokenizer cannot spell the text"
@@ -136,7 +138,7 @@ def _build(source: Source, origin: TokenizerOrigin, key: str, working: Path, say
     tokenizer.save(str(folder / "tokenizer.json"))
     seal(folder, key=key, dtype=dtype.str, vocab_size=vocab_size, special_ids=vars(special), special_names=names,
          unigram_entropy_nats=unigram_entropy_nats(counts["train"], counts["heldout"], special),
-         unknown_fraction=unknown, description=description)  # fmt: skip
+         unknown_fraction=unknown, description=description, heldout_documents=sizes)  # fmt: skip
 
 
 class _Done:
@@ -166,9 +168,10 @@ def _tokenise(
     dtype: np.dtype,
     done: _Done,
     say: Callable[[str], None],
-) -> dict[str, int]:
-    """Write a split's tokens, and return how much text became how many."""
-    first, counts = done.state.get(split, (0, {"documents": 0, "text_bytes": 0, "tokens": 0, "copies_dropped": 0}))
+) -> tuple[dict[str, int], list[list[int]]]:
+    """Write a split's tokens; return how much text became how many, and (tokens, bytes) of its first documents."""
+    none = {"documents": 0, "text_bytes": 0, "tokens": 0, "copies_dropped": 0}
+    first, counts, sizes = done.state.get(split, (0, none, []))
     with open(path, "ab") as file:
         file.truncate(counts["tokens"] * dtype.itemsize)  # what came after the last note may be torn
         for number in range(first, _BUCKETS):
@@ -176,18 +179,22 @@ def _tokenise(
                 say(f"tokenising {split}: {number / _BUCKETS:.0%}, {counts['tokens'] / 1e6:.1f}M tokens")
             for texts, copies in shuffled.pieces(split, number):
                 for start in range(0, len(texts), _BATCH):
-                    ids = encode(tokenizer, texts[start : start + _BATCH], separator, dtype)
+                    batch = texts[start : start + _BATCH]
+                    ids = encode(tokenizer, batch, separator, dtype)
                     file.write(ids.data)
                     counts["tokens"] += ids.size
+                    if split == "heldout" and len(sizes) < _SIZED:
+                        lengths = np.diff(np.flatnonzero(ids == separator), prepend=-1)
+                        sizes += [[int(n), len(text.encode())] for n, text in zip(lengths, batch, strict=True)]
                 counts["documents"] += len(texts)
                 counts["text_bytes"] += sum(len(text.encode()) for text in texts)
                 counts["copies_dropped"] += copies
             file.flush()
             os.fsync(file.fileno())
-            done.note(**{split: (number + 1, counts)})
+            done.note(**{split: (number + 1, counts, sizes)})
     if not counts["tokens"]:
         raise CallerError(f"corpus {split}", "no text is left in it", "give documents that the other split lacks")
-    return counts
+    return counts, sizes
 
 
 class _Shuffled:

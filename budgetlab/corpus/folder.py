@@ -48,6 +48,8 @@ class Corpus:
     special_names: dict[str, str]
     unknown_fraction: dict[str, float]
     """Of the tokens of each split, how many are [UNK]."""
+    heldout_documents: tuple[tuple[int, int], ...] = ()
+    """(tokens, UTF-8 bytes of text) of the first held-out documents, in order."""
 
     def warnings(self, asked_vocab_size: int | None = None) -> tuple[str, ...]:
         """Say what of the text is [UNK], where that is more than one in a hundred, and of a vocabulary that is small.
@@ -67,9 +69,9 @@ class Corpus:
             said.append(f"corpus: {few}: the text has no more word pieces")
         return tuple(said)
 
-    def tokenizer(self) -> Any:
-        """Return the tokenizer as a transformers `PreTrainedTokenizerFast`."""
-        return load_fast_tokenizer(self.folder / _TOKENIZER, self.special_names)
+    def tokenizer(self, *, causal: bool = False) -> Any:
+        """Return the tokenizer as a transformers `PreTrainedTokenizerFast`, as masked or causal models want it."""
+        return load_fast_tokenizer(self.folder / _TOKENIZER, self.special_names, causal=causal)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A memory map pickles as a copy of its data; another process should map the file itself.
@@ -151,6 +153,7 @@ def open_corpus(folder: Path) -> Corpus:
             train=train,
             heldout=heldout,
             unknown_fraction=manifest.get("unknown_fraction", {}),
+            heldout_documents=tuple((int(a), int(b)) for a, b in manifest.get("heldout_documents", ())),
             **{name: manifest[name] for name in as_written},
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

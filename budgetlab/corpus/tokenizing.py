@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 SPECIAL_ROLES = ("pad", "unk", "cls", "sep", "mask")
 _BERT_NAMES = {role: f"[{role.upper()}]" for role in SPECIAL_ROLES}
 _ROBERTA_NAMES = {"pad": "<pad>", "unk": "<unk>", "cls": "<s>", "sep": "</s>", "mask": "<mask>"}
+_ENDS_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
 _COVERAGE = 0.9995  # of the characters of the text, by the alphabet, by words of a usual length, without vowel signs
 _USUAL_WORD, LONGEST_WORD = 100, 1000  # characters; in scripts without spaces a phrase is a word
 _ACCENTS = ("\u0300", "\u036f")
@@ -220,8 +222,20 @@ def _from_json(path: Path) -> tuple[Tokenizer, dict[str, str]]:
     for names in (_BERT_NAMES, _ROBERTA_NAMES):
         if vocabulary.keys() >= set(names.values()):
             return tokenizer, names
-    wrong = f"it lacks one of {', '.join(_BERT_NAMES.values())}"
-    raise CallerError(asked, wrong, "use the tokenizer of a masked language model")
+    said = _end_of_text(path.with_name("tokenizer_config.json"))
+    if end := next((name for name in (said, *_ENDS_OF_TEXT) if name in vocabulary), None):
+        return tokenizer, dict.fromkeys(SPECIAL_ROLES, end)
+    wrong = f"it lacks one of {', '.join(_BERT_NAMES.values())}, and has no end-of-text token"
+    raise CallerError(asked, wrong, "use the tokenizer of a language model, with its tokenizer_config.json")
+
+
+def _end_of_text(config: Path) -> str | None:
+    """The end-of-text token that a tokenizer_config.json names."""
+    try:
+        named = json.loads(config.read_text(encoding="utf-8"))["eos_token"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return named["content"] if isinstance(named, dict) else named
 
 
 def _from_hub(name: str) -> tuple[Tokenizer, dict[str, str]]:
@@ -236,10 +250,12 @@ def _from_hub(name: str) -> tuple[Tokenizer, dict[str, str]]:
         do = "check the path or the name and the connection, or use { train = 8192 }"
         raise CallerError(asked, wrong, do) from error
     names = {role: getattr(loaded, f"{role}_token", None) for role in SPECIAL_ROLES}
+    if names["mask"] is None and loaded.eos_token is not None:  # of a causal model
+        names = dict.fromkeys(SPECIAL_ROLES, loaded.eos_token)
     missing = [role for role, token in names.items() if token is None]
     if missing or not getattr(loaded, "is_fast", False):
         wrong = f"has no {', '.join(missing)} token" if missing else "is not a fast tokenizer"
-        raise CallerError(asked, wrong, "use the tokenizer of a masked language model")
+        raise CallerError(asked, wrong, "use the tokenizer of a language model")
     return Tokenizer.from_str(loaded.backend_tokenizer.to_str()), {r: str(t) for r, t in names.items()}
 
 
@@ -262,8 +278,17 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str], separator: int, dtype: An
     return np.fromiter(chain.from_iterable([*encoding.ids, separator] for encoding in encodings), dtype=dtype)
 
 
-def load_fast_tokenizer(path: Path, names: dict[str, str]) -> Any:
-    """Return a transformers `PreTrainedTokenizerFast` for a saved tokenizer and its special tokens by role."""
+def load_fast_tokenizer(path: Path, names: dict[str, str], *, causal: bool = False) -> Any:
+    """Return a transformers `PreTrainedTokenizerFast` for a saved tokenizer and its special tokens by role.
+
+    Of a causal model it adds nothing to a text, and the token after each document is its end of text.
+    """
+    from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
 
-    return PreTrainedTokenizerFast(tokenizer_file=str(path), **{f"{r}_token": t for r, t in names.items()})
+    if not causal:
+        return PreTrainedTokenizerFast(tokenizer_file=str(path), **{f"{r}_token": t for r, t in names.items()})
+    roles = {"eos_token": names["sep"], "pad_token": names["pad"], "unk_token": names["unk"]}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), **roles)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B")
+    return tokenizer

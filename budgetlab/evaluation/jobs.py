@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from budgetlab.batches import Batches
+from budgetlab.batches import batches_of
 from budgetlab.checkpoint import load_checkpoint, step_name
 from budgetlab.corpus import Corpus
 from budgetlab.errors import BudgetlabError, CallerError
+from budgetlab.evaluation.causal import CAUSAL_VERSION, cloze, copying, next_token_loss, word_starts
 from budgetlab.evaluation.finetune import Encoded, encode, finetune
 from budgetlab.evaluation.metrics import predictions_frame, score_predictions
 from budgetlab.evaluation.tasks import Task
@@ -29,10 +31,12 @@ from budgetlab.models import Network, build_network, given_key, load_parameters
 from budgetlab.store import Store
 from budgetlab.strategies import build_strategy
 from budgetlab.values import EvaluateSpec, FinetuneRecipe, Plan, RunRecord, Score, content_hash
-from budgetlab.values.scoring import CONVERGED_NATS, recipe_hash
+from budgetlab.values.scoring import CAUSAL_PROBES, CONVERGED_NATS, recipe_hash
 
 HELDOUT_SEQUENCES = 1500
 _MEASURED_WITH = ("seq_len", "mask_fraction", "dtype", "attention")
+_OF_CAUSAL = {"documents": "joined"}
+"""What decides them beside, and what it is where nothing is hashed for it."""
 """What of the first arm's recipe decides the losses of every network."""
 _FINETUNED_WITH = ("seq_len", "dtype", "attention")
 _FAILURES = (BudgetlabError, OSError, RuntimeError)  # RuntimeError: torch's own, out of memory among them
@@ -112,7 +116,7 @@ def list_subjects(plan: Plan, records: Sequence[RunRecord]) -> list[Subject]:
         if record.status != "complete" or record.kind == "trunk":
             continue
         kind = "teacher" if record.kind == "teacher" else "run"
-        head = kind == "teacher" or build_strategy(plan.arms[record.arm].strategy, record.arm).trains_head
+        head = kind == "teacher" or _trains_head(plan, record.arm)
         weights = record.weights_hash or record.key
         named = (record.run_id, record.key, weights, kind, record.arm, record.student)
         found.append(Subject(*named, record.run_seed, head, record))
@@ -143,23 +147,36 @@ def list_jobs(
     words = content_hash(sorted(corpus.tokenizer().get_vocab().items())) if tasks else ""
     finetuned_with = (words, *(getattr(how, name) for name in _FINETUNED_WITH))
     data = {(name, split): task.content_hash(split) for name, task in tasks.items() for split in task.validation}
+    further = tuple(getattr(how, name) for name, default in _OF_CAUSAL.items() if getattr(how, name) != default)
+    measured_with += further
+    causal, headless = how.causal, any(not _trains_head(plan, arm) for arm in plan.arms)
     top = max(schedule.rung for schedule in plan.schedules if schedule.feasible)
     losses = {
         "readout_loss": (READOUT_VERSION, *measured_with, spec.readout_tokens),
         "adapted_loss": (ADAPTED_VERSION, HELDOUT_SEQUENCES, adaptation(how), spec.adapted_tokens),
         "mlm_loss": (None, *measured_with),
     }
+    as_it_stands = {"lm_loss": ("lm_loss", "bits_per_byte"), **{name: (name,) for name in CAUSAL_PROBES}}
     jobs: list[Job] = []
     choices: list[Choice] = []
     for subject in subjects:
         schedule = None if subject.record is None else subject.record.schedule
         left_out = spec.largest_budget_only if schedule is not None and schedule.rung != top else ()
-        wanted = {"readout_loss": True, "mlm_loss": subject.trains_head}
-        wanted["adapted_loss"] = bool(spec.adapted_tokens) and "adapted_loss" not in left_out
+        # Causal arms that all train a head are compared by its loss; else all get the yardsticks.
+        shared = headless or not causal
+        wanted = {"readout_loss": shared, "mlm_loss": subject.trains_head and not causal}
+        wanted["adapted_loss"] = shared and bool(spec.adapted_tokens) and "adapted_loss" not in left_out
         for name, decided_by in losses.items():
             if wanted[name]:
                 key = content_hash(subject.key, name, *decided_by, corpus.content_hash)
                 jobs.append(Job(subject, name, {name: key}))
+        for name, scores in as_it_stands.items() if causal else ():
+            # Random weights answer probes too: what is no better than they are tells nothing.
+            asked = subject.trains_head if name == "lm_loss" else name in spec.tasks and name not in left_out
+            if asked and (subject.trains_head or subject.subject == "random"):
+                decided_by = (CAUSAL_VERSION, HELDOUT_SEQUENCES, *measured_with, corpus.content_hash)
+                keys = {score: content_hash(subject.key, score, *decided_by) for score in scores}
+                jobs.append(Job(subject, name, keys))
         for name, task in tasks.items():
             if name in left_out:
                 continue
@@ -182,6 +199,10 @@ def list_jobs(
     return jobs, choices
 
 
+def _trains_head(plan: Plan, arm: str) -> bool:
+    return build_strategy(plan.arms[arm].strategy, arm).trains_head
+
+
 class Scorer:
     """Does one job after the other; each network is loaded, and each task tokenised, once in a process."""
 
@@ -190,14 +211,7 @@ class Scorer:
         self.device = prepare(plan.execution)
         self.recipe = next(iter(plan.arms.values())).recipe
         self.train, self.heldout = (
-            Batches(
-                stream,
-                corpus.special,
-                corpus.vocab_size,
-                seq_len=self.recipe.seq_len,
-                masked_per_sequence=self.recipe.masked_per_sequence,
-                run_seed=YARDSTICK_SEED,
-            )
+            batches_of(stream, corpus.special, corpus.vocab_size, self.recipe, run_seed=YARDSTICK_SEED)
             for stream in (corpus.train, corpus.heldout)
         )
         self.tokenizer = corpus.tokenizer()
@@ -241,6 +255,9 @@ class Scorer:
 
     def _measure(self, job: Job, network: Network) -> Iterator[tuple[str, dict[str, Any]]]:
         shared = {"heldout_sequences": min(HELDOUT_SEQUENCES, self.heldout.num_samples)}
+        if job.task in ("lm_loss", *CAUSAL_PROBES):
+            yield from self._measure_causal(job, network, shared["heldout_sequences"])
+            return
         if job.task == "mlm_loss":
             found = mlm_loss(network, self.heldout, dtype=self.recipe.dtype, **shared)
         elif job.task == "adapted_loss":
@@ -268,6 +285,48 @@ class Scorer:
                 "num_examples": found.num_targets,
                 "half_value": half,
                 "converged": None if half is None else abs(found.value - half) <= CONVERGED_NATS,
+            },
+        )
+
+    def _measure_causal(
+        self, job: Job, network: Network, heldout_sequences: int
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Measure the own head's losses, or a probe, of a causal model as it stands."""
+        corpus, dtype = self.corpus, self.recipe.dtype
+        if job.task == "lm_loss":
+            how = {"heldout_sequences": heldout_sequences, "documents": corpus.heldout_documents, "dtype": dtype}
+            found = next_token_loss(network, self.heldout, **how)
+            about = {
+                "metric": "nats",
+                "higher_is_better": False,
+                "recipe_hash": "none",
+                "num_examples": found.num_targets,
+            }
+            further = {"perplexity": math.exp(min(found.nats, 700)), "calibration_error": found.calibration_error}
+            if found.bits_per_byte is not None:
+                yield "bits_per_byte", {**about, "metric": "bits", "value": found.bits_per_byte}
+            yield "lm_loss", {**about, "value": found.nats, "metrics": further}
+            return
+        if job.task == "cloze":
+            starts = word_starts(self.tokenizer.get_vocab(), corpus.vocab_size)
+            right = cloze(network, self.heldout, starts, corpus.special.all(), dtype=dtype)
+        else:
+            right = copying(network, self.heldout, dtype=dtype)
+        if not len(right):
+            wrong = "no held-out sequence has a whole word to ask for"
+            raise CallerError(f"evaluate.tasks {job.task}", wrong, "lengthen the sequences or leave the task out")
+        share = float(right.mean())
+        yield (
+            job.task,
+            {
+                "metric": "accuracy",
+                "higher_is_better": True,
+                "recipe_hash": "none",
+                "value": share,
+                "num_examples": len(right),
+                "metrics": {"accuracy": share},
+                "standard_errors": {"accuracy": math.sqrt(share * (1 - share) / len(right))},
+                "averaged": self.spec.is_averaged(job.task),
             },
         )
 

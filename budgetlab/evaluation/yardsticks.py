@@ -21,8 +21,9 @@ SEQUENCES_AT_ONCE = 64
 SEQUENCES_IN_MEMORY = 2048
 """Whose hidden states are held at once: of a 12 x 768 trunk 0.8 GB in float32."""
 WARMUP_STEPS = 20
-HEAD_BATCH, HEAD_LEARNING_RATE, HEAD_STEPS = 128, 1e-2, 780
-"""Of the read-out. Of 3e-3, 1e-2 and 3e-2 the rate in the middle is the best (docs/statistics.md)."""
+HEAD_BATCH, HEAD_LEARNING_RATE, HEAD_STEPS, HEAD_TOKENS = 128, 1e-2, 780, 640_000
+"""Of the read-out: at least so many steps for so many tokens, and in proportion for fewer. Of the rates 3e-3, 1e-2 and
+3e-2 the one in the middle is the best (docs/statistics.md)."""
 ADAPTED_BATCH_TOKENS, ADAPTED_LEARNING_RATE = 1024, 1e-3
 YARDSTICK_SEED = 20_240_430
 """Of the samples, masks and fresh heads that every network is measured with."""
@@ -82,8 +83,12 @@ def readout_loss(
     embeddings = network.word_embeddings.detach()
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
     masked = heldout.masked_per_sequence
-    sequences = max(math.ceil(tokens / train.seq_len), math.ceil(HEAD_STEPS * HEAD_BATCH / masked))
-    steps = sequences * masked // HEAD_BATCH
+    least = math.ceil(HEAD_STEPS * min(1.0, tokens / HEAD_TOKENS))
+    sequences = max(math.ceil(tokens / train.seq_len), math.ceil(least * HEAD_BATCH / masked))
+    # Where every position is a target, the same tokens have many more of them: they make the batch larger.
+    batch = sequences * masked // least if train.causal else HEAD_BATCH
+    steps = sequences * masked // batch
+    in_memory = max(1, SEQUENCES_IN_MEMORY * 8 // masked) if train.causal else SEQUENCES_IN_MEMORY
     heads = []
     for length in (steps, steps // 2):
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -92,18 +97,18 @@ def readout_loss(
         heads.append(_Head(head.to(device), length))
     generator = torch.Generator().manual_seed(0)
     left_MLD, left_M = torch.empty(0, device=device), torch.empty(0, dtype=torch.long, device=device)
-    for first in range(0, sequences, SEQUENCES_IN_MEMORY):
-        count = min(SEQUENCES_IN_MEMORY, sequences - first)
+    for first in range(0, sequences, in_memory):
+        count = min(in_memory, sequences - first)
         with autocast:
             states_MLD, targets_M = _states(network, train.shuffled, first, count)
         order = torch.randperm(len(targets_M), generator=generator).to(device)
         states_MLD, targets_M = states_MLD[order], targets_M[order]
         if len(left_M):
             states_MLD, targets_M = torch.cat([left_MLD, states_MLD]), torch.cat([left_M, targets_M])
-        whole = len(targets_M) // HEAD_BATCH * HEAD_BATCH
-        for rows in range(0, whole, HEAD_BATCH):
+        whole = len(targets_M) // batch * batch
+        for rows in range(0, whole, batch):
             for head in heads:
-                head.step(states_MLD[rows : rows + HEAD_BATCH], targets_M[rows : rows + HEAD_BATCH], autocast)
+                head.step(states_MLD[rows : rows + batch], targets_M[rows : rows + batch], autocast)
         left_MLD, left_M = states_MLD[whole:], targets_M[whole:]
     totals, count = [0.0] * len(heads), 0
     for first in range(0, heldout_sequences, SEQUENCES_AT_ONCE):
@@ -154,7 +159,7 @@ def _states(
     found, targets = [], []
     for start in range(first, first + sequences, SEQUENCES_AT_ONCE):
         batch = to_device(samples(start, min(SEQUENCES_AT_ONCE, first + sequences - start)), device)
-        hidden = network(batch.input_ids, needs).hidden
+        hidden = network(batch.input_ids, needs, attention_mask_BT=batch.attention_mask).hidden
         rows = [hidden[layer].flatten(0, 1)[batch.target_positions] for layer in sorted(hidden)]
         found.append(torch.stack(rows, dim=1))
         targets.append(batch.target_ids)
@@ -173,7 +178,7 @@ def adaptation(recipe: Recipe) -> Recipe:
 def adapted_loss(
     network: Network, train: Batches, heldout: Batches, recipe: Recipe, *, tokens: int, heldout_sequences: int
 ) -> Yardstick:
-    """Train the whole network a little on masked words, with a fresh head, and measure its held-out loss.
+    """Train the whole network a little on words, with a fresh head, and measure its held-out loss.
 
     The second yardstick: it asks what a checkpoint is worth to somebody who goes on from it, where the read-out asks
     what its frozen layers tell. Head, optimiser, rate, tokens, masks and their order are the same for every network. A

@@ -20,6 +20,7 @@ from budgetlab.values.scoring import (
 
 OUTCOMES = {
     "readout_loss": "the read-out loss", "adapted_loss": "the adapted loss", "mlm_loss": "the own MLM loss",
+    "lm_loss": "the held-out loss", "bits_per_byte": "bits a byte",
     AGGREGATE: "the mean score",
 }  # fmt: skip
 """How outcomes that are no tasks are called in sentences."""

@@ -9,10 +9,11 @@ from budgetlab.models.build import (
     load_parameters,
     start_from_teacher,
 )
-from budgetlab.models.network import Network
+from budgetlab.models.network import FAMILIES, Network
 from budgetlab.models.single import SingleModel, describe_model, read_model
 
 __all__ = [
+    "FAMILIES",
     "Network",
     "SingleModel",
     "build_classifier",

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
 from transformers.initialization import no_init_weights
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging
@@ -23,6 +23,7 @@ from transformers.utils.hub import cached_file
 
 from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.models.network import FAMILIES, Network
+from budgetlab.models.single import describe_model
 from budgetlab.values import ModelSpec, content_hash
 
 _OTHER_HEADS = ("pooler.", "seq_relationship.", "sop_classifier.", "discriminator_predictions.", "position_ids")
@@ -51,7 +52,8 @@ def build_network(
         raise CallerError(f"a {spec.family} of {spec.num_layers} layers", "no vocab_size", "set it, or a tokenizer")
     dropouts = dict.fromkeys(family.dropouts, dropout)
     attention = attention if attention in family.attentions else family.attentions[0]
-    attention = f"budgetlab_{attention}" if spec.taps_attention else attention
+    ours = "budgetlab_causal_" if spec.causal else "budgetlab_" if spec.taps_attention else ""
+    attention = f"{ours}{attention}"
     if spec.weights is not None and str(device) != "meta":
         return Network(_load(spec, attention, dropouts).to(device), spec)
     fields = {
@@ -64,6 +66,7 @@ def build_network(
         # RoBERTa counts positions of tokens that are not padding, so its default of 1 would skip a word.
         "pad_token_id": 0,
         **family.defaults,
+        **_causal_fields(spec),
         **spec.config,
         **dropouts,
     }
@@ -75,7 +78,8 @@ def build_network(
         try:
             config = CONFIG_MAPPING[spec.family](**fields)
             with no_init_weights() if shapes_only else nullcontext():
-                model = AutoModelForMaskedLM.from_config(config, attn_implementation=attention, trust_remote_code=False)
+                auto: Any = AutoModelForCausalLM if spec.causal else AutoModelForMaskedLM
+                model = auto.from_config(config, attn_implementation=attention, trust_remote_code=False)
         except Exception as error:  # what transformers' checks of types and values raise differs by release
             if isinstance(error, BudgetlabError) or (config is not None and not spec.config):
                 raise
@@ -83,6 +87,21 @@ def build_network(
             raise CallerError(f"config = {spec.config}", wrong, "correct it") from None
     model.tie_weights()  # which comes with initialisation otherwise
     return Network(model, spec)
+
+
+def _causal_fields(spec: ModelSpec) -> dict[str, Any]:
+    """What only causal families' configurations have."""
+    if spec.family == "gpt2":
+        tied = {} if spec.tie_embeddings is None else {"tie_word_embeddings": spec.tie_embeddings}
+        return {"n_inner": spec.intermediate_size, **tied}
+    if not spec.causal:
+        return {}
+    fields = {"num_key_value_heads": spec.key_value_heads, "tie_word_embeddings": spec.tie_embeddings}
+    # Qwen 3 and Gemma have heads of a fixed width of their own otherwise.
+    fields |= {"head_dim": spec.head_width} if spec.family in ("llama", "qwen3", "gemma3_text") else {}
+    # Gemma scales queries by a number of its own, which is the width of a head in the small models.
+    fields |= {"query_pre_attn_scalar": spec.head_width} if spec.family == "gemma3_text" else {}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _cuda(device: str | torch.device) -> list[int]:
@@ -94,14 +113,15 @@ def _load(spec: ModelSpec, attention: str, dropouts: dict[str, float]) -> nn.Mod
     weights, asked = spec.weights or "", f"weights = {spec.weights!r}"
     options = {"attn_implementation": attention, "dtype": torch.float32, "trust_remote_code": False, **dropouts}
     try:
-        model, info = AutoModelForMaskedLM.from_pretrained(weights, output_loading_info=True, **options)
+        auto: Any = AutoModelForCausalLM if spec.causal else AutoModelForMaskedLM
+        model, info = auto.from_pretrained(weights, output_loading_info=True, **options)
     except BudgetlabError:
         raise
     except Exception as error:  # a folder of a stranger's: pickles that are none, other types, other shapes
         raise CallerError(asked, f"cannot be loaded ({_one_line(error)})", _REACHABLE) from None
     names = ("num_layers", "hidden_size", "num_heads", "intermediate_size", "vocab_size")
-    theirs = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
-    found = (model.config.model_type, *(getattr(model.config, name) for name in theirs))
+    sizes = describe_model(model.config)
+    found = (model.config.model_type, *(sizes[name] for name in ("layers", "width", "heads", "inner", "vocab")))
     wanted = (spec.family, *(getattr(spec, name) for name in names))
     if found != wanted:
         wrong = f"(family, {', '.join(names)}) are {found}, the study says {wanted}"
@@ -110,7 +130,7 @@ def _load(spec: ModelSpec, attention: str, dropouts: dict[str, float]) -> nn.Mod
         raise CallerError(asked, f"weights are missing: {sorted(info['missing_keys'])[:3]}", "give complete weights")
     foreign = sorted(name for name in info["unexpected_keys"] if not any(part in name for part in _OTHER_HEADS))
     if foreign:
-        wrong = f"it has weights that a {spec.family} masked language model lacks: {foreign[:3]}"
+        wrong = f"it has weights that a {spec.family} {spec.objective} language model lacks: {foreign[:3]}"
         raise CallerError(asked, wrong, "give weights of this architecture")
     return model
 
@@ -151,7 +171,8 @@ def start_from_teacher(student: Network, teacher: Network, layers: Sequence[int]
 def count_parameters(network: Network) -> tuple[int, int]:
     """Count parameters: (total with tied ones once, without the embedding tables)."""
     total = sum(parameter.numel() for parameter in network.parameters())
-    tables = network.trunk.embeddings.modules()
+    blocks = FAMILIES[network.spec.family].blocks
+    tables = [part for name, part in network.trunk.named_modules() if not name.startswith(blocks)]
     return total, total - sum(table.weight.numel() for table in tables if isinstance(table, nn.Embedding))
 
 
@@ -227,6 +248,9 @@ def export_model(network: Network, tokenizer: Any, card: str, folder: Path, *, s
     shutil.rmtree(partial, ignore_errors=True)
     try:
         model: Any = network.model
+        if network.spec.causal:  # what generation stops at
+            for config in (model.config, model.generation_config):
+                config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
         logging.disable_progress_bar()  # of one file
         model.save_pretrained(partial)
         tokenizer.model_max_length = seq_len

@@ -1,8 +1,8 @@
 """ModelSpec -> a transformers network that computes only what it is asked for.
 
-`Network` runs a masked language model block by block: it stops at the deepest block that is needed, cuts the last
-one after Q, K, V where nothing else of it is read, computes logits at target positions only, and takes Q, K, V
-and raw scores out of the attention itself (never through `output_attentions`, which returns nothing under SDPA).
+`Network` runs a language model block by block: it stops at the deepest block that is needed, cuts the last one after
+Q, K, V where nothing else of it is read, computes logits at target positions only, and takes Q, K, V and raw scores
+out of the attention itself (never through `output_attentions`, which returns nothing under SDPA).
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ class Family:
     trunk: str
     head: tuple[str, ...]
     blocks: str = "encoder.layer"
+    embeddings: str = "embeddings"
+    last: tuple[str, str, str] = ("input_layernorm", "self_attn", "o_proj")
+    """Of a causal block: what is before its attention ("": nothing), the attention, and in it the output projection."""
     attentions: tuple[str, ...] = ("sdpa", "eager")
     dropouts: tuple[str, ...] = ("hidden_dropout_prob", "attention_probs_dropout_prob")
     defaults: dict[str, Any] = field(default_factory=dict)
@@ -46,11 +49,23 @@ FAMILIES = {
         dropouts=("embedding_dropout", "attention_dropout", "mlp_dropout"),
         defaults={f"{role}_token_id": None for role in ("bos", "eos", "cls", "sep")},
     ),
-}
+    "gpt2": Family(
+        "transformer", ("lm_head",), "h", "drop", ("ln_1", "attn", "c_proj"),
+        dropouts=("resid_pdrop", "embd_pdrop", "attn_pdrop"), defaults={"bos_token_id": None, "eos_token_id": None, "pad_token_id": None},
+    ),
+    **{
+        name: Family(
+            "model", ("lm_head",), "layers", "embed_tokens",
+            ("" if name == "olmo2" else "input_layernorm", "self_attn", "o_proj"),
+            dropouts=("attention_dropout",), defaults={"bos_token_id": None, "eos_token_id": None, "pad_token_id": None},
+        )
+        for name in ("llama", "qwen2", "qwen3", "olmo2", "gemma3_text")
+    },
+}  # fmt: skip
 
 
 class Network(nn.Module):
-    """A masked language model, of one of the families above, that yields `Signals`."""
+    """A masked or causal language model, of one of the families above, that yields `Signals`."""
 
     def __init__(self, model: nn.Module, spec: ModelSpec) -> None:
         super().__init__()
@@ -58,14 +73,14 @@ class Network(nn.Module):
 
     @property
     def trunk(self) -> Any:
-        """Embeddings and blocks, without the MLM head."""
+        """Embeddings and blocks, without the head."""
         return getattr(self.model, FAMILIES[self.spec.family].trunk)
 
     @property
     def attention(self) -> str:
         """The attention that it was built with: "sdpa" or "eager"."""
         config: Any = self.model.config
-        return str(config._attn_implementation).removeprefix("budgetlab_")
+        return str(config._attn_implementation).rpartition("_")[2]
 
     @property
     def word_embeddings(self) -> Tensor:
@@ -73,10 +88,11 @@ class Network(nn.Module):
         return self.trunk.get_input_embeddings().weight
 
     def head(self, hidden: Tensor) -> Tensor:
-        """The MLM head: [..., D] -> [..., V]."""
+        """The language modelling head: [..., D] -> [..., V]."""
         for part in FAMILIES[self.spec.family].head:
             hidden = getattr(self.model, part)(hidden)
-        return hidden
+        limit = getattr(self.model.config, "final_logit_softcapping", None)  # Gemma
+        return hidden if limit is None else limit * torch.tanh(hidden / limit)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile this network apart from all others; arguments as for `torch.compile`.
@@ -111,12 +127,15 @@ class Network(nn.Module):
         """Run the network as far as `needs` says.
 
         Token ids are int64 [B, T]; target positions flat ones into B*T, for `needs.logits == "masked"`; the mask is
-        true at real tokens, None where nothing is padded. With `everything` all blocks, attention scores and logits
-        are computed, whether needed or not.
+        true at real tokens, None where nothing is padded; of a causal model it is true at allowed pairs, [B, T, T], and
+        None where every position may attend to all that came before it. With `everything` all blocks, attention scores
+        and logits are computed, whether needed or not.
         """
         signals, depth = Signals(), self.spec.num_layers
         whole = depth if everything or needs.trunk_depth < 0 else max(needs.trunk_depth, needs.projected_depth - 1)
-        if self.spec.taps_attention:
+        if self.spec.causal:
+            hidden_BTD = self._run_causal(signals, input_ids_BT, needs, whole, attention_mask_BT, everything)
+        elif self.spec.taps_attention:
             hidden_BTD = self._run_tapped(signals, input_ids_BT, needs, whole, attention_mask_BT, everything)
         else:
             hidden_BTD = self._run_own(signals, input_ids_BT, needs, whole, attention_mask_BT)
@@ -157,8 +176,27 @@ class Network(nn.Module):
         return hidden_BTD
 
     def _run_own(self, signals: Signals, ids_BT: Tensor, needs: Needs, whole: int, mask_BT: Tensor | None) -> Tensor:
+        """Run a masked family's own forward on its first `whole` blocks."""
+        mask = None if mask_BT is None else mask_BT.long()
+        if mask is None and self.spec.family == "megatron-bert":
+            # Its own forward would make a mask, and look at what it holds, which waits for the device.
+            mask = torch.zeros((1, 1, 1, 1), device=ids_BT.device)
+        return self._run_first(signals, needs, whole, input_ids=ids_BT, attention_mask=mask)
+
+    def _run_causal(
+        self, signals: Signals, ids_BT: Tensor, needs: Needs, whole: int, allowed_BTT: Tensor | None, everything: bool
+    ) -> Tensor:
+        """Run a causal family's own forward, of the last block up to Q, K, V where no more of it is needed."""
+        cut = needs.projected_depth > whole
+        tap = _Tap(signals, 0, needs, everything, needs.projected_depth if cut else None)
+        mask = None if allowed_BTT is None else allowed_BTT[:, None]  # of four dimensions it is handed on as it is
+        inputs: dict[str, Any] = {"input_ids": ids_BT, "attention_mask": mask, "use_cache": False, "tap": tap}
+        return self._run_first(signals, needs, whole, cut=cut, **inputs)
+
+    def _run_first(self, signals: Signals, needs: Needs, whole: int, *, cut: bool = False, **inputs: Any) -> Tensor:
         """Run the family's own forward on its first `whole` blocks; its last state is the one after the final norm."""
-        *path, name = FAMILIES[self.spec.family].blocks.split(".")
+        family = FAMILIES[self.spec.family]
+        *path, name = family.blocks.split(".")
         holder = functools.reduce(getattr, path, self.trunk)
         blocks, depth = getattr(holder, name), self.spec.num_layers
 
@@ -168,15 +206,15 @@ class Network(nn.Module):
 
             return hook
 
-        parts = {number: blocks[number - 1] if number else self.trunk.embeddings for number in needs.hidden}
+        embeddings = getattr(self.trunk, family.embeddings)
+        parts = {number: blocks[number - 1] if number else embeddings for number in needs.hidden}
         hooks = [part.register_forward_hook(keep(number)) for number, part in parts.items() if number < depth]
-        setattr(holder, name, blocks[:whole])
+        first = blocks[:whole]
+        if cut:
+            first.append(_ToProjections(blocks[whole], *family.last))
+        setattr(holder, name, first)
         try:
-            mask = None if mask_BT is None else mask_BT.long()
-            if mask is None and self.spec.family == "megatron-bert":
-                # Its own forward would make a mask, and look at what it holds, which waits for the device.
-                mask = torch.zeros((1, 1, 1, 1), device=ids_BT.device)
-            hidden_BTD = self.trunk(input_ids=ids_BT, attention_mask=mask)[0]
+            hidden_BTD = self.trunk(**inputs)[0]
         finally:
             setattr(holder, name, blocks)
             for hook in hooks:
@@ -192,8 +230,79 @@ class _Tap:
 
     signals: Signals
     number: int
+    """Of the block; 0 where the attention itself knows it."""
     needs: Needs
     everything: bool
+    last: int | None = None
+    """The block of which only queries, keys and values are needed."""
+
+
+class _ToProjections(nn.Module):
+    """A causal block that ends at its queries, keys and values; its own output is its input."""
+
+    def __init__(self, block: Any, norm: str, attention: str, output: str) -> None:
+        super().__init__()
+        self.norm = getattr(block, norm) if norm else nn.Identity()
+        self.attention, self.output = getattr(block, attention), output
+
+    def forward(self, hidden_BTD: Tensor, *_: object, **named: Any) -> Tensor:
+        projection = getattr(self.attention, self.output)
+        setattr(self.attention, self.output, nn.Identity())
+        positions = {name: named[name] for name in ("position_embeddings",) if name in named}
+        try:
+            self.attention(self.norm(hidden_BTD), attention_mask=None, tap=named["tap"], **positions)
+        finally:
+            setattr(self.attention, self.output, projection)
+        return hidden_BTD
+
+
+def allowed_pairs(length: int, device: torch.device, window: int | None = None) -> Tensor:
+    """Which key each query may attend to in a causal model, [T, T]: itself, and those before it (in its window)."""
+    allowed_TT = torch.ones((length, length), dtype=torch.bool, device=device).tril()
+    return allowed_TT if window is None or window >= length else allowed_TT.triu(1 - window)
+
+
+def _causal_attention(math_attention: bool) -> Any:
+    def attention(
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        sliding_window: int | None = None,
+        tap: _Tap | None = None,
+        **_: object,
+    ) -> tuple[Tensor, None]:
+        number, length = module.layer_idx + 1, query.shape[2]
+        if tap is not None and number in tap.needs.qkv:
+            signals = tap.signals
+            signals.queries[number], signals.keys[number], signals.values[number] = query, key, value
+        if tap is not None and tap.last == number:
+            return query.transpose(1, 2), None
+        if (shared := query.shape[1] // key.shape[1]) > 1:  # several heads of queries for one of keys and values
+            key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        allowed = attention_mask
+        if sliding_window is not None and sliding_window < length:
+            near_TT = allowed_pairs(length, query.device, sliding_window)
+            allowed = near_TT if allowed is None else allowed & near_TT
+        keeps_scores = tap is not None and number in tap.needs.scores
+        if math_attention or keeps_scores or (tap is not None and tap.everything):
+            scores_BHTT = torch.matmul(query, key.transpose(2, 3)) * scale
+            if tap is not None and keeps_scores:
+                tap.signals.scores[number] = scores_BHTT
+            allowed = allowed_pairs(length, query.device) if allowed is None else allowed
+            weights_BHTT = scores_BHTT.masked_fill(~allowed, torch.finfo(scores_BHTT.dtype).min).softmax(-1)
+            output_BHTE = torch.matmul(functional.dropout(weights_BHTT, dropout, module.training), value)
+        else:
+            output_BHTE = functional.scaled_dot_product_attention(
+                query, key, value, attn_mask=allowed, dropout_p=dropout, is_causal=allowed is None, scale=scale
+            )
+        return output_BHTE.transpose(1, 2).contiguous(), None
+
+    return attention
 
 
 def _tapped_attention(math_attention: bool) -> Any:
@@ -232,3 +341,5 @@ def _tapped_attention(math_attention: bool) -> Any:
 
 AttentionInterface.register("budgetlab_sdpa", _tapped_attention(math_attention=False))
 AttentionInterface.register("budgetlab_eager", _tapped_attention(math_attention=True))
+AttentionInterface.register("budgetlab_causal_sdpa", _causal_attention(math_attention=False))
+AttentionInterface.register("budgetlab_causal_eager", _causal_attention(math_attention=True))

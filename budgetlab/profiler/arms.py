@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from budgetlab.batches import MaskedBatch
 from budgetlab.hardware import has_bfloat16
 from budgetlab.models import count_parameters
-from budgetlab.profiler.count import agree, count_flops, count_head
+from budgetlab.profiler.count import agree, count_flops, count_head, half_attention
 from budgetlab.step import TrainingStep, build_step
 from budgetlab.strategies import build_strategy
 from budgetlab.studies import Study
@@ -64,7 +64,7 @@ class Job(NamedTuple):
         draw = np.random.default_rng(0)
         ids = draw.integers(words, size=(count, length))
         positions = np.add.outer(np.arange(count) * length, np.arange(masked)).ravel()
-        return MaskedBatch(ids, positions, draw.integers(words, size=len(positions)))
+        return MaskedBatch(ids, positions, draw.integers(words, size=len(positions)), causal=self.recipe.causal)
 
     def settled(self, dtype: str, attention: str) -> Job:
         """Fill in what was left to the probe; what an arm's own recipe says stays."""
@@ -117,6 +117,9 @@ def count_arm(job: Job, device: torch.device) -> ArmCost:
     with FakeTensorMode(allow_non_fake_inputs=True):
         real = job.build(device, trained=lean.trained)
         executed = count_flops(real, *shape, executed_on=device, per_target=known)
+    agreement = agree(lean, required, recipe)
+    if recipe.causal_attention == "half":
+        required, executed = half_attention(lean, required), half_attention(lean, executed)
     fraction = recipe.masked_per_sequence / recipe.seq_len
     head = count_head(lean.student, lean.student_needs)
     phases = {
@@ -140,7 +143,7 @@ def count_arm(job: Job, device: torch.device) -> ArmCost:
         executed_flops_per_target_token=sum(price[1] for price in executed.values()),
         head_required_flops_per_token=head[0] + fraction * head[1],
         phases=phases,
-        agreement=agree(lean, required, recipe),
+        agreement=agreement,
         num_params_total=total_params,
         num_params_non_embedding=other_params,
         idle_parameters=lean.idle_parameters,

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_backward_flop_count, sdpa_flop_count
@@ -27,12 +28,14 @@ _FURTHER: dict[Any, Any] = {
     _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: (
         lambda gradient, q, k, v, *_, **__: sdpa_backward_flop_count(gradient, q, k, v)
     ),
+    # With one number a row and a column nothing is summed up: the angles of rotary positions, an outer product.
+    _ATEN.bmm: lambda a, b, *_, **__: 0 if a[2] == 1 else 2 * a[0] * a[1] * a[2] * b[2],
     _ATEN.dot: lambda one, *_, **__: 2 * one[0],
     _ATEN.vdot: lambda one, *_, **__: 2 * one[0],
     _ATEN.mv: lambda matrix, *_, **__: 2 * matrix[0] * matrix[1],
     _ATEN.addmv: lambda _, matrix, *__, **___: 2 * matrix[0] * matrix[1],
 }
-"""Products that torch's counter silently counts as nothing, with their FLOPs by the shapes of their arguments."""
+"""Products that torch's counter silently counts as nothing, or as more, with their FLOPs by their arguments' shapes."""
 
 _LIGHT = frozenset({
     "adaptive_avg_pool2d", "alias", "all", "amax", "aminmax", "any", "arange", "argmax", "argmin", "argsort",
@@ -129,7 +132,7 @@ def _count_once(
         def on_phase(phase: str) -> None:
             found[phase] = counter.get_total_flops() - sum(found.values())
 
-        step.forward_backward(Batch(input_ids=ids, target_positions=zeros, target_ids=zeros), on_phase=on_phase)
+        step.forward_backward(Batch(ids, zeros, zeros, causal=step.student.spec.causal), on_phase=on_phase)
     return found
 
 
@@ -188,7 +191,7 @@ CLOSED_FORMS: dict[str, tuple[Callable[[Sizes, int], int], Callable[[Sizes], int
     "electra": (_electra_body, _electra_head),
     "modernbert": (_gated_blocks, _masked_head),
     "gpt2": (_blocks, _decoder),
-    "llama": (_gated_blocks, _decoder),
+    **dict.fromkeys(("llama", "qwen2", "qwen3", "olmo2", "gemma3_text"), (_gated_blocks, _decoder)),
 }
 """By architecture: forward FLOPs a position of the body, and of the head where logits are computed."""
 
@@ -226,6 +229,23 @@ def _forward_form(network: Network, needs: Needs, seq_len: int) -> Price | None:
         body += _queries_keys_values(sizes)
     head = form[1](sizes)
     return float(body + head * (needs.logits == "all")), float(head * (needs.logits == "masked"))
+
+
+def half_attention(step: TrainingStep, counted: dict[str, Price]) -> dict[str, Price]:
+    """Return a count in which causal attention takes half of its pairs, the other convention of the literature."""
+    halves = {"teacher_forward": _half_attention(step.teacher, step.teacher_needs, step.recipe.seq_len),
+              "student_forward": _half_attention(step.student, step.student_needs, step.recipe.seq_len)}  # fmt: skip
+    halves["backward"] = 2 * halves["student_forward"]
+    return {phase: (price[0] - halves.get(phase, 0.0), price[1]) for phase, price in counted.items()}
+
+
+def _half_attention(network: Network | None, needs: Needs, length: int) -> float:
+    """Half of what the scores and the weighted values of the whole blocks cost, a position."""
+    if network is None:
+        return 0.0
+    spec = network.spec
+    whole = spec.num_layers if needs.trunk_depth < 0 else max(needs.trunk_depth, needs.projected_depth - 1)
+    return 2.0 * whole * length * spec.num_heads * spec.head_width
 
 
 def agree(step: TrainingStep, required: dict[str, Price], recipe: Recipe) -> dict[str, str]:
@@ -291,6 +311,10 @@ def count_by_fvcore(
         batch, heads, length, width = inputs[0].type().sizes()
         return 2 * batch * heads * length * inputs[1].type().sizes()[2] * width
 
+    def products(inputs: list[Any], outputs: list[Any]) -> float:
+        shape = inputs[0].type().sizes()
+        return 0 if shape[-1] == 1 else float(np.prod(outputs[0].type().sizes())) * shape[-1]
+
     logging.getLogger("fvcore.nn.jit_analysis").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it traces with TorchScript, which torch deprecates
@@ -299,6 +323,8 @@ def count_by_fvcore(
         # A handle of None leaves the built-in one in place, so layer norm is given one that counts nothing.
         analysis.set_op_handle("aten::layer_norm", lambda inputs, outputs: 0)
         analysis.set_op_handle("aten::scaled_dot_product_attention", attention)
+        for name in ("aten::matmul", "aten::bmm"):
+            analysis.set_op_handle(name, products)
         multiply_adds = analysis.total()
         heavy = {packet.__name__ for packet in flop_registry}
         unknown = sorted(op.removeprefix("aten::") for op in analysis.unsupported_ops())

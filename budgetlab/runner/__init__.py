@@ -104,7 +104,7 @@ def run(
                 todo,
                 needs=needs,
                 workers=plan.execution.side_by_side,
-                tell=ProgressMeter(units, todo, progress or (lambda where: None), say),
+                tell=ProgressMeter(units, todo, progress or (lambda where: None), say, plan.execution.side_by_side),
                 stop_asked=lambda: stop.asked,
             )
             try:

@@ -14,7 +14,9 @@ from budgetlab.errors import CallerError
 from budgetlab.runner.units import Unit
 
 SETTLED_SECONDS = 10.0
-"""Before that, what is left is not guessed from the pace."""
+"""Before that, what is left is not guessed from the pace where nothing was timed before."""
+PLANNED_SHARE = 0.1
+"""Of all planned seconds: with so much trained, the pace seen counts for as much as the planned one."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +49,24 @@ class ProgressMeter:
     """Adds up what the workers tell into shares and one time left; lines for a person are passed on."""
 
     def __init__(
-        self, units: list[Unit], todo: list[Unit], progress: Callable[[Progress], None], say: Callable[[str], None]
+        self,
+        units: list[Unit],
+        todo: list[Unit],
+        progress: Callable[[Progress], None],
+        say: Callable[[str], None],
+        workers: int = 1,
     ) -> None:
         self.units = {unit.run_id: unit for unit in todo}
         self.at = {unit.run_id: unit.first_step for unit in todo}
-        self.progress, self.say, self.started = progress, say, time.monotonic()
+        self.progress, self.say = progress, say
+        self.started: float | None = None
+        """When the first step was told; starting a worker is no pace."""
         self.left, self.total = (_cost(some, "price") for some in (todo, units))
         self.flops_left, self.flops = (_cost(some, "flops") for some in (todo, units))
         self.trained = 0.0
+        timed = all(unit.cost.seconds_per_step is not None for unit in todo)
+        self.planned_pace = 1.0 / max(1, min(workers, len(todo))) if timed else None
+        """Seconds by the clock for a planned second of one worker."""
 
     def __call__(self, told: Moved | str) -> None:
         """Take in what a worker tells."""
@@ -68,18 +80,31 @@ class ProgressMeter:
         self.flops_left -= unit.flops.between(*moved)
         if told.resumed:
             return
-        self.trained += unit.price.between(*moved)
-        took = time.monotonic() - self.started
-        settled = self.trained and took > SETTLED_SECONDS
+        if self.started is None:
+            self.started = time.monotonic()
+        else:
+            self.trained += unit.price.between(*moved)
         self.progress(
             Progress(
                 **vars(told),
                 steps=unit.last_step,
                 done_fraction=1.0 - max(0.0, self.left) / (self.total or 1.0),
                 spent_fraction=1.0 - max(0.0, self.flops_left) / (self.flops or 1.0),
-                seconds_left=max(0.0, self.left * took / self.trained) if settled else None,
+                seconds_left=self._seconds_left(),
             )
         )
+
+    def _seconds_left(self) -> float | None:
+        """What is left at the planned pace, which gives way to the one seen as more is trained."""
+        took = 0.0 if self.started is None else time.monotonic() - self.started
+        if self.planned_pace is not None:
+            weight = PLANNED_SHARE * self.total
+            pace = (weight * self.planned_pace + took) / ((weight + self.trained) or 1.0)
+        elif self.trained and took > SETTLED_SECONDS:
+            pace = took / self.trained
+        else:
+            return None
+        return max(0.0, self.left * pace)
 
 
 def _cost(units: list[Unit], currency: str) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from budgetlab.batches import Batches, MaskedBatch
+from budgetlab.batches import MaskedBatch, batches_of
 from budgetlab.checkpoint import (
     is_whole,
     latest_checkpoint,
@@ -74,12 +74,11 @@ class TrainingState:
         )
         micro = plan.execution.micro_batch_sequences
         self.micro_batch_sequences = None if micro == "auto" else micro
-        self.batches = Batches(
+        self.batches = batches_of(
             corpus.train,
             corpus.special,
             corpus.vocab_size,
-            seq_len=unit.recipe.seq_len,
-            masked_per_sequence=unit.recipe.masked_per_sequence,
+            unit.recipe,
             run_seed=unit.seed,
             static_masks=plan.corpus.masking == "static",
             unique_tokens=None if unit.kind == "teacher" else plan.corpus.unique_tokens,
@@ -219,7 +218,7 @@ class TrainingState:
         with self.ledger.overhead("checkpoint"):
             record = self._updated(status).model_copy(update={"message": message})
             if complete and weights_only:
-                card, tokenizer = model_card(self.plan, record), self.corpus.tokenizer()
+                card, tokenizer = model_card(self.plan, record), self.corpus.tokenizer(causal=unit.spec.causal)
                 folder = self.store.model_folder(unit.run_id)
                 export_model(self.step.student, tokenizer, card, folder, seq_len=unit.recipe.seq_len)
             if complete:

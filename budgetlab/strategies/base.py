@@ -89,6 +89,14 @@ class Strategy(Value):
         return False
 
     @property
+    def by_rows(self) -> bool:
+        """Whether the loss is a mean over the rows of the logits at the targets, and reads nothing else.
+
+        Then the vocabulary's head and the loss are computed a few rows at a time, and no more logits are in memory.
+        """
+        return False
+
+    @property
     def largest_logits(self) -> int | None:
         """How many of the teacher's logits are read at a position, the largest ones; None for all."""
         return None
@@ -97,6 +105,47 @@ class Strategy(Value):
     def keeps_teacher(self) -> bool:
         """Whether these are kept on disk, so that the teacher reads each sample once; its signals must be no others."""
         return False
+
+
+def word_term(batch: Batch, logits: Tensor, weight: float = 1.0) -> Terms:
+    """Cross-entropy of the target tokens, {"mlm"} of masked words and {"lm"} of next tokens."""
+    return {"lm" if batch.causal else "mlm": weight * masked_lm(logits, batch.target_ids)}
+
+
+class LogitStrategy(Strategy):
+    """A strategy that compares the two output distributions at the targets: L = (1 - alpha) CE + alpha D."""
+
+    alpha: float = Field(default=1.0, ge=0, le=1)
+    temperature: float = Field(default=1.0, gt=0)
+
+    @abstractmethod
+    def compare(self, teacher_MV: Tensor, student_MV: Tensor) -> Tensor:
+        """Compare logits at the targets, mean over rows, in nats; the temperature is not yet applied."""
+
+    @property
+    def by_rows(self) -> bool:
+        """Nothing else is read."""
+        return True
+
+    def student_needs(self, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
+        """Logits at the targets."""
+        return Needs(logits="masked")
+
+    def teacher_needs(self, student: ModelSpec, teacher: ModelSpec) -> Needs:
+        """Logits at the targets."""
+        return Needs(logits="masked")
+
+    def loss_flops(self, student: ModelSpec, teacher: ModelSpec | None, seq_len: int) -> tuple[int, int]:
+        """None: no matrix is multiplied in it."""
+        return 0, 0
+
+    def loss(self, batch: Batch, student: Signals, teacher: Signals | None, projections: Maps = None) -> Terms:
+        """Return {"mlm" or "lm", "soft"}, a term of weight 0 left out."""
+        assert student.logits is not None and teacher is not None and teacher.logits is not None
+        terms = word_term(batch, student.logits, 1 - self.alpha) if self.alpha < 1 else {}
+        if self.alpha:
+            terms["soft"] = self.alpha * self.compare(teacher.logits.float(), student.logits.float())
+        return terms
 
 
 class FeatureStrategy(Strategy):
@@ -121,10 +170,8 @@ class FeatureStrategy(Strategy):
         return "masked" if self.mlm_weight else "none"
 
     def mlm_term(self, batch: Batch, student: Signals) -> Terms:
-        """Return {"mlm"} where it is weighted, else nothing."""
-        if student.logits is None:
-            return {}
-        return {"mlm": self.mlm_weight * masked_lm(student.logits, batch.target_ids)}
+        """Return {"mlm"} (of causal models {"lm"}) where it is weighted, else nothing."""
+        return {} if student.logits is None else word_term(batch, student.logits, self.mlm_weight)
 
     @property
     def trains_head(self) -> bool:

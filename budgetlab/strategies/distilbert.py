@@ -7,8 +7,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from budgetlab.errors import CallerError
-from budgetlab.strategies.base import Maps, Strategy, Terms
-from budgetlab.strategies.losses import masked_lm, real_rows, soft_divergence
+from budgetlab.strategies.base import Maps, Strategy, Terms, word_term
+from budgetlab.strategies.losses import real_rows, soft_divergence
 from budgetlab.values import Batch, ModelSpec, Needs, Signals
 
 
@@ -63,7 +63,7 @@ class DistilBERT(Strategy):
         return 0, 0
 
     def loss(self, batch: Batch, student: Signals, teacher: Signals | None, projections: Maps = None) -> Terms:
-        """Return {"soft", "mlm", "cosine"}, a term of weight 0 left out."""
+        """Return {"soft", "mlm" or "lm", "cosine"}, a term of weight 0 left out."""
         from torch.nn import functional
 
         assert teacher is not None
@@ -74,13 +74,13 @@ class DistilBERT(Strategy):
             ours, theirs = student.logits, teacher.logits
             if self.positions == "all":
                 at_targets = ours[batch.target_positions]
-                ours, theirs = (real_rows(logits, batch.attention_mask) for logits in (ours, theirs))
+                ours, theirs = (real_rows(logits, batch.real_BT) for logits in (ours, theirs))
             terms["soft"] = self.soft_weight * soft_divergence(theirs, ours, self.temperature)
         if self.mlm_weight:
             assert at_targets is not None
-            terms["mlm"] = self.mlm_weight * masked_lm(at_targets, batch.target_ids)
+            terms |= word_term(batch, at_targets, self.mlm_weight)
         if self.cosine_weight:
             (state_S,), (state_T,) = student.hidden.values(), teacher.hidden.values()
-            rows_S, rows_T = (real_rows(state, batch.attention_mask).float() for state in (state_S, state_T))
+            rows_S, rows_T = (real_rows(state, batch.real_BT).float() for state in (state_S, state_T))
             terms["cosine"] = self.cosine_weight * (1 - functional.cosine_similarity(rows_S, rows_T, dim=-1)).mean()
         return terms

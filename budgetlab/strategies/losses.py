@@ -73,19 +73,23 @@ def relation_divergence(
     student_BHTE: tuple[Tensor, Tensor],
     relation_heads: int,
     attention_mask_BT: Tensor | None,
+    allowed_BTT: Tensor | None = None,
 ) -> Tensor:
     """KL(R_teacher || R_student) of relations, mean over relation heads and real queries, in nats.
 
     R = softmax(X Y' / sqrt(D/R)) of a pair (X, Y), regrouped from attention heads to `relation_heads` of equal width:
     (Q, K) is the attention distribution (MiniLM, Wang et al. 2020, arXiv 2002.10957, section 3.1), (X, X) a
-    self-relation (MiniLMv2, Wang et al. 2021, arXiv 2012.15828, section 3.1). Keys are masked to real tokens.
+    self-relation (MiniLMv2, Wang et al. 2021, arXiv 2012.15828, section 3.1). Keys are masked to real tokens, or to
+    those that a query of a causal model may attend to (`Batch.allowed`), on both sides.
     """
-    teacher_log_BRTT = _log_relation(*teacher_BHTE, relation_heads, attention_mask_BT)
-    student_log_BRTT = _log_relation(*student_BHTE, relation_heads, attention_mask_BT)
-    # exp(-inf) * (-inf - -inf) is NaN at padded keys: both are zero there, so the difference is set to zero.
+    if allowed_BTT is None and attention_mask_BT is not None:
+        allowed_BTT = attention_mask_BT[:, None, :]
+    teacher_log_BRTT = _log_relation(*teacher_BHTE, relation_heads, allowed_BTT)
+    student_log_BRTT = _log_relation(*student_BHTE, relation_heads, allowed_BTT)
+    # exp(-inf) * (-inf - -inf) is NaN at keys left out: both are zero there, so the difference is set to zero.
     difference_BRTT = teacher_log_BRTT - student_log_BRTT
-    if attention_mask_BT is not None:
-        difference_BRTT = difference_BRTT.masked_fill(~attention_mask_BT[:, None, None, :], 0.0)
+    if allowed_BTT is not None:
+        difference_BRTT = difference_BRTT.masked_fill(~allowed_BTT[:, None], 0.0)
     divergence_BRT = (teacher_log_BRTT.exp() * difference_BRTT).sum(-1)
     if attention_mask_BT is None:
         return divergence_BRT.mean()
@@ -93,11 +97,11 @@ def relation_divergence(
     return divergence_BRT[real_BRT].mean()
 
 
-def _log_relation(x_BHTE: Tensor, y_BHTE: Tensor, relation_heads: int, attention_mask_BT: Tensor | None) -> Tensor:
+def _log_relation(x_BHTE: Tensor, y_BHTE: Tensor, relation_heads: int, allowed_BTT: Tensor | None) -> Tensor:
     x_BRTE, y_BRTE = _regroup(x_BHTE, relation_heads), _regroup(y_BHTE, relation_heads)
     scores_BRTT = x_BRTE @ y_BRTE.transpose(-1, -2) / x_BRTE.shape[-1] ** 0.5
-    if attention_mask_BT is not None:
-        scores_BRTT = scores_BRTT.masked_fill(~attention_mask_BT[:, None, None, :], float("-inf"))
+    if allowed_BTT is not None:
+        scores_BRTT = scores_BRTT.masked_fill(~allowed_BTT[:, None], float("-inf"))
     return scores_BRTT.log_softmax(-1)
 
 
@@ -108,8 +112,13 @@ def _regroup(x_BHTE: Tensor, relation_heads: int) -> Tensor:
     return merged_BTD.reshape(batch, length, relation_heads, -1).transpose(1, 2).float()
 
 
-def mean_over_pairs(squared_BHTT: Tensor, attention_mask_BT: Tensor | None) -> Tensor:
-    """Mean over real query-key pairs and heads."""
+def mean_over_pairs(
+    squared_BHTT: Tensor, attention_mask_BT: Tensor | None, allowed_BTT: Tensor | None = None
+) -> Tensor:
+    """Mean over real query-key pairs and heads; of a causal model over those that may attend (`Batch.allowed`)."""
+    if allowed_BTT is not None:
+        kept_BHTT = squared_BHTT.masked_fill(~allowed_BTT[:, None], 0.0)
+        return kept_BHTT.mean() / allowed_BTT.float().mean()
     if attention_mask_BT is None:
         return squared_BHTT.mean()
     pairs_BTT = attention_mask_BT[:, :, None] & attention_mask_BT[:, None, :]

@@ -22,6 +22,9 @@ class MiniLMv1(FeatureStrategy):
     def check(self, student: ModelSpec, teacher: ModelSpec | None) -> None:
         """Refuse unequal head counts, and layers that do not exist."""
         assert teacher is not None
+        if any(spec.key_value_heads != spec.num_heads for spec in (student, teacher)):
+            wrong = "queries share keys and values there, and Q K' is taken head by head"
+            raise CallerError("minilm_v1 with num_kv_heads below num_heads", wrong, "use minilm, or as many of both")
         layer_index(self.teacher_layer, teacher.num_layers, "teacher_layer")
         if teacher.num_heads != student.num_heads:
             raise CallerError(
@@ -41,15 +44,16 @@ class MiniLMv1(FeatureStrategy):
     def loss_flops(self, student: ModelSpec, teacher: ModelSpec | None, seq_len: int) -> tuple[int, int]:
         """Q K' and V V'."""
         assert teacher is not None
-        return 4 * seq_len * student.hidden_size, 4 * seq_len * teacher.hidden_size
+        ours, theirs = (spec.num_heads * spec.head_width for spec in (student, teacher))
+        return 4 * seq_len * ours, 4 * seq_len * theirs
 
     def loss(self, batch: Batch, student: Signals, teacher: Signals | None, projections: Maps = None) -> Terms:
         """Return {"attention", "values"} and "mlm" where it is weighted."""
         assert teacher is not None
         (q_T,), (k_T,), (v_T,) = (part.values() for part in (teacher.queries, teacher.keys, teacher.values))
         (q_S,), (k_S,), (v_S,) = (part.values() for part in (student.queries, student.keys, student.values))
-        heads, real_BT = q_T.shape[1], batch.attention_mask
+        heads, pairs = q_T.shape[1], (batch.real_BT, batch.allowed())
         return {
-            "attention": relation_divergence((q_T, k_T), (q_S, k_S), heads, real_BT),
-            "values": relation_divergence((v_T, v_T), (v_S, v_S), heads, real_BT),
+            "attention": relation_divergence((q_T, k_T), (q_S, k_S), heads, *pairs),
+            "values": relation_divergence((v_T, v_T), (v_S, v_S), heads, *pairs),
         } | self.mlm_term(batch, student)

@@ -1,21 +1,20 @@
-"""Pretraining from scratch: cross-entropy at masked positions, no teacher."""
+"""Pretraining from scratch: cross-entropy of masked words, or of next tokens; no teacher."""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
-from budgetlab.strategies.base import Maps, Strategy, Terms
-from budgetlab.strategies.losses import masked_lm
+from budgetlab.strategies.base import Maps, Strategy, Terms, word_term
 from budgetlab.values import Batch, ModelSpec, Needs, Signals
 
 
 class NoKD(Strategy):
-    """L = CE(z_S, y), mean over the M masked positions, in nats (Devlin et al. 2019, arXiv 1810.04805)."""
+    """L = CE(z_S, y), mean over the M targets, in nats: masked words (Devlin et al. 2019, arXiv 1810.04805) or next tokens."""
 
     uses_teacher: ClassVar[bool] = False
 
     def student_needs(self, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
-        """Logits at masked positions."""
+        """Logits at the targets."""
         return Needs(logits="masked")
 
     def loss_flops(self, student: ModelSpec, teacher: ModelSpec | None, seq_len: int) -> tuple[int, int]:
@@ -23,6 +22,11 @@ class NoKD(Strategy):
         return 0, 0
 
     def loss(self, batch: Batch, student: Signals, teacher: Signals | None, projections: Maps = None) -> Terms:
-        """Return {"mlm"}."""
+        """Return {"mlm"}, of causal models {"lm"}."""
         assert student.logits is not None
-        return {"mlm": masked_lm(student.logits, batch.target_ids)}
+        return word_term(batch, student.logits)
+
+    @property
+    def by_rows(self) -> bool:
+        """Nothing else is read."""
+        return True

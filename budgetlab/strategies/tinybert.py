@@ -19,7 +19,7 @@ class TinyBERT(FeatureStrategy):
     """L = MSE(E_S W, E_T) + sum_l MSE(H_S,l W, H_T,g(l)) + sum_l MSE(A_S,l, A_T,g(l)).
 
     Jiao et al. 2020 (arXiv 1909.10351), general distillation only: no prediction loss, all weights 1. A are raw scaled
-    scores before mask and softmax; means run over real positions and real pairs.
+    scores before mask and softmax; means run over real positions and real pairs, of causal models over allowed pairs.
 
     `layer_map`: g(l) = l L_T / L_S ("uniform"), the last layer alone from the last one ("last"), or a list with the
     teacher's layer for each student layer, counted from 1. `projection`: one learned W for all states as in the
@@ -99,9 +99,9 @@ class TinyBERT(FeatureStrategy):
         return 2 * states * student.hidden_size * teacher.hidden_size, 0
 
     def loss(self, batch: Batch, student: Signals, teacher: Signals | None, projections: Maps = None) -> Terms:
-        """Return {"embeddings", "hidden", "attention"} and "mlm" where it is weighted."""
+        """Return {"embeddings", "hidden", "attention"} and the words' term where it is weighted."""
         assert teacher is not None
-        real_BT = batch.attention_mask
+        real_BT, allowed_BTT = batch.real_BT, batch.allowed() if batch.causal else None
 
         def state_error(ours: int, theirs: int) -> Tensor:
             state_ND = real_rows(student.hidden[ours], real_BT).float()
@@ -110,7 +110,9 @@ class TinyBERT(FeatureStrategy):
             return (state_ND - real_rows(teacher.hidden[theirs], real_BT).float()).square().mean()
 
         def score_error(ours: int, theirs: int) -> Tensor:
-            return mean_over_pairs((student.scores[ours].float() - teacher.scores[theirs].float()).square(), real_BT)
+            return mean_over_pairs(
+                (student.scores[ours].float() - teacher.scores[theirs].float()).square(), real_BT, allowed_BTT
+            )
 
         if isinstance(self.layer_map, tuple):
             pairs = list(enumerate(self.layer_map, start=1))

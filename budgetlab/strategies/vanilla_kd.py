@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 
 from budgetlab.errors import CallerError
-from budgetlab.strategies.base import Maps, Strategy, Terms
-from budgetlab.strategies.losses import masked_lm, real_rows, soft_divergence, soft_divergence_of_largest
+from budgetlab.strategies.base import Maps, Strategy, Terms, word_term
+from budgetlab.strategies.losses import real_rows, soft_divergence, soft_divergence_of_largest
 from budgetlab.values import Batch, ModelSpec, Needs, Signals
 
 if TYPE_CHECKING:
@@ -49,6 +49,11 @@ class VanillaKD(Strategy):
             raise CallerError(f"top_k = {self.top_k}", f"the vocabulary has {words} entries", "lower it")
 
     @property
+    def by_rows(self) -> bool:
+        """Unless it reads other positions, or some of the teacher's logits."""
+        return self.positions == "masked" and self.top_k is None
+
+    @property
     def largest_logits(self) -> int | None:
         """As the setting says."""
         return self.top_k
@@ -71,11 +76,11 @@ class VanillaKD(Strategy):
         return 0, 0
 
     def loss(self, batch: Batch, student: Signals, teacher: Signals | None, projections: Maps = None) -> Terms:
-        """Return {"mlm", "soft"}."""
+        """Return {"mlm" or "lm", "soft"}."""
         assert student.logits is not None and teacher is not None
 
         def rows(logits: Tensor) -> Tensor:
-            return real_rows(logits, batch.attention_mask) if self.positions == "all" else logits
+            return real_rows(logits, batch.real_BT) if self.positions == "all" else logits
 
         ours, minus_entropy = rows(student.logits), self.divergence == "kl"
         at_targets = student.logits[batch.target_positions] if self.positions == "all" else student.logits
@@ -88,4 +93,4 @@ class VanillaKD(Strategy):
             soft = soft_divergence(rows(teacher.logits), ours, self.temperature, minus_entropy=minus_entropy)
         if self.reduction == "released_code":
             soft = soft / ours.shape[-1]
-        return {"mlm": self.hard_weight * masked_lm(at_targets, batch.target_ids), "soft": self.soft_weight * soft}
+        return word_term(batch, at_targets, self.hard_weight) | {"soft": self.soft_weight * soft}

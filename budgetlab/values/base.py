@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from budgetlab.errors import CallerError
 from budgetlab.units import parse_count
@@ -62,6 +70,16 @@ class Value(BaseModel):
         validate_by_name=True,
         validate_by_alias=True,
     )
+    left_out_at_default: ClassVar[frozenset[str]] = frozenset()
+    """Fields that came later: at their default they are not written, so that what was hashed before keeps its hash."""
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written = handler(self)
+        for name in self.left_out_at_default:
+            if getattr(self, name) == type(self).model_fields[name].default:
+                written.pop(name, None)
+        return written
 
 
 class Record(Value):

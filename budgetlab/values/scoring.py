@@ -21,14 +21,19 @@ CORRELATIONS = ("pearson", "spearman", "pearson_spearman")
 
 AGGREGATE = "score"
 """The unweighted mean over the study's tasks that were scored at every budget, of runs that have all of these."""
-LOSSES = ("readout_loss", "adapted_loss", "mlm_loss")
-"""Outcomes in nats per target token, lower is better; every other outcome is a score, where 0.01 is a point."""
+LOSSES = ("readout_loss", "adapted_loss", "mlm_loss", "lm_loss", "bits_per_byte")
+"""Outcomes in nats per target token (bits a byte: in bits), lower is better; every other outcome is a score, where 0.01
+is a point."""
+OWN_HEAD_LOSSES = ("mlm_loss", "lm_loss")
+"""Of the head that a run trained itself: of masked words, of next tokens."""
 COMPUTE_COLUMNS = (
     "required_flops", "executed_flops", "device_seconds", "tokens", "target_tokens", "budget_amount",
 )  # fmt: skip
 """Columns that a curve can be drawn over."""
 PROBES = ("replaced", "belongs")
-"""Tasks that are made of held-out text."""
+"""Tasks that are made of held-out text, and fine-tuned."""
+CAUSAL_PROBES = ("cloze", "copy")
+"""What causal models are asked of held-out text as they stand: the last word, and to copy."""
 
 _LOSS = re.compile(
     r"l|(.*[_/. -])?(loss|nll|perplexity|ppl|bpb|bits_per_(byte|token|char|character|word)|"
@@ -46,7 +51,12 @@ def higher_is_better(outcome: str, asked: str | None = None) -> bool | None:
     name = outcome.strip().lower()
     if _LOSS.fullmatch(name):
         return False
-    if _SCORE.fullmatch(name) or name in GLUE or name in {row for task in GLUE.values() for row in task.further}:
+    if (
+        _SCORE.fullmatch(name)
+        or name in GLUE
+        or name in CAUSAL_PROBES
+        or name in {row for task in GLUE.values() for row in task.further}
+    ):
         return True
     if asked is not None:
         wrong = f"whether more of {outcome} is better is not known"
@@ -62,7 +72,7 @@ def unit_of(outcome: str, rises: bool | None = None) -> str:
     `rises` says which way it goes where the runs do; the name says it otherwise.
     """
     if outcome in LOSSES:
-        return "nats"
+        return "bits" if outcome == "bits_per_byte" else "nats"
     return "units" if rises is False or higher_is_better(outcome) is False else "points"
 
 
@@ -156,7 +166,7 @@ class EvaluateSpec(Value):
     preset: Literal["default", "paper", "quick"] | None = None
     """`PROTOCOLS`, filled in when the study is read; keys that are written out win."""
     source: Literal["glue", "probes"] = "glue"
-    """GLUE and own tasks, or the two probes that are made of held-out text."""
+    """GLUE and own tasks, or the probes that are made of held-out text."""
     folder: str | None = None
     """Of TASK/SPLIT files; None, or "hub", reads nyu-mll/glue from the hub."""
     tasks: Annotated[tuple[Name, ...], Field(max_length=1000)] = ()
@@ -200,14 +210,14 @@ class EvaluateSpec(Value):
         unknown = set(self.largest_budget_only) - {*self.tasks, "adapted_loss"}
         if unknown:
             raise ValueError(f"largest_budget_only names {sorted(unknown)}, which are not among the tasks")
-        offered = [*(PROBES if self.source == "probes" else GLUE), *self.own]
+        offered = [*((*PROBES, *CAUSAL_PROBES) if self.source == "probes" else GLUE), *self.own]
         for task in self.tasks:
             if task not in offered:
                 raise unknown_name("task", task, offered, "evaluate.tasks")
         if falling := [name for name in self.own if higher_is_better(name) is False]:
             raise ValueError(f"own tasks are scores and may not be called as losses are: {', '.join(falling)}")
         further = [name for task in (*GLUE.values(), *self.own.values()) for name in task.further]
-        taken = {*GLUE, *LOSSES, AGGREGATE, *PROBES, "mnli_mismatched"} & set(self.own)
+        taken = {*GLUE, *LOSSES, AGGREGATE, *PROBES, *CAUSAL_PROBES, "mnli_mismatched"} & set(self.own)
         if taken:
             raise ValueError(f"own tasks may not be called {', '.join(sorted(taken))}")
         known = {*self.tasks, *further, *GLUE}
@@ -264,7 +274,8 @@ class FitSpec(Value):
     x: str = "required_flops"
     """Column that the curves run over."""
     y: str = "readout_loss"
-    """Primary outcome: readout_loss, adapted_loss, mlm_loss, a task, or score, the mean over tasks."""
+    """Primary outcome: readout_loss, adapted_loss, mlm_loss, a task, or score, the mean over tasks; of causal models
+    lm_loss or bits_per_byte. Omitted, causal arms that all train a head are compared by lm_loss."""
     primary: tuple[str, ...] = ()
     """Primary contrasts, such as "minilm - no_kd", at the largest budget that both arms have; by default each arm
     against the from-scratch arm of its student."""

@@ -51,9 +51,11 @@ class Needs:
 
 @dataclass(frozen=True)
 class Batch:
-    """Masked samples: `input_ids` [B, T], flat `target_positions` [M] into B*T, `target_ids` [M].
+    """Samples: `input_ids` [B, T], flat `target_positions` [M] into B*T, `target_ids` [M].
 
-    `attention_mask` [B, T] is true at real tokens, None where nothing is padded. `largest` are the teacher's largest
+    The targets are the masked words, or of a `causal` batch the next tokens at all positions. `attention_mask` [B, T]
+    is true at real tokens, None where nothing is padded; of a causal batch, which has no padding, it is true at the
+    pairs that may attend, [B, T, T], and None where that is every earlier position. `largest` are the teacher's largest
     logits at the targets where they were kept, as in `Signals`.
     """
 
@@ -62,9 +64,26 @@ class Batch:
     target_ids: Tensor
     attention_mask: Tensor | None = None
     largest: tuple[Tensor, Tensor] | None = None
+    causal: bool = False
+
+    @property
+    def real_BT(self) -> Tensor | None:
+        """True at real tokens; None where all are."""
+        return None if self.causal else self.attention_mask
+
+    def allowed(self) -> Tensor | None:
+        """Which key each query attends to, true at [B or 1, T or 1, T]; None where each attends to all."""
+        if not self.causal:
+            return None if self.attention_mask is None else self.attention_mask[:, None, :]
+        if self.attention_mask is not None:
+            return self.attention_mask
+        length = self.input_ids.shape[1]
+        return self.input_ids.new_ones((1, length, length)).tril().bool()
 
     def unmasked(self) -> Batch:
-        """Return the same samples with the words themselves at the masked positions."""
+        """Return the same samples with the words themselves at the masked positions; causal ones hide none."""
+        if self.causal:
+            return self
         ids = self.input_ids.flatten().index_copy(0, self.target_positions, self.target_ids)
         return replace(self, input_ids=ids.view_as(self.input_ids))
 

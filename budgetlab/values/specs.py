@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, model_validator
 
@@ -13,6 +13,9 @@ TAPPED_FAMILIES = ("bert", "roberta", "electra")
 """Run block by block: every strategy works."""
 WHOLE_FAMILIES = ("megatron-bert", "modernbert")
 """Cut after whole blocks only: strategies that read hidden states and logits work."""
+CAUSAL_FAMILIES = ("gpt2", "llama", "qwen2", "qwen3", "olmo2", "gemma3_text")
+"""Next-token models: every strategy works."""
+FAMILIES = TAPPED_FAMILIES + WHOLE_FAMILIES + CAUSAL_FAMILIES
 
 CONFIG_FIELDS = {
     "model_type": "family",
@@ -21,12 +24,16 @@ CONFIG_FIELDS = {
     "num_attention_heads": "num_heads",
     "intermediate_size": "intermediate_size",
     "vocab_size": "vocab_size",
+    "num_key_value_heads": "num_kv_heads",
+    "head_dim": "head_dim",
+    "tie_word_embeddings": "tie_embeddings",
 }
 """What transformers' configurations call the fields of a `ModelSpec`."""
+CAUSAL_FIELDS = ("num_kv_heads", "head_dim", "tie_embeddings")
 
 
 class Pretrain(Value):
-    """How a teacher is made: masked language modelling on `tokens` tokens of the study's corpus (0: random weights)."""
+    """How a teacher is made: the family's own language modelling on `tokens` tokens of the study's corpus (0: random weights)."""
 
     tokens: CountOrZero
     """Positions that it reads; a list in the study file makes a teacher of each."""
@@ -35,6 +42,8 @@ class Pretrain(Value):
 
 class ModelSpec(Value):
     """A network one can build."""
+
+    left_out_at_default: ClassVar[frozenset[str]] = frozenset({"num_kv_heads", "head_dim", "tie_embeddings"})
 
     family: str = "bert"
     """What transformers calls the model type."""
@@ -48,6 +57,12 @@ class ModelSpec(Value):
     """Width of the feed-forward layer."""
     vocab_size: int | None = Field(default=None, gt=0, le=2**24)
     """None until the tokenizer is known."""
+    num_kv_heads: int | None = Field(default=None, gt=0, le=2**10)
+    """Heads of keys and values where several queries share one (causal families); None: `num_heads`."""
+    head_dim: int | None = Field(default=None, gt=0, le=2**14)
+    """Width of a head where it is not `hidden_size` / `num_heads` (causal families)."""
+    tie_embeddings: bool | None = None
+    """Whether the head is the embedding table (causal families); None: as transformers has it for the family."""
     config: dict[str, Any] = {}
     """Further fields of the transformers configuration."""
     weights: str | None = None
@@ -61,13 +76,14 @@ class ModelSpec(Value):
 
     @model_validator(mode="after")
     def _whole_heads_and_one_origin(self) -> ModelSpec:
-        if self.family not in TAPPED_FAMILIES + WHOLE_FAMILIES:
-            raise ValueError(f"no family {self.family!r}; known: {', '.join(TAPPED_FAMILIES + WHOLE_FAMILIES)}")
+        if self.family not in FAMILIES:
+            raise ValueError(f"no family {self.family!r}; known: {', '.join(FAMILIES)}")
+        self._check_causal_fields()
         for key, field in CONFIG_FIELDS.items():
             if key in self.config and self.config[key] != getattr(self, field):
                 wrong = f"config.{key} = {self.config[key]!r} contradicts {field} = {getattr(self, field)!r}"
                 raise ValueError(f"{wrong}; say it once, as {field}")
-        if self.hidden_size % self.num_heads:
+        if self.head_dim is None and self.hidden_size % self.num_heads:
             raise ValueError(f"num_heads {self.num_heads} does not divide hidden_size {self.hidden_size}")
         if self.weights is not None and self.pretrain is not None:
             raise ValueError("both weights and pretrain are set; give exactly one")
@@ -80,10 +96,40 @@ class ModelSpec(Value):
                 )
         return self
 
+    def _check_causal_fields(self) -> None:
+        given = [name for name in CAUSAL_FIELDS if getattr(self, name) is not None]
+        takes = () if not self.causal else ("tie_embeddings",) if self.family == "gpt2" else CAUSAL_FIELDS
+        takes = takes if self.family not in ("qwen2", "olmo2") else ("num_kv_heads", "tie_embeddings")
+        if wrong := [name for name in given if name not in takes]:
+            known = f"it takes {', '.join(takes)}" if takes else "it takes none of these"
+            raise ValueError(f"{', '.join(wrong)}: a {self.family} has no such choice; {known}")
+        if self.num_kv_heads is not None and self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_kv_heads {self.num_kv_heads} does not divide num_heads {self.num_heads}")
+
+    @property
+    def causal(self) -> bool:
+        """Whether it predicts the next token; else words that are masked."""
+        return self.family in CAUSAL_FAMILIES
+
+    @property
+    def objective(self) -> Literal["masked", "causal"]:
+        """What it is trained for."""
+        return "causal" if self.causal else "masked"
+
+    @property
+    def head_width(self) -> int:
+        """Width of a head of queries."""
+        return self.head_dim or self.hidden_size // self.num_heads
+
+    @property
+    def key_value_heads(self) -> int:
+        """Heads of keys and of values."""
+        return self.num_kv_heads or self.num_heads
+
     @property
     def taps_attention(self) -> bool:
         """Whether queries, keys, values and scores of its blocks can be read."""
-        return self.family in TAPPED_FAMILIES
+        return self.family in TAPPED_FAMILIES or self.causal
 
     @property
     def pretraining_tokens(self) -> int | None:
@@ -158,6 +204,8 @@ class TeacherLayers(Value):
 class Recipe(Value):
     """Everything that two arms share: batch, schedule, optimizer, masking, precision."""
 
+    left_out_at_default: ClassVar[frozenset[str]] = frozenset({"documents", "causal_attention"})
+
     seq_len: int = Field(default=64, ge=8, le=8192)
     """Positions of a sequence."""
     batch_tokens: Count = 2048
@@ -181,8 +229,14 @@ class Recipe(Value):
     """Of AdamW."""
     clip_norm: float = Field(default=1.0, ge=0)
     """Largest norm of the gradient; 0 does not clip."""
-    mask_fraction: float = Field(default=0.15, gt=0, lt=1)
-    """Of the positions of every sequence, rounded, at least one."""
+    mask_fraction: float = Field(default=0.15, gt=0, le=1)
+    """Of the positions of every sequence, rounded, at least one. Of causal models it is 1: every position is a
+    target."""
+    documents: Literal["joined", "apart"] = "joined"
+    """Of causal models: whether a position attends to earlier documents of its sequence, or to its own alone."""
+    causal_attention: Literal["full", "half"] = "full"
+    """How causal attention is counted in FLOPs: all pairs, as kernels do it by default, or those that are allowed
+    (half of them, the convention of some papers)."""
     dropout: Share = 0.0
     """In pretraining."""
     initialisation: Literal["random"] | TeacherLayers = "random"
@@ -217,8 +271,13 @@ class Recipe(Value):
         return self.batch_tokens // self.seq_len
 
     @property
+    def causal(self) -> bool:
+        """Whether every position is a target: of the next token."""
+        return self.mask_fraction == 1
+
+    @property
     def masked_per_sequence(self) -> int:
-        """Masked positions in every sequence, at least one."""
+        """Target positions in every sequence, at least one."""
         return max(1, round(self.mask_fraction * self.seq_len))
 
 
