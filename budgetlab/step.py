@@ -191,31 +191,28 @@ class TrainingStep:
 
     def _loss_in_parts(self, batch: Batch, student: Signals, teacher: Signals | None) -> dict[str, Tensor]:
         """Compute the head and the loss a few rows at a time, each part's gradients at once."""
-        states = [None if s is None or not s.hidden else s.hidden[n.spec.num_layers].flatten(0, 1)[batch.target_positions]
-                  for s, n in ((student, self.student), (teacher, self.teacher)) if n is not None]  # fmt: skip
-        ours_MD, theirs_MD = states[0], states[1] if len(states) > 1 else None
+
+        def at_targets(signals: Signals | None) -> Tensor | None:
+            states = [] if signals is None else list(signals.hidden.values())
+            return states[0].flatten(0, 1)[batch.target_positions] if states else None
+
+        ours_MD, theirs_MD = at_targets(student), at_targets(teacher)
         assert ours_MD is not None
         rows = max(1, LOGITS_AT_ONCE // (self.student.spec.vocab_size or 1))
 
-        def part(first: int, rows_MD: Tensor) -> dict[str, Tensor]:
+        def of_rows(first: int, rows_MD: Tensor) -> dict[str, Tensor]:
             here = slice(first, first + rows)
             with self.autocast:
                 logits = self.student.head(rows_MD)[..., : self.shared_vocab]
                 with torch.no_grad():
                     known = None if theirs_MD is None or self.teacher is None else self.teacher.head(theirs_MD[here])
             known = None if known is None else Signals(logits=known[..., : self.shared_vocab])
-            of_rows = replace(batch, target_positions=batch.target_positions[here], target_ids=batch.target_ids[here])
-            return self.strategy.loss(of_rows, Signals(logits=logits), known, self.projections)
+            some = replace(batch, target_positions=batch.target_positions[here], target_ids=batch.target_ids[here])
+            return self.strategy.loss(some, Signals(logits=logits), known, self.projections)
 
-        named = {name: value for name, value in self.student.named_parameters() if value.requires_grad}
-        head = {name: value for name, value in named.items() if name in self._head_parameters()}
-        return _InParts.terms(part, ours_MD, list(head.values()), rows)
-
-    def _head_parameters(self) -> set[str]:
-        """Names of the student's tensors that its head multiplies by."""
-        own = {id(value) for part in FAMILIES[self.student.spec.family].head
-               for value in getattr(self.student.model, part).parameters()}  # fmt: skip
-        return {name for name, value in self.student.named_parameters() if id(value) in own}
+        parts = [getattr(self.student.model, name) for name in FAMILIES[self.student.spec.family].head]
+        learned = {id(value): value for part in parts for value in part.parameters() if value.requires_grad}
+        return _InParts.terms(of_rows, ours_MD, list(learned.values()), rows)
 
     def backward(self, terms: dict[str, Tensor], share: float = 1.0) -> None:
         """Phase 4: gradients of the sum of the terms, times the micro-batch's share of the batch."""

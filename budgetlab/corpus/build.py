@@ -123,6 +123,7 @@ def _build(source: Source, origin: TokenizerOrigin, key: str, working: Path, say
     vocab_size = tokenizer.get_vocab_size()
     dtype = np.dtype("<u2" if vocab_size <= 65_536 else "<u4")
     description: dict[str, Any] = {"found": done.state["found"]}
+    sizes: list[list[int]] = []
     counts: dict[str, np.ndarray] = {}
     for split in _SPLITS:
         file = folder / f"{split}.bin"

@@ -117,7 +117,11 @@ def evaluate(
             about |= {"metric": metric, "value": score.metrics[metric], "averaged": averaged}
         if score.model_copy(update=about) != score:
             store.write_score(key, score.model_copy(update=about))
-    names = [*_baselines(corpus, tasks, spec, store), *(f"{subject.run_id}/{key}" for subject, key in named)]
+    causal = next(iter(plan.arms.values())).recipe.causal
+    names = [
+        *_baselines(corpus, tasks, spec, store, "lm_loss" if causal else "mlm_loss"),
+        *(f"{subject.run_id}/{key}" for subject, key in named),
+    ]
     store.write_index(scores=names)
     lines = [f"{reason}{f' ({count} scores)' if count > 1 else ''}" for reason, count in reasons.items()]
     if lines and say is None:
@@ -154,13 +158,15 @@ def _choose(choice: Choice, spec: EvaluateSpec, store: Store, task: Task) -> Non
             store.write_score(key, spent[0].model_copy(update=update))
 
 
-def _baselines(corpus: Corpus, tasks: Sequence[Task], spec: EvaluateSpec, store: Store) -> list[str]:
+def _baselines(
+    corpus: Corpus, tasks: Sequence[Task], spec: EvaluateSpec, store: Store, own_loss: str
+) -> list[str]:  # fmt: skip
     """Score what needs no network: each task's majority answer, the unigram entropy; return their index names."""
     run_id = f"yardsticks-{content_hash(corpus.content_hash)[:8]}"
     found = {
-        content_hash("unigram", corpus.content_hash): {
+        content_hash("unigram", corpus.content_hash, *(() if own_loss == "mlm_loss" else (own_loss,))): {
             "subject": "unigram",
-            "task": "mlm_loss",
+            "task": own_loss,
             "metric": "nats",
             "value": corpus.unigram_entropy_nats,
             "higher_is_better": False,

@@ -118,17 +118,22 @@ def _calibration_error(sure_N: np.ndarray, hit_N: np.ndarray) -> float:
     return float(np.abs(gaps).sum() / len(sure_N))
 
 
-def word_starts(vocabulary: dict[str, int], size: int) -> np.ndarray:
-    """Tell which tokens begin a word, bool [V]: by the marks of WordPiece (##), byte-level BPE or SentencePiece."""
-    starts = np.zeros(size, dtype=bool)
+def word_parts(vocabulary: dict[str, int], size: int) -> np.ndarray:
+    """Tell what each token is to a word, int8 [V]: 1 begins one, 2 goes on with it, 0 is none (no letter in it).
+
+    By the marks of WordPiece (##), or of byte-level BPE and SentencePiece.
+    """
+    parts = np.zeros(size, dtype=np.int8)
     inner = any(piece.startswith("##") for piece in vocabulary)
     for piece, number in vocabulary.items():
-        starts[number] = not piece.startswith("##") if inner else piece.startswith(("Ġ", "▁"))
-    return starts
+        begins = not piece.startswith("##") if inner else piece.startswith(("Ġ", "▁"))
+        if any(char.isalpha() for char in piece.lstrip("Ġ▁#")):
+            parts[number] = 1 if begins else 2
+    return parts
 
 
 def cloze(
-    network: Network, heldout: Batches, starts_V: np.ndarray, special: Sequence[int], *, dtype: str = "float32"
+    network: Network, heldout: Batches, parts_V: np.ndarray, special: Sequence[int], *, dtype: str = "float32"
 ) -> np.ndarray:
     """Ask for the last whole word of held-out sequences, given what comes before it: whether all its tokens are right.
 
@@ -138,13 +143,12 @@ def cloze(
     sequences, length = min(CLOZE_SEQUENCES, heldout.num_samples), heldout.seq_len
     batch = heldout.in_order(0, sequences)
     tokens = np.concatenate([batch.input_ids, batch.target_ids.reshape(-1, length)[:, -1:]], axis=1)
-    is_special = np.isin(tokens, special)
-    opens = starts_V[tokens] | is_special
+    parts = np.where(np.isin(tokens, special), 0, parts_V[tokens])
     right = _greedy(network, heldout, sequences, dtype).reshape(sequences, length)
     found = []
     for row in range(sequences):
-        edges = np.flatnonzero(opens[row])
-        words = [(a, b) for a, b in pairwise(edges) if a > length // 2 and not is_special[row, a]]
+        edges = np.flatnonzero(parts[row] != 2)
+        words = [(a, b) for a, b in pairwise(edges) if a > length // 2 and parts[row, a] == 1]
         if words:
             start, end = words[-1]
             found.append(right[row, start - 1 : end - 1].all())

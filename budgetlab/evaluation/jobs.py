@@ -12,7 +12,7 @@ from budgetlab.batches import batches_of
 from budgetlab.checkpoint import load_checkpoint, step_name
 from budgetlab.corpus import Corpus
 from budgetlab.errors import BudgetlabError, CallerError
-from budgetlab.evaluation.causal import CAUSAL_VERSION, cloze, copying, next_token_loss, word_starts
+from budgetlab.evaluation.causal import CAUSAL_VERSION, cloze, copying, next_token_loss, word_parts
 from budgetlab.evaluation.finetune import Encoded, encode, finetune
 from budgetlab.evaluation.metrics import predictions_frame, score_predictions
 from budgetlab.evaluation.tasks import Task
@@ -308,8 +308,8 @@ class Scorer:
             yield "lm_loss", {**about, "value": found.nats, "metrics": further}
             return
         if job.task == "cloze":
-            starts = word_starts(self.tokenizer.get_vocab(), corpus.vocab_size)
-            right = cloze(network, self.heldout, starts, corpus.special.all(), dtype=dtype)
+            parts = word_parts(self.tokenizer.get_vocab(), corpus.vocab_size)
+            right = cloze(network, self.heldout, parts, corpus.special.all(), dtype=dtype)
         else:
             right = copying(network, self.heldout, dtype=dtype)
         if not len(right):

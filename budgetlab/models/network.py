@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import types
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -37,6 +37,10 @@ class Family:
     """Configuration that does not fit every vocabulary as transformers has it."""
 
 
+_NO_TOKENS: dict[str, Any] = {f"{role}_token_id": None for role in ("bos", "eos", "pad")}
+_LLAMA = Family(
+    "model", ("lm_head",), "layers", "embed_tokens", dropouts=("attention_dropout",), defaults=_NO_TOKENS
+)  # fmt: skip
 FAMILIES = {
     "bert": Family("bert", ("cls",)),
     "roberta": Family("roberta", ("lm_head",)),
@@ -50,18 +54,20 @@ FAMILIES = {
         defaults={f"{role}_token_id": None for role in ("bos", "eos", "cls", "sep")},
     ),
     "gpt2": Family(
-        "transformer", ("lm_head",), "h", "drop", ("ln_1", "attn", "c_proj"),
-        dropouts=("resid_pdrop", "embd_pdrop", "attn_pdrop"), defaults={"bos_token_id": None, "eos_token_id": None, "pad_token_id": None},
+        "transformer",
+        ("lm_head",),
+        "h",
+        "drop",
+        ("ln_1", "attn", "c_proj"),
+        dropouts=("resid_pdrop", "embd_pdrop", "attn_pdrop"),
+        defaults=_NO_TOKENS,
     ),
-    **{
-        name: Family(
-            "model", ("lm_head",), "layers", "embed_tokens",
-            ("" if name == "olmo2" else "input_layernorm", "self_attn", "o_proj"),
-            dropouts=("attention_dropout",), defaults={"bos_token_id": None, "eos_token_id": None, "pad_token_id": None},
-        )
-        for name in ("llama", "qwen2", "qwen3", "olmo2", "gemma3_text")
-    },
-}  # fmt: skip
+    "llama": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "olmo2": replace(_LLAMA, last=("", "self_attn", "o_proj")),
+    "gemma3_text": _LLAMA,
+}
 
 
 class Network(nn.Module):

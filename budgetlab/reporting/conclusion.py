@@ -19,7 +19,7 @@ from budgetlab.reporting.tables.sheets import bracketed, fixed
 from budgetlab.resampling import holm
 from budgetlab.units import format_amount
 from budgetlab.values import Plan, RunRecord, Score, Value, Verdict
-from budgetlab.values.scoring import PROBES
+from budgetlab.values.scoring import CAUSAL_PROBES, OWN_HEAD_LOSSES, PROBES
 
 BELOW_THRESHOLD = "below the learning threshold"
 TEACHER_LEAD_NATS = 0.3
@@ -92,7 +92,8 @@ def sanity_checks(
     """
     found = outcomes(scores)
     table, cells = found.table, found.cells
-    own = cells[cells["task"] == "mlm_loss"]
+    own = cells[cells["task"].isin(OWN_HEAD_LOSSES)]
+    kind = "LM" if own["task"].eq("lm_loss").any() else "MLM"
     students = own[own["subject"] == "run"]
     # The lowest of an arm, over its budgets, is the hardest to stay ahead of.
     lowest = students.loc[students.groupby("arm", sort=False)["mean"].idxmin()] if len(students) else students
@@ -110,11 +111,11 @@ def sanity_checks(
         arms = list(pd.unique(table.loc[table["subject"] == "run", "arm"]))
     return (
         _check_lead(
-            "the teacher is ahead of every student", teacher, lowest_loss, TEACHER_LEAD_NATS, "the nearest",
-            f"teacher {fixed(teacher, 2)}; students with an MLM head, each at its lowest: {_list_losses(lowest)}",
+            "the teacher is ahead of every student", teacher, lowest_loss, TEACHER_LEAD_NATS, "the nearest", kind,
+            f"teacher {fixed(teacher, 2)}; students with an {kind} head, each at its lowest: {_list_losses(lowest)}",
         ),
         _check_lead(
-            "the best student is below the unigram entropy", lowest_loss, unigram, UNIGRAM_LEAD_NATS, "it",
+            "the best student is below the unigram entropy", lowest_loss, unigram, UNIGRAM_LEAD_NATS, "it", kind,
             f"unigram entropy {fixed(unigram, 2)}; best student {_list_losses(best)}",
         ),
         _check_pretraining(cells, list(arms), largest_rung(table) if rung is None else rung, list(tasks)),
@@ -135,7 +136,7 @@ def _list_losses(lowest: pd.DataFrame) -> str:
 
 
 def _check_lead(
-    name: str, lower: float | None, upper: float | None, needed: float, whom: str, losses: str
+    name: str, lower: float | None, upper: float | None, needed: float, whom: str, kind: str, losses: str
 ) -> SanityCheck:
     """Check that one loss is so far below another."""
     lead = None if lower is None or upper is None else upper - lower
@@ -146,7 +147,7 @@ def _check_lead(
         name=name,
         passed=lead is not None and lead >= needed - _ROUNDING,
         judged=lead is not None,
-        sentence=f"own MLM loss, held out, in nats per target token: {losses}; {told}.",
+        sentence=f"own {kind} loss, held out, in nats per target token: {losses}; {told}.",
     )
 
 
@@ -178,7 +179,7 @@ def _check_pretraining(cells: pd.DataFrame, arms: list[str], rung: int | None, t
     known = {key: p for key, p in p_values.items() if p is not None}
     clearly = [key for key, p in zip(known, holm(list(known.values())), strict=True) if p < _CLEARLY]
     asked = bool(tasks and arms)
-    everywhere = set(tasks) <= {*PROBES, *LOSSES}
+    everywhere = set(tasks) <= {*PROBES, *CAUSAL_PROBES, *LOSSES}
     said = [] if everywhere else [f"clearly above: {_name_arms(clearly, arms) or 'none'}"]
     said += [f"not above: {_name_arms(failing, arms)}"] if failing else []
     said += [f"n/a: {_name_arms(missing, arms)}"] if missing else []
@@ -291,7 +292,9 @@ def conclude(checks: Sequence[SanityCheck], verdicts: Sequence[Verdict]) -> str:
         said = [f"At {format_amount(largest, chosen[0].at.unit)}, {'; '.join(parts)}."]
     if any(verdict.tuned is False for verdict in chosen):
         said.append("One learning rate was used for all arms, not tuned.")
-    if any(verdict.y in LOSSES for verdict in chosen) and not {v.y for v in verdicts}.issuperset(_SHARED_LOSSES):
+    if any(verdict.y in (*_SHARED_LOSSES, "mlm_loss") for verdict in chosen) and not {v.y for v in verdicts}.issuperset(
+        _SHARED_LOSSES
+    ):
         said.append(f"It rests on {OUTCOMES.get(chosen[0].y, chosen[0].y)} alone: no second yardstick was measured.")
     if against := _contradictions(verdicts):
         said.append(f"But {'; '.join(against)}.")

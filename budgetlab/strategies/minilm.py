@@ -15,8 +15,8 @@ class MiniLM(FeatureStrategy):
 
     Wang et al. 2021 (arXiv 2012.15828). R_X = softmax(X_r X_r' / sqrt(d_r)) after X is regrouped into
     `relation_heads` heads of equal width, so widths and head counts of teacher and student may differ. Without
-    `mlm_weight` the last student block after Q, K, V and the head get no gradient and are not computed. Of causal models
-    Q and K are those after the rotation, and a row holds the positions up to its own.
+    `mlm_weight` the last student block after Q, K, V and the head get no gradient and are not computed. Of causal
+    models Q and K are those after the rotation, and a row holds the positions up to its own.
     """
 
     relation_heads: int | None = Field(default=None, gt=0)

@@ -9,7 +9,10 @@ from budgetlab.values import Batch, ModelSpec, Needs, Signals
 
 
 class NoKD(Strategy):
-    """L = CE(z_S, y), mean over the M targets, in nats: masked words (Devlin et al. 2019, arXiv 1810.04805) or next tokens."""
+    """L = CE(z_S, y), mean over the M targets, in nats.
+
+    Masked words (Devlin et al. 2019, arXiv 1810.04805), or the next tokens of a causal model.
+    """
 
     uses_teacher: ClassVar[bool] = False
 

@@ -17,9 +17,10 @@ class Skew(LogitStrategy):
     """L = (1 - alpha) CE + alpha D, where D is a divergence from a mixture of both distributions.
 
     "forward": KL(p_T || lambda p_T + (1 - lambda) p_S); "reverse": KL(p_S || (1 - lambda) p_T + lambda p_S).
-    Ko et al. 2024 (arXiv 2402.03898). lambda is the share of the first distribution in the mixture: the forward mixture is
-    mostly the student at the usual 0.1, and lambda = 0 is the plain divergence. The authors' forward loss leaves out the
-    teacher's entropy, which has no gradient. Means over the targets, in nats; p are softmax(z / T), without T^2.
+
+    Ko et al. 2024 (arXiv 2402.03898). lambda is the share of the first distribution in the mixture: the forward mixture
+    is mostly the student at the usual 0.1, and lambda = 0 is the plain divergence. The authors' forward loss leaves out
+    the teacher's entropy, which has no gradient. Means over the targets, in nats; p are softmax(z / T), without T^2.
     """
 
     share: float = Field(default=0.1, ge=0, lt=1, alias="lambda")

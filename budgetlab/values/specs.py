@@ -33,7 +33,7 @@ CAUSAL_FIELDS = ("num_kv_heads", "head_dim", "tie_embeddings")
 
 
 class Pretrain(Value):
-    """How a teacher is made: the family's own language modelling on `tokens` tokens of the study's corpus (0: random weights)."""
+    """How a teacher is made: by its own objective on `tokens` tokens of the study's corpus (0: random weights)."""
 
     tokens: CountOrZero
     """Positions that it reads; a list in the study file makes a teacher of each."""

@@ -294,7 +294,9 @@ def full_sheet(frame: pd.DataFrame, *, note: str = "") -> Sheet:
         Column("budget", lambda row: "" if row["budget_amount"] is None else _budget(row), left=True),
         Column("runs", "runs", 0, _SPENT),
     ]
-    own = [_loss_column("own MLM\nnats", "mlm_loss")]
+    causal = _column("lm_loss") in frame and frame[_column("lm_loss")].notna().any()
+    own = [_loss_column("held out\nnats", "lm_loss")] if causal else [_loss_column("own MLM\nnats", "mlm_loss")]
+    own += [_loss_column("bits\na byte", "bits_per_byte")] if causal else []
     if behind.notna().any():
         own.append(Column("read-out\nminus own\nnats", "behind", lambda gap: "n/a" if gap is None else f"{gap:+.3f}",
                           _OUTCOME))  # fmt: skip
