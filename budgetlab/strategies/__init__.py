@@ -55,7 +55,8 @@ def build_strategy(spec: StrategySpec, arm: str = "") -> Strategy:
         first = error.errors()[0]
         setting = ".".join(str(part) for part in first["loc"]) or "settings"
         if first["type"] == "extra_forbidden":
-            raise unknown_name(f"setting of {spec.name}", setting, found[0].model_fields, where) from None
+            known = [field.alias or name for name, field in found[0].model_fields.items()]
+            raise unknown_name(f"setting of {spec.name}", setting, known, where) from None
         message = f"{first['msg']} (given {first['input']!r})"
         raise CallerError(f"{where}.{setting}", message, "correct the setting") from None
 
