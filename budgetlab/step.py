@@ -25,6 +25,7 @@ from budgetlab.ranks import Ranks
 from budgetlab.strategies import Strategy
 from budgetlab.strategies.losses import largest
 from budgetlab.values import Batch, ModelSpec, Needs, Recipe, Signals
+from budgetlab.values.specs import same_vocabulary
 
 LOGITS_AT_ONCE = 2**25
 """Numbers that one network's logits may take in memory where the loss is a mean over rows: 128 MB in float32."""
@@ -398,6 +399,9 @@ def build_step(
     shape: dict[str, Any] = {"seq_len": recipe.seq_len, "attention": attention, "device": device}
     if isinstance(teacher, ModelSpec):
         teacher = build_network(teacher, seed=seed + 1, **shape)
+    if teacher is not None and not same_vocabulary(student, teacher.spec):
+        wrong = f"the teacher's vocabulary has {teacher.spec.vocab_size} entries, the student's {student.vocab_size}"
+        raise CallerError(f"arm {arm}", wrong, "use one tokenizer for both")
     network = build_network(student, seed=seed, dropout=recipe.dropout, **shape)
     if recipe.initialisation != "random":
         if teacher is None:

@@ -29,7 +29,7 @@ from budgetlab.values import (
 )
 from budgetlab.values.base import Name, Seed
 from budgetlab.values.scoring import CAUSAL_PROBES
-from budgetlab.values.specs import TAPPED_FAMILIES, TokenizerSpec
+from budgetlab.values.specs import TAPPED_FAMILIES, TokenizerSpec, same_vocabulary
 
 _MOST_RUNS = 100_000
 
@@ -329,19 +329,14 @@ def _check_arm(study: Study, arm: Arm) -> None:
 
 def _check_vocabularies(where: str, study: Study, arm: Arm, student: ModelSpec, teacher: ModelSpec) -> None:
     """Refuse unequal vocabularies, unless the entries that one has more than the tokenizer are padding."""
-    sizes = [spec.vocab_size for spec in (student, teacher)]
-    tokenizer = study.corpus.tokenizer
-    needed = min((s for s in (_tokenizer_size(study, study.data_roots), *sizes) if s is not None), default=0)
-    padded = not isinstance(tokenizer, TokenizerSpec) and needed < max(s or 0 for s in sizes) and None not in sizes
-    if sizes[0] != sizes[1] and not (padded and student.causal and _is_padding(*(s or 0 for s in sizes))):
+    padded = student.causal and same_vocabulary(student, teacher)
+    tokenizer = _tokenizer_size(study, study.data_roots) or 0
+    if student.vocab_size != teacher.vocab_size and not (
+        padded and tokenizer <= min(student.vocab_size or 0, teacher.vocab_size or 0)
+    ):
         wrong = f"its vocabulary has {teacher.vocab_size} entries, the student's {student.vocab_size}"
         remedy = "use one tokenizer for both; with two, only the teacher's text can be learned (sequence-level)"
         raise CallerError(f"{where}.teacher = {arm.teacher!r}", wrong, remedy)
-
-
-def _is_padding(one: int, other: int) -> bool:
-    """Whether two sizes are of one vocabulary, rounded up to multiples of other powers of two."""
-    return abs(one - other) < 1024 and any(max(one, other) % multiple == 0 for multiple in (64, 128, 256, 512, 1024))
 
 
 def _check_kept_teacher(where: str, study: Study, arm: Arm) -> None:

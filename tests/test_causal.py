@@ -49,7 +49,7 @@ def spec(family: str, layers: int = 2, **fields: Any) -> ModelSpec:
 def batches(apart: bool = False) -> Batches:
     draw = np.random.default_rng(0)
     stream = draw.integers(5, 101, size=4000)
-    stream[:: 7] = SPECIAL.sep
+    stream[::7] = SPECIAL.sep
     how = {"seq_len": 16, "masked_per_sequence": 16, "run_seed": 0, "causal": True, "apart": apart}
     return Batches(stream.astype(np.uint16), SPECIAL, 101, **how)
 
@@ -260,7 +260,9 @@ class Largest(TorchDispatchMode):
         return found
 
 
-@pytest.mark.parametrize("strategy", [{"name": "no_kd"}, {"name": "kd", "alpha": 0.5}, {"name": "jsd"}, {"name": "skew"}])
+@pytest.mark.parametrize(
+    "strategy", [{"name": "no_kd"}, {"name": "kd", "alpha": 0.5}, {"name": "jsd"}, {"name": "skew"}]
+)
 @pytest.mark.parametrize("tied", [True, False])
 def test_logits_in_parts_give_the_same_loss_and_gradients_in_less_memory(
     strategy: dict[str, Any], tied: bool, monkeypatch: pytest.MonkeyPatch
@@ -429,9 +431,7 @@ def test_every_strategy_is_resumed_to_the_bit(
     assert calls > 58 and {r.run_id: r.state_hash for r in found} == whole
 
 
-def test_a_checkpoint_is_a_causal_model_of_transformers_that_generates(
-    made: tuple[Plan, Corpus], folder: Path
-) -> None:
+def test_a_checkpoint_is_a_causal_model_of_transformers_that_generates(made: tuple[Plan, Corpus], folder: Path) -> None:
     planned, corpus = made
     store = Store(folder / "whole", "causal")
     record = next(r for r in run(planned, corpus, store) if r.kind == "rung" and r.arm == "kd_arm")
@@ -442,7 +442,8 @@ model, tokenizer = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval(), Aut
 ids = tokenizer("the red house stands near", return_tensors="pt").input_ids
 out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False)
 logits = model(input_ids=ids).logits
-print(json.dumps([ids.tolist(), out.tolist(), logits[0, -1].tolist(), tokenizer.eos_token_id, model.config.eos_token_id]))
+ends = [tokenizer.eos_token_id, model.config.eos_token_id]
+print(json.dumps([ids.tolist(), out.tolist(), logits[0, -1].tolist(), *ends]))
 """
     model = str(store.model_folder(record.run_id))
     done = subprocess.run([sys.executable, "-c", script, model], capture_output=True, text=True, timeout=120)

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_backward_flop_count, sdpa_flop_count
@@ -28,14 +27,12 @@ _FURTHER: dict[Any, Any] = {
     _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: (
         lambda gradient, q, k, v, *_, **__: sdpa_backward_flop_count(gradient, q, k, v)
     ),
-    # With one number a row and a column nothing is summed up: the angles of rotary positions, an outer product.
-    _ATEN.bmm: lambda a, b, *_, **__: 0 if a[2] == 1 else 2 * a[0] * a[1] * a[2] * b[2],
     _ATEN.dot: lambda one, *_, **__: 2 * one[0],
     _ATEN.vdot: lambda one, *_, **__: 2 * one[0],
     _ATEN.mv: lambda matrix, *_, **__: 2 * matrix[0] * matrix[1],
     _ATEN.addmv: lambda _, matrix, *__, **___: 2 * matrix[0] * matrix[1],
 }
-"""Products that torch's counter silently counts as nothing, or as more, with their FLOPs by their arguments' shapes."""
+"""Products that torch's counter silently counts as nothing, with their FLOPs by the shapes of their arguments."""
 
 _LIGHT = frozenset({
     "adaptive_avg_pool2d", "alias", "all", "amax", "aminmax", "any", "arange", "argmax", "argmin", "argsort",
@@ -311,10 +308,6 @@ def count_by_fvcore(
         batch, heads, length, width = inputs[0].type().sizes()
         return 2 * batch * heads * length * inputs[1].type().sizes()[2] * width
 
-    def products(inputs: list[Any], outputs: list[Any]) -> float:
-        shape = inputs[0].type().sizes()
-        return 0 if shape[-1] == 1 else float(np.prod(outputs[0].type().sizes())) * shape[-1]
-
     logging.getLogger("fvcore.nn.jit_analysis").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it traces with TorchScript, which torch deprecates
@@ -323,8 +316,6 @@ def count_by_fvcore(
         # A handle of None leaves the built-in one in place, so layer norm is given one that counts nothing.
         analysis.set_op_handle("aten::layer_norm", lambda inputs, outputs: 0)
         analysis.set_op_handle("aten::scaled_dot_product_attention", attention)
-        for name in ("aten::matmul", "aten::bmm"):
-            analysis.set_op_handle(name, products)
         multiply_adds = analysis.total()
         heavy = {packet.__name__ for packet in flop_registry}
         unknown = sorted(op.removeprefix("aten::") for op in analysis.unsupported_ops())

@@ -12,11 +12,12 @@ from budgetlab.values import Batch, ModelSpec, Needs, Signals
 
 
 class Hidden(Strategy):
-    """L = L_soft + a L_hidden, with L_soft = T^2 KL(p_T || p_S) and a = L_soft / L_hidden, held fixed in each step.
+    """L = L_soft + a L_hidden, with L_soft = T^2 KL(p_T || p_S) and a = L_soft / L_hidden of each micro-batch.
 
-    So both terms are of one size, as in NVIDIA's Model Optimizer. L_hidden compares the last hidden states, which the
-    head reads, at all real tokens: 1 - cos ("cosine"), or the mean square of the difference ("squared"). Students of
-    another width learn one linear map. `logits = false` leaves L_soft out, and the student's head does not learn.
+    a is a number, without a gradient, so both terms are of one size, as in NVIDIA's Model Optimizer. L_hidden compares
+    the last hidden states, which the head reads, at all real tokens: 1 - cos ("cosine"), or the mean square of the
+    difference ("squared"). Students of another width learn one linear map. `logits = false` leaves L_soft out, and the
+    student's head does not learn.
     """
 
     distance: Literal["cosine", "squared"] = "cosine"

@@ -148,6 +148,12 @@ class ModelSpec(Value):
         return self.model_copy(update={"weights": None, "pretrain": None, "pretrained_for": None})
 
 
+def same_vocabulary(one: ModelSpec, other: ModelSpec) -> bool:
+    """Whether two sizes may be of one vocabulary, padded to multiples of other powers of two or not at all."""
+    sizes = sorted(spec.vocab_size or 0 for spec in (one, other))
+    return sizes[0] == sizes[1] or (sizes[1] - sizes[0] < 1024 and sizes[1] % 64 == 0 and sizes[0] > 0)
+
+
 class TokenizerSpec(Value):
     """Train a WordPiece vocabulary of this size on the corpus itself."""
 

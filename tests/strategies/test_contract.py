@@ -84,7 +84,7 @@ def test_lean_attention_is_the_same_by_kernel_and_by_formula(name: str) -> None:
         torch.testing.assert_close(found[0][term], found[1][term], rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "hidden"])  # whose terms are balanced in each
 def test_micro_batches_add_up_to_one_large_batch(name: str) -> None:
     batch = batches().step(0, 8)
     weights = []
@@ -198,6 +198,7 @@ def test_signs_are_the_terms_gradients_and_change_nothing() -> None:
 def test_a_teacher_with_other_words_is_refused() -> None:
     with pytest.raises(CallerError, match="vocabulary has 120 entries, the student's 121"):
         make("vanilla_kd", student=STUDENT.model_copy(update={"vocab_size": 121}))
+    make("vanilla_kd", student=STUDENT.model_copy(update={"vocab_size": 128}))  # padded to a multiple of 64
 
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
