@@ -124,7 +124,7 @@ def law_fits(q: Question) -> Found | str:
     noises = {arm: within_cell_noise(points) for arm, points in q.points.items()}
     if not any(noises.values()):
         return "a second run seed"
-    counts, found = {arm: int(points.cells().max()) + 1 for arm, points in q.points.items()}, {}
+    counts, found = {arm: points.num_cells for arm, points in q.points.items()}, {}
     size = len(get_law(q.spec.law).params)
     for arm, points in q.points.items():
         if counts[arm] > size:

@@ -155,7 +155,7 @@ def solve_jointly(points: Mapping[str, Points], spec: FitSpec, *, certify: bool)
         if name not in law.params:
             raise unknown_name("parameter", name, law.params, f"shared {name}")
     own = [name for name in law.params if name not in spec.shared and name not in spec.pinned]
-    arms = tuple(arm for arm, part in points.items() if len(np.unique(part.cells())) > max(1, len(own)))
+    arms = tuple(arm for arm, part in points.items() if part.num_cells > max(1, len(own)))
     if not spec.shared or len(arms) < 2:
         return None
     stacked = stack_points([points[arm] for arm in arms], law)

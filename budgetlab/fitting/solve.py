@@ -28,6 +28,8 @@ from budgetlab.laws.law import Array
 _START_ITERATIONS = 60
 _TRACE = 1e-2
 """A floor below this share of the smallest outcome is tried at zero."""
+_MANY_POINTS = 20_000
+"""Starts go the first part of their way on this many points, drawn at random."""
 _MOST_POINTS = 20_000
 """Beyond this the smoothed optimum of absolute deviations is kept: it is within 1e-8 of the vertex."""
 _MOST_WINDOWS = 5
@@ -70,7 +72,16 @@ def solve(
     start = start_all(design, points.inputs, points.outcome, groups, starts)
     if also is not None:
         start = np.vstack([start, design.to_theta({None: also})])
-    optima = minimise(design, start, sample, objective, max_iterations=_START_ITERATIONS)
+    begin = start
+    if len(points) > _MANY_POINTS and groups is None:
+        # Most of the way is the same on some of the points.
+        some = points.take(np.random.default_rng(0).choice(len(points), _MANY_POINTS, replace=False))
+        small = build_design(law, some.inputs, some.outcome, pinned=pinned)
+        begin = small.to_theta({None: design.to_params(start)})
+        part = Sample.of(some.outcome, some.weights)
+        near = minimise(small, begin, part, objective, tolerance=1e-8, max_iterations=_START_ITERATIONS)
+        begin = design.to_theta({None: small.to_params(near.theta)})
+    optima = minimise(design, begin, sample, objective, max_iterations=_START_ITERATIONS)
     best = int(optima.value.argmin())
     if not optima.converged[best]:
         again = minimise(design, optima.theta[best][None], sample, objective, max_iterations=1000)
