@@ -186,7 +186,13 @@ def _solve(design: Design, gradient: Array, hessian: Array, still: np.ndarray) -
 
 
 def _absolute_solve(matrix: Array, right: Array) -> Array:
-    """Solve small systems with the absolute eigenvalues of their symmetric matrices."""
+    """Solve small systems with the absolute eigenvalues of their symmetric matrices; at once where all are positive."""
+    try:
+        roots = np.linalg.cholesky(matrix).diagonal(axis1=-2, axis2=-1)
+        if (roots.min(-1) > 1e-5 * roots.max(-1)).all():
+            return np.linalg.solve(matrix, right)
+    except np.linalg.LinAlgError:
+        pass  # somewhere the objective is not convex
     curvature, axes = np.linalg.eigh(matrix)
     curvature = np.abs(curvature)
     curvature = np.maximum(curvature, 1e-11 * curvature.max(axis=-1, keepdims=True) + 1e-300)
