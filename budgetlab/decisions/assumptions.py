@@ -252,8 +252,7 @@ def _predict_largest(points: Points, noise: PooledVariance | None, seed: int) ->
     if solution.status is not FitStatus.CONVERGED:
         return "a fit that converges without the largest budget"
     rng = np.random.default_rng([seed, 1])
-    found = draw(solution, prepared.points, "pooled_t", _DRAWS, rng, noise)
-    theta = np.vstack([solution.theta[None], found.theta])
+    theta = np.vstack([solution.theta[None], draw(solution, prepared.points, "pooled_t", _DRAWS, rng, noise)[0]])
     params = {name: np.asarray(v)[:, None] for name, v in solution.design.to_params(theta).items()}
     logs = np.log(prepared.law.predict(params, {prepared.law.inputs[0]: np.array([x.max()])}))[:, 0]
     measured, freedom, size = np.log(points.outcome[~seen]), noise.degrees_of_freedom, len(logs) - 1

@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 
 from budgetlab.errors import CallerError, unknown_name
+from budgetlab.fitting.certificate import Solution
 from budgetlab.fitting.curves import fit_points, refused, report_fit
 from budgetlab.fitting.intervals import choose_interval, draw, within_cell_noise
 from budgetlab.fitting.objectives import Objective
 from budgetlab.fitting.prepare import Prepared, prepare
 from budgetlab.fitting.scores import COMPUTE_COLUMNS, run_values
-from budgetlab.fitting.solve import Solution, solve
+from budgetlab.fitting.solve import solve
 from budgetlab.fitting.status import FitStatus
 from budgetlab.fitting.table import Points, read_points, stack_points
 from budgetlab.laws import Law, get_law
@@ -168,5 +169,5 @@ def solve_jointly(points: Mapping[str, Points], spec: FitSpec, *, certify: bool)
     method = choose_interval(stacked, "wild")[0]
     draws = np.empty((0, solution.design.size))
     if spec.resamples and solution.status is not FitStatus.NOT_CONVERGED:
-        draws = draw(solution, stacked, method, spec.resamples, np.random.default_rng(spec.seed)).theta
+        draws = draw(solution, stacked, method, spec.resamples, np.random.default_rng(spec.seed))[0]
     return Joint(arms, solution, draws, method)

@@ -6,16 +6,16 @@ The fit is repeated on resampled points, every repetition converged from the opt
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import fdtrc
 
 from budgetlab.errors import CallerError, unknown_name
+from budgetlab.fitting.certificate import Solution
 from budgetlab.fitting.design import Design, build_design, evaluate, start_all
 from budgetlab.fitting.newton import Optimum, minimise
 from budgetlab.fitting.objectives import Objective, Sample
-from budgetlab.fitting.solve import Solution
 from budgetlab.fitting.table import Points, stack_points
 from budgetlab.laws import Law
 from budgetlab.laws.law import Array
@@ -40,14 +40,6 @@ _LARGEST_PULL = 0.9
 _DEAD_DIRECTION = 1e-8
 _FARTHEST = 30.0
 """Errors of a log outcome are cut here: with one degree of freedom, t has no variance and overflows."""
-
-
-@dataclass(frozen=True)
-class Draws:
-    """Free parameters of the resamples that converged, shape (resamples, free), and how many did not."""
-
-    theta: Array
-    failed: int
 
 
 def choose_interval(points: Points, asked: str) -> tuple[str, str | None]:
@@ -128,10 +120,10 @@ def draw(
     resamples: int,
     rng: np.random.Generator,
     noise: PooledVariance | None = None,
-) -> Draws:
-    """Repeat a fit on resampled points."""
+) -> tuple[Array, int]:
+    """Repeat a fit on resampled points: where resamples converged, shape (resamples, free), and how many did not."""
     if method == "rows" and len(points) > _LIMIT_POINTS and solution.objective.name != "lad":
-        return Draws(_limit_of_rows(solution, points, resamples, rng), 0)
+        return _limit_of_rows(solution, points, resamples, rng), 0
     kept, failed = [np.empty((0, solution.design.size))], 0
     if method == "wild":
         samples = _flip_residuals(solution, points, resamples, rng)
@@ -152,7 +144,7 @@ def draw(
         optima = minimise(solution.design, start, sample, solution.objective.for_draws, damping=0.1, tolerance=1e-10)
         kept.append(optima.theta[optima.converged])
         failed += int((~optima.converged).sum())
-    return Draws(np.vstack(kept), failed)
+    return np.vstack(kept), failed
 
 
 def _limit_of_rows(solution: Solution, points: Points, resamples: int, rng: np.random.Generator) -> Array:
@@ -228,30 +220,15 @@ def _without_own_pull(residual: Array, gradients: Array, weights: Array, labels:
     return freed / root
 
 
-@dataclass(frozen=True)
-class NestedTest:
-    """What sharing a parameter costs.
-
-    Attributes
-    ----------
-    p_value
-        Share of tables drawn from the shared fit whose misfit grows as much by sharing.
-    statistic
-        Growth of the weighted sum of squared log residuals, in variances of one run.
-    restrictions
-        Parameters that sharing takes away.
-    groups
-        The groups that took part, in order.
-    own, together
-        The parameter of each group by itself; the common one.
-    """
+class NestedTest(NamedTuple):
+    """What sharing a parameter costs."""
 
     p_value: float
-    statistic: float
-    restrictions: int
-    groups: tuple[str, ...]
+    """Share of tables drawn from the shared fit whose misfit grows as much by sharing."""
     own: Mapping[str, float]
+    """The parameter of each group by itself."""
     together: float
+    """The common one."""
 
 
 def compare_nested(
@@ -311,9 +288,6 @@ def compare_nested(
     statistic = growth(outcomes) / _variance_ratio(outcomes, stacked, labels, scale, groups)
     return NestedTest(
         p_value=float((1 + (statistic[1:] >= statistic[0]).sum()) / (1 + simulations)),
-        statistic=float(statistic[0]),
-        restrictions=len(groups) - 1,
-        groups=groups,
         own={name: float(full.to_params(best_full[0], name)[shared]) for name in groups},
         together=float(null.to_params(best_null[0], groups[0])[shared]),
     )

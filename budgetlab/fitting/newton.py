@@ -190,7 +190,7 @@ def _absolute_solve(matrix: Array, right: Array) -> Array:
     try:
         roots = np.linalg.cholesky(matrix).diagonal(axis1=-2, axis2=-1)
         if (roots.min(-1) > 1e-5 * roots.max(-1)).all():
-            return np.linalg.solve(matrix, right)
+            return np.asarray(np.linalg.solve(matrix, right), dtype=float)
     except np.linalg.LinAlgError:
         pass  # somewhere the objective is not convex
     curvature, axes = np.linalg.eigh(matrix)
