@@ -25,7 +25,7 @@ from budgetlab.decisions.settings import (
     with_teacher_charged,
 )
 from budgetlab.errors import CallerError
-from budgetlab.fitting.arms import run_points
+from budgetlab.fitting.arm_curves import run_points
 from budgetlab.fitting.curves import fit
 from budgetlab.fitting.intervals import compare_nested, draw, lack_of_fit, within_cell_noise
 from budgetlab.fitting.objectives import Objective

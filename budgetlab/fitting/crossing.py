@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from budgetlab.errors import CallerError
-from budgetlab.fitting.arms import points_by_arm, run_points, solve_jointly
+from budgetlab.fitting.arm_curves import points_by_arm, run_points, solve_jointly
 from budgetlab.fitting.contrast import Panel, make_panel, satterthwaite
 from budgetlab.fitting.objectives import Objective
 from budgetlab.fitting.prepare import prepare

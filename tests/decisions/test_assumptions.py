@@ -221,7 +221,7 @@ def test_the_table_as_csv_and_markdown(plain, tmp_path) -> None:
 @pytest.mark.parametrize("parameter", ["E", "a"])
 def test_the_nested_test_keeps_its_level(parameter: str) -> None:
     """At a nominal 10 % a true null is rejected about so often: in 40 studies, no more than chance allows."""
-    from budgetlab.fitting.arms import points_by_arm
+    from budgetlab.fitting.arm_curves import points_by_arm
     from budgetlab.fitting.intervals import compare_nested
     from budgetlab.fitting.scores import run_values
     from budgetlab.laws import get_law
