@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -136,8 +136,7 @@ def run_points(rows: pd.DataFrame, law: Law, x: str) -> Points | None:
         )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Joint:
+class Joint(NamedTuple):
     """A fit of several arms with parameters in common, and its draws."""
 
     arms: tuple[str, ...]
