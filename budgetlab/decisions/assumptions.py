@@ -25,7 +25,7 @@ from budgetlab.decisions.settings import (
     with_teacher_charged,
 )
 from budgetlab.errors import CallerError
-from budgetlab.fitting.arms import run_points
+from budgetlab.fitting.arm_curves import run_points
 from budgetlab.fitting.curves import fit
 from budgetlab.fitting.intervals import compare_nested, draw, lack_of_fit, within_cell_noise
 from budgetlab.fitting.objectives import Objective
@@ -124,7 +124,7 @@ def law_fits(q: Question) -> Found | str:
     noises = {arm: within_cell_noise(points) for arm, points in q.points.items()}
     if not any(noises.values()):
         return "a second run seed"
-    counts, found = {arm: int(points.cells().max()) + 1 for arm, points in q.points.items()}, {}
+    counts, found = {arm: points.num_cells for arm, points in q.points.items()}, {}
     size = len(get_law(q.spec.law).params)
     for arm, points in q.points.items():
         if counts[arm] > size:
@@ -252,8 +252,7 @@ def _predict_largest(points: Points, noise: PooledVariance | None, seed: int) ->
     if solution.status is not FitStatus.CONVERGED:
         return "a fit that converges without the largest budget"
     rng = np.random.default_rng([seed, 1])
-    found = draw(solution, prepared.points, "pooled_t", _DRAWS, rng, noise)
-    theta = np.vstack([solution.theta[None], found.theta])
+    theta = np.vstack([solution.theta[None], draw(solution, prepared.points, "pooled_t", _DRAWS, rng, noise)[0]])
     params = {name: np.asarray(v)[:, None] for name, v in solution.design.to_params(theta).items()}
     logs = np.log(prepared.law.predict(params, {prepared.law.inputs[0]: np.array([x.max()])}))[:, 0]
     measured, freedom, size = np.log(points.outcome[~seen]), noise.degrees_of_freedom, len(logs) - 1

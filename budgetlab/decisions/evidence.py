@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from budgetlab.fitting.arms import points_by_arm
+from budgetlab.fitting.arm_curves import points_by_arm
 from budgetlab.fitting.contrast import Contrast, contrast, make_panel
 from budgetlab.fitting.crossing import Curves
 from budgetlab.fitting.scores import AGGREGATE, LOSSES, OUTCOMES, run_values

@@ -1,6 +1,6 @@
 """Fitting: certified scaling curves, intervals, and the comparison of arms."""
 
-from budgetlab.fitting.arms import fit_arms
+from budgetlab.fitting.arm_curves import fit_arms
 from budgetlab.fitting.compare import compare, compare_arms
 from budgetlab.fitting.curves import certify, fit
 from budgetlab.fitting.isoflop import IsoFlop, PowerLine, isoflop, power_line

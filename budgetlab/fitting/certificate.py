@@ -7,7 +7,8 @@ parameters on a bound, and the width of the profile likelihood.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -38,43 +39,49 @@ Ends = tuple[float | None, float | None]
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """The best end of all starts, before it is judged.
-
-    Attributes
-    ----------
-    optima, best
-        Where the starts ended, and which of them is the best.
-    theta, value
-        The optimum (of the objective itself, where `optima` are of its smooth neighbour) and its objective.
-    ended
-        Whether the solver ended at an optimum.
-    decrease
-        The relative decrease that it still predicts.
-    """
+class Solution:
+    """The best end of all starts, `optima.theta[best]`, and what became of it: status, detail and certificate."""
 
     design: Design
     sample: Sample
     objective: Objective
     optima: Optimum
     best: int
-    theta: Array
-    value: float
-    ended: bool
-    decrease: float
+    status: FitStatus = FitStatus.CONVERGED
+    detail: str = ""
+    certificate: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def theta(self) -> Array:
+        """The optimum."""
+        return self.optima.theta[self.best]
+
+    @cached_property
+    def value(self) -> float:
+        """The objective there: itself, where `optima` are of a smooth neighbour."""
+        return self.value_at(self.theta)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the solver ended at an optimum."""
+        return bool(self.optima.converged[self.best])
+
+    @cached_property
     def exact(self) -> bool:
         """Whether the data are noise-free: what is left is rounding, and no ratio of it means anything."""
         missed = self.sample.log_outcome - self.design.log_prediction(self.theta[None])[0]
         return float(np.abs(missed).max()) < _EXACT
 
+    def value_at(self, theta: Array) -> float:
+        """The objective at other parameters."""
+        return float(self.objective.value(self.design.log_prediction(theta[None])[0], self.sample))
 
-def judge(found: Candidate, points: Points, other: float, level: float) -> tuple[FitStatus, str, dict[str, Any]]:
-    """Certify a candidate, given the objective that a second solver reached: status, detail and certificate."""
+
+def judge(found: Solution, points: Points, other: float, level: float) -> Solution:
+    """Certify a solution, given the objective that a second solver reached."""
     design, theta, exact = found.design, found.theta, found.exact
     gap = 0.0 if exact else max(0.0, found.value / max(other, 1e-300) - 1)
-    # The smoothed absolute deviations are only nearly solved before the vertex is found.
+    # Of absolute deviations a smooth neighbour is solved.
     same = 1e-6 if found.objective.name == "lad" else GAP_TOLERANCE
     values, ends = found.optima.value, found.optima.theta
     profiles: dict[str, Ends] = (
@@ -87,7 +94,7 @@ def judge(found: Candidate, points: Points, other: float, level: float) -> tuple
     margin = 1e-6 * (design.upper - design.lower)
     on_bound = (theta <= design.lower + margin) | (theta >= design.upper - margin)
     hits = [name for name, hit in zip(design.names, on_bound, strict=True) if hit]
-    decrease = 0.0 if exact else found.decrease
+    decrease = 0.0 if exact else float(found.optima.decrement[found.best]) / max(float(values[found.best]), 1e-300)
     gradient = float(np.linalg.norm(found.optima.gradient[found.best]))
     kinds = {name: _parameter(design, name) for name in design.names}
     certificate = {
@@ -115,7 +122,7 @@ def judge(found: Candidate, points: Points, other: float, level: float) -> tuple
     status, detail = FitStatus.CONVERGED, ""
     if not found.ended and not exact:
         status, detail = FitStatus.NOT_CONVERGED, f"the solver still predicts a relative decrease of {decrease:.1e}"
-    elif gap > GAP_TOLERANCE:
+    elif gap > same:
         status, detail = FitStatus.NOT_CONVERGED, f"a second solver ends {gap:.1e} lower"
     elif rivals:
         status, detail = FitStatus.SEVERAL_BASINS, "; ".join(rivals)
@@ -123,7 +130,7 @@ def judge(found: Candidate, points: Points, other: float, level: float) -> tuple
         status, detail = FitStatus.AT_BOUND, ", ".join(_bound_text(design, theta, name) for name in hits)
     elif any(weak):
         status, detail = FitStatus.WEAKLY_IDENTIFIED, "; ".join(filter(None, weak))
-    return status, detail, certificate
+    return replace(found, status=status, detail=detail, certificate=certificate)
 
 
 def contradicted(
@@ -173,7 +180,7 @@ def _basins(optima: Optimum, best: int) -> list[int]:
     return found
 
 
-def _rivals(found: Candidate, distinct: list[int], level: float, clusters: np.ndarray | None) -> list[str]:
+def _rivals(found: Solution, distinct: list[int], level: float, clusters: np.ndarray | None) -> list[str]:
     """Describe the other optima that the data cannot tell from the best."""
     known = _gain(found.design, found.theta, found.sample, _smooth(found.objective), clusters)
     if known is None or not np.isfinite(known[0]):
@@ -240,7 +247,7 @@ def _bound_text(design: Design, theta: Array, name: str) -> str:
     return f"{_label(design, name)} at {'zero' if at_lower else 'its upper bound'}"
 
 
-def _profile(found: Candidate, level: float, clusters: np.ndarray | None) -> dict[str, Ends]:
+def _profile(found: Solution, level: float, clusters: np.ndarray | None) -> dict[str, Ends]:
     """Profile the likelihood of every free parameter; rows of one cluster that err together count as fewer rows.
 
     The statistic is the robust likelihood ratio ``2 * gain * (objective - best)`` with ``gain`` the mean second

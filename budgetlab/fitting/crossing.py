@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from budgetlab.errors import CallerError
-from budgetlab.fitting.arms import points_by_arm, run_points, solve_jointly
+from budgetlab.fitting.arm_curves import points_by_arm, run_points, solve_jointly
 from budgetlab.fitting.contrast import Panel, make_panel, satterthwaite
 from budgetlab.fitting.objectives import Objective
 from budgetlab.fitting.prepare import prepare
@@ -294,12 +294,12 @@ def _curve(rows: pd.DataFrame, column: str, spec: FitSpec) -> Curve | None:
     """Fit an arm's law, or interpolate between its budgets, with each run seed left out in turn."""
     law = get_law(spec.law)
     points = run_points(rows, law, column)
-    if points is None or (count := points.cells().max() + 1) < 2:
+    if points is None or (count := points.num_cells) < 2:
         return None
     x = points.inputs[law.inputs[0]]
     seeds = tuple(rows["run_seed"].unique()) if rows.groupby("budget_amount").size().min() > 1 else ()
     subsets = [points, *(points.take(np.flatnonzero(points.clusters != seed)) for seed in seeds)]
-    if any(part.cells().max() + 1 < count for part in subsets):
+    if any(part.num_cells < count for part in subsets):
         seeds, subsets = (), subsets[:1]
     fits = [fit for part in subsets if (fit := _law_through(part, spec)) is not None]
     if len(fits) == len(subsets) and len({method for method, _, _ in fits}) == 1:
@@ -307,7 +307,7 @@ def _curve(rows: pd.DataFrame, column: str, spec: FitSpec) -> Curve | None:
         params = {name: np.concatenate([params[name] for _, _, params in fits]) for name in first}
         return Curve(method, float(x.min()), float(x.max()), seeds, _by_law(law, params))
     # A smaller law than the one asked for would bend the answer; between budgets a chord does not.
-    cells = [part.cells() for part in subsets]
+    cells = [part.cells for part in subsets]
     levels = [
         [np.log(part.outcome[codes == c]).mean() for c in range(count)]
         for part, codes in zip(subsets, cells, strict=True)
@@ -329,7 +329,7 @@ def _law_through(points: Points, spec: FitSpec) -> tuple[str, Law, Mapping[str, 
     solution = solve(prepared.points, prepared.law, Objective("squared_log"), pinned=prepared.pinned, certify=False)
     if solution.status is not FitStatus.CONVERGED:
         return None
-    through = points.cells().max() + 1 <= len(prepared.law.params) - len(prepared.pinned)
+    through = points.num_cells <= len(prepared.law.params) - len(prepared.pinned)
     name = "law through the means at the budgets" if through else "fitted law"
     return name, prepared.law, solution.design.to_params(solution.theta[None])
 

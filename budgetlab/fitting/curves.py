@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 
 from budgetlab.errors import CallerError, unknown_name
-from budgetlab.fitting.certificate import GAP_TOLERANCE, contradicted
+from budgetlab.fitting.certificate import GAP_TOLERANCE, Solution, contradicted
 from budgetlab.fitting.intervals import choose_interval, draw, lack_of_fit, within_cell_noise
 from budgetlab.fitting.objectives import OBJECTIVES, Objective
 from budgetlab.fitting.prepare import Prepared, prepare
-from budgetlab.fitting.solve import Solution, sensitivity_rows, solve, validation_rows
+from budgetlab.fitting.solve import sensitivity_rows, solve, validation_rows
 from budgetlab.fitting.status import FitStatus, describe
 from budgetlab.fitting.table import Points, one_ratio, read_points
 from budgetlab.laws import Law, get_law
@@ -164,8 +164,7 @@ def fit_points(
     method, note = choose_interval(points, interval) if noise is None else ("pooled_t", None)
     draws, failed = np.empty((0, solution.design.size)), 0
     if resamples and method != "none" and solution.status is not FitStatus.NOT_CONVERGED:
-        found = draw(solution, points, method, resamples, np.random.default_rng(seed), noise)
-        draws, failed = found.theta, found.failed
+        draws, failed = draw(solution, points, method, resamples, np.random.default_rng(seed), noise)
     elif method != "none":
         method, note = "none", None
     notes = [note] if note else []
@@ -304,7 +303,7 @@ def certify(
     gap = rounded if solution.exact else value / solution.value - 1
     best = {name: float(at) for name, at in solution.design.to_params(solution.theta).items()}
     certificate = {**solution.certificate, "offered_objective": value, "gap": gap, "optimum": best}
-    judged = replace(solution, value=value, certificate=certificate)
+    judged = replace(solution, certificate=certificate)
     if gap > tolerance:
         detail = f"the objective {value:.8e} lies {gap:.1e} (relative) above the optimum {solution.value:.8e}, at "
         detail += ", ".join(f"{name} {at:.6g}" for name, at in best.items())
@@ -312,7 +311,7 @@ def certify(
     none = np.empty((0, solution.design.size))
     report = report_fit(Prepared(points, form, {}), judged, none, method="none", level=0.95, seed=0)
     derived = {name: float(at) for name, at in form.derive(offered).items() if np.isfinite(at)}
-    return report.model_copy(update={"params": offered, "derived": derived, "band": {}})
+    return report.model_copy(update={"params": offered, "derived": derived, "objective": value, "band": {}})
 
 
 def refused(

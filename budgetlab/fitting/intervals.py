@@ -6,16 +6,16 @@ The fit is repeated on resampled points, every repetition converged from the opt
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import fdtrc
 
 from budgetlab.errors import CallerError, unknown_name
-from budgetlab.fitting.design import Design, build_design, start_all
+from budgetlab.fitting.certificate import Solution
+from budgetlab.fitting.design import Design, build_design, evaluate, start_all
 from budgetlab.fitting.newton import Optimum, minimise
 from budgetlab.fitting.objectives import Objective, Sample
-from budgetlab.fitting.solve import Solution
 from budgetlab.fitting.table import Points, stack_points
 from budgetlab.laws import Law
 from budgetlab.laws.law import Array
@@ -34,18 +34,12 @@ _SQUARED = Objective("squared_log")
 _FEW_CLUSTERS = 12
 _FEW_POINTS = 100
 """Below, resampled rows leave parts of a surface empty, and intervals are too wide (98 % at 60 points)."""
+_LIMIT_POINTS = 100_000
+"""Above, a bootstrap over rows is drawn from its limit, which it then equals."""
 _LARGEST_PULL = 0.9
 _DEAD_DIRECTION = 1e-8
 _FARTHEST = 30.0
 """Errors of a log outcome are cut here: with one degree of freedom, t has no variance and overflows."""
-
-
-@dataclass(frozen=True)
-class Draws:
-    """Free parameters of the resamples that converged, shape (resamples, free), and how many did not."""
-
-    theta: Array
-    failed: int
 
 
 def choose_interval(points: Points, asked: str) -> tuple[str, str | None]:
@@ -63,7 +57,7 @@ def choose_interval(points: Points, asked: str) -> tuple[str, str | None]:
     if asked == "auto":
         noise = within_cell_noise(points)
         replicated = noise is not None and noise.degrees_of_freedom >= 3
-        few = 0 < clusters < _FEW_CLUSTERS or len(np.unique(points.cells())) < _FEW_CLUSTERS
+        few = 0 < clusters < _FEW_CLUSTERS or points.num_cells < _FEW_CLUSTERS
         if replicated and few:
             return "pooled_t", None
         if clusters:
@@ -89,7 +83,7 @@ def within_cell_noise(*parts: Points) -> PooledVariance | None:
     residuals, cells, freedom, replicates = [], [], [], []
     first_cell = first_run = 0
     for points in parts:
-        codes, logs = points.cells(), np.log(points.outcome)
+        codes, logs = points.cells, np.log(points.outcome)
         counts = np.bincount(codes)
         runs = np.unique(points.run_labels(), return_inverse=True)[1]
         residuals.append(logs - (np.bincount(codes, weights=logs) / counts)[codes])
@@ -106,7 +100,7 @@ def lack_of_fit(solution: Solution, points: Points, noise: PooledVariance | None
     The F test of pure error: how far the curve misses the mean log outcome of each cell, against the scatter of the
     replicates within cells.
     """
-    cells = points.cells()
+    cells = points.cells
     counts = np.bincount(cells)
     freedom = len(counts) - solution.design.size
     if noise is None or freedom < 1:
@@ -126,8 +120,10 @@ def draw(
     resamples: int,
     rng: np.random.Generator,
     noise: PooledVariance | None = None,
-) -> Draws:
-    """Repeat a fit on resampled points."""
+) -> tuple[Array, int]:
+    """Repeat a fit on resampled points: where resamples converged, shape (resamples, free), and how many did not."""
+    if method == "rows" and len(points) > _LIMIT_POINTS and solution.objective.name != "lad":
+        return _limit_of_rows(solution, points, resamples, rng), 0
     kept, failed = [np.empty((0, solution.design.size))], 0
     if method == "wild":
         samples = _flip_residuals(solution, points, resamples, rng)
@@ -148,7 +144,19 @@ def draw(
         optima = minimise(solution.design, start, sample, solution.objective.for_draws, damping=0.1, tolerance=1e-10)
         kept.append(optima.theta[optima.converged])
         failed += int((~optima.converged).sum())
-    return Draws(np.vstack(kept), failed)
+    return np.vstack(kept), failed
+
+
+def _limit_of_rows(solution: Solution, points: Points, resamples: int, rng: np.random.Generator) -> Array:
+    """Draw from what resampled rows tend to: one Newton step each, whose gradients are normal by their great number."""
+    design, sample, objective = solution.design, solution.sample, solution.objective
+    log_prediction = design.log_prediction(solution.theta[None])[0]
+    slopes = objective.derivatives(log_prediction, sample.outcome, sample.log_outcome)[1]
+    pulls = (points.weights * slopes)[:, None] * design.gradients(solution.theta)
+    hessian = evaluate(design, solution.theta[None], sample, objective)[2][0]
+    sizes, axes = np.linalg.eigh(pulls.T @ pulls)
+    pulled = (rng.standard_normal((resamples, design.size)) * np.sqrt(np.maximum(sizes, 0.0))) @ axes.T
+    return np.clip(solution.theta + pulled @ np.linalg.pinv(hessian), design.lower, design.upper)
 
 
 def _add_noise(
@@ -212,30 +220,15 @@ def _without_own_pull(residual: Array, gradients: Array, weights: Array, labels:
     return freed / root
 
 
-@dataclass(frozen=True)
-class NestedTest:
-    """What sharing a parameter costs.
-
-    Attributes
-    ----------
-    p_value
-        Share of tables drawn from the shared fit whose misfit grows as much by sharing.
-    statistic
-        Growth of the weighted sum of squared log residuals, in variances of one run.
-    restrictions
-        Parameters that sharing takes away.
-    groups
-        The groups that took part, in order.
-    own, together
-        The parameter of each group by itself; the common one.
-    """
+class NestedTest(NamedTuple):
+    """What sharing a parameter costs."""
 
     p_value: float
-    statistic: float
-    restrictions: int
-    groups: tuple[str, ...]
+    """Share of tables drawn from the shared fit whose misfit grows as much by sharing."""
     own: Mapping[str, float]
+    """The parameter of each group by itself."""
     together: float
+    """The common one."""
 
 
 def compare_nested(
@@ -252,7 +245,7 @@ def compare_nested(
         raise unknown_name("parameter", shared, law.params, f"shared {shared}")
     if simulations < 1:
         raise CallerError(f"{simulations} simulations", "a p-value needs at least one", "give 199 or more")
-    able = {name: part for name, part in points.items() if len(np.unique(part.cells())) >= len(law.params)}
+    able = {name: part for name, part in points.items() if part.num_cells >= len(law.params)}
     noises = {name: noise for name, part in able.items() if (noise := within_cell_noise(part)) and noise.sd > 0}
     if len(able) < 2 or len(noises) < len(able):
         return None
@@ -295,9 +288,6 @@ def compare_nested(
     statistic = growth(outcomes) / _variance_ratio(outcomes, stacked, labels, scale, groups)
     return NestedTest(
         p_value=float((1 + (statistic[1:] >= statistic[0]).sum()) / (1 + simulations)),
-        statistic=float(statistic[0]),
-        restrictions=len(groups) - 1,
-        groups=groups,
         own={name: float(full.to_params(best_full[0], name)[shared]) for name in groups},
         together=float(null.to_params(best_null[0], groups[0])[shared]),
     )
@@ -327,7 +317,7 @@ def _variance_ratio(outcomes: Array, points: Points, labels: np.ndarray, scale: 
     logs, ratios = np.log(outcomes), []
     for name in groups:
         rows = np.flatnonzero(labels == name)
-        codes = points.take(rows).cells()
+        codes = points.take(rows).cells
         counts = np.bincount(codes)
         means = np.stack([logs[:, rows[codes == c]].mean(axis=1) for c in range(len(counts))], axis=1)
         squares = ((logs[:, rows] - means[:, codes]) ** 2).sum(axis=1) / scale[rows[0]] ** 2

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from budgetlab.fitting.design import Design, evaluate
+from budgetlab.fitting.design import Design, evaluate_blocks
 from budgetlab.fitting.objectives import Objective, Sample
 from budgetlab.laws.law import Array
 
@@ -68,19 +68,19 @@ def minimise(
     """Minimise the objective from every start."""
     theta = np.clip(start, design.lower, design.upper)
     held = np.zeros(theta.shape, dtype=bool) if fixed is None else fixed
-    most = max(1, _MOST_CELLS // sample.outcome.shape[-1])
+    most = max(1, _MOST_CELLS // design.rows.size)
     if len(theta) > most:
         options = {"damping": damping, "tolerance": tolerance, "max_iterations": max_iterations}
         chunks = [slice(first, first + most) for first in range(0, len(theta), most)]
         parts = [minimise(design, theta[c], sample.take(c), objective, fixed=held[c], **options) for c in chunks]
         joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _BY_PROBLEM}
         return Optimum(**joined, iterations=max(part.iterations for part in parts))
-    iterations, last = 0, objective.stages[-1]
+    iterations, last, laid_out = 0, objective.stages[-1], design.lay_out(sample)
     for stage in objective.stages[:-1]:
         # Only the last stage has to end well; the others bring it near.
-        near = _descend(design, theta, sample, stage, held, damping, 1e-8, 40)
+        near = _descend(design, theta, laid_out, stage, held, damping, 1e-8, 40)
         theta, iterations = near.theta, iterations + near.iterations
-    end = _descend(design, theta, sample, last, held, damping, tolerance, max_iterations)
+    end = _descend(design, theta, laid_out, last, held, damping, tolerance, max_iterations)
     return replace(end, iterations=iterations + end.iterations)
 
 
@@ -99,11 +99,11 @@ def _descend(
     final = Optimum(theta.copy(), nothing, np.zeros(theta.shape), nothing + np.inf, nothing > 0, 0)
     alive = np.arange(problems)
     damping = np.full((problems, 1), first_damping)
-    value, gradient, hessian = evaluate(design, theta, sample, objective, damping)
+    value, gradient, hessian = evaluate_blocks(design, theta, sample, objective, damping)
     lost = ~np.isfinite(value)
     if lost.any():
         # A start beyond what floating point can hold ends where it began, not converged.
-        value[lost], gradient[lost], hessian[lost] = np.finfo(float).max, 0.0, 0.0
+        value[lost], gradient[lost], hessian[:, lost] = np.finfo(float).max, 0.0, 0.0
     step, slope = _direction(design, theta, gradient, hessian, held)
     length = np.ones(problems)
     iteration = 0
@@ -122,18 +122,19 @@ def _descend(
             if not keep.any():
                 break
             alive, theta, value, gradient = alive[keep], theta[keep], value[keep], gradient[keep]
-            hessian, step, slope, length = hessian[keep], step[keep], slope[keep], length[keep]
-            held, sample, damping = held[keep], sample.take(keep), damping[keep]
+            hessian, step, slope, length = hessian[:, keep], step[keep], slope[keep], length[keep]
+            held, sample, damping = held[keep], sample.of_problems(keep), damping[keep]
         trial = np.clip(theta + length[:, None] * step, design.lower, design.upper)
-        new_value, new_gradient, new_hessian = evaluate(design, trial, sample, objective, damping)
+        new_value, new_gradient, new_hessian = evaluate_blocks(design, trial, sample, objective, damping)
         expected = np.einsum("rp,rp->r", gradient, trial - theta)
         accepted = new_value <= value + 1e-4 * np.minimum(expected, 0.0) + 4e-16 * np.abs(value)
         if accepted.all():
             theta, value, gradient, hessian = trial, new_value, new_gradient, new_hessian
             length[:] = 1.0
         else:
-            for old, new in ((theta, trial), (value, new_value), (gradient, new_gradient), (hessian, new_hessian)):
+            for old, new in ((theta, trial), (value, new_value), (gradient, new_gradient)):
                 old[accepted] = new[accepted]
+            hessian[:, accepted] = new_hessian[:, accepted]
             length = np.where(accepted, 1.0, 0.25 * length)
         eased = np.where(damping > 1e-6, _EASE * damping, 0.0)
         damping = np.where(accepted[:, None], eased, np.clip(_BRACE * damping, 0.01, 1.0))
@@ -151,19 +152,48 @@ def _direction(design: Design, theta: Array, gradient: Array, hessian: Array, he
     to_lower = (theta <= design.lower + margin) & (gradient > 0) & ~held
     to_upper = (theta >= design.upper - margin) & (gradient < 0) & ~held
     still = held | to_lower | to_upper
-    inner = gradient
-    if still.any():
-        free = ~still
-        inner = gradient * free
-        hessian = hessian * (free[:, :, None] & free[:, None, :])
-        diagonal = np.einsum("rpp->rp", hessian)
-        diagonal[still] = 1.0
-    curvature, axes = np.linalg.eigh(hessian)
-    curvature = np.abs(curvature)
-    curvature = np.maximum(curvature, 1e-11 * curvature.max(axis=1, keepdims=True) + 1e-300)
-    turned = np.einsum("rpk,rp->rk", axes, inner)
-    step = -np.einsum("rpk,rk->rp", axes, turned / curvature)
+    step = -_solve(design, gradient, hessian, still)
     longest = np.abs(step).max(axis=1, keepdims=True)
     to_bound = np.where(to_lower, design.lower - theta, np.where(to_upper, design.upper - theta, 0.0))
     slope = np.einsum("rp,rp->r", gradient, step + to_bound)
     return step * np.minimum(1.0, _LONGEST_STEP / np.maximum(longest, 1e-300)) + to_bound, slope
+
+
+def _solve(design: Design, gradient: Array, hessian: Array, still: np.ndarray) -> Array:
+    """Solve for Newton's step from the groups' blocks: shared parameters first, then each group's own (an arrow)."""
+    own, columns = design.own, design.columns
+    if still.any():
+        gradient = np.where(still, 0.0, gradient)
+        free = np.moveaxis(~still[:, columns], 1, 0)
+        hessian = hessian * (free[..., :, None] & free[..., None, :])
+        diagonal = np.einsum("...pp->...p", hessian)
+        # Of shared parameters each group has a part of the one.
+        diagonal[~free] = 1.0
+    if own == columns.shape[1]:
+        solution = np.empty(gradient.shape)
+        for block, place in zip(hessian, columns, strict=True):
+            solution[:, place] = _absolute_solve(block, gradient[:, place, None])[..., 0]
+        return solution
+    mixed, alone = hessian[..., :own, own:], np.moveaxis(gradient[:, columns[:, :own]], 1, 0)[..., None]
+    found = _absolute_solve(hessian[..., :own, :own], np.concatenate([alone, mixed], axis=-1))
+    left = hessian[..., own:, own:].sum(0) - (mixed.swapaxes(2, 3) @ found[..., 1:]).sum(0)
+    pulled = gradient[:, columns[0, own:], None] - (mixed.swapaxes(2, 3) @ found[..., :1]).sum(0)
+    common = _absolute_solve(left, pulled)
+    solution = np.empty(gradient.shape)
+    solution[:, columns[0, own:]] = common[..., 0]
+    solution[:, columns[:, :own]] = np.moveaxis(found[..., 0] - (found[..., 1:] @ common)[..., 0], 0, 1)
+    return solution
+
+
+def _absolute_solve(matrix: Array, right: Array) -> Array:
+    """Solve small systems with the absolute eigenvalues of their symmetric matrices; at once where all are positive."""
+    try:
+        roots = np.linalg.cholesky(matrix).diagonal(axis1=-2, axis2=-1)
+        if (roots.min(-1) > 1e-5 * roots.max(-1)).all():
+            return np.asarray(np.linalg.solve(matrix, right), dtype=float)
+    except np.linalg.LinAlgError:
+        pass  # somewhere the objective is not convex
+    curvature, axes = np.linalg.eigh(matrix)
+    curvature = np.abs(curvature)
+    curvature = np.maximum(curvature, 1e-11 * curvature.max(axis=-1, keepdims=True) + 1e-300)
+    return axes @ ((axes.swapaxes(-1, -2) @ right) / curvature[..., None])

@@ -47,6 +47,10 @@ class Sample:
         """Keep some problems."""
         return Sample(*(part if part.ndim == 1 else part[rows] for part in self.parts()))
 
+    def of_problems(self, rows: np.ndarray) -> Sample:
+        """Keep some problems of a sample that `Design.lay_out` made."""
+        return Sample(*(part if part.shape[1] == 1 else part[:, rows] for part in self.parts()))
+
     def parts(self) -> tuple[Array, Array, Array]:
         """Return outcomes, weights and log outcomes."""
         return self.outcome, self.weights, self.log_outcome

@@ -92,7 +92,7 @@ def prepare(points: Points, pinned: Mapping[str, float], *, saturated: bool = Fa
         reasons.append(f"{', '.join(columns)}, so that its term cannot be told from the floor")
         if not law.inputs:
             return Prepared(points, law, pinned, refusal=f"{reasons[0]}, and nothing else does")
-    cells = len(np.unique(points.cells()))
+    cells = points.num_cells
     carried = cells + 1 if saturated else cells
     free = [name for name in law.params if name not in pinned]
     if carried <= len(free) and law.floor in free:

@@ -6,16 +6,15 @@ And how far it can be trusted beyond its own points: held-out errors, and other 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from scipy.optimize import linprog, minimize
-from scipy.sparse import csr_array, hstack, identity
+from scipy.optimize import minimize
 
 from budgetlab.errors import CallerError
-from budgetlab.fitting.certificate import GAP_TOLERANCE, Candidate, judge
+from budgetlab.fitting.certificate import GAP_TOLERANCE, Solution, judge
 from budgetlab.fitting.design import Design, build_design, evaluate, start_all
 from budgetlab.fitting.newton import Optimum, minimise
 from budgetlab.fitting.objectives import Objective, Sample
@@ -28,8 +27,8 @@ from budgetlab.laws.law import Array
 _START_ITERATIONS = 60
 _TRACE = 1e-2
 """A floor below this share of the smallest outcome is tried at zero."""
-_MOST_POINTS = 20_000
-"""Beyond this the smoothed optimum of absolute deviations is kept: it is within 1e-8 of the vertex."""
+_MANY_POINTS = 20_000
+"""Starts go the first part of their way on this many points, drawn at random."""
 _MOST_WINDOWS = 5
 SENSITIVITY = (
     ("huber_log", 1e-4),
@@ -40,15 +39,6 @@ SENSITIVITY = (
     ("squared", None),
 )
 """Objectives, with delta where there is one, that the answer is compared across."""
-
-
-@dataclass(frozen=True)
-class Solution(Candidate):
-    """The best optimum found for a design, and what is known about it."""
-
-    status: FitStatus
-    detail: str
-    certificate: Mapping[str, Any] = field(default_factory=dict)
 
 
 def solve(
@@ -70,40 +60,32 @@ def solve(
     start = start_all(design, points.inputs, points.outcome, groups, starts)
     if also is not None:
         start = np.vstack([start, design.to_theta({None: also})])
-    optima = minimise(design, start, sample, objective, max_iterations=_START_ITERATIONS)
+    begin = start
+    if len(points) > _MANY_POINTS and groups is None:
+        # Most of the way is the same on some of the points.
+        some = points.take(np.random.default_rng(0).choice(len(points), _MANY_POINTS, replace=False))
+        small = build_design(law, some.inputs, some.outcome, pinned=pinned)
+        begin = small.to_theta({None: design.to_params(start)})
+        part = Sample.of(some.outcome, some.weights)
+        near = minimise(small, begin, part, objective, tolerance=1e-8, max_iterations=_START_ITERATIONS)
+        begin = design.to_theta({None: small.to_params(near.theta)})
+    optima = minimise(design, begin, sample, objective, max_iterations=_START_ITERATIONS)
     best = int(optima.value.argmin())
     if not optima.converged[best]:
         again = minimise(design, optima.theta[best][None], sample, objective, max_iterations=1000)
         optima = optima.improved(best, again)
     optima = _without_a_trace(optima, best, design, sample, objective)
-    found = _candidate(design, sample, objective, optima, best)
+    found = Solution(design, sample, objective, optima, best)
     if not certify:
-        status = FitStatus.CONVERGED if found.ended or found.exact else FitStatus.NOT_CONVERGED
-        return Solution(**vars(found), status=status, detail="the solver did not end")
+        return found if found.ended or found.exact else replace(found, status=FitStatus.NOT_CONVERGED)
     other, elsewhere = _second_opinion(found, start)
     if other < found.value * (1 - GAP_TOLERANCE) and not found.exact:
         optima = optima.improved(best, minimise(design, elsewhere[None], sample, objective))
-        found = _candidate(design, sample, objective, optima, best)
-    status, detail, certificate = judge(found, points, other, level)
-    return Solution(**vars(found), status=status, detail=detail, certificate=certificate)
+        found = Solution(design, sample, objective, optima, best)
+    return judge(found, points, other, level)
 
 
-def _candidate(design: Design, sample: Sample, objective: Objective, optima: Optimum, best: int) -> Candidate:
-    theta, ended = optima.theta[best], bool(optima.converged[best])
-    decrease = float(optima.decrement[best]) / max(float(optima.value[best]), 1e-300)
-    if objective.name == "lad":
-        theta, promised = _to_vertex(design, theta, sample, objective)
-        if np.isfinite(promised):
-            decrease, ended = promised, promised <= GAP_TOLERANCE
-    value = _value(design, theta, sample, objective)
-    return Candidate(design, sample, objective, optima, best, theta, value, ended, decrease)
-
-
-def _value(design: Design, theta: Array, sample: Sample, objective: Objective) -> float:
-    return float(objective.value(design.log_prediction(theta[None])[0], sample))
-
-
-def _second_opinion(found: Candidate, start: Array) -> tuple[float, Array]:
+def _second_opinion(found: Solution, start: Array) -> tuple[float, Array]:
     """Solve again, from the worst of the starts, so that the two solvers share nothing but the problem.
 
     Where that ends higher, the best of the starts has a second chance: another basin says nothing about this one.
@@ -112,7 +94,7 @@ def _second_opinion(found: Candidate, start: Array) -> tuple[float, Array]:
     ends = []
     for begin in (start[-1], start[0]):
         theta = _second_solver(found.design, begin, found.sample, found.objective.stages[-1], scale)
-        ends.append((_value(found.design, theta, found.sample, found.objective), theta))
+        ends.append((found.value_at(theta), theta))
         if ends[-1][0] <= found.value * (1 + 1e-6):
             break
     return min(ends, key=lambda end: end[0])
@@ -150,60 +132,6 @@ def _without_a_trace(optima: Optimum, best: int, design: Design, sample: Sample,
         return optima
     again = minimise(design, theta[None], sample, objective)
     return optima.improved(best, again) if again.value[0] <= optima.value[best] else optima
-
-
-def _to_vertex(design: Design, theta: Array, sample: Sample, objective: Objective) -> tuple[Array, float]:
-    """Move a smoothed optimum of absolute deviations to the vertex of the unsmoothed one, by linear programs.
-
-    Returns the optimum, and the relative decrease that the linearised law still promises.
-    """
-    points, decrease = len(sample.outcome), float("inf")
-    if points > _MOST_POINTS:
-        return theta, decrease
-    # A solver's tolerances are absolute: everything is scaled so that the mean residual is 1.
-    residual = sample.log_outcome - design.log_prediction(theta[None])[0]
-    scale = max(float(np.abs(residual).mean()), 1e-14)
-    eye = identity(points, format="csr")
-    radius = 0.1
-    value = _value(design, theta, sample, objective)
-    for _ in range(12):
-        residual = sample.log_outcome - design.log_prediction(theta[None])[0]
-        low, high = np.maximum(design.lower - theta, -radius), np.minimum(design.upper - theta, radius)
-        found = linprog(
-            np.concatenate([np.zeros(design.size), objective.asymmetry * sample.weights, sample.weights]),
-            A_eq=hstack([csr_array(design.gradients(theta)), eye, -eye], format="csr"),
-            b_eq=residual / scale,
-            bounds=[*zip(low / scale, high / scale, strict=True), *[(0.0, None)] * (2 * points)],
-            method="highs",
-        )
-        if found.x is None or found.fun is None:
-            return theta, decrease
-        decrease = max(0.0, 1.0 - float(found.fun) * scale / max(value, 1e-300))
-        trial = np.clip(theta + scale * found.x[: design.size], design.lower, design.upper)
-        trial = _onto_vertex(design, trial, sample)
-        new = _value(design, trial, sample, objective)
-        if new < value:
-            theta, value = trial, new
-        if decrease <= 1e-10:
-            break
-        radius /= 8
-    return theta, decrease
-
-
-def _onto_vertex(design: Design, theta: Array, sample: Sample) -> Array:
-    """Make the curve pass exactly through the points that it nearly passes through, one per free parameter."""
-    inside = (theta > design.lower) & (theta < design.upper)
-    for _ in range(3):
-        residual = sample.log_outcome - design.log_prediction(theta[None])[0]
-        through = np.argsort(np.abs(residual), kind="stable")[: int(inside.sum())]
-        system = design.gradients(theta)[np.ix_(through, inside)]
-        step = np.linalg.lstsq(system, residual[through], rcond=1e-12)[0]
-        if not np.isfinite(step).all() or np.abs(step).max(initial=0.0) > 1e-3:
-            return theta
-        theta = theta.copy()
-        theta[inside] += step
-        theta = np.clip(theta, design.lower, design.upper)
-    return theta
 
 
 def validation_rows(points: Points, objective: Objective, pinned: Mapping[str, float]) -> tuple[dict[str, Any], ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -32,10 +33,20 @@ class Points:
     def __len__(self) -> int:
         return len(self.outcome)
 
+    @cached_property
     def cells(self) -> np.ndarray:
-        """Number the distinct input points: rows of one cell are replicates."""
-        stacked = np.stack([self.inputs[name] for name in self.law.inputs], axis=1)
-        return np.unique(stacked, axis=0, return_inverse=True)[1].reshape(len(stacked))
+        """Number of each row's distinct input point, in order of the inputs: rows of one cell are replicates."""
+        columns = [self.inputs[name] for name in self.law.inputs]
+        order = np.lexsort(columns[::-1])
+        new = np.any([np.diff(values[order]) != 0 for values in columns], axis=0)
+        codes = np.empty(len(self), dtype=int)
+        codes[order] = np.concatenate([[0], np.cumsum(new)])
+        return codes
+
+    @property
+    def num_cells(self) -> int:
+        """How many distinct input points there are."""
+        return int(self.cells.max()) + 1
 
     def run_labels(self) -> np.ndarray:
         """Label the run of every row; without clusters every row is its own."""
@@ -170,7 +181,7 @@ def _flags(points: Points, asked: str) -> tuple[str, ...]:
             "the terms of parameters and tokens apart, and no budget can be split by them"
         )
     values = {**points.inputs, law.outcome: points.outcome}
-    if repeated := len(points) - len(np.unique(np.column_stack([*values.values()]), axis=0)):
+    if repeated := int(pd.DataFrame(values).duplicated().sum()):
         flags.append(
             f"{repeated} of {len(points)} rows repeat another row's inputs and outcome: duplicated runs count twice"
         )

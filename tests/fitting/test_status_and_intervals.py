@@ -3,10 +3,15 @@
 import numpy as np
 import pandas as pd
 import pytest
+from fitting_tables import surface
 
 from budgetlab.errors import CallerError
 from budgetlab.fitting import fit
+from budgetlab.fitting.design import build_design, evaluate, evaluate_blocks, start_all
+from budgetlab.fitting.newton import _solve, minimise
+from budgetlab.fitting.objectives import Objective, Sample
 from budgetlab.intake import read_table
+from budgetlab.laws import get_law
 
 
 def curve(points=6, noise=0.02, seed=0, decades=1.0):
@@ -81,3 +86,38 @@ def test_other_separators_and_ragged_rows_are_one_line(tmp_path, text, words):
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(CallerError, match=words):
         read_table(tmp_path / "t.csv")
+
+
+def test_many_rows_are_resampled_from_the_limit_of_the_bootstrap(monkeypatch):
+    table = surface(4000, np.random.default_rng(3))
+    drawn = fit(table, law="chinchilla", resamples=2000)
+    monkeypatch.setattr("budgetlab.fitting.intervals._LIMIT_POINTS", 1000)
+    limit = fit(table, law="chinchilla", resamples=2000)
+    assert limit.params == drawn.params
+    for name, error in drawn.standard_errors.items():
+        assert limit.standard_errors[name] == pytest.approx(error, rel=0.15)
+
+
+def test_a_part_of_many_points_only_shortens_the_way(monkeypatch):
+    table = surface(4000, np.random.default_rng(4))
+    whole = fit(table, law="chinchilla", resamples=0)
+    monkeypatch.setattr("budgetlab.fitting.solve._MANY_POINTS", 500)
+    begun = fit(table, law="chinchilla", resamples=0)
+    assert begun.objective == pytest.approx(whole.objective, rel=1e-9)
+    assert begun.params == pytest.approx(whole.params, rel=1e-6)
+
+
+def test_shared_parameters_are_solved_for_as_in_the_whole_system():
+    """Groups of unequal size, one exponent: Newton's step from the blocks is that from the dense Hessian."""
+    law, rng = get_law("power"), np.random.default_rng(0)
+    groups = ["a"] * 9 + ["b"] * 5 + ["c"] * 7
+    x = rng.uniform(1.0, 50.0, len(groups))
+    outcome = (2.0 + 3.0 * x**-0.4) * np.exp(0.01 * rng.standard_normal(len(x)))
+    design = build_design(law, {"x": x}, outcome, groups=groups, shared=("a",))
+    sample, objective = Sample.of(outcome, np.ones(len(x))), Objective("squared_log")
+    end = minimise(design, start_all(design, {"x": x}, outcome, groups), sample, objective)
+    theta = end.theta[[int(end.value.argmin())]] + 0.01
+    _, gradient, hessian = evaluate(design, theta, sample, objective)
+    blocks = evaluate_blocks(design, theta, design.lay_out(sample), objective)[2]
+    step = _solve(design, gradient, blocks, np.zeros(theta.shape, dtype=bool))
+    assert step[0] == pytest.approx(np.linalg.solve(hessian[0], gradient[0]), rel=1e-8)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from budgetlab.errors import CallerError, unknown_name
+from budgetlab.fitting.certificate import Solution
 from budgetlab.fitting.curves import fit_points, refused, report_fit
 from budgetlab.fitting.intervals import choose_interval, draw, within_cell_noise
 from budgetlab.fitting.objectives import Objective
 from budgetlab.fitting.prepare import Prepared, prepare
 from budgetlab.fitting.scores import COMPUTE_COLUMNS, run_values
-from budgetlab.fitting.solve import Solution, solve
+from budgetlab.fitting.solve import solve
 from budgetlab.fitting.status import FitStatus
 from budgetlab.fitting.table import Points, read_points, stack_points
 from budgetlab.laws import Law, get_law
@@ -135,8 +136,7 @@ def run_points(rows: pd.DataFrame, law: Law, x: str) -> Points | None:
         )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Joint:
+class Joint(NamedTuple):
     """A fit of several arms with parameters in common, and its draws."""
 
     arms: tuple[str, ...]
@@ -155,7 +155,7 @@ def solve_jointly(points: Mapping[str, Points], spec: FitSpec, *, certify: bool)
         if name not in law.params:
             raise unknown_name("parameter", name, law.params, f"shared {name}")
     own = [name for name in law.params if name not in spec.shared and name not in spec.pinned]
-    arms = tuple(arm for arm, part in points.items() if len(np.unique(part.cells())) > max(1, len(own)))
+    arms = tuple(arm for arm, part in points.items() if part.num_cells > max(1, len(own)))
     if not spec.shared or len(arms) < 2:
         return None
     stacked = stack_points([points[arm] for arm in arms], law)
@@ -168,5 +168,5 @@ def solve_jointly(points: Mapping[str, Points], spec: FitSpec, *, certify: bool)
     method = choose_interval(stacked, "wild")[0]
     draws = np.empty((0, solution.design.size))
     if spec.resamples and solution.status is not FitStatus.NOT_CONVERGED:
-        draws = draw(solution, stacked, method, spec.resamples, np.random.default_rng(spec.seed)).theta
+        draws = draw(solution, stacked, method, spec.resamples, np.random.default_rng(spec.seed))[0]
     return Joint(arms, solution, draws, method)
