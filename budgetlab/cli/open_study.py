@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from budgetlab.cli.screen import Screen, Stage
 from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.frames import scores_frame
-from budgetlab.store import Store, read_value
+from budgetlab.store import Store, read_value, write_whole
 from budgetlab.studies import Study, dump_study, find_data, load_study, profile_key
 from budgetlab.units import format_quantity
 from budgetlab.values import CostProfile, CurveFit, EvaluateSpec, Plan, RunRecord, Score, Verdict
@@ -145,13 +145,10 @@ class OpenStudy:
         A run needs them timed here, since timing is also what settles precision and attention.
         """
         execution = self.study.execution
-        known = None if fresh else self.store.read_profile()
-        if known is None and not fresh and not to_run:
-            known = self._profile_beside()
-        if known is not None and known.study_key == profile_key(self.study):
-            packs = execution.workers == "auto" and execution.devices == 1
-            if not to_run or (known.timed and (known.packing is not None or not packs)):
-                return known
+        known = None if fresh else self.known_profile(recorded=not to_run)
+        packs = execution.workers == "auto" and execution.devices == 1
+        if known is not None and (not to_run or (known.timed and (known.packing is not None or not packs))):
+            return known
         from budgetlab.hardware import emulated_bfloat16, pick_device
         from budgetlab.profiler import profile
 
@@ -169,22 +166,19 @@ class OpenStudy:
             self.keep_profile(found)
         return found
 
-    def _profile_beside(self) -> CostProfile | None:
-        """Return the profile that was recorded beside the study file, if it is of this study as it is now."""
-        found = None if self.recorded_profile is None else read_value(CostProfile, self.recorded_profile)
-        return found if found is not None and found.study_key == profile_key(self.study) else None
+    def known_profile(self, *, recorded: bool = False) -> CostProfile | None:
+        """Return the profile in the results folder, or one `recorded` beside the study, if it is of this study as now.
 
-    def known_profile(self) -> CostProfile | None:
-        """Return the profile in the results folder if it can be read and is of this study as it is now."""
-        try:
-            known = self.store.read_profile()
-        except CallerError:
-            return None
-        return known if known is not None and known.study_key == profile_key(self.study) else None
+        One that cannot be read is passed over.
+        """
+        found = self.store.spared(self.store.read_profile)
+        if found is None and recorded and self.recorded_profile is not None:
+            found = read_value(CostProfile, self.recorded_profile)
+        return found if found is not None and found.study_key == profile_key(self.study) else None
 
     def prices(self) -> CostProfile:
         """Return the profile that there is, else FLOPs alone: for what needs no seconds of this machine."""
-        return self.known_profile() or self._profile_beside() or self.profile(count_only=True, keep=False)
+        return self.known_profile(recorded=True) or self.profile(count_only=True, keep=False)
 
     def keep_profile(self, found: CostProfile) -> None:
         """Write a profile, unless the results folder has one of the same study that says more."""
@@ -203,10 +197,7 @@ class OpenStudy:
         """Match the budgets, and `keep` the plan; the corpus counts towards passes once it has been built."""
         from budgetlab.planner import choose_rates, other_machine, plan, rereads
 
-        try:
-            before = self.store.read_plan()
-        except CallerError:
-            before = None
+        before = self.store.spared(self.store.read_plan)
         made = plan(self.study, profile, corpus_tokens=self._pass_tokens(before))
         further = [line for line in (other_machine(profile), rereads(made)) if line is not None]
         made = made.model_copy(update={"warnings": (*made.warnings, *further)})
@@ -302,8 +293,8 @@ class OpenStudy:
             )
             stage.note = f"{len(scores)} scores"
         for record in records:
-            if self.store.model_folder(record.run_id).is_dir():
-                self.store.write_card(record.run_id, model_card(plan, record, scores))
+            if (folder := self.store.model_folder(record.run_id)).is_dir():
+                write_whole(folder / "README.md", model_card(plan, record, scores))
         return scores
 
     def tasks(self) -> list[Task]:
