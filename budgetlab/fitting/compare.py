@@ -307,7 +307,6 @@ def _answer(
         degrees_of_freedom=found.degrees_of_freedom,
         run_sd=found.run_sd,
         num_seeds_to_resolve={f"{d:g}": found.runs_to_resolve(d, level) for d in _PUBLISHED if unit == "points"},
-        num_finetune_seeds=None if q.of.y in LOSSES else int(here["finetune_seeds"].min()),
         one_teacher=one_teacher,
         compute_multiplier=curves.multiplier(q.a, q.b, q.budget) if q.curves else None,
         crossover=curves.crossover(q.a, q.b) if q.curves else None,

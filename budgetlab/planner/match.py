@@ -17,7 +17,7 @@ from budgetlab.planner.prices import (
     taught_steps,
     teacher_cost,
 )
-from budgetlab.planner.progress import compiled_prices, decide_compiling, decide_packing
+from budgetlab.planner.standing import compiled_prices, decide_compiling, decide_packing
 from budgetlab.planner.words import compare_recipes
 from budgetlab.strategies import build_strategy
 from budgetlab.studies import Study

@@ -11,7 +11,7 @@ import pandas as pd
 from budgetlab.errors import CallerError
 from budgetlab.planner.match import plan
 from budgetlab.planner.prices import StepCost, effective_tokens, loss_factor, step_cost, step_price
-from budgetlab.planner.progress import ladder_costs
+from budgetlab.planner.standing import ladder_costs
 from budgetlab.resampling import detectable_difference, seeds_to_resolve
 from budgetlab.strategies import build_strategy
 from budgetlab.studies import Study

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from budgetlab.errors import CallerError, unknown_name
-from budgetlab.planner.progress import ladder_costs
+from budgetlab.planner.standing import ladder_costs
 from budgetlab.studies import Study
 from budgetlab.units import format_amount, format_quantity, format_seconds
 from budgetlab.values import Arm, ModelSpec, Plan, Schedule, Value

@@ -12,7 +12,7 @@ from typing import Any, Literal, Required
 from pydantic import AliasChoices, Field
 from typing_extensions import TypedDict
 
-from budgetlab.values.base import Interval, Record, Value
+from budgetlab.values.base import Interval, Record, Value, passed_over
 from budgetlab.values.costs import Environment
 from budgetlab.values.plans import Budget, Schedule
 from budgetlab.values.scoring import subset_words
@@ -275,6 +275,8 @@ class Decomposition(TypedDict, total=False):
 class Verdict(Record):
     """The answer to one contrast of two arms."""
 
+    _retired = passed_over("num_finetune_seeds")
+
     contrast: tuple[str, str]
     """(A, B); the difference is A minus B, positive when A is better."""
     at: Budget
@@ -314,7 +316,6 @@ class Verdict(Record):
     """Standard deviation of one run of these two arms at this budget, pairing removed, as if both had the same."""
     num_seeds_to_resolve: dict[str, int | None] = {}
     """Runs per arm that would resolve a difference of so many points four times in five."""
-    num_finetune_seeds: int | None = None
     one_teacher: bool = False
     compute_multiplier: Multiplier | None = None
     """C_B / C_A at equal y."""
