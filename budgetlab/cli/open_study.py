@@ -11,7 +11,7 @@ from budgetlab.cli.screen import Screen, Stage
 from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.frames import scores_frame
 from budgetlab.store import Store, read_value, write_whole
-from budgetlab.studies import Study, dump_study, find_data, load_study, profile_key
+from budgetlab.studies import dump_study, find_data, load_study, profile_key
 from budgetlab.units import format_quantity
 from budgetlab.values import CostProfile, CurveFit, EvaluateSpec, Plan, RunRecord, Score, Verdict
 
@@ -24,14 +24,6 @@ if TYPE_CHECKING:
     from budgetlab.ranks import Ranks
     from budgetlab.reporting import Report
     from budgetlab.runner import Progress
-
-
-def open_study(study: str, results: Path, data_root: Path | None, *, quiet: bool = False) -> OpenStudy:
-    """Load a study and open its results folder."""
-    loaded = load_study(study, data_root=data_root)
-    recorded = Path(study).with_name(f"{Path(study).stem}.profile.json")
-    screen = Screen(quiet=quiet)
-    return OpenStudy(loaded, Store(results, loaded.name), screen, recorded if recorded.is_file() else None)
 
 
 def scored_with(plan: Plan, spec: EvaluateSpec) -> list[object]:
@@ -67,10 +59,11 @@ def beside(store: Store, plan: Plan) -> Iterator[Evidence]:
 class OpenStudy:
     """One study in one results folder."""
 
-    def __init__(self, study: Study, store: Store, screen: Screen, recorded_profile: Path | None = None) -> None:
-        self.study, self.store, self.screen = study, store, screen
-        store.say = screen.say
-        self.recorded_profile = recorded_profile
+    def __init__(self, study: str, results: Path, data_root: Path | None, *, quiet: bool = False) -> None:
+        self.study, self.screen = load_study(study, data_root=data_root), Screen(quiet=quiet)
+        self.store = Store(results, self.study.name)
+        self.store.say = self.screen.say
+        self.recorded_profile = Path(study).with_name(f"{Path(study).stem}.profile.json")
         self._corpus: Corpus | None = None
         self.left_out: dict[str, int] = {}
         """What could not be scored, a line each, and the exit status that it asks for."""
@@ -172,7 +165,7 @@ class OpenStudy:
         One that cannot be read is passed over.
         """
         found = self.store.spared(self.store.read_profile)
-        if found is None and recorded and self.recorded_profile is not None:
+        if found is None and recorded and self.recorded_profile.is_file():
             found = read_value(CostProfile, self.recorded_profile)
         return found if found is not None and found.study_key == profile_key(self.study) else None
 

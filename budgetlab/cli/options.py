@@ -36,7 +36,7 @@ class Options:
 
         `ranks`: the processes that do this verb together.
         """
-        from budgetlab.cli.open_study import open_study
+        from budgetlab.cli.open_study import OpenStudy
 
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and ranks is None:
             raise CallerError("budgetlab under torchrun", "only run takes several processes", "start without torchrun")
@@ -46,7 +46,7 @@ class Options:
         results = self.results
         if study.endswith(".json"):
             study, results = str(Path(study).with_name("study.toml")), Path(study).absolute().parent.parent
-        return open_study(study, results, self.data_root, quiet=ranks is not None and not ranks.first)
+        return OpenStudy(study, results, self.data_root, quiet=ranks is not None and not ranks.first)
 
     def print(self, plain: Callable[[], Any], sheets: Callable[[], Sequence[Any]], *lines: str) -> None:
         """Print `plain` as one JSON object where that is asked for; else tables, and lines under them."""
