@@ -308,8 +308,5 @@ def _shared_warmups(arms: Mapping[str, Arm], first_steps: Mapping[str, int]) -> 
 
 def warmup_tokens(schedules: Iterable[Schedule], arms: Mapping[str, Arm]) -> dict[str, int]:
     """Return the tokens of each arm's warm-up at its smallest feasible budget."""
-    firsts: dict[str, Schedule] = {}
-    for schedule in sorted(schedules, key=lambda schedule: schedule.rung):
-        if schedule.feasible:
-            firsts.setdefault(schedule.arm, schedule)
+    firsts = {s.arm: s for s in sorted(schedules, key=lambda s: s.rung, reverse=True) if s.feasible}
     return {arm: firsts[arm].warmup_steps * arms[arm].recipe.batch_tokens for arm in arms if arm in firsts}
