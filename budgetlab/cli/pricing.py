@@ -158,6 +158,7 @@ def plan(
 ) -> None:
     """Turn each budget into matched token schedules, in integer steps that never cost more."""
     from budgetlab.planner import latex_table, methods_paragraph, run_description, training_arguments
+    from budgetlab.planner import sensitivity as of_meanings
     from budgetlab.store import read_profile
 
     opened = options.open(study)
@@ -185,7 +186,12 @@ def plan(
         words, table = methods_paragraph(made), latex_table(made)
         blocks.append(({"methods_paragraph": words, "latex_table": table}, [words, "", table]))
     if figure:
-        blocks.append(_figure(opened, prices))
+        from budgetlab.reporting.figures import draw_plan, plan_table, render
+
+        caption = f"tokens that the largest budget of {opened.study.name} buys each arm, under every meaning of compute"
+        table, figures = plan_table(of_meanings(opened.study, prices)), opened.store.folder / "figures"
+        drawn = str(render("plan", draw_plan, table, figures, caption).png)
+        blocks.append(({"figure": drawn}, [f"figure  {drawn}"]))
     found = made.model_dump(mode="json") | {"units": [unit.as_json() for unit in made.units()]}
     lines = [f"warning: {line}" for line in made.warnings]
     for plain_block, words in blocks:
@@ -262,13 +268,3 @@ def _power(opened: OpenStudy, made: Plan, differences: Sequence[float], spread: 
         spent = f"{cost} in the arms, {format_seconds(row['device_seconds'])} of device time"
         lines.append(f"  {row['difference']:g}: {row['seeds']} seeds, {spent}{now}")
     return {"power": found}, lines
-
-
-def _figure(opened: OpenStudy, prices: CostProfile) -> Block:
-    from budgetlab.planner import sensitivity
-    from budgetlab.reporting.figures import draw_plan, plan_table, render
-
-    caption = f"tokens that the largest budget of {opened.study.name} buys each arm, under every meaning of compute"
-    table = plan_table(sensitivity(opened.study, prices))
-    drawn = str(render("plan", draw_plan, table, opened.store.folder / "figures", caption).png)
-    return {"figure": drawn}, [f"figure  {drawn}"]

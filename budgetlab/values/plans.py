@@ -40,14 +40,9 @@ class TuningSpec(Value):
         return self
 
     @property
-    def trials(self) -> int:
-        """Trainings of each arm: every rate with every seed."""
-        return len(self.learning_rate) * max(1, len(self.seeds))
-
-    @property
     def charged_trials(self) -> int:
-        """Of these, the ones that are paid out of the budgets."""
-        return self.trials if self.charge else 0
+        """Trainings of each arm, every rate with every seed, that are paid out of the budgets."""
+        return len(self.learning_rate) * max(1, len(self.seeds)) if self.charge else 0
 
 
 class PlanSpec(Value):
