@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from budgetlab.cli.screen import Screen, Stage
 from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.frames import scores_frame
-from budgetlab.store import Store, read_value, write_whole
+from budgetlab.store import Store, read_profile, write_whole
 from budgetlab.studies import dump_study, find_data, load_study, profile_key
 from budgetlab.units import format_quantity
 from budgetlab.values import CostProfile, CurveFit, EvaluateSpec, Plan, RunRecord, Score, Verdict
@@ -164,10 +164,10 @@ class OpenStudy:
 
         One that cannot be read is passed over.
         """
-        found = self.store.spared(self.store.read_profile)
-        if found is None and recorded and self.recorded_profile.is_file():
-            found = read_value(CostProfile, self.recorded_profile)
-        return found if found is not None and found.study_key == profile_key(self.study) else None
+        found, key = self.store.spared(self.store.read_profile), profile_key(self.study)
+        if (found is None or found.study_key != key) and recorded and self.recorded_profile.is_file():
+            found = read_profile(self.recorded_profile)
+        return found if found is not None and found.study_key == key else None
 
     def prices(self) -> CostProfile:
         """Return the profile that there is, else FLOPs alone: for what needs no seconds of this machine."""
