@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import bdtr, stdtrit
 
 from budgetlab.errors import CallerError
 
@@ -29,6 +28,8 @@ _WEBB = np.array([-np.sqrt(1.5), -1.0, -np.sqrt(0.5), np.sqrt(0.5), 1.0, np.sqrt
 
 def t_quantile(probability: float, degrees_of_freedom: float) -> float:
     """Quantile of Student's t (degrees of freedom need not be whole)."""
+    from scipy.special import stdtrit  # slow to load, and a plan alone needs none of it
+
     return float(stdtrit(degrees_of_freedom, probability))
 
 
@@ -95,6 +96,8 @@ def median_interval(values: Sequence[float] | Array, level: float = 0.95) -> tup
     """
     sample = np.sort(np.asarray(values, dtype=float))
     n = len(sample)
+    from scipy.special import bdtr
+
     tails = bdtr(np.arange(n // 2 + 1), n, 0.5)  # how likely at most k values lie below the median
     rank = int(np.searchsorted(tails, (1 - level) / 2, side="right")) - 1
     return None if rank < 0 else (float(sample[rank]), float(sample[n - 1 - rank]))

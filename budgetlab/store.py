@@ -83,6 +83,10 @@ def read_value(kind: type[V], path: str | Path) -> V:
         raise CallerError(asked, f"not one ({reason})", "delete the file or correct it") from None
 
 
+def _read_if_there(kind: type[V], path: Path) -> V | None:
+    return read_value(kind, path) if path.exists() else None
+
+
 def read_profile(path: str | Path) -> CostProfile:
     """Read a profile from its file, such as one that was recorded beside a study.
 
@@ -96,12 +100,19 @@ def read_profile(path: str | Path) -> CostProfile:
 
 def write_fits(folder: Path, fits: Sequence[CurveFit]) -> None:
     """Write fits.json and fits.csv."""
-    write_whole(folder / "fits.json", _json(fits))
+    _write_list(folder / "fits.json", fits)
     write_csv(folder / "fits.csv", fits_frame(fits))
 
 
-def _json(values: Sequence[Value]) -> str:
-    return json.dumps([value.model_dump(mode="json") for value in values], indent=1)
+def _write_list(path: Path, values: Sequence[Value]) -> None:
+    write_whole(path, json.dumps([value.model_dump(mode="json") for value in values], indent=1))
+
+
+def _read_list(kind: type[V], path: Path) -> list[V]:
+    try:
+        return [kind.model_validate(item) for item in json.loads(path.read_text())] if path.exists() else []
+    except ValueError as error:  # pydantic's is one
+        raise CallerError(f"{kind.__name__} from {path}", "not one", "delete the file and fit again") from error
 
 
 def _read_json(path: Path, remedy: str) -> dict[str, Any]:
@@ -139,7 +150,8 @@ class Store:
         """Without whom it tells: in another process there is no screen."""
         return {**self.__dict__, "say": None}
 
-    def _spared(self, read: Callable[[], T]) -> T | None:
+    def spared(self, read: Callable[[], T]) -> T | None:
+        """Return what was read; None of what is damaged, where `say` is told of it."""
         try:
             return read()
         except CallerError as error:
@@ -193,10 +205,6 @@ class Store:
         """Where the predictions behind a score are kept."""
         return self.run_folder(run_id) / "predictions" / f"{key}.parquet"
 
-    def write_card(self, run_id: str, card: str) -> Path:
-        """Write the model card of a finished run anew."""
-        return write_whole(self.model_folder(run_id) / "README.md", card)
-
     def write_study(self, toml: str) -> Path:
         """Write the resolved study."""
         return write_whole(self.folder / "study.toml", toml)
@@ -213,13 +221,11 @@ class Store:
 
     def read_profile(self) -> CostProfile | None:
         """Return the profile, or None where there is none."""
-        path = self.folder / "profile.json"
-        return read_value(CostProfile, path) if path.exists() else None
+        return _read_if_there(CostProfile, self.folder / "profile.json")
 
     def read_plan(self) -> Plan | None:
         """Return the plan, or None where there is none."""
-        path = self.folder / "plan.json"
-        return read_value(Plan, path) if path.exists() else None
+        return _read_if_there(Plan, self.folder / "plan.json")
 
     def write_rates(self, key: str, losses: Mapping[str, float]) -> Path:
         """Write the losses of trials of learning rates, under the key of what was tried."""
@@ -228,7 +234,7 @@ class Store:
     def read_rates(self, key: str) -> dict[str, float] | None:
         """Return the losses of these trials; None where they were not run, or others were."""
         path = self.folder / "rates.json"
-        found = self._spared(lambda: _read_json(path, "delete the file; the trials are not run again")) or {}
+        found = self.spared(lambda: _read_json(path, "delete the file; the trials are not run again")) or {}
         return found.get("readout_loss") if found.get("key") == key else None
 
     def write_index(self, **what: Sequence[str]) -> None:
@@ -253,14 +259,12 @@ class Store:
 
     def read_record(self, run_id: str) -> RunRecord | None:
         """Return one record with its points, or None."""
-        path = self.run_folder(run_id) / "record.json"
-        if not path.exists():
-            return None
-        return read_value(RunRecord, path).model_copy(update={"points": self.read_points(run_id)})
+        record = _read_if_there(RunRecord, self.run_folder(run_id) / "record.json")
+        return None if record is None else record.model_copy(update={"points": self.read_points(run_id)})
 
     def records(self) -> list[RunRecord]:
         """Return the records of the plan's runs that have begun, with their points."""
-        found = (self._spared(partial(self.read_record, run_id)) for run_id in self._index().get("runs", []))
+        found = (self.spared(partial(self.read_record, run_id)) for run_id in self._index().get("runs", []))
         return [record for record in found if record is not None]
 
     def write_points(self, run_id: str, points: Sequence[Point]) -> None:
@@ -292,8 +296,7 @@ class Store:
 
     def read_score(self, run_id: str, key: str) -> Score | None:
         """Return one score, or None."""
-        path = self.score_path(run_id, key)
-        return self._spared(lambda: read_value(Score, path)) if path.exists() else None
+        return self.spared(lambda: _read_if_there(Score, self.score_path(run_id, key)))
 
     def scores(self) -> list[Score]:
         """Return the scores of the plan's runs, and its yardsticks."""
@@ -322,15 +325,8 @@ class Store:
     def write_fits(self, fits: Sequence[CurveFit], verdicts: Sequence[Verdict]) -> None:
         """Write fits.json, fits.csv and verdict.json."""
         write_fits(self.folder, fits)
-        write_whole(self.folder / "verdict.json", _json(verdicts))
+        _write_list(self.folder / "verdict.json", verdicts)
 
     def read_fits(self) -> tuple[list[CurveFit], list[Verdict]]:
         """Return the fits and verdicts, empty where there are none."""
-        return self._read_list(CurveFit, "fits.json"), self._read_list(Verdict, "verdict.json")
-
-    def _read_list(self, kind: type[V], name: str) -> list[V]:
-        path = self.folder / name
-        try:
-            return [kind.model_validate(item) for item in json.loads(path.read_text())] if path.exists() else []
-        except (ValidationError, ValueError) as error:
-            raise CallerError(f"{kind.__name__} from {path}", "not one", "delete the file and fit again") from error
+        return _read_list(CurveFit, self.folder / "fits.json"), _read_list(Verdict, self.folder / "verdict.json")

@@ -14,6 +14,7 @@ from budgetlab.errors import CallerError, unknown_name
 from budgetlab.laws import get_law
 from budgetlab.strategies import Strategy, build_strategy
 from budgetlab.study_tables import find_study, given_config, read_tables, vocabulary_size
+from budgetlab.units import parse_budget, parse_charge
 from budgetlab.values import (
     Arm,
     CorpusSpec,
@@ -27,7 +28,7 @@ from budgetlab.values import (
     Value,
     content_hash,
 )
-from budgetlab.values.base import Name, Seed
+from budgetlab.values.base import Name, Seeds
 from budgetlab.values.scoring import CAUSAL_PROBES
 from budgetlab.values.specs import TAPPED_FAMILIES, TokenizerSpec, same_vocabulary
 
@@ -39,7 +40,7 @@ class Study(Value):
 
     name: Name
     """Of its folder under the results."""
-    seeds: tuple[Seed, ...] = Field(default=(0, 1, 2), min_length=1, max_length=1000)
+    seeds: Seeds = (0, 1, 2)
     """Run seeds, of initialisation, order of the data, masks and dropout; a run of every arm and budget for each."""
     corpus: CorpusSpec = CorpusSpec()
     recipe: Recipe = Recipe()
@@ -54,9 +55,7 @@ class Study(Value):
     """Where relative paths are looked for; not part of what the study asks."""
 
     @model_validator(mode="after")
-    def _seeds_are_distinct(self) -> Study:
-        if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"seeds {list(self.seeds)} must be distinct")
+    def _runs_can_be_counted(self) -> Study:
         if (runs := len(self.seeds) * len(self.arms) * len(self.plan.budgets)) > _MOST_RUNS:
             raise ValueError(f"{runs:,} runs of {len(self.arms)} arms, more than {_MOST_RUNS:,}")
         return self
@@ -75,9 +74,26 @@ class Study(Value):
         CallerError
             When one of them cannot be read, or they do not go together.
         """
-        plan = self.plan.asked(budgets=budgets, match=match, teacher_charge=teacher_charge)
-        plan.amounts(self.execution.devices, self.arms)
-        return self.model_copy(update={"plan": plan})
+        given = {"budgets": tuple(budgets or ()) or None, "match": match, "teacher_charge": teacher_charge}
+        plan = self.plan.model_copy(update={name: value for name, value in given.items() if value is not None})
+        study = self.model_copy(update={"plan": plan})
+        study.amounts()
+        return study
+
+    def amounts(self) -> list[float]:
+        """Return the budgets, smallest first, in the unit of what is matched; of tokens:ARM in tokens.
+
+        Raises
+        ------
+        CallerError
+            When one of them, the match or the charge cannot be read, or they do not go together.
+        """
+        match, devices = self.plan.match, self.execution.devices
+        parse_charge(self.plan.teacher_charge)
+        found = sorted(parse_budget(budget, match, devices=devices) for budget in self.plan.budgets)
+        if match.startswith("tokens:") and (arm := match.removeprefix("tokens:")) not in self.arms:
+            raise unknown_name("arm", arm, self.arms, f"match = {match!r}, arm")
+        return found
 
     def teacher_names(self) -> tuple[str, ...]:
         """Models that serve as teachers, in order of first use."""
@@ -112,7 +128,8 @@ def load_study(path: str | Path, *, data_root: str | Path | None = None) -> Stud
     for arm in study.arms.values():
         _check_arm(study, arm)
     _check_fit(study)
-    return study.asked()
+    study.amounts()
+    return study
 
 
 def dump_study(study: Study) -> str:

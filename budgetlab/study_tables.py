@@ -239,14 +239,10 @@ def _expand_arms(tables: dict[str, Any], grids: dict[str, list[str]]) -> Any:
             **arm,
             "recipe": _merge(shared, over) if isinstance(over, dict) and isinstance(shared, dict) else over,
         }
-        for role in ("student", "teacher"):
-            if arm.get(role) == []:
-                raise CallerError(f"arms.{name}.{role} = []", "an empty list", "name one model, or several")
-        choices = {role: _choices(arm.get(role), grids) for role in ("student", "teacher")}
-        for student, teacher in itertools.product(*choices.values()):
-            picked = {"student": student, "teacher": teacher}
-            marks = {"student": "@", "teacher": "+"}
-            several = [role for role, found in choices.items() if len(found) > 1 or _listed(arm, role)]
+        choices = {"student": _choices(name, "student", arm, grids), "teacher": _choices(name, "teacher", arm, grids)}
+        marks = {"student": "@", "teacher": "+"}
+        several = [role for role, found in choices.items() if len(found) > 1 or isinstance(arm.get(role), list)]
+        for picked in (dict(zip(choices, pair, strict=True)) for pair in itertools.product(*choices.values())):
             full_name = name + "".join(f"{marks[role]}{picked[role]}" for role in several)
             if full_name in expanded or (full_name != name and full_name in arms):
                 raise CallerError(f"arms.{full_name}", "two arms have this name", "rename one, or list a model once")
@@ -256,10 +252,9 @@ def _expand_arms(tables: dict[str, Any], grids: dict[str, list[str]]) -> Any:
     return {name: {key: value for key, value in arm.items() if value is not None} for name, arm in expanded.items()}
 
 
-def _listed(arm: dict[str, Any], role: str) -> bool:
-    return isinstance(arm.get(role), list)
-
-
-def _choices(asked: Any, grids: dict[str, list[str]]) -> list[Any]:
-    names = asked if isinstance(asked, list) else [asked]
-    return [choice for name in names for choice in (grids.get(name, [name]) if isinstance(name, str) else [name])]
+def _choices(name: str, role: str, arm: dict[str, Any], grids: dict[str, list[str]]) -> list[Any]:
+    asked = arm.get(role)
+    if asked == []:
+        raise CallerError(f"arms.{name}.{role} = []", "an empty list", "name one model, or several")
+    models = asked if isinstance(asked, list) else [asked]
+    return [choice for model in models for choice in (grids.get(model, [model]) if isinstance(model, str) else [model])]

@@ -141,16 +141,12 @@ def parse_charge(charge: str) -> int:
     return int(found.group(1))
 
 
-def si_prefix(value: float) -> tuple[str, float]:
-    """Return the largest prefix that is not above a value, and its size: 2e13 -> ("T", 1e12)."""
-    return next(((prefix, size) for prefix, size in SI_PREFIXES.items() if abs(value) >= size), ("", 1.0))
-
-
 def format_quantity(value: float | None, unit: str = "", digits: int = 3) -> str:
     """Print a value with an SI prefix: 3.4e18, "FLOP" -> "3.40 EFLOP"; None -> "n/a"."""
     if value is None or not math.isfinite(value):
         return "n/a"
-    prefix, size = si_prefix(value / (1 - 0.5 * 10**-digits))  # what is rounded up to 1000 has the next one
+    rounded = abs(value) / (1 - 0.5 * 10**-digits)  # what is rounded up to 1000 has the next prefix
+    prefix, size = next((found for found in SI_PREFIXES.items() if rounded >= found[1]), ("", 1.0))
     number = _significant(value / size, digits)
     if unit in ("tokens", "token", "") and prefix == "G":
         prefix = "B"

@@ -10,10 +10,7 @@ import pytest
 from small import write_small_study
 
 from budgetlab.cli.open_study import OpenStudy
-from budgetlab.cli.screen import Screen
-from budgetlab.store import Store
 from budgetlab.strategies import strategy_names
-from budgetlab.studies import load_study
 
 pytestmark = pytest.mark.stress
 
@@ -29,7 +26,7 @@ def test_every_strategy_lowers_its_readout_loss_on_real_text_at_the_demos_size(t
         f'extends = "presets/demo.toml"\nname = "all"\nseeds = [0]\n[plan]\nbudgets = ["3.6e12"]\n'
         f"[evaluate]\ntasks = []\n{arms}"
     )
-    opened = OpenStudy(load_study(path), Store(tmp_path, "all"), Screen())
+    opened = OpenStudy(str(path), tmp_path, None)
     opened.corpus()
     plan = opened.plan(opened.profile(to_run=True))
     scores = [score for score in opened.evaluate(plan, opened.run(plan)) if score.task == "readout_loss"]

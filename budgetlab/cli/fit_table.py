@@ -59,7 +59,7 @@ def fit(
         "exclude_invalid": exclude_invalid,
     }  # fmt: skip
     wanted = {"at": _numbers("--at", at), "optimum": list(optimum)}
-    words, plain = fit_table(table, form, settings, by=by, last=last, higher_is_better=higher, wanted=wanted, out=out)
+    words, plain = _fit_table(table, form, settings, by=by, last=last, higher_is_better=higher, wanted=wanted, out=out)
     options.print(lambda: plain, list, words)
 
 
@@ -83,14 +83,11 @@ def _fit_study(study: str, options: Options) -> None:
     options.print(lambda: plain, lambda: [fit_sheet(fits), verdict_sheet(verdicts)], f"\n{sentence}")
 
 
-def fit_table(
-    path: Path, form: str, settings: dict[str, Any], *, by: str | None = None, last: bool = False,
-    higher_is_better: bool | None = None, wanted: Mapping[str, Any], out: Path | None = None,
+def _fit_table(
+    path: Path, form: str, settings: dict[str, Any], *, by: str | None, last: bool, higher_is_better: bool | None,
+    wanted: Mapping[str, Any], out: Path | None,
 ) -> tuple[str, dict[str, Any]]:  # fmt: skip
-    """Fit a law to a table, or to what others' programs wrote; with `out`, leave fits.json, fits.csv and the figure.
-
-    Returns what was found in words, and the same as plain JSON.
-    """
+    """Fit a law to a table, or to what others' programs wrote: what was found in words, and as plain JSON."""
     from budgetlab.intake import read_table
     from budgetlab.laws import get_law
 
@@ -108,23 +105,23 @@ def fit_table(
         settings = {**settings, "higher_is_better": _rises(law, outcome, higher_is_better, asked)}
         if run is not None and table[run].duplicated().any():
             settings["clusters"] = run
-    if by is None:
-        found, plain = _fit_one(table, path.name, out, settings, budgets)
-        lines, further = _predictions(found, wanted)
-        return "\n".join([str(found), *lines]), {**plain, **further}
-    if by not in table.columns:
+    if by is not None and by not in table.columns:
         raise unknown_name("column", by, map(str, table.columns), f"{asked} --by")
+    groups = {"": table} if by is None else {str(name): part.copy() for name, part in table.groupby(by, sort=True)}
     texts, plains, fits = [], [], {}
-    for name, part in table.groupby(by, sort=True):
-        group = str(name)
-        folder = None if out is None else out / "".join(c if c.isalnum() or c in "-_" else "_" for c in group)
-        of_group = settings if budgets else {**settings, "arm": group}
-        found, plain = _fit_one(part.copy(), path.name, folder, of_group, budgets)
-        lines, further = _predictions(found, wanted)
-        fits[group] = found
-        texts.append("\n".join([f"{by} = {group}", str(found), *lines]))
-        plains.append({"group": group, **plain, **further})
-    compared = [] if budgets else compare_groups(fits, bool(settings["higher_is_better"]))
+    for group, part in groups.items():
+        folder, own, head, named = out, settings, [], {}
+        if by is not None:
+            folder = None if out is None else out / "".join(c if c.isalnum() or c in "-_" else "_" for c in group)
+            own = settings if budgets else {**settings, "arm": group}
+            head, named = [f"{by} = {group}"], {"group": group}
+        fits[group], plain = _fit_one(part, path.name, folder, own, budgets)
+        lines, further = _predictions(fits[group], wanted)
+        texts.append("\n".join([*head, str(fits[group]), *lines]))
+        plains.append({**named, **plain, **further})
+    if by is None:
+        return texts[0], plains[0]
+    compared = [] if budgets else _compare_groups(fits, bool(settings["higher_is_better"]))
     texts += [row["sentence"] for row in compared]
     return "\n\n".join(texts), {"by": by, "fits": plains, "compared": compared}
 
@@ -203,12 +200,8 @@ def _with_interval(row: Mapping[str, Any], name: str) -> str:
     return "n/a" if value is None else f"{value:.5g}{around}"
 
 
-def compare_groups(fits: Mapping[str, CurveFit], higher_is_better: bool) -> list[dict[str, Any]]:
-    """Compare each pair of curves of one input at the largest input that both were fitted to.
-
-    The groups' runs are apart, so that any pairing of their draws is a draw of both. Without draws there is no
-    interval, and no word on which is better.
-    """
+def _compare_groups(fits: Mapping[str, CurveFit], higher_is_better: bool) -> list[dict[str, Any]]:
+    """Compare each pair of curves of one input at the largest input that both were fitted to."""
     import numpy as np
 
     from budgetlab.fitting import predict
@@ -233,7 +226,7 @@ def compare_groups(fits: Mapping[str, CurveFit], higher_is_better: bool) -> list
                 law_of(found).predict({key: np.array(v) for key, v in found.draws.items()}, at)
                 for found in (one, other)
             ]
-            count = min(map(len, clouds))
+            count = min(map(len, clouds))  # the runs of two groups are apart: any pairing is a draw of both
             sign = -1.0 if one.outcome_transform == "1 - y" else 1.0
             ends = interval_ends(sign * (clouds[0][:count] - clouds[1][:count]), one.interval_level)
             row["interval"] = [float(end) for end in ends]

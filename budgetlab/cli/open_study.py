@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal
 from budgetlab.cli.screen import Screen, Stage
 from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.frames import scores_frame
-from budgetlab.store import Store, read_value
-from budgetlab.studies import Study, dump_study, find_data, load_study, profile_key
+from budgetlab.store import Store, read_profile, write_whole
+from budgetlab.studies import dump_study, find_data, load_study, profile_key
 from budgetlab.units import format_quantity
 from budgetlab.values import CostProfile, CurveFit, EvaluateSpec, Plan, RunRecord, Score, Verdict
 from budgetlab.values.scoring import CAUSAL_PROBES
@@ -25,14 +25,6 @@ if TYPE_CHECKING:
     from budgetlab.ranks import Ranks
     from budgetlab.reporting import Report
     from budgetlab.runner import Progress
-
-
-def open_study(study: str, results: Path, data_root: Path | None, *, quiet: bool = False) -> OpenStudy:
-    """Load a study and open its results folder."""
-    loaded = load_study(study, data_root=data_root)
-    recorded = Path(study).with_name(f"{Path(study).stem}.profile.json")
-    screen = Screen(quiet=quiet)
-    return OpenStudy(loaded, Store(results, loaded.name), screen, recorded if recorded.is_file() else None)
 
 
 def scored_with(plan: Plan, spec: EvaluateSpec) -> list[object]:
@@ -68,10 +60,11 @@ def beside(store: Store, plan: Plan) -> Iterator[Evidence]:
 class OpenStudy:
     """One study in one results folder."""
 
-    def __init__(self, study: Study, store: Store, screen: Screen, recorded_profile: Path | None = None) -> None:
-        self.study, self.store, self.screen = study, store, screen
-        store.say = screen.say
-        self.recorded_profile = recorded_profile
+    def __init__(self, study: str, results: Path, data_root: Path | None, *, quiet: bool = False) -> None:
+        self.study, self.screen = load_study(study, data_root=data_root), Screen(quiet=quiet)
+        self.store = Store(results, self.study.name)
+        self.store.say = self.screen.say
+        self.recorded_profile = Path(study).with_name(f"{Path(study).stem}.profile.json")
         self._corpus: Corpus | None = None
         self.left_out: dict[str, int] = {}
         """What could not be scored, a line each, and the exit status that it asks for."""
@@ -149,13 +142,10 @@ class OpenStudy:
         A run needs them timed here, since timing is also what settles precision and attention.
         """
         execution = self.study.execution
-        known = None if fresh else self.store.read_profile()
-        if known is None and not fresh and not to_run:
-            known = self._profile_beside()
-        if known is not None and known.study_key == profile_key(self.study):
-            packs = execution.workers == "auto" and execution.devices == 1
-            if not to_run or (known.timed and (known.packing is not None or not packs)):
-                return known
+        known = None if fresh else self.known_profile(recorded=not to_run)
+        packs = execution.workers == "auto" and execution.devices == 1
+        if known is not None and (not to_run or (known.timed and (known.packing is not None or not packs))):
+            return known
         from budgetlab.hardware import emulated_bfloat16, pick_device
         from budgetlab.profiler import profile
 
@@ -173,22 +163,19 @@ class OpenStudy:
             self.keep_profile(found)
         return found
 
-    def _profile_beside(self) -> CostProfile | None:
-        """Return the profile that was recorded beside the study file, if it is of this study as it is now."""
-        found = None if self.recorded_profile is None else read_value(CostProfile, self.recorded_profile)
-        return found if found is not None and found.study_key == profile_key(self.study) else None
+    def known_profile(self, *, recorded: bool = False) -> CostProfile | None:
+        """Return the profile in the results folder, or one `recorded` beside the study, if it is of this study as now.
 
-    def known_profile(self) -> CostProfile | None:
-        """Return the profile in the results folder if it can be read and is of this study as it is now."""
-        try:
-            known = self.store.read_profile()
-        except CallerError:
-            return None
-        return known if known is not None and known.study_key == profile_key(self.study) else None
+        One that cannot be read is passed over.
+        """
+        found, key = self.store.spared(self.store.read_profile), profile_key(self.study)
+        if (found is None or found.study_key != key) and recorded and self.recorded_profile.is_file():
+            found = read_profile(self.recorded_profile)
+        return found if found is not None and found.study_key == key else None
 
     def prices(self) -> CostProfile:
         """Return the profile that there is, else FLOPs alone: for what needs no seconds of this machine."""
-        return self.known_profile() or self._profile_beside() or self.profile(count_only=True, keep=False)
+        return self.known_profile(recorded=True) or self.profile(count_only=True, keep=False)
 
     def keep_profile(self, found: CostProfile) -> None:
         """Write a profile, unless the results folder has one of the same study that says more."""
@@ -207,10 +194,7 @@ class OpenStudy:
         """Match the budgets, and `keep` the plan; the corpus counts towards passes once it has been built."""
         from budgetlab.planner import choose_rates, other_machine, plan, rereads
 
-        try:
-            before = self.store.read_plan()
-        except CallerError:
-            before = None
+        before = self.store.spared(self.store.read_plan)
         made = plan(self.study, profile, corpus_tokens=self._pass_tokens(before))
         further = [line for line in (other_machine(profile), rereads(made)) if line is not None]
         made = made.model_copy(update={"warnings": (*made.warnings, *further)})
@@ -307,8 +291,8 @@ class OpenStudy:
             )
             stage.note = f"{len(scores)} scores"
         for record in records:
-            if self.store.model_folder(record.run_id).is_dir():
-                self.store.write_card(record.run_id, model_card(plan, record, scores))
+            if (folder := self.store.model_folder(record.run_id)).is_dir():
+                write_whole(folder / "README.md", model_card(plan, record, scores))
         return scores
 
     def tasks(self) -> list[Task]:

@@ -31,16 +31,22 @@ class Options:
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout; all else on stderr.")] = False
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.")] = False
 
-    def open(self, study: str, *, ranks: Any = None, results: Path | None = None) -> "OpenStudy":
-        """Open a study and its results folder; `ranks`: the processes that do this verb together."""
-        from budgetlab.cli.open_study import open_study
+    def open(self, study: str, *, ranks: Any = None) -> "OpenStudy":
+        """Open a study, or the one beside a plan.json, in whose folder its results go.
+
+        `ranks`: the processes that do this verb together.
+        """
+        from budgetlab.cli.open_study import OpenStudy
 
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and ranks is None:
             raise CallerError("budgetlab under torchrun", "only run takes several processes", "start without torchrun")
         # Waiting OpenMP threads that spin make a shared machine several times slower; read when torch loads.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        return open_study(study, results or self.results, self.data_root, quiet=ranks is not None and not ranks.first)
+        results = self.results
+        if study.endswith(".json"):
+            study, results = str(Path(study).with_name("study.toml")), Path(study).absolute().parent.parent
+        return OpenStudy(study, results, self.data_root, quiet=ranks is not None and not ranks.first)
 
     def print(self, plain: Callable[[], Any], sheets: Callable[[], Sequence[Any]], *lines: str) -> None:
         """Print `plain` as one JSON object where that is asked for; else tables, and lines under them."""

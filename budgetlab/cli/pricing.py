@@ -157,15 +157,15 @@ def plan(
     options: Options,
 ) -> None:
     """Turn each budget into matched token schedules, in integer steps that never cost more."""
-    from budgetlab.planner import run_description, training_arguments
-    from budgetlab.store import read_value
-    from budgetlab.values import CostProfile
+    from budgetlab.planner import latex_table, methods_paragraph, run_description, training_arguments
+    from budgetlab.planner import sensitivity as of_meanings
+    from budgetlab.store import read_profile
 
     opened = options.open(study)
     # Refused before anything is timed.
     opened.study = opened.study.asked(budgets=budget, match=match, teacher_charge=teacher_charge)
     if recorded is not None:
-        prices = read_value(CostProfile, recorded)
+        prices = read_profile(recorded)
     else:
         prices = opened.profile() if throughput is None else opened.prices()
     if throughput is not None:
@@ -183,9 +183,15 @@ def plan(
     if power:
         blocks.append(_power(opened, made, power, spread))
     if paper:
-        blocks.append(_paper(made))
+        words, table = methods_paragraph(made), latex_table(made)
+        blocks.append(({"methods_paragraph": words, "latex_table": table}, [words, "", table]))
     if figure:
-        blocks.append(_figure(opened, prices))
+        from budgetlab.reporting.figures import draw_plan, plan_table, render
+
+        caption = f"tokens that the largest budget of {opened.study.name} buys each arm, under every meaning of compute"
+        table, figures = plan_table(of_meanings(opened.study, prices)), opened.store.folder / "figures"
+        drawn = str(render("plan", draw_plan, table, figures, caption).png)
+        blocks.append(({"figure": drawn}, [f"figure  {drawn}"]))
     found = made.model_dump(mode="json") | {"units": [unit.as_json() for unit in made.units()]}
     lines = [f"warning: {line}" for line in made.warnings]
     for plain_block, words in blocks:
@@ -262,20 +268,3 @@ def _power(opened: OpenStudy, made: Plan, differences: Sequence[float], spread: 
         spent = f"{cost} in the arms, {format_seconds(row['device_seconds'])} of device time"
         lines.append(f"  {row['difference']:g}: {row['seeds']} seeds, {spent}{now}")
     return {"power": found}, lines
-
-
-def _paper(made: Plan) -> Block:
-    from budgetlab.planner import latex_table, methods_paragraph
-
-    words, table = methods_paragraph(made), latex_table(made)
-    return {"methods_paragraph": words, "latex_table": table}, [words, "", table]
-
-
-def _figure(opened: OpenStudy, prices: CostProfile) -> Block:
-    from budgetlab.planner import sensitivity
-    from budgetlab.reporting.figures import draw_plan, plan_table, render
-
-    caption = f"tokens that the largest budget of {opened.study.name} buys each arm, under every meaning of compute"
-    table = plan_table(sensitivity(opened.study, prices))
-    drawn = str(render("plan", draw_plan, table, opened.store.folder / "figures", caption).png)
-    return {"figure": drawn}, [f"figure  {drawn}"]

@@ -121,19 +121,11 @@ def _planned(study: str, options: Options, ranks: Ranks | None = None) -> tuple[
 
     if study.endswith(".json"):
         made = checked(read_value(Plan, Path(study)))
-        return _open_beside(study, options, ranks), made
+        return options.open(study, ranks=ranks), made
     opened = options.open(study, ranks=ranks)
     if opened.study.corpus.source == "docs" or opened.store.read_plan() is None:
         opened.corpus()
     return opened, opened.plan(opened.prices() if ranks is None else opened.profile(to_run=True))
-
-
-def _open_beside(study: str, options: Options, ranks: Ranks | None) -> OpenStudy:
-    """Open a study, or the one beside a plan.json, in whose folder its results go."""
-    if not study.endswith(".json"):
-        return options.open(study, ranks=ranks)
-    beside, results = Path(study).with_name("study.toml"), Path(study).absolute().parent.parent
-    return options.open(str(beside), ranks=ranks, results=results)
 
 
 def _plan_together(study: str, options: Options, ranks: Ranks) -> tuple[OpenStudy, Plan]:
@@ -144,7 +136,7 @@ def _plan_together(study: str, options: Options, ranks: Ranks) -> tuple[OpenStud
         shared = ranks.share(None)
         if not shared:
             raise CallerError(f"run, rank {ranks.rank}", "the first process could not begin", "see what it said")
-        return _open_beside(study, options, ranks), Plan.model_validate_json(shared)
+        return options.open(study, ranks=ranks), Plan.model_validate_json(shared)
     try:
         opened, made = _planned(study, options, ranks)
         if ranks.world > 1 and made.trials and not made.tried:

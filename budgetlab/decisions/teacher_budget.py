@@ -18,11 +18,11 @@ import pandas as pd
 from budgetlab.decisions.evidence import Evidence
 from budgetlab.errors import CallerError
 from budgetlab.fitting.crossing import EDGE, Curves
-from budgetlab.fitting.reference import reference_arm
 from budgetlab.laws import get_law
 from budgetlab.laws.law import Array
 from budgetlab.values import CurveFit, FitSpec, Plan
 from budgetlab.values.base import Interval
+from budgetlab.values.specs import reference_arm
 
 SHARES = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 1000.0, math.inf)
 """Students that share a teacher; infinite where it exists anyway."""

@@ -12,13 +12,13 @@ import pandas as pd
 from budgetlab.errors import CallerError, unknown_name
 from budgetlab.fitting.contrast import Contrast, contrast
 from budgetlab.fitting.crossing import Curves
-from budgetlab.fitting.reference import reference_arm, reference_family
 from budgetlab.fitting.scores import LOSSES, OUTCOMES, outcome_names, run_values
 from budgetlab.resampling import holm, holm_levels
 from budgetlab.units import format_amount
 from budgetlab.values import Budget, FitSpec, Verdict
 from budgetlab.values.base import Interval
 from budgetlab.values.scoring import CONVERGED_NATS
+from budgetlab.values.specs import reference_arm, reference_family
 
 _PUBLISHED = (0.4, 0.1)
 """Differences in GLUE points that publications report."""
@@ -307,7 +307,6 @@ def _answer(
         degrees_of_freedom=found.degrees_of_freedom,
         run_sd=found.run_sd,
         num_seeds_to_resolve={f"{d:g}": found.runs_to_resolve(d, level) for d in _PUBLISHED if unit == "points"},
-        num_finetune_seeds=None if q.of.y in LOSSES else int(here["finetune_seeds"].min()),
         one_teacher=one_teacher,
         compute_multiplier=curves.multiplier(q.a, q.b, q.budget) if q.curves else None,
         crossover=curves.crossover(q.a, q.b) if q.curves else None,

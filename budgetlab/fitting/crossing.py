@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,7 +29,6 @@ from budgetlab.laws.law import Array
 from budgetlab.resampling import t_quantile
 from budgetlab.values import FitSpec
 from budgetlab.values.base import Interval
-from budgetlab.values.results import Crossover, Decomposition, Estimate, Multiplier
 from budgetlab.values.scoring import unit_of
 
 APPROXIMATE = "approximate: nominal 95 % covered 90 to 99 % in simulation"
@@ -127,7 +127,7 @@ class Curves:
         assert curve is not None
         return self._shown(float(curve.at(_log(amount))[0, 0]))
 
-    def multiplier(self, a: str, b: str, budget: float) -> Multiplier:
+    def multiplier(self, a: str, b: str, budget: float) -> dict[str, Any]:
         """Compute multiplier C_B / C_A at equal outcome: above 1, A needs less.
 
         The outcome is the worse of the two at the budget, so that one arm spends the budget itself and the other
@@ -149,7 +149,7 @@ class Curves:
             _first_reach(grids[1], at_b, end_a) - end[0],
         )
         value, ends = self._in_compute(pairing, log_ratio)
-        result: Multiplier = {
+        result: dict[str, Any] = {
             "value": value,
             "interval": ends,
             "interval_level": self.spec.interval_level,
@@ -162,7 +162,7 @@ class Curves:
             result["reason"] = f"{better} is better at its smallest budget already: outside both ranges"
         return result
 
-    def crossover(self, a: str, b: str) -> Crossover:
+    def crossover(self, a: str, b: str) -> dict[str, Any]:
         """Compute at which the curves cross, inside the range that both share."""
         one, other = (self.of(arm) for arm in (a, b))
         if one is None or other is None:
@@ -174,7 +174,7 @@ class Curves:
         at_a, at_b = pairing.take(one.at(grid), other.at(grid))
         crossed = _first_zero(grid, at_a - at_b)
         value, ends = self._in_compute(pairing, crossed)
-        result: Crossover = {
+        result: dict[str, Any] = {
             "value": value,
             "unit": self.spec.x,
             "interval": ends,
@@ -189,7 +189,7 @@ class Curves:
             result["reason"] = "no interval: with a run seed left out, the curves need not cross in range"
         return result
 
-    def decomposition(self, a: str, b: str, budget: float) -> Decomposition:
+    def decomposition(self, a: str, b: str, budget: float) -> dict[str, Any]:
         """Split the difference at equal compute into gain per token and effect of the tokens that B can afford.
 
         Difference = (A - B at A's tokens) + (B at A's tokens - B at its own tokens). B at A's tokens comes from
@@ -219,7 +219,7 @@ class Curves:
         distilled, own = pairing.take(_means(at_a, seeds_a), own)
         middle = pairing.take(_means(at_a, seeds_a), middle)[1]
 
-        def part(values: Array) -> Estimate:
+        def part(values: Array) -> dict[str, Any]:
             values = -self._scale * values
             ends = pairing.interval(values, self.spec.interval_level)
             return {"value": float(values[0]), "interval": None if ends is None else list(ends)}

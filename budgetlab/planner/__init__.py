@@ -3,7 +3,6 @@
 from budgetlab.planner.checks import checked, other_machine, rereads
 from budgetlab.planner.match import plan
 from budgetlab.planner.prices import effective_tokens, step_price
-from budgetlab.planner.progress import Standing, ladder_costs, ladder_note, standing
 from budgetlab.planner.scenarios import (
     all_in,
     cached_teacher,
@@ -13,6 +12,7 @@ from budgetlab.planner.scenarios import (
     what_if,
     with_throughput,
 )
+from budgetlab.planner.standing import Standing, ladder_costs, ladder_note, standing
 from budgetlab.planner.tuning import choose_rates, grid_ends, trial_losses, trial_plan, trials_key, tuning_note
 from budgetlab.planner.words import (
     audit,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from budgetlab.errors import CallerError
 from budgetlab.planner.checks import warnings
@@ -17,7 +17,7 @@ from budgetlab.planner.prices import (
     taught_steps,
     teacher_cost,
 )
-from budgetlab.planner.progress import compiled_prices, decide_compiling, decide_packing
+from budgetlab.planner.standing import compiled_prices, decide_compiling, decide_packing
 from budgetlab.planner.words import compare_recipes
 from budgetlab.strategies import build_strategy
 from budgetlab.studies import Study
@@ -64,8 +64,7 @@ def plan(
         For an unknown match or charge, a price that was not measured, a budget of the wrong unit, or budgets that are
         too small for every arm.
     """
-    spec = study.plan.asked(budgets=budgets, match=match, teacher_charge=teacher_charge)
-    study = study.model_copy(update={"plan": spec})
+    study = study.asked(budgets=budgets, match=match, teacher_charge=teacher_charge)
     made = _planned(study, profile, corpus_tokens)
     compiled, why = decide_compiling(study.execution.compile, made)
     if compiled:
@@ -75,22 +74,17 @@ def plan(
     return made.model_copy(update=update)
 
 
-@dataclass(frozen=True)
-class _Price(ArmPrice):
-    """With the lengths that follow from all budgets together."""
-
-    fewest_steps: int = 1
-    trial_steps: int = 0
-    """Of each trial of a learning rate; 0 where the arm is feasible nowhere."""
-    first_steps: int = 0
-    """At the smallest budget at which the arm is feasible: rungs of one trunk share that run's warm-up."""
-
-
 def _planned(study: Study, profile: CostProfile, corpus_tokens: int | None) -> Plan:
     costs, of_teachers = ({cost.arm: cost for cost in found} for found in (profile.arms, profile.teachers))
     _check(study, costs, of_teachers, corpus_tokens)
     spec, unique = study.plan, study.corpus.unique_tokens or corpus_tokens
-    budgets = _budgets(study, costs)
+    amounts, unit = study.amounts(), MATCHES.get(spec.match, "required_flops")
+    if spec.match.startswith("tokens:"):
+        first = costs[spec.match.removeprefix("tokens:")]
+        price = step_price(study.execution, first, unit, spec.teacher_charge) / first.batch_tokens
+        # One part in 1e9 keeps an arm's own tokens from being rounded down to one step less.
+        amounts = [amount * price * (1 + 1e-9) for amount in amounts]
+    budgets = [Budget(amount=amount, unit=unit) for amount in amounts]
     prices = {name: _price(study, arm, costs[name], of_teachers, budgets, unique) for name, arm in study.arms.items()}
     shared = _shared_warmups(study.arms, {arm: price.first_steps for arm, price in prices.items()})
     schedules = tuple(
@@ -159,17 +153,6 @@ def _check(
         raise CallerError(f"corpus.unique_tokens = {unique:,}", wrong, "lower it, leave it out, or add text")
 
 
-def _budgets(study: Study, costs: Mapping[str, ArmCost]) -> list[Budget]:
-    spec = study.plan
-    amounts = spec.amounts(study.execution.devices, study.arms)
-    if spec.match.startswith("tokens:"):
-        first = costs[spec.match.removeprefix("tokens:")]
-        price = step_price(study.execution, first, "required_flops", spec.teacher_charge) / first.batch_tokens
-        # One part in 1e9 keeps an arm's own tokens from being rounded down to one step less.
-        amounts = [amount * price * (1 + 1e-9) for amount in amounts]
-    return [Budget(amount=amount, unit=MATCHES.get(spec.match, "required_flops")) for amount in sorted(amounts)]
-
-
 def _price(
     study: Study,
     arm: Arm,
@@ -177,11 +160,11 @@ def _price(
     of_teachers: Mapping[str, ArmCost],
     budgets: list[Budget],
     unique: int | None,
-) -> _Price:
+) -> ArmPrice:
     unit, charge, execution, tuning = budgets[0].unit, study.plan.teacher_charge, study.execution, study.tuning
     teacher = teacher_cost(execution, study.models, arm.teacher, of_teachers, unit, charge)
     per_step = step_cost(execution, cost, unit, charge, taught_steps(arm, unique))
-    price = _Price(execution, arm, cost, per_step, unique, teacher, fewest_steps=fewest_steps(arm.recipe))
+    price = ArmPrice(execution, arm, cost, per_step, unique, teacher, fewest_steps=fewest_steps(arm.recipe))
     charged = 0 if tuning is None else tuning.charged_trials
     if tuning is None or tuning.budget_share is None:
         # Charged trials are as long as the run that is left beside them at the smallest budget.
@@ -196,7 +179,7 @@ def _price(
 
 
 def _schedule(
-    study: Study, price: _Price, budget: Budget, rung: int, ladder: str, shared_warmup: int | None
+    study: Study, price: ArmPrice, budget: Budget, rung: int, ladder: str, shared_warmup: int | None
 ) -> Schedule:
     recipe, steps = price.arm.recipe, price.steps(budget.amount)
     warmup = shared_warmup
@@ -222,7 +205,7 @@ def _schedule(
     )
 
 
-def _why_infeasible(study: Study, price: _Price, budget: Budget, steps: int) -> str:
+def _why_infeasible(study: Study, price: ArmPrice, budget: Budget, steps: int) -> str:
     charged = 0 if study.tuning is None else study.tuning.charged_trials
     share = None if study.tuning is None else study.tuning.budget_share
     own = float(price.per_step.cost(price.fewest_steps))
@@ -240,7 +223,7 @@ def _why_infeasible(study: Study, price: _Price, budget: Budget, steps: int) -> 
     return reason
 
 
-def _trials(study: Study, prices: Mapping[str, _Price]) -> Iterator[Trial]:
+def _trials(study: Study, prices: Mapping[str, ArmPrice]) -> Iterator[Trial]:
     """Yield the same learning rates for every arm, each a whole run at its smallest feasible budget, or at a share."""
     tuning = study.tuning
     if tuning is None:
@@ -325,8 +308,5 @@ def _shared_warmups(arms: Mapping[str, Arm], first_steps: Mapping[str, int]) -> 
 
 def warmup_tokens(schedules: Iterable[Schedule], arms: Mapping[str, Arm]) -> dict[str, int]:
     """Return the tokens of each arm's warm-up at its smallest feasible budget."""
-    firsts: dict[str, Schedule] = {}
-    for schedule in sorted(schedules, key=lambda schedule: schedule.rung):
-        if schedule.feasible:
-            firsts.setdefault(schedule.arm, schedule)
+    firsts = {s.arm: s for s in sorted(schedules, key=lambda s: s.rung, reverse=True) if s.feasible}
     return {arm: firsts[arm].warmup_steps * arms[arm].recipe.batch_tokens for arm in arms if arm in firsts}

@@ -192,6 +192,11 @@ class ArmPrice:
     teacher: float = 0.0
     """Of the teacher's pretraining."""
     tuning: float = 0.0
+    fewest_steps: int = 1
+    trial_steps: int = 0
+    """Of each trial of a learning rate; 0 where the arm is feasible nowhere."""
+    first_steps: int = 0
+    """At the smallest budget at which the arm is feasible: rungs of one trunk share that run's warm-up."""
 
     @property
     def upfront(self) -> float:

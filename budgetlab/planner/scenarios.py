@@ -11,7 +11,7 @@ import pandas as pd
 from budgetlab.errors import CallerError
 from budgetlab.planner.match import plan
 from budgetlab.planner.prices import StepCost, effective_tokens, loss_factor, step_cost, step_price
-from budgetlab.planner.progress import ladder_costs
+from budgetlab.planner.standing import ladder_costs
 from budgetlab.resampling import detectable_difference, seeds_to_resolve
 from budgetlab.strategies import build_strategy
 from budgetlab.studies import Study
@@ -212,12 +212,11 @@ def cached_teacher(study: Study, profile: CostProfile, *, top_k: int | None = No
         A row a distilled arm: `possible` and `why_not`, `passes`, `tokens_live`, `tokens_cached` at the largest budget,
         `saves` (more than one pass), `bytes_per_token`, `total_bytes`, `absurd` (more than a terabyte).
     """
-
-    def uncached(strategy: StrategySpec) -> StrategySpec:
-        settings = {name: value for name, value in strategy.settings.items() if name != "cached"}
-        return StrategySpec(name=strategy.name, **settings)
-
-    arms = {n: arm.model_copy(update={"strategy": uncached(arm.strategy)}) for n, arm in study.arms.items()}
+    arms = {}
+    for name, arm in study.arms.items():
+        settings = {key: value for key, value in arm.strategy.settings.items() if key != "cached"}
+        uncached = StrategySpec(name=arm.strategy.name, **settings)
+        arms[name] = arm.model_copy(update={"strategy": uncached})
     study = study.model_copy(update={"arms": arms})
     made = plan(study, profile)
     last = max(schedule.rung for schedule in made.schedules)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from budgetlab.errors import CallerError, unknown_name
-from budgetlab.planner.progress import ladder_costs
+from budgetlab.planner.standing import ladder_costs
 from budgetlab.studies import Study
 from budgetlab.units import format_amount, format_quantity, format_seconds
 from budgetlab.values import Arm, ModelSpec, Plan, Schedule, Value
@@ -37,14 +37,6 @@ arm & budget & tokens & steps & compute \\
 %s
 \bottomrule
 \end{tabular}"""
-_SCHEDULERS: dict[str, dict[str, Any]] = {
-    "linear": {"lr_scheduler_type": "linear"},
-    "cosine": {"lr_scheduler_type": "cosine"},
-    "inverse_sqrt": {"lr_scheduler_type": "inverse_sqrt"},
-    "wsd": {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"decay_type": "linear"}},
-    "wsd_sqrt": {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"decay_type": "1-sqrt"}},
-}
-"""What transformers calls our schedules."""
 
 
 def audit(study: Study) -> tuple[str, ...]:
@@ -214,13 +206,14 @@ def training_arguments(plan: Plan, arm: str, rung: int = -1) -> dict[str, Any]:
     if recipe.batch_sequences % execution.devices:
         asked = f"{recipe.batch_sequences} sequences a step on {execution.devices} devices"
         raise CallerError(asked, "not the same number on each", "change batch_tokens or devices")
-    scheduler = dict(_SCHEDULERS[recipe.schedule])
+    scheduler: dict[str, Any] = {"lr_scheduler_type": recipe.schedule}
     if recipe.cools_down:
+        scheduler["lr_scheduler_type"] = "warmup_stable_decay"
         scheduler["lr_scheduler_kwargs"] = {
             "num_decay_steps": schedule.cooldown_steps,
             "num_stable_steps": schedule.steps - schedule.warmup_steps - schedule.cooldown_steps,
             "min_lr_ratio": 0.0,
-            **scheduler["lr_scheduler_kwargs"],
+            "decay_type": "1-sqrt" if recipe.schedule == "wsd_sqrt" else "linear",
         }
     on_cpu = "cpu" in (execution.device, execution.device == "auto" and plan.device)
     return {

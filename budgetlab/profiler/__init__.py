@@ -195,11 +195,11 @@ def with_times(cost: ArmCost, rounds: Rounds, first: ArmCost) -> ArmCost:
     def summary(prefix: str, own: Sequence[float], others: Sequence[float]) -> dict[str, object]:
         return {
             f"{prefix}seconds_per_step": statistics.median(own),
-            f"{prefix}seconds_per_step_interval": median_interval(own),
             f"{prefix}seconds_ratio": paired_ratio(own, others, share),
         }
 
     update = summary("", [step.seconds for step in steps], [step.seconds for step in reference])
+    update["seconds_per_step_interval"] = median_interval([step.seconds for step in steps])
     if on_cpu:
         update |= summary("cpu_", [step.cpu_seconds for step in steps], [step.cpu_seconds for step in reference])
     phases = {}

@@ -7,6 +7,7 @@ import json
 from typing import Annotated, Any, ClassVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -36,17 +37,21 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.@+~-]*$", max_leng
 """Of a study, model, arm or task: it becomes part of file names, of figures and of LaTeX."""
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 """Of random numbers, as torch and numpy take them."""
+
+
+def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(seeds)) != len(seeds):
+        raise ValueError(f"seeds {list(seeds)} must be distinct")
+    return seeds
+
+
+SeedsOrNone = Annotated[tuple[Seed, ...], Field(max_length=1000), AfterValidator(_distinct)]
+"""Seeds that are all different, none where that means others."""
+Seeds = Annotated[SeedsOrNone, Field(min_length=1)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Interval = tuple[float, float]
 """[low, high] at the value's `interval_level`."""
-
-
-def distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
-    """Refuse seeds that are given twice."""
-    if len(set(seeds)) != len(seeds):
-        raise ValueError(f"seeds {list(seeds)} must be distinct")
-    return seeds
 
 
 def passed_over(*names: str) -> Any:

@@ -150,7 +150,6 @@ class ArmCost(Value):
     seconds_per_step: float | None = None
     seconds_per_step_interval: Interval | None = None
     cpu_seconds_per_step: float | None = None
-    cpu_seconds_per_step_interval: Interval | None = None
     seconds_ratio: Ratio | None = None
     cpu_seconds_ratio: Ratio | None = None
     first_step_seconds: float | None = None
@@ -175,7 +174,7 @@ class ArmCost(Value):
     dtype: str
     attention: str
 
-    _retired = passed_over("predicted_seconds_per_step")
+    _retired = passed_over("predicted_seconds_per_step", "cpu_seconds_per_step_interval")
 
     def required_flops(self, tokens: int, target_tokens: int, taught_tokens: int | None = None) -> float:
         """Required FLOPs of training on so many tokens, of which the teacher reads `taught_tokens` (None: all)."""

@@ -7,15 +7,14 @@ carry loss. None means unknown and prints n/a.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from pydantic import AliasChoices, Field, NonNegativeInt, field_validator, model_validator
+from pydantic import AliasChoices, Field, field_validator, model_validator
 
-from budgetlab.errors import unknown_name
-from budgetlab.units import parse_budget, parse_charge
-from budgetlab.values.base import Interval, Positive, Record, Value, distinct, passed_over
+from budgetlab.units import parse_charge
+from budgetlab.values.base import Interval, Positive, Record, SeedsOrNone, Value, passed_over
 from budgetlab.values.costs import ArmCost
 from budgetlab.values.specs import Arm, CorpusSpec, ExecutionSpec, ModelSpec, Recipe
 
@@ -28,28 +27,22 @@ class TuningSpec(Value):
     tuned where its best lies between two others."""
     budget_share: float | None = Field(default=None, gt=0, le=1)
     """Of what the largest budget leaves an arm, for each trial; omitted, a trial is the run at the smallest budget."""
-    seeds: tuple[NonNegativeInt, ...] = Field(default=(), max_length=100)
+    seeds: SeedsOrNone = Field(default=(), max_length=100)
     """Run seeds of each trial, whose mean loss decides; omitted, the study's first."""
     charge: bool = False
     """Whether trials are paid out of the budgets."""
 
     @model_validator(mode="after")
-    def _seeds_are_distinct_and_trials_payable(self) -> TuningSpec:
-        distinct(self.seeds)
+    def _trials_can_be_paid(self) -> TuningSpec:
         if self.charged_trials * (self.budget_share or 0.0) >= 1:
             shown = f"{self.charged_trials} charged trials of {self.budget_share:g} of the largest budget"
             raise ValueError(f"{shown} leave nothing of it")
         return self
 
     @property
-    def trials(self) -> int:
-        """Trainings of each arm: every rate with every seed."""
-        return len(self.learning_rate) * max(1, len(self.seeds))
-
-    @property
     def charged_trials(self) -> int:
-        """Of these, the ones that are paid out of the budgets."""
-        return self.trials if self.charge else 0
+        """Trainings of each arm, every rate with every seed, that are paid out of the budgets."""
+        return len(self.learning_rate) * max(1, len(self.seeds)) if self.charge else 0
 
 
 class PlanSpec(Value):
@@ -74,31 +67,6 @@ class PlanSpec(Value):
     def _charge_is_known(cls, charge: str) -> str:
         parse_charge(charge)
         return charge
-
-    def asked(
-        self,
-        *,
-        budgets: Sequence[str | float] | None = None,
-        match: str | None = None,
-        teacher_charge: str | None = None,
-    ) -> PlanSpec:
-        """Return the same with other budgets, another match or charge."""
-        given = {"budgets": tuple(budgets or ()) or None, "match": match, "teacher_charge": teacher_charge}
-        return self.model_copy(update={name: value for name, value in given.items() if value is not None})
-
-    def amounts(self, devices: int, arms: Collection[str]) -> list[float]:
-        """Return the budgets in the unit of what is matched.
-
-        Raises
-        ------
-        CallerError
-            When one of them, the match or the charge cannot be read, or they do not go together.
-        """
-        parse_charge(self.teacher_charge)
-        found = [parse_budget(budget, self.match, devices=devices) for budget in self.budgets]
-        if self.match.startswith("tokens:") and (arm := self.match.removeprefix("tokens:")) not in arms:
-            raise unknown_name("arm", arm, arms, f"match = {self.match!r}, arm")
-        return found
 
 
 class Budget(Value):

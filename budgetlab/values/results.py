@@ -7,12 +7,11 @@ carry loss. Losses are nats per target token. None means unknown and prints n/a.
 from __future__ import annotations
 
 from html import escape
-from typing import Any, Literal, Required
+from typing import Any, Literal
 
 from pydantic import AliasChoices, Field
-from typing_extensions import TypedDict
 
-from budgetlab.values.base import Interval, Record, Value
+from budgetlab.values.base import Interval, Record, Value, passed_over
 from budgetlab.values.costs import Environment
 from budgetlab.values.plans import Budget, Schedule
 from budgetlab.values.scoring import subset_words
@@ -227,53 +226,10 @@ class CurveFit(Record):
         return f"<pre>{escape(str(self))}</pre>"
 
 
-class Estimate(TypedDict):
-    """A number with its interval; None where it is unknown."""
-
-    value: float | None
-    interval: list[float] | None
-
-
-class Multiplier(TypedDict, total=False):
-    """What arm B needs over what arm A needs for one outcome, in compute; `reason` says what is not known."""
-
-    value: Required[float | None]
-    interval: Required[list[float] | None]
-    interval_level: float
-    interval_note: str
-    at_outcome: float
-    method: str
-    reason: str
-
-
-class Crossover(TypedDict, total=False):
-    """Amount of compute, in `unit`, where two curves cross, looked for in `range`; `reason` says why there is none."""
-
-    value: Required[float | None]
-    unit: str
-    interval: Required[list[float] | None]
-    interval_level: float
-    interval_note: str
-    range: list[float]
-    method: str
-    reason: str
-
-
-class Decomposition(TypedDict, total=False):
-    """The parts of a difference at equal compute, in its unit; or with no method the `reason`."""
-
-    method: Required[str | None]
-    tokens_a: float
-    tokens_b: float
-    interval_level: float
-    difference: Estimate
-    gain_per_token: Estimate
-    effect_of_tokens: Estimate
-    reason: str
-
-
 class Verdict(Record):
     """The answer to one contrast of two arms."""
+
+    _retired = passed_over("num_finetune_seeds")
 
     contrast: tuple[str, str]
     """(A, B); the difference is A minus B, positive when A is better."""
@@ -314,14 +270,15 @@ class Verdict(Record):
     """Standard deviation of one run of these two arms at this budget, pairing removed, as if both had the same."""
     num_seeds_to_resolve: dict[str, int | None] = {}
     """Runs per arm that would resolve a difference of so many points four times in five."""
-    num_finetune_seeds: int | None = None
     one_teacher: bool = False
-    compute_multiplier: Multiplier | None = None
-    """C_B / C_A at equal y."""
-    crossover: Crossover | None = None
-    """Amount of compute where the curves cross, or the reason why there is none."""
-    decomposition: Decomposition | None = None
-    """Difference at equal compute = gain per token + effect of the tokens that the budget allows."""
+    compute_multiplier: dict[str, Any] | None = None
+    """C_B / C_A at equal y: `value`, `interval` with its level and note, `at_outcome`, `method`; or the `reason`."""
+    crossover: dict[str, Any] | None = None
+    """Amount of compute where the curves cross: `value` in `unit`, `interval`, the `range` looked in; or the `reason`
+    why there is none."""
+    decomposition: dict[str, Any] | None = None
+    """`difference` at equal compute = `gain_per_token` + `effect_of_tokens` that the budget allows, each a `value` with
+    its `interval`; `tokens_a` and `tokens_b`; or the `reason`, and no `method`."""
     notes: tuple[str, ...] = ()
     sentence: str
 

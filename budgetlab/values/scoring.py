@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from budgetlab.errors import CallerError, unknown_name
-from budgetlab.values.base import Count, CountOrZero, Name, Positive, Seed, Share, Value, content_hash, distinct
+from budgetlab.values.base import Count, CountOrZero, Name, Positive, Seed, Seeds, Share, Value, content_hash
 
 INFORMATIVE_POINTS = 5.0
 """Of a task, by default: a teacher is so many points above random weights where it tells anything."""
@@ -74,9 +74,6 @@ def unit_of(outcome: str, rises: bool | None = None) -> str:
     if outcome in LOSSES:
         return "bits" if outcome == "bits_per_byte" else "nats"
     return "units" if rises is False or higher_is_better(outcome) is False else "points"
-
-
-Seeds = Annotated[tuple[Seed, ...], Field(min_length=1, max_length=1000)]
 
 
 class TaskSpec(Value):
@@ -225,8 +222,6 @@ class EvaluateSpec(Value):
             unknown = set(getattr(self, key)) - known
             if unknown:
                 raise ValueError(f"{key} names {sorted(unknown)}, which are not among the tasks")
-        for seeds in (self.seeds, *(settings.seeds or () for settings in self.by_task.values())):
-            distinct(seeds)
         return self
 
     def outcomes(self) -> tuple[str, ...]:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from budgetlab.errors import CallerError
-from budgetlab.fitting.reference import base_arm
 from budgetlab.frames import records_frame
 from budgetlab.reporting.figures import style
 from budgetlab.reporting.figures.data import Figure, Known, need_columns
 from budgetlab.values import PHASES, ArmCost, CostProfile, Plan, RunRecord
+from budgetlab.values.specs import base_arm
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from budgetlab.fitting.reference import base_arm
 from budgetlab.frames import costs_frame
 from budgetlab.reporting.tables.sheets import (
     Column,
@@ -20,6 +19,7 @@ from budgetlab.reporting.tables.sheets import (
 )
 from budgetlab.units import format_quantity, format_seconds
 from budgetlab.values import PHASES, ArmCost, CostProfile, ModelCost
+from budgetlab.values.specs import base_arm
 
 _ARM = Column("arm", "arm", left=True)
 _COUNTED, _RATIO, _MODEL = "counted FLOPs a token", "ratios", "time model"

@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from budgetlab.fitting.reference import base_arm
 from budgetlab.planner import compute_statement, ladder_note, standing, tuning_note
 from budgetlab.reporting.tables.sheets import Column, Sheet, percent
 from budgetlab.units import format_amount, format_quantity, format_seconds
 from budgetlab.values import Plan, RunRecord, Schedule
+from budgetlab.values.specs import base_arm
 
 _PLANNED = "what is planned"
 _PRICE = "what it costs, and whether it fits"

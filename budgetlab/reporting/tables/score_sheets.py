@@ -9,7 +9,6 @@ import pandas as pd
 
 from budgetlab.errors import CallerError
 from budgetlab.fitting import compare
-from budgetlab.fitting.reference import reference_arm
 from budgetlab.fitting.scores import OUTCOMES, average_words, averaged_tasks, subset_of
 from budgetlab.reporting.averages import (
     BASELINES,
@@ -27,6 +26,7 @@ from budgetlab.reporting.tables.sheets import Column, Sheet, bracketed, fixed, n
 from budgetlab.units import format_amount, format_quantity
 from budgetlab.values import Plan, RunRecord, Schedule, Score, TeacherPlan
 from budgetlab.values.scoring import LOSSES
+from budgetlab.values.specs import reference_arm
 
 Scores = Sequence[Score] | pd.DataFrame | Outcomes
 

@@ -66,25 +66,20 @@ def standing(plan: Plan, records: Iterable[RunRecord]) -> Standing:
         return float(sum(prices[unit.id].between(unit.first_step, end) for unit, end in ends))
 
     took = planned = left = 0.0
+    running = []
     failed = {name for name, record in by_id.items() if record.status == "failed"}
     for unit in units:
-        points = by_id[unit.id].points if unit.id in by_id else ()
+        record = by_id.get(unit.id)
+        points = record.points if record is not None else ()
+        if record is not None and record.status == "running":
+            loss = points[-1].losses.get("loss") if points else None
+            running.append((record.run_id, reached[unit.id], unit.last_step, loss))
         if unit.id in seconds:
             took += points[-1].device_seconds if points else 0.0
             planned += float(seconds[unit.id].cost(points[-1].step)) if points else 0.0
             if not failed & {unit.id, *unit.needs}:
                 left += float(seconds[unit.id].between(reached[unit.id], unit.last_step))
     pace = took / planned if planned else None
-    running = [
-        (
-            record.run_id,
-            reached[unit.id],
-            unit.last_step,
-            record.points[-1].losses.get("loss") if record.points else None,
-        )
-        for unit in units
-        if (record := by_id.get(unit.id)) is not None and record.status == "running"
-    ]
     shared = seconds if timed else flops
     side_by_side = plan.execution.side_by_side * plan.execution.devices
     return Standing(
@@ -177,12 +172,10 @@ def compiled_prices(profile: CostProfile) -> CostProfile:
         if cost.compiled is None or cost.seconds_per_step is None:
             return cost
         ratio, ends, rate = cost.compiled.seconds_ratio.value, cost.seconds_per_step_interval, cost.tokens_per_second
-        phases = {
-            name: price.model_copy(
-                update={"seconds_per_step": None if price.seconds_per_step is None else price.seconds_per_step * ratio}
-            )
-            for name, price in cost.phases.items()
-        }
+        phases = dict(cost.phases)
+        for name, price in cost.phases.items():
+            if price.seconds_per_step is not None:
+                phases[name] = price.model_copy(update={"seconds_per_step": price.seconds_per_step * ratio})
         return cost.model_copy(
             update={
                 "phases": phases,
