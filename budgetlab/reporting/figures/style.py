@@ -107,10 +107,16 @@ def render(
     The CSV has exactly what was drawn; the caption, one line, is kept in the files' metadata.
     """
     import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     files = FigureFiles(name, folder / f"{name}.svg", folder / f"{name}.png", folder / f"{name}.csv", caption)
     with matplotlib.rc_context(_RC):
         figure = draw(table)
+        FigureCanvasSVG(figure)
+        layout = figure.get_layout_engine()
+        if layout is not None:  # laid out once, as vectors, and not anew for each file
+            layout.execute(figure)
+        figure.set_layout_engine(None)
         svg, png = io.BytesIO(), io.BytesIO()
         about = {"Title": name, "Description": caption}
         figure.savefig(svg, format="svg", metadata={**about, "Date": None, "Creator": None})
