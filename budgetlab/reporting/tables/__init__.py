@@ -21,7 +21,6 @@ from budgetlab.reporting.tables.plan_sheets import plan_sheet, status_sheet
 from budgetlab.reporting.tables.score_sheets import (
     average_sheet,
     closing_frame,
-    closing_note,
     closing_sheet,
     full_sheet,
     score_sheet,
@@ -30,7 +29,7 @@ from budgetlab.reporting.tables.score_sheets import (
 from budgetlab.reporting.tables.sheets import Column, Sheet, markdown, plain_lines, plain_rows, print_sheets, stack
 
 __all__ = [
-    "Column", "Sheet", "assumption_sheet", "assumption_words", "average_sheet", "closing_frame", "closing_note",
+    "Column", "Sheet", "assumption_sheet", "assumption_words", "average_sheet", "closing_frame",
     "closing_sheet", "fit_sheet", "full_sheet", "map_sheet", "markdown", "model_sheet", "next_sheet", "phase_sheet",
     "plain_lines", "plain_rows", "plan_sheet", "print_sheets", "profile_sheet", "ratio_sheet", "runs_sheet",
     "score_files_sheet", "score_sheet", "stack", "status_sheet", "subset_note", "time_model_sheet", "verdict_sheet",
