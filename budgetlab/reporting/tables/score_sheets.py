@@ -22,6 +22,7 @@ Scores = Sequence[Score] | pd.DataFrame | Outcomes
 
 _SPREAD, _POINTS, _DIFFERENCES = "over run seeds", "points", "difference of averages, paired by run seed"
 _SPENT, _OUTCOME = "planned and spent", "what came out"
+_COMPARED = ["arm", "budget_amount", "budget_unit", "run_seed", "task", "higher_is_better", "value"]
 _READOUT_BEHIND_NATS = 0.02
 """A read-out that is more than this above the own head misses something that the own head tells."""
 
@@ -144,7 +145,7 @@ def average_sheet(scores: Scores, *, arms: Sequence[str] = (), level: float = 0.
         own = _at_largest_budget(per_cell(runs, found.level), top).drop_duplicates(["subject", "arm"])
         known = own.set_index(["subject", "arm"])[["mean", "half_width"]].T.to_dict("list")
         means = [fixed(known[key][0], decimals, known[key][1]) if key in known else "n/a" for key in subjects]
-        runs = runs.assign(value=runs["value"] / scale)
+        runs = runs.loc[runs["subject"] == "run", _COMPARED].assign(value=lambda rows: rows["value"] / scale)
         return (label, *means, *(_difference(runs, a, b, outcome, found.level, decimals) for a, b in pairs))
 
     rows = [row(label, runs, MEAN, 100.0, 1) for label, runs in variants]
