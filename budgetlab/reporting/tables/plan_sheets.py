@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from budgetlab.fitting.reference import base_arm
 from budgetlab.planner import compute_statement, ladder_note, standing, tuning_note
 from budgetlab.reporting.tables.sheets import Column, Sheet, percent
 from budgetlab.units import format_amount, format_quantity, format_seconds
@@ -19,6 +18,8 @@ _STATES = ("complete", "running", "failed", "missing")
 
 def plan_sheet(plan: Plan) -> Sheet:
     """Return the plan: what every arm gets for every budget, or why it gets nothing."""
+    from budgetlab.fitting.reference import base_arm  # here, since the status of runs needs no fits
+
     base = plan.costs.get(base_arm(plan.arms) or "")
     rows: list[dict[str, Any]] = []
     notes = []
