@@ -257,14 +257,17 @@ class Store:
         bare = record.model_copy(update={"points": ()})
         return write_whole(self.run_folder(record.run_id) / "record.json", bare.model_dump_json(indent=1))
 
-    def read_record(self, run_id: str) -> RunRecord | None:
-        """Return one record with its points, or None."""
+    def read_record(self, run_id: str, *, last_point: bool = False) -> RunRecord | None:
+        """Return one record with its points, or the last of them alone; None where there is no record."""
         record = _read_if_there(RunRecord, self.run_folder(run_id) / "record.json")
-        return None if record is None else record.model_copy(update={"points": self.read_points(run_id)})
+        if record is None:
+            return None
+        return record.model_copy(update={"points": self.read_points(run_id, last=last_point)})
 
-    def records(self) -> list[RunRecord]:
-        """Return the records of the plan's runs that have begun, with their points."""
-        found = (self.spared(partial(self.read_record, run_id)) for run_id in self._index().get("runs", []))
+    def records(self, *, last_point: bool = False) -> list[RunRecord]:
+        """Return the records of the plan's runs that have begun, with their points, or the last of them alone."""
+        read = partial(self.read_record, last_point=last_point)
+        found = (self.spared(partial(read, run_id)) for run_id in self._index().get("runs", []))
         return [record for record in found if record is not None]
 
     def write_points(self, run_id: str, points: Sequence[Point]) -> None:
@@ -279,13 +282,13 @@ class Store:
             file.flush()
             os.fsync(file.fileno())  # a checkpoint that comes after it must not outlive it
 
-    def read_points(self, run_id: str) -> tuple[Point, ...]:
-        """Return the points that were written whole."""
+    def read_points(self, run_id: str, *, last: bool = False) -> tuple[Point, ...]:
+        """Return the points that were written whole, or the last of them alone."""
         path = self.run_folder(run_id) / "points.jsonl"
         # What follows the last newline was cut off by a crash.
         whole = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
         try:
-            return tuple(Point.model_validate_json(line) for line in whole if line)
+            return tuple(Point.model_validate_json(line) for line in whole[-1 if last else 0 :] if line)
         except ValidationError as error:
             asked, wrong = f"points in {path}", f"a line is no point ({error.errors()[0]['msg']})"
             raise CallerError(asked, wrong, f"delete {path.parent} and run again, which trains it anew") from None

@@ -56,7 +56,7 @@ def report(study: StudyArg, options: Options) -> None:
     """Draw the figures, tables and page of what is known so far; trains nothing."""
     opened, made = _planned(study, options)
     scores = opened.table(opened.store.scores())
-    _show_report(opened.report(made, opened.prices(), opened.store.records(), scores), options)
+    _show_report(opened.report(made, opened.prices(), opened.store.records(last_point=True), scores), options)
 
 
 def study(study: StudyArg, options: Options) -> None:
@@ -72,7 +72,7 @@ def status(study: StudyArg, options: Options) -> None:
     made = opened.store.read_plan()
     if made is None:
         raise CallerError(f"status of {opened.study.name}", "it has no plan yet", f"run budgetlab plan {study}")
-    _show_status(made, opened.store.records(), options)
+    _show_status(made, opened.store.records(last_point=True), options)
 
 
 def demo(
@@ -160,8 +160,10 @@ def _fail_if_left_out(opened: OpenStudy) -> None:
 def _show_status(made: Plan, records: list[RunRecord], options: Options) -> None:
     from budgetlab.reporting.tables import status_sheet
 
-    plain = [record.model_dump(mode="json", exclude={"points"}) for record in records]
-    options.print(lambda: plain, lambda: [status_sheet(made, records)])
+    options.print(
+        lambda: [record.model_dump(mode="json", exclude={"points"}) for record in records],
+        lambda: [status_sheet(made, records)],
+    )
 
 
 def _show_report(report: Report, options: Options) -> None:

@@ -142,7 +142,7 @@ def report(
     _write_decisions(decided, sheets, folder)
     written = write_csv(folder / "scores.csv", scores if isinstance(scores, pd.DataFrame) else found.table)
     started = any(record.status == "complete" for record in records) or len(found.table) > 0
-    note, planned = tables.closing_note(frame, found.cells, level), tables.plan_sheet(plan)
+    planned = tables.plan_sheet(plan)
     primary = [f"{verdict.sentence} {' '.join(verdict.notes)}".strip() for verdict in verdicts if verdict.primary]
     page = page_html(
         folder,
@@ -164,7 +164,7 @@ def report(
         sheets={
             **sheets,
             "verdicts": tables.verdict_sheet(verdicts),
-            "budgets": tables.full_sheet(frame, note=note) if started else None,
+            "budgets": tables.full_sheet(frame) if started else None,
             "scores": tables.score_sheet(found, arms=arms),
             "averages": tables.average_sheet(found, arms=arms),
             "plan": planned,
@@ -180,7 +180,7 @@ def report(
         sentence=concluded.sentence,
         checks=concluded.checks,
         closing_table=frame,
-        sheet=tables.closing_sheet(frame, note=note) if started else planned,
+        sheet=tables.closing_sheet(frame) if started else planned,
         page=write_whole(folder / "report.html", page),
         scores=written,
         figures=tuple(files for _, files in figures),

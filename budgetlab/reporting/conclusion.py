@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from budgetlab.fitting.contrast import Contrast, satterthwaite
-from budgetlab.fitting.scores import AGGREGATE, LOSSES, OUTCOMES, averaged_tasks
-from budgetlab.reporting.averages import Outcomes, largest_rung, outcomes
+from budgetlab.fitting.scores import AGGREGATE, LOSSES, OUTCOMES
+from budgetlab.reporting.averages import Outcomes, outcomes
 from budgetlab.reporting.tables.answer_sheets import decimals_of
 from budgetlab.reporting.tables.sheets import bracketed, fixed
 from budgetlab.resampling import holm
@@ -106,7 +106,7 @@ def sanity_checks(
     if tasks is None:
         present = list(pd.unique(table["task"]))
         loss = next((name for name in LOSSES if name in present), LOSSES[0])
-        tasks = averaged_tasks(table) or [task for task in present if task not in LOSSES] or [loss]
+        tasks = found.averaged or [task for task in present if task not in LOSSES] or [loss]
     if arms is None:
         arms = list(pd.unique(table.loc[table["subject"] == "run", "arm"]))
     return (
@@ -118,7 +118,7 @@ def sanity_checks(
             "the best student is below the unigram entropy", lowest_loss, unigram, UNIGRAM_LEAD_NATS, "it", kind,
             f"unigram entropy {fixed(unigram, 2)}; best student {_list_losses(best)}",
         ),
-        _check_pretraining(cells, list(arms), largest_rung(table) if rung is None else rung, list(tasks)),
+        _check_pretraining(cells, list(arms), found.largest_rung if rung is None else rung, list(tasks)),
     )  # fmt: skip
 
 

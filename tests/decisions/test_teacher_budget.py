@@ -14,8 +14,8 @@ from budgetlab.decisions import (
 )
 from budgetlab.errors import CallerError
 from budgetlab.fitting import fit_arms
+from budgetlab.reporting.figures.figure import styled
 from budgetlab.reporting.figures.sizes import draw_map, map_table
-from budgetlab.reporting.figures.style import styled
 from budgetlab.reporting.tables import map_sheet
 
 BUDGETS = (1e13, 2e13, 4e13, 8e13, 16e13)

@@ -11,7 +11,7 @@ from budgetlab.cli import app
 from budgetlab.errors import CallerError
 from budgetlab.fitting import compare
 from budgetlab.intake import as_scores
-from budgetlab.reporting.averages import per_run
+from budgetlab.reporting.averages import outcomes
 from budgetlab.values.scoring import higher_is_better
 
 
@@ -79,7 +79,7 @@ def test_a_cost_of_an_unknown_name_is_in_its_own_unit(tmp_path):
     assert verdict.unit == "units" and "points" not in verdict.sentence
     ends = table["my_cost"].last().groupby(lambda run: run[0]).mean()
     assert verdict.difference == pytest.approx(ends["b"] - ends["a"])
-    assert set(per_run(scores)["unit"]) == {"units"}
+    assert set(outcomes(scores).runs["unit"]) == {"units"}
 
 
 def test_last_keeps_the_end_of_each_run(tmp_path):

@@ -12,8 +12,8 @@ import reporting_values as values
 import budgetlab
 from budgetlab.decisions import Decisions
 from budgetlab.errors import CallerError
+from budgetlab.frames import scores_frame
 from budgetlab.reporting import report
-from budgetlab.reporting.averages import scores_frame
 from budgetlab.values import FitSpec
 
 SPEC = FitSpec(y="readout_loss", x="required_flops", resamples=30, margin_nats=0.02)

@@ -9,9 +9,14 @@ import reporting_values as values
 
 import budgetlab
 from budgetlab.errors import CallerError
-from budgetlab.reporting.averages import MEAN, mid_decay, per_run, scores_frame, summarise
+from budgetlab.frames import scores_frame
+from budgetlab.reporting.averages import MEAN, Outcomes, outcomes
 from budgetlab.reporting.figures import render
-from budgetlab.reporting.figures.costs import (
+from budgetlab.reporting.figures.figure import styled
+from budgetlab.reporting.figures.outcomes import draw_losses, draw_scores
+from budgetlab.reporting.figures.points import fit_note, fit_notes, points_table, spread_note
+from budgetlab.reporting.figures.sizes import draw_frontier, frontier_table
+from budgetlab.reporting.figures.spending import (
     costs_table,
     draw_costs,
     draw_plan,
@@ -19,10 +24,7 @@ from budgetlab.reporting.figures.costs import (
     plan_table,
     spent_table,
 )
-from budgetlab.reporting.figures.data import fit_note, fit_notes, points_table, spread_note
-from budgetlab.reporting.figures.outcomes import draw_losses, draw_scores
-from budgetlab.reporting.figures.sizes import draw_frontier, frontier_table
-from budgetlab.reporting.figures.style import arm_styles, legend_columns, si_scale, styled
+from budgetlab.reporting.figures.style import arm_styles, legend_columns, si_scale
 from budgetlab.reporting.figures.verdicts import (
     decomposition_table,
     draw_decomposition,
@@ -37,13 +39,8 @@ UNITS = ("points", "tokens", "FLOP", "s per token", "nats per target token", "mu
 
 
 @pytest.fixture(scope="module")
-def runs():
-    return per_run(scores_frame(values.scores()))
-
-
-@pytest.fixture(scope="module")
-def cells(runs):
-    return summarise(runs)
+def found():
+    return outcomes(values.scores())
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +60,8 @@ def usable_fits(use="interpolation"):
     return found
 
 
-def losses(runs, cells, fits=()):
-    return points_table(runs, cells, values.ARMS, ["readout_loss"], fits=fits)
+def losses(found, fits=()):
+    return points_table(found, values.ARMS, ["readout_loss"], fits=fits)
 
 
 def drawn_lines(figure):
@@ -82,8 +79,8 @@ def assert_drawn(figure, x, y):
     )
 
 
-def test_scores_are_drawn_as_tabled(runs, cells):
-    table = points_table(runs, cells, values.ARMS)
+def test_scores_are_drawn_as_tabled(found):
+    table = points_table(found, values.ARMS)
     figure = draw_scores(table)
     for (_, _, _), rows in table[table["layer"].isin(["run", "mean"])].groupby(["task", "layer", "arm"]):
         assert_drawn(figure, rows["tokens"], rows["value"])
@@ -91,13 +88,15 @@ def test_scores_are_drawn_as_tabled(runs, cells):
         assert any(np.array_equal(y, [value, value]) for _, y in drawn_lines(figure))
 
 
-def test_mean_of_tasks_is_the_mean_over_tasks_of_each_run(runs):
+def test_mean_of_tasks_is_the_mean_over_tasks_of_each_run(found):
+    runs = found.runs
     one = runs[(runs["subject"] == "run") & (runs["arm"] == "minilm") & (runs["rung"] == 2) & (runs["run_seed"] == 1)]
     by_task = one.set_index("task")["value"]
     assert by_task[MEAN] == pytest.approx((by_task["replaced"] + by_task["belongs"]) / 2)
 
 
-def test_fine_tuning_seeds_are_averaged_before_run_seeds(cells):
+def test_fine_tuning_seeds_are_averaged_before_run_seeds(found):
+    cells = found.cells
     cell = cells[(cells["arm"] == "no_kd") & (cells["rung"] == 0) & (cells["task"] == "replaced")].iloc[0]
     own = [s for s in values.scores() if s.arm == "no_kd" and s.rung == 0 and s.task == "replaced"]
     by_run = [100 * np.mean([s.value for s in own if s.run_seed == seed]) for seed in values.SEEDS]
@@ -106,8 +105,8 @@ def test_fine_tuning_seeds_are_averaged_before_run_seeds(cells):
     assert cell["low"] < min(by_run) or cell["half_width"] > 0
 
 
-def test_losses_are_drawn_as_tabled(runs, cells):
-    table = losses(runs, cells, usable_fits())
+def test_losses_are_drawn_as_tabled(found):
+    table = losses(found, usable_fits())
     for x in ("tokens", "required_flops"):
         figure = draw_losses(table, "a note", x)
         for (_, _), rows in table[table["layer"].isin(["run", "mean", "curve"])].groupby(["layer", "arm"]):
@@ -120,44 +119,44 @@ def test_losses_are_drawn_as_tabled(runs, cells):
             assert np.ptp(aside) < 1e-12 and abs(aside[0] - 1) < (0.1 if x == "required_flops" else 1e-12)
 
 
-def test_a_curve_is_drawn_only_where_the_fit_may_be_used_and_only_in_its_range(runs, cells):
-    table = losses(runs, cells, usable_fits())
+def test_a_curve_is_drawn_only_where_the_fit_may_be_used_and_only_in_its_range(found):
+    table = losses(found, usable_fits())
     curves = table[table["layer"] == "curve"]
     assert list(dict.fromkeys(curves["arm"])) == ["no_kd", "vanilla_kd"]
     assert curves["required_flops"].min() == values.BUDGETS[0]
     assert curves["required_flops"].max() == values.BUDGETS[-1]
     assert not (table["layer"] == "beyond").any()
-    assert not losses(runs, cells, values.fits())["layer"].isin(["curve", "beyond"]).any()
-    assert not points_table(runs, cells, values.ARMS, fits=usable_fits())["layer"].isin(["curve", "beyond"]).any()
+    assert not losses(found, values.fits())["layer"].isin(["curve", "beyond"]).any()
+    assert not points_table(found, values.ARMS, fits=usable_fits())["layer"].isin(["curve", "beyond"]).any()
 
 
-def test_an_extrapolation_is_shaded_and_needs_a_fit_that_may_be_used_for_everything(runs, cells):
-    table = losses(runs, cells, usable_fits("everything"))
+def test_an_extrapolation_is_shaded_and_needs_a_fit_that_may_be_used_for_everything(found):
+    table = losses(found, usable_fits("everything"))
     beyond = table[table["layer"] == "beyond"]
     assert beyond["required_flops"].max() == pytest.approx(1.6e13) and beyond["required_flops"].min() < 3e11
     inside = beyond["required_flops"].between(values.BUDGETS[0], values.BUDGETS[-1])
     assert not inside.any()
     axes = draw_losses(table).axes[0]
     assert len(axes.patches) == 2
-    assert not draw_losses(losses(runs, cells, usable_fits())).axes[0].patches
+    assert not draw_losses(losses(found, usable_fits())).axes[0].patches
 
 
-def test_a_curve_moves_to_another_axis_only_where_the_two_go_in_step(runs, cells):
-    table = losses(runs, cells, usable_fits())
+def test_a_curve_moves_to_another_axis_only_where_the_two_go_in_step(found):
+    table = losses(found, usable_fits())
     own = table[(table["arm"] == "no_kd") & (table["layer"] == "curve")]
     means = table[(table["arm"] == "no_kd") & (table["layer"] == "mean")]
     ratio = means["tokens"] / means["required_flops"]
     np.testing.assert_allclose(own["tokens"] / own["required_flops"], ratio.median(), rtol=1e-12)
-    slower = cells.assign(device_seconds=cells["device_seconds"] * (1 + 0.2 * cells["rung"]))
-    moved = losses(runs, slower, usable_fits())
+    cells = found.cells.assign(device_seconds=lambda rows: rows["device_seconds"] * (1 + 0.2 * rows["rung"]))
+    moved = losses(Outcomes(found.table, found.runs, cells), usable_fits())
     assert moved.loc[moved["layer"] == "curve", "device_hours"].isna().all()
     told = fit_note(usable_fits(), "readout_loss", moved, "device_hours")
     assert "its curve is over required_flops, which does not go in step with this axis" in told
 
 
-def test_the_note_says_what_the_lines_are_and_which_arms_have_none(runs, cells):
+def test_the_note_says_what_the_lines_are_and_which_arms_have_none(found):
     def note(fits):
-        return fit_note(fits, "readout_loss", losses(runs, cells, fits), "required_flops")
+        return fit_note(fits, "readout_loss", losses(found, fits), "required_flops")
 
     refused = "Points{}: three budgets cannot identify a floor."
     assert note(values.fits()) == refused.format("")
@@ -168,26 +167,26 @@ def test_the_note_says_what_the_lines_are_and_which_arms_have_none(runs, cells):
     assert note([]) == ""
 
 
-def test_under_three_runs_a_band_is_the_range_and_says_so(scores, runs, cells):
-    table = points_table(runs, cells, values.ARMS)
+def test_under_three_runs_a_band_is_the_range_and_says_so(scores, found):
+    table = points_table(found, values.ARMS)
     means = table[table["layer"] == "mean"]
     assert set(means["spread"]) == {"range"}
     for row in means.to_dict("records"):
         own = table[(table["layer"] == "run") & (table["task"] == row["task"]) & (table["arm"] == row["arm"])
                     & (table["rung"] == row["rung"])]["value"]  # fmt: skip
         assert (row["low"], row["high"]) == (own.min(), own.max())
-    assert "range of the runs" in spread_note(table, cells, 0.95) and "interval" not in spread_note(table, cells, 0.95)
+    assert "range of the runs" in spread_note(table, found) and "interval" not in spread_note(table, found)
     third = scores[scores["run_seed"] == 1].assign(run_seed=2, value=lambda rows: rows["value"] + 0.01)
-    three = per_run(pd.concat([scores, third], ignore_index=True))
-    table = points_table(three, summarise(three), values.ARMS)
+    three = outcomes(pd.concat([scores, third], ignore_index=True))
+    table = points_table(three, values.ARMS)
     means = table[table["layer"] == "mean"]
     assert set(means["spread"]) == {"interval"}
     np.testing.assert_allclose(means["high"] - means["value"], means["value"] - means["low"])
-    assert "95 % t interval" in spread_note(table, summarise(three), 0.95)
-    alone = per_run(scores[scores["run_seed"] == 0])
-    table = points_table(alone, summarise(alone), values.ARMS)
+    assert "95 % t interval" in spread_note(table, three)
+    alone = outcomes(scores[scores["run_seed"] == 0])
+    table = points_table(alone, values.ARMS)
     assert table.loc[table["layer"] == "mean", ["low", "high"]].isna().all(axis=None)
-    assert "no arm has two runs" in spread_note(table, summarise(alone), 0.95)
+    assert "no arm has two runs" in spread_note(table, alone)
 
 
 def test_one_budget_keeps_all_arms_inside_and_an_arm_without_amounts_out_of_the_legend(scores):
@@ -204,9 +203,9 @@ def test_one_budget_keeps_all_arms_inside_and_an_arm_without_amounts_out_of_the_
         assert set(values.ARMS) - labels == left_out
 
 
-def test_a_tick_says_its_amount_in_the_unit_of_the_label(runs, cells):
+def test_a_tick_says_its_amount_in_the_unit_of_the_label(found):
     """Also where the limits lie beyond a prefix that no amount reaches."""
-    table = points_table(runs, cells, values.ARMS)
+    table = points_table(found, values.ARMS)
     table["required_flops"] *= 0.98e12 / table["required_flops"].max()
     figure = draw_scores(table, "required_flops")
     figure.canvas.draw()
@@ -217,8 +216,8 @@ def test_a_tick_says_its_amount_in_the_unit_of_the_label(runs, cells):
 
 
 @pytest.mark.parametrize(("hours", "unit", "seconds"), [(0.006, "s", 1), (0.4, "min", 60), (7.0, "h", 3600)])
-def test_time_is_written_in_a_unit_of_its_size(runs, cells, hours, unit, seconds):
-    table = points_table(runs, cells, values.ARMS)
+def test_time_is_written_in_a_unit_of_its_size(found, hours, unit, seconds):
+    table = points_table(found, values.ARMS)
     table["device_hours"] *= hours / table["device_hours"].max()
     figure = draw_scores(table, "device_hours")
     figure.canvas.draw()
@@ -228,9 +227,9 @@ def test_time_is_written_in_a_unit_of_its_size(runs, cells, hours, unit, seconds
         assert float(text.get_text()) * seconds == pytest.approx(3600 * tick, rel=1e-3)
 
 
-def test_fitted_scores_are_told_from_lines_that_join_means(runs, cells):
+def test_fitted_scores_are_told_from_lines_that_join_means(found):
     fits = [f.model_copy(update={"columns": {"x": "required_flops", "y": MEAN}}) for f in usable_fits("everything")]
-    table = points_table(runs, cells, values.ARMS, fits=fits)
+    table = points_table(found, values.ARMS, fits=fits)
     note = fit_notes(fits, table, "required_flops")
     assert note == (
         "Fitted curves (power): mean score; dashed and shaded outside the fitted range; other lines join means."
@@ -238,7 +237,7 @@ def test_fitted_scores_are_told_from_lines_that_join_means(runs, cells):
     panel = draw_scores(table, "required_flops", note=note).axes[2]
     filled = [line for line in panel.lines if line.get_marker() in "os^D" and len(line.get_xdata()) == 3]
     assert filled and all(line.get_linestyle() == "None" for line in filled)
-    assert fit_notes(fits[2:], points_table(runs, cells, values.ARMS, fits=fits[2:]), "tokens") == ""
+    assert fit_notes(fits[2:], points_table(found, values.ARMS, fits=fits[2:]), "tokens") == ""
 
 
 def test_mid_decay_is_drawn_apart_and_neither_averaged_nor_fitted(scores):
@@ -246,14 +245,14 @@ def test_mid_decay_is_drawn_apart_and_neither_averaged_nor_fitted(scores):
         mid_decay=True, value=lambda rows: rows["value"] + 1.0, tokens=lambda rows: rows["tokens"] * 0.7
     )
     both = pd.concat([scores, early], ignore_index=True)
-    runs = per_run(both)
-    pd.testing.assert_frame_equal(runs, per_run(scores), check_dtype=False)
-    table = points_table(runs, summarise(runs), values.ARMS, ["readout_loss"], mid_decay=mid_decay(both))
+    found = outcomes(both)
+    pd.testing.assert_frame_equal(found.runs, outcomes(scores).runs, check_dtype=False)
+    table = points_table(found, values.ARMS, ["readout_loss"])
     assert (table["layer"] == "mid_decay").sum() == len(values.ARMS) * len(values.SEEDS)
     crosses = [line for line in draw_losses(table).axes[0].lines if line.get_marker() == "x"]
     drawn = sum(len(np.asarray(line.get_xdata())) for line in crosses)
     assert drawn == len(values.ARMS) * len(values.SEEDS)
-    assert "mid-decay" in spread_note(table, summarise(runs), 0.95)
+    assert "mid-decay" in spread_note(table, found)
     from budgetlab.fitting.scores import run_values
 
     pd.testing.assert_frame_equal(
@@ -286,10 +285,10 @@ def test_untimed_costs_are_not_available_rather_than_zero():
     assert [text.get_text() for text in draw_costs(table).axes[1].texts] == ["n/a (not timed)"]
 
 
-def test_every_axis_has_a_unit(runs, cells):
+def test_every_axis_has_a_unit(found):
     figures = [
-        draw_scores(points_table(runs, cells, values.ARMS)),
-        draw_losses(losses(runs, cells)),
+        draw_scores(points_table(found, values.ARMS)),
+        draw_losses(losses(found)),
         draw_costs(costs_table(values.profile())),
         draw_costs(costs_table(values.profile(timed=False))),
     ]
@@ -309,12 +308,11 @@ def test_what_is_missing_is_left_out(few):
         "one arm": lambda s: s.arm == "tinybert",
         "no yardsticks": lambda s: s.subject == "run",
     }[few]
-    runs = per_run(scores_frame([score for score in values.scores() if kept(score)]))
-    cells = summarise(runs)
-    table = points_table(runs, cells, values.ARMS)
+    found = outcomes([score for score in values.scores() if kept(score)])
+    table = points_table(found, values.ARMS)
     assert len(table) and np.isfinite(table["value"]).all()
     draw_scores(table).canvas.draw()
-    own = losses(runs, cells)
+    own = losses(found)
     if len(own):
         draw_losses(own).canvas.draw()
 
@@ -504,8 +502,7 @@ def many(count):
 @pytest.mark.parametrize("count", [2, 5, 10, 50])
 def test_nothing_overlaps_from_two_arms_to_fifty(count):
     arms, scores = many(count)
-    runs = per_run(scores)
-    cells = summarise(runs)
+    found = outcomes(scores)
     one = values.profile()
     profile = one.model_copy(
         update={"arms": tuple(one.arms[i % 4].model_copy(update={"arm": a}) for i, a in enumerate(arms))}
@@ -514,11 +511,11 @@ def test_nothing_overlaps_from_two_arms_to_fifty(count):
         [{"match": match, "charge": "inference", "arm": arm, "tokens": 1e6 * (1 + i)}
          for match in ("required_flops", "device_seconds") for i, arm in enumerate(arms)]
     )  # fmt: skip
-    points = points_table(runs, cells, arms)
+    points = points_table(found, arms)
     figures = [
         styled(draw_scores, points),
         styled(lambda table: draw_scores(table, "required_flops"), points),
-        styled(draw_losses, points_table(runs, cells, arms, ["readout_loss"])),
+        styled(draw_losses, points_table(found, arms, ["readout_loss"])),
         styled(draw_costs, costs_table(profile)),
         styled(draw_plan, plan_table(sensitivity)),
         styled(lambda table: draw_verdicts(table, ["no_kd", *arms]), verdict_table(some_verdicts(arms))),

@@ -11,13 +11,13 @@ import reporting_values as values
 from rich.console import Console
 
 from budgetlab.fitting import compare
-from budgetlab.reporting.averages import per_run, scores_frame, summarise
-from budgetlab.reporting.figures.data import points_table
+from budgetlab.frames import scores_frame
+from budgetlab.reporting.averages import outcomes
 from budgetlab.reporting.figures.outcomes import draw_scores
+from budgetlab.reporting.figures.points import points_table
 from budgetlab.reporting.tables import (
     average_sheet,
     closing_frame,
-    closing_note,
     closing_sheet,
     fit_sheet,
     full_sheet,
@@ -97,11 +97,13 @@ def test_an_infeasible_arm_has_no_plan_and_says_why():
 
 
 def test_spread_is_printed_beside_the_mean(frame):
-    sheet = closing_sheet(frame, note="what ± is")
+    sheet = closing_sheet(frame)
     column = [c.heading for c in sheet.columns].index("replaced\npoints")
     assert "±" in sheet.rows[0][column]
     assert "±" not in sheet.rows[4][column]
-    assert sheet.notes == ("what ± is",)
+    assert sheet.notes == (
+        "each arm: mean of 2 complete runs; ± is the 95 % t interval of each arm's 2 run seeds by themselves",
+    )
 
 
 def test_the_adapted_loss_has_a_column_where_any_was_measured(frame):
@@ -199,9 +201,8 @@ def test_status_counts_runs_by_state():
 
 def test_a_note_never_speaks_of_an_interval_that_is_not_there():
     one = [s for s in values.scores() if s.run_seed in (0, None)]
-    cells = summarise(per_run(scores_frame(one)))
-    assert "no interval" in closing_note(closing_frame(values.plan(), values.records(), one), cells)
-    assert cells["half_width"].isna().all()
+    assert "no interval" in closing_frame(values.plan(), values.records(), one).attrs["note"]
+    assert outcomes(one).cells["half_width"].isna().all()
 
 
 def test_verdicts_show_interval_and_detectable_difference():
@@ -292,8 +293,7 @@ def test_a_subset_is_named_in_every_table_that_shows_it(tmp_path):
         assert any(words in note for note in sheet.notes)
     for sheet in (score_sheet(given), average_sheet(given)):
         assert any(words in note for note in sheet.notes)
-    runs = per_run(scores_frame(given))
-    drawn = draw_scores(points_table(runs, summarise(runs), values.ARMS))
+    drawn = draw_scores(points_table(outcomes(given), values.ARMS))
     texts = [text.get_text().replace("\n", " ") for axes in drawn.axes for text in axes.texts]
     assert words.removeprefix("qnli ") in texts and "qnli, rte" in texts
     verdict = compare(scores_frame(given), a="minilm", b="no_kd", task="qnli", curves=False)
@@ -310,7 +310,7 @@ def test_the_noise_of_one_budget_is_not_that_of_another():
         else s
         for s in values.scores()
     ]
-    before, after = (summarise(per_run(scores_frame(found))) for found in (values.scores(), noisy))
+    before, after = (outcomes(found).cells for found in (values.scores(), noisy))
     for rung, alike in ((0, False), (1, True), (2, True)):
         halves = [c.loc[(c["rung"] == rung) & (c["task"] == "belongs"), "half_width"] for c in (before, after)]
         assert (halves[0].tolist() == halves[1].tolist()) is alike

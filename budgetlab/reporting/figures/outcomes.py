@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from budgetlab.errors import CallerError, unknown_name
 from budgetlab.fitting.scores import OUTCOMES
-from budgetlab.reporting.averages import BASELINES, MEAN, mid_decay, per_run, scores_frame, summarise
+from budgetlab.reporting.averages import BASELINES, MEAN, outcomes
 from budgetlab.reporting.figures import style
-from budgetlab.reporting.figures.data import AXES, Axis, Figure, Known, fit_note, fit_notes, points_table, spread_note
+from budgetlab.reporting.figures.figure import Figure, Known, styled
+from budgetlab.reporting.figures.points import (
+    AXES,
+    LAYERS,
+    Axis,
+    fit_note,
+    fit_notes,
+    points_table,
+    spread_note,
+)
 from budgetlab.values import CurveFit
 from budgetlab.values.scoring import LOSSES
 
@@ -27,7 +37,6 @@ _WORDS: dict[Axis, str] = {
     "required_flops": "required training compute",
     "device_hours": "device time of the training",
 }
-_LAYERS = ("run", "mean", "mid_decay", "curve", "beyond")
 _SHIFT = 0.02
 """By which arms are drawn aside of one another where they spent the same, in logarithms: the width of a marker."""
 _DASHES = {"teacher": (0, ()), "random": (0, (4, 2)), "majority": (0, (1, 1.5)), "unigram": (0, (6, 2, 1, 2))}
@@ -66,8 +75,8 @@ def score_figure(
         When there is nothing to draw, the amount or a task is unknown, or a table lacks a column.
     """
     tasks = [tasks] if isinstance(tasks, str) else tasks
-    table, order = _points(scores, fits, arms, tasks, level, x, "scores")
-    return style.styled(lambda drawn: draw_scores(drawn, x, order, fit_notes(fits, drawn, x)), table)
+    table, order = _points(scores, fits, arms, tasks, level, x, "figure of scores")
+    return styled(lambda drawn: draw_scores(drawn, x, order, fit_notes(fits, drawn, x)), table)
 
 
 def loss_figure(
@@ -85,8 +94,8 @@ def loss_figure(
     """
     if task not in LOSSES:
         raise unknown_name("loss", task, LOSSES, "loss_figure, task")
-    table, order = _points(scores, fits, arms, [task], level, x, f"values of {task}")
-    return style.styled(lambda drawn: draw_losses(drawn, fit_note(fits, task, drawn, x), x, order), table)
+    table, order = _points(scores, fits, arms, [task], level, x, f"figure of values of {task}")
+    return styled(lambda drawn: draw_losses(drawn, fit_note(fits, task, drawn, x), x, order), table)
 
 
 def _points(
@@ -94,15 +103,13 @@ def _points(
     what: str,
 ) -> tuple[pd.DataFrame, list[str]]:  # fmt: skip
     """Return what is drawn, and the order of arms that was asked for."""
-    what = f"figure of {what}"
     if x not in AXES:
         raise unknown_name("x", x, AXES, f"{what}, x")
     if not 0 < level < 1:
         raise CallerError(f"{what}, level = {level:g}", "not between 0 and 1", "write 95 % as 0.95")
     order = [arms] if isinstance(arms, str) else list(arms)
-    scores = scores_frame(scores)
-    averages = per_run(scores)
-    runs = averages[averages["subject"] == "run"]
+    found = outcomes(scores, level)
+    runs = found.runs[found.runs["subject"] == "run"]
     if len(runs):
         for task in tasks:
             if task not in {*LOSSES, *runs["task"]}:
@@ -110,16 +117,66 @@ def _points(
         if order and not set(order) & set(runs["arm"]):
             raise unknown_name("arm", order[0], map(str, pd.unique(runs["arm"])), f"{what}, arm")
     chosen = order or list(pd.unique(runs["arm"]))
-    cells, early = summarise(averages, level), mid_decay(scores)
-    table = points_table(averages, cells, chosen, tasks, fits=fits, mid_decay=early)
+    table = points_table(found, chosen, tasks, fits=fits)
     means = table.loc[table["layer"] == "mean", x]
     asked = what + (f" of {', '.join(chosen)}" if 0 < len(chosen) <= 6 else "")
     if means.empty:
-        tabled = [str(task) for task in pd.unique(scores["task"])]
+        tabled = [str(task) for task in pd.unique(found.table["task"])]
         raise CallerError(asked, "no complete run has any", f"the table has {', '.join(tabled) or 'no rows'}")
     if means.isna().all():
         raise CallerError(asked, f"{x} of the runs is unknown", "choose another x")
     return table, order
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """What the panels of a figure of outcomes share."""
+
+    styles: dict[str, style.ArmStyle]
+    """Looks of the arms that are drawn; of very many, those that lead at the largest budget have colours."""
+    aside: dict[str, float]
+    """Factor by which each arm is moved along x: arms that spent the same would hide one another."""
+    limits: tuple[float, float]
+    label: str
+    ticks: dict[str, Any]
+    handles: list[Any]
+    """Legend entries of what is no arm."""
+
+
+def _frame(table: pd.DataFrame, x: Axis, order: Sequence[str]) -> _Frame:
+    seen, means = table[table["layer"].isin(["run", "mid_decay"])], table[table["layer"] == "mean"]
+    last = means[means["task"] == table["task"].iloc[-1]]
+    last = last[last["rung"] == last["rung"].max()].set_index("arm")["value"]
+    ranked = last.sort_values(ascending=table["unit"].iloc[0] != "points").index
+    drawn = set(seen.loc[seen[x].notna(), "arm"])
+    styles = style.arm_styles(list(dict.fromkeys([*order, *seen["arm"]])), list(ranked))
+    arms = list(dict.fromkeys(seen.loc[seen["layer"] == "run", "arm"]))
+    amounts = means[means["task"] == table["task"].iloc[0]]
+    first, aside = amounts[amounts["rung"] == amounts["rung"].min()][x], dict.fromkeys(arms, 1.0)
+    if len(arms) > 1 and len(first) > 1 and first.max() <= 1.02 * first.min():
+        step = _SHIFT * max(0.5, math.log(amounts[x].max() / amounts[x].min())) * min(1.0, 6 / len(arms))
+        aside = {arm: math.exp(step * (i - (len(arms) - 1) / 2)) for i, arm in enumerate(arms)}
+    at = table.loc[table["layer"].isin(LAYERS), x] * table["arm"].map(aside).fillna(1.0)
+    low, high = style.room(at.dropna().tolist(), 0.07, log=True)
+    label, ticks = f"{_WORDS[x]} ({'' if x == 'tokens' else 'FLOP, '}log scale)", {"written": style.prefixes()}
+    if x == "tokens":
+        ticks = {"written": style.prefixes("tokens")}
+    elif x == "device_hours":
+        unit, seconds = style.budget_axis("device_seconds", 3600.0 * float(table[x].max()))
+        label, ticks = f"{_WORDS[x]} ({unit}, log scale)", {"scale": seconds / 3600.0, "written": "{x:.4g}"}
+    line = {"color": style.QUIET, "linewidth": 0.8}
+    known = {subject: words for subject, words in BASELINES.items() if subject in set(table["layer"])}
+    handles = [style.handle(words, linestyle=_DASHES[subject], **line) for subject, words in known.items()]
+    if (table.loc[table[x].notna(), "layer"] == "mid_decay").any():
+        handles.append(style.handle("in mid-decay", color="#555555", **_EARLY))
+    return _Frame(
+        styles={arm: look for arm, look in styles.items() if arm in drawn},
+        aside=aside,
+        limits=(min(low, at.min() / 1.1), max(high, at.max() * 1.1)),  # one budget fills no axis
+        label=label,
+        ticks=ticks,
+        handles=handles,
+    )
 
 
 def draw_scores(table: pd.DataFrame, x: Axis = "tokens", order: Sequence[str] = (), note: str = "") -> Drawing:
@@ -127,22 +184,20 @@ def draw_scores(table: pd.DataFrame, x: Axis = "tokens", order: Sequence[str] = 
 
     `order` is that of the study's arms, which their looks follow; `note` stands below.
     """
-    tasks = list(pd.unique(table["task"]))
-    styles, wide = _styles(table, x, order), len(tasks) > 6
+    shared, tasks = _frame(table, x, order), list(pd.unique(table["task"]))
+    wide = len(tasks) > 6
     columns = 4 if wide else min(2, len(tasks))
     lines = math.ceil(len(tasks) / columns)
-    handles = [*style.arm_handles(styles), *_layer_handles(table, x)]
-    spare = len(tasks) % columns != 0 and len(handles) <= 10  # a panel without a task has style.room for the legend
+    handles = [*style.arm_handles(shared.styles), *shared.handles]
+    spare = len(tasks) % columns != 0 and len(handles) <= 10  # a panel without a task has room for the legend
     told = textwrap.wrap(note, 120 if wide else 58)
     height = (1.45 if lines > 1 else 1.75) * lines + 0.2 + 0.11 * len(told)
     width = style.TWO_COLUMNS_INCHES if wide else style.COLUMN_INCHES
     figure, panels = style.canvas(height, [] if spare else handles, (lines, columns), width=width)
     panels = panels.ravel()
-    aside, (label, ticks) = _aside(table, x), _axis(table, x)
-    for axes, task in zip(panels, tasks, strict=False):
-        rows = table[table["task"] == task]
-        _panel(axes, rows, x, styles, aside, joined=not (rows["layer"] == "curve").any())
-        style.log_axis(axes, "x", _limits(table, x, aside), most=4, **ticks)
+    for axes, (task, rows) in zip(panels, table.groupby("task", sort=False), strict=False):
+        _panel(axes, rows, x, shared, joined=not (rows["layer"] == "curve").any())
+        style.log_axis(axes, "x", shared.limits, most=4, **shared.ticks)
         metric = str(rows["metric"].iloc[0])
         of = textwrap.wrap(str(rows["subset"].iloc[0]), 34)  # a subset, or what the mean is of
         axes.set_title(metric if task == MEAN else task, loc="left", pad=3 + 6 * len(of), fontweight="bold")
@@ -154,7 +209,7 @@ def draw_scores(table: pd.DataFrame, x: Axis = "tokens", order: Sequence[str] = 
         axes.set_axis_off()
     if spare:
         panels[-1].legend(handles=handles, loc="center", borderaxespad=0)
-    figure.supxlabel("\n".join([label, *told]))
+    figure.supxlabel("\n".join([shared.label, *told]))
     return figure
 
 
@@ -163,67 +218,20 @@ def draw_losses(table: pd.DataFrame, note: str = "", x: Axis = "required_flops",
 
     `note` stands below; `order` is that of the study's arms, which their looks follow.
     """
-    styles, lines = _styles(table, x, order), textwrap.wrap(note, 66)
+    shared, lines = _frame(table, x, order), textwrap.wrap(note, 66)
     fitted = set(table.loc[table["layer"].isin(["curve", "beyond"]) & table[x].notna(), "arm"])
-    handles = [*style.arm_handles(styles, lines=fitted), *_layer_handles(table, x)]
+    handles = [*style.arm_handles(shared.styles, lines=fitted), *shared.handles]
     figure, [[axes]] = style.canvas(2.25 + 0.11 * len(lines), handles)
-    aside, (label, ticks) = _aside(table, x), _axis(table, x)
-    _panel(axes, table, x, styles, aside, joined=False)
-    style.log_axis(axes, "x", _limits(table, x, aside), most=6, **ticks)
+    _panel(axes, table, x, shared, joined=False)
+    style.log_axis(axes, "x", shared.limits, most=6, **shared.ticks)
     name = OUTCOMES[str(table["task"].iloc[0])].removeprefix("the ")
-    axes.set(xlabel=label, ylabel=f"{name} (nats per target token)")
+    axes.set(xlabel=shared.label, ylabel=f"{name} (nats per target token)")
     if lines:
         figure.supxlabel("\n".join(lines), fontsize=6, color=style.INK, x=0.02, ha="left", fontstyle="italic")
     return figure
 
 
-def _axis(table: pd.DataFrame, x: Axis) -> tuple[str, dict[str, Any]]:
-    """Return the label of an axis of amounts and how its ticks are written; time in hours, minutes or seconds."""
-    if x == "device_hours":
-        unit, seconds = style.budget_axis("device_seconds", 3600.0 * float(table[x].max()))
-        return f"{_WORDS[x]} ({unit}, log scale)", {"scale": seconds / 3600.0, "written": "{x:.4g}"}
-    unit = "" if x == "tokens" else "FLOP, "
-    return f"{_WORDS[x]} ({unit}log scale)", {"written": style.prefixes("tokens" if x == "tokens" else "")}
-
-
-def _styles(table: pd.DataFrame, x: Axis, order: Sequence[str]) -> dict[str, style.ArmStyle]:
-    """Return the look of each arm that is drawn; of very many, those that lead at the largest budget have colours."""
-    seen = table[table["layer"].isin(["run", "mid_decay"])]
-    means = table[(table["layer"] == "mean") & (table["task"] == table["task"].iloc[-1])]
-    last = means[means["rung"] == means["rung"].max()].set_index("arm")["value"]
-    ranked = last.sort_values(ascending=table["unit"].iloc[0] != "points").index
-    styles = style.arm_styles(list(dict.fromkeys([*order, *seen["arm"]])), list(ranked))
-    drawn = set(seen.loc[seen[x].notna(), "arm"])
-    return {arm: look for arm, look in styles.items() if arm in drawn}
-
-
-def _limits(table: pd.DataFrame, x: Axis, aside: Mapping[str, float]) -> tuple[float, float]:
-    rows = table[table["layer"].isin(_LAYERS) & table[x].notna()]
-    at = rows[x] * rows["arm"].map(aside).fillna(1.0)
-    low, high = style.room(at.tolist(), 0.07, log=True)
-    return min(low, at.min() / 1.1), max(high, at.max() * 1.1)  # one budget fills no axis
-
-
-def _aside(table: pd.DataFrame, x: Axis) -> dict[str, float]:
-    """Return the factor by which each arm is moved along x: arms that spent the same would hide one another."""
-    means = table[(table["layer"] == "mean") & (table["task"] == table["task"].iloc[0])]
-    arms = list(dict.fromkeys(table.loc[table["layer"] == "run", "arm"]))
-    first = means[means["rung"] == means["rung"].min()][x]
-    if len(arms) < 2 or len(first) < 2 or first.max() > 1.02 * first.min():
-        return dict.fromkeys(arms, 1.0)
-    step = _SHIFT * max(0.5, math.log(means[x].max() / means[x].min())) * min(1.0, 6 / len(arms))
-    return {arm: math.exp(step * (i - (len(arms) - 1) / 2)) for i, arm in enumerate(arms)}
-
-
-def _panel(
-    axes: Axes,
-    rows: pd.DataFrame,
-    x: Axis,
-    styles: Mapping[str, style.ArmStyle],
-    aside: Mapping[str, float],
-    *,
-    joined: bool,
-) -> None:
+def _panel(axes: Axes, rows: pd.DataFrame, x: Axis, shared: _Frame, *, joined: bool) -> None:
     """Draw one outcome: its yardsticks, then arm by arm the curve, the runs, and their means.
 
     A band surrounds a line: the fitted curve where there is one, else, if they are `joined`, the line through the
@@ -233,29 +241,31 @@ def _panel(
     for row in rows[rows["layer"].isin(list(BASELINES))].to_dict("records"):
         axes.axhline(row["value"], color=style.QUIET, linewidth=0.8, linestyle=_DASHES[row["layer"]], zorder=1)
     drawn = rows[rows[x].notna()]
-    beyond, runs = drawn[drawn["layer"] == "beyond"], drawn[drawn["layer"] == "run"]
+    drawn = drawn.assign(at=drawn[x] * drawn["arm"].map(shared.aside).fillna(1.0))
+    layers: dict[Any, pd.DataFrame] = dict(iter(drawn.groupby(["arm", "layer"])))
+    beyond, runs = (drawn.loc[drawn["layer"] == layer, x] for layer in ("beyond", "run"))
     if len(beyond):
-        for start, stop in ((beyond[x].min(), runs[x].min()), (runs[x].max(), beyond[x].max())):
+        for start, stop in ((beyond.min(), runs.min()), (runs.max(), beyond.max())):
             if start < stop:
                 axes.axvspan(start, stop, color="#F0F0F0", linewidth=0, zorder=0)
-    for arm, look in styles.items():
-        own = drawn[drawn["arm"] == arm]
-        own = own.assign(at=own[x] * aside.get(arm, 1.0))
-        runs, means, early, curve, beyond = (own[own["layer"] == layer] for layer in _LAYERS)
+    for arm, look in shared.styles.items():
+        runs, early, means, curve, beyond = (layers.get((arm, layer), drawn[:0]) for layer in LAYERS)
         if len(curve):
             _band(axes, curve, look, 0.16, linestyle=look.dash)
-            inside = curve["at"].min(), curve["at"].max()
-            for side, edge in ((beyond["at"] < inside[0], inside[0]), (beyond["at"] > inside[1], inside[1])):
-                if side.any():  # the two parts meet at the end of the range
-                    whole = pd.concat([beyond[side], curve[curve["at"] == edge]]).sort_index()
+            first, last = curve["at"].min(), curve["at"].max()
+            for outside, edge in ((beyond[beyond["at"] < first], first), (beyond[beyond["at"] > last], last)):
+                if len(outside):  # the two parts meet at the end of the range
+                    whole = pd.concat([outside, curve[curve["at"] == edge]]).sort_index()
                     _band(axes, whole, look, 0.08, linestyle=(0, (4, 2)), linewidth=0.8)
-        faint = style.OPEN | {"marker": look.marker, "markersize": 2.0, "markeredgewidth": 0.5, "alpha": 0.55}
-        axes.plot(runs["at"], runs["value"], color=look.colour, zorder=2.5, **faint)
-        axes.plot(early["at"], early["value"], color=look.colour, zorder=2.6, **_EARLY)
-        lines = joined and not len(curve) and len(means) > 1
+        if len(runs):
+            faint = style.OPEN | {"marker": look.marker, "markersize": 2.0, "markeredgewidth": 0.5, "alpha": 0.55}
+            axes.plot(runs["at"], runs["value"], color=look.colour, zorder=2.5, **faint)
+        if len(early):
+            axes.plot(early["at"], early["value"], color=look.colour, zorder=2.6, **_EARLY)
+        lines = joined and curve.empty and len(means) > 1
         if lines:
             axes.fill_between(means["at"], means["low"], means["high"], color=look.colour, alpha=0.13, **style.AREA)
-        else:
+        elif len(means):
             style.intervals(axes, means["at"], means[["value", "low", "high"]], look.colour)
         axes.plot(means["at"], means["value"], linestyle=look.dash if lines else "none", zorder=3, **look.mark)
 
@@ -266,67 +276,44 @@ def _band(axes: Axes, rows: pd.DataFrame, look: style.ArmStyle, alpha: float, **
     axes.fill_between(rows["at"], rows["low"], rows["high"], color=look.colour, alpha=alpha, **style.AREA)
 
 
-def _layer_handles(table: pd.DataFrame, x: Axis) -> list[Any]:
-    drawn = set(table["layer"])
-    line = {"color": style.QUIET, "linewidth": 0.8}
-    known = {subject: label for subject, label in BASELINES.items() if subject in drawn}
-    handles = [style.handle(label, linestyle=_DASHES[subject], **line) for subject, label in known.items()]
-    if (table.loc[table[x].notna(), "layer"] == "mid_decay").any():
-        handles.append(style.handle("in mid-decay", color="#555555", **_EARLY))
-    return handles
-
-
-def _on(x: Axis, table: pd.DataFrame) -> pd.DataFrame:
-    """Return a table of points where some mean has a place on an axis; else none of it."""
-    return table if x in _known_axes(table) else table[:0]
-
-
 def _known_axes(table: pd.DataFrame) -> list[Axis]:
+    """Axes on which some mean has a place."""
     means = table[table["layer"] == "mean"]
     return [x for x in AXES if means[x].notna().any()]
 
 
-def _spread(table: pd.DataFrame, known: Known) -> dict[str, str]:
-    return {"spread": spread_note(table, known.outcomes.cells, known.level)}
+def _of_scores(name: str, x: Axis, what: str = "Score", task: str | None = None) -> Figure:
+    def table(known: Known) -> pd.DataFrame:
+        found = known.points if task is None else known.points[known.points["task"] == task]
+        return found if x in _known_axes(found) else found[:0]
 
-
-def _scores_figure(x: Axis) -> Figure:
-    def told(table: pd.DataFrame, known: Known) -> dict[str, str]:
+    def caption(table: pd.DataFrame, known: Known) -> str:
         # What the mean is of is said once.
-        first = known.definitions if x == _known_axes(table)[0] else ()
-        return {"spread": "; ".join([*first, spread_note(table, known.outcomes.cells, known.level)])}
+        first = known.definitions if task is None and x == _known_axes(table)[0] else ()
+        spread = "; ".join([*first, spread_note(known.points, known.outcomes)])
+        return f"{what} against {_WORDS[x]}; {spread}; {known.where}."
 
-    return Figure(
-        f"score_vs_{_NAMES[x]}",
-        "Outcomes",
-        table=lambda known: _on(x, known.points),
-        draw=lambda table, known: draw_scores(table, x, known.arms, fit_notes(known.fits, table, x)),
-        caption=f"Score against {_WORDS[x]}; {{spread}}; {{where}}.",
-        told=told,
-    )
+    def draw(table: pd.DataFrame, known: Known) -> Drawing:
+        return draw_scores(table, x, known.arms, fit_notes(known.fits, table, x))
+
+    return Figure(name, "Outcomes", table, draw, caption)
 
 
-def _loss_figure(x: Axis) -> Figure:
+def _of_losses(x: Axis) -> Figure:
     aside = "arms are drawn a little aside of one another; " if x == "required_flops" else ""
     return Figure(
         f"readout_loss_vs_{_NAMES[x]}",
         "Outcomes",
-        table=lambda known: _on(x, known.losses),
+        table=lambda known: known.losses if x in _known_axes(known.losses) else known.losses[:0],
         draw=lambda table, known: draw_losses(table, fit_note(known.fits, "readout_loss", table, x), x, known.arms),
-        caption=f"Held-out read-out loss against {_WORDS[x]}; {aside}{{spread}}; {{where}}.",
-        told=_spread,
+        caption=lambda table, known: (
+            f"Held-out read-out loss against {_WORDS[x]}; {aside}{spread_note(table, known.outcomes)}; {known.where}."
+        ),
     )
 
 
 FIGURES = (
-    *map(_scores_figure, AXES),
-    Figure(
-        "cola_vs_tokens",
-        "Outcomes",
-        table=lambda known: _on("tokens", known.points[known.points["task"] == "cola"]),
-        draw=lambda table, known: draw_scores(table, "tokens", known.arms, fit_notes(known.fits, table, "tokens")),
-        caption=f"CoLA against {_WORDS['tokens']}; {{spread}}; {{where}}.",
-        told=lambda table, known: _spread(known.points, known),
-    ),
-    *map(_loss_figure, AXES[:2]),
+    *(_of_scores(f"score_vs_{_NAMES[x]}", x) for x in AXES),
+    _of_scores("cola_vs_tokens", "tokens", "CoLA", "cola"),
+    *map(_of_losses, AXES[:2]),
 )

@@ -17,7 +17,7 @@ from budgetlab.fitting.scores import OUTCOMES, run_values
 from budgetlab.laws import get_law
 from budgetlab.reporting.averages import shown_unit
 from budgetlab.reporting.figures import style
-from budgetlab.reporting.figures.data import Figure, Known, need_columns
+from budgetlab.reporting.figures.figure import Figure, Known, need_columns, styled
 from budgetlab.values import CurveFit
 
 if TYPE_CHECKING:
@@ -53,21 +53,21 @@ def frontier_figure(frontier: pd.DataFrame, *, arms: Sequence[str] = ()) -> Draw
     table = frontier_table(frontier)
     if table.empty:
         raise CallerError("figure of a frontier", "the all-in compute is unknown", "count the teacher's pretraining")
-    return style.styled(lambda drawn: draw_frontier(drawn, [arms] if isinstance(arms, str) else arms), table)
+    return styled(lambda drawn: draw_frontier(drawn, [arms] if isinstance(arms, str) else arms), table)
 
 
 def isoflop_figure(found: IsoFlop, table: pd.DataFrame, columns: Mapping[str, str] | None = None) -> Drawing:
     """Draw the parabolas that `isoflop` fitted to a table, and the optimal size against compute."""
     needed = [(columns or {}).get(name, place) for name, place in found.columns.items()]
     need_columns(table, needed, "isoFLOP curves", "`isoflop`, with its columns")
-    return style.styled(draw_isoflop, isoflop_table(found, table, columns))
+    return styled(draw_isoflop, isoflop_table(found, table, columns))
 
 
 def map_figure(verdict_map: pd.DataFrame) -> Drawing:
     """Draw `verdict_map`: who is ahead at which all-in compute, by how many students share the teacher."""
     needed = ["student", "arm", "reference", "students_per_teacher", "total_flops", "answer", "basis"]
     need_columns(verdict_map, needed, "a verdict map", "`verdict_map`")
-    return style.styled(draw_map, map_table(verdict_map))
+    return styled(draw_map, map_table(verdict_map))
 
 
 def frontier_table(frontier: pd.DataFrame) -> pd.DataFrame:
@@ -187,11 +187,12 @@ def map_table(found: pd.DataFrame) -> pd.DataFrame:
 
 def draw_map(table: pd.DataFrame) -> Drawing:
     """Draw `map_table`: a panel a student and arm; amounts across, students to share upwards; a dot: predicted."""
-    from matplotlib.patches import Patch
-
     dot = {"linestyle": "", "marker": "o", "color": "black"}
-    shown = [look for answer, look in _ANSWERS.items() if (table["answer"] == answer).any()]
-    handles: list[Any] = [Patch(**look, edgecolor=style.QUIET, linewidth=0.4) for look in shown]
+    handles: list[Any] = [
+        style.patch(**look, edgecolor=style.QUIET, linewidth=0.4)
+        for answer, look in _ANSWERS.items()
+        if (table["answer"] == answer).any()
+    ]
     if (table["basis"] == "predicted").any():
         handles.append(style.handle("predicted", markersize=1.8, **dot))
     prefix, scale = style.si_scale(float(table["total_flops"].max()))
@@ -201,12 +202,13 @@ def draw_map(table: pd.DataFrame) -> Drawing:
     figure, panels = style.canvas(height, handles, (len(groups), 1), legend=legend)
     for axes, ((student, arm), cells) in zip(panels[:, 0], groups, strict=True):
         amounts, shares = sorted(cells["total_flops"].unique()), sorted(cells["students_per_teacher"].unique())
-        for row in cells.to_dict("records"):
-            x, y = amounts.index(row["total_flops"]), shares.index(row["students_per_teacher"])
-            edge = "#9AA0A6" if row["answer"] in ("infeasible", "n/a") else "white"
-            axes.bar(x, 1, 1, y - 0.5, edgecolor=edge, linewidth=0.4, **_ANSWERS[row["answer"]])
-            if row["basis"] == "predicted":
-                axes.plot(x, y, markersize=1.2, **dot)
+        x, y = cells["total_flops"].map(amounts.index), cells["students_per_teacher"].map(shares.index)
+        for answer, rows in cells.groupby("answer"):
+            edge = "#9AA0A6" if answer in ("infeasible", "n/a") else "white"
+            look = {"edgecolor": edge, "linewidth": 0.4, **_ANSWERS[str(answer)]}
+            axes.bar(x[rows.index], 1, 1, y[rows.index] - 0.5, **look)
+        predicted = cells["basis"] == "predicted"
+        axes.plot(x[predicted], y[predicted], markersize=1.2, **dot)
         whose = f"{arm} against {cells['reference'].iloc[0]}"
         axes.set_title(whose if table["student"].nunique() == 1 else f"{whose}, student {student}", loc="left")
         axes.set(xlim=(-0.5, len(amounts) - 0.5), ylim=(-0.5, len(shares) - 0.5), ylabel="students\nper teacher")
@@ -284,10 +286,11 @@ def _frontier(known: Known) -> pd.DataFrame:
 
 
 def _isoflop(known: Known) -> pd.DataFrame:
-    scored = known.scores[(known.scores["subject"] == "run") & (known.scores["task"] == "readout_loss")]
+    scores = known.outcomes.table
+    scored = scores[(scores["subject"] == "run") & (scores["task"] == "readout_loss")]
     if known.plan.match != "required_flops" or scored.empty:
         return scored[:0]
-    sizes = runs_by_size(known.plan, run_values(known.scores, "readout_loss"))
+    sizes = runs_by_size(known.plan, run_values(scores, "readout_loss"))
     if sizes.empty or sizes.groupby("budget_amount")["num_params_non_embedding"].nunique().max() < _FEWEST_SIZES:
         return sizes[:0]
     return isoflop_table(isoflop(sizes, columns=_BY_SIZE), sizes, _BY_SIZE)
@@ -299,28 +302,34 @@ FIGURES = (
         "Verdicts",
         table=_frontier,
         draw=lambda table, known: draw_frontier(table, known.arms),
-        caption="Every arm and student at every budget in all-in compute (the student's, the teacher's forward passes, "
-        "its pretraining shared by so many students); filled: nothing that costs no more is better. Means over runs, "
-        "measured; {where}.",
+        caption=lambda table, known: (
+            "Every arm and student at every budget in all-in compute (the student's, the teacher's forward passes, "
+            "its pretraining shared by so many students); filled: nothing that costs no more is better. Means over "
+            f"runs, measured; {known.where}."
+        ),
     ),
     Figure(
         "isoflop",
         "Verdicts",
         table=_isoflop,
         draw=lambda table, known: draw_isoflop(table),
-        caption="Read-out loss by student size (parameters without embedding tables) at each budget, with a parabola "
-        "in log N, and the optimal size against compute (open: outside the sizes that were run); {where}.",
+        caption=lambda table, known: (
+            "Read-out loss by student size (parameters without embedding tables) at each budget, with a parabola in "
+            "log N, and the optimal size against compute (open: outside the sizes that were run); "
+            f"{known.where}."
+        ),
     ),
     Figure(
         "verdict_map",
         "The teacher's budget",
         table=lambda known: map_table(known.decisions.verdict_map),
         draw=lambda table, known: draw_map(table),
-        caption="Who is ahead at equal all-in required compute of one student, by how many students share the "
-        "teacher's pretraining (free: it exists anyway); from the curves between the budgets that were run, a dot "
-        "where a fit was extrapolated{notes}.",
-        told=lambda table, known: {
-            "notes": "".join(f"; {note}" for note in known.decisions.verdict_map.attrs.get("notes", ()))
-        },
+        caption=lambda table, known: (
+            "Who is ahead at equal all-in required compute of one student, by how many students share the teacher's "
+            "pretraining (free: it exists anyway); from the curves between the budgets that were run, a dot where a "
+            "fit was extrapolated"
+            + "".join(f"; {note}" for note in known.decisions.verdict_map.attrs.get("notes", ()))
+            + "."
+        ),
     ),
 )

@@ -1,18 +1,14 @@
-"""What all figures share: palette, markers, legends, axes with units, and how one is shown and written."""
+"""How all figures look: palette, markers, legends, axes with units."""
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-
-from budgetlab.store import write_csv, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,9 +32,8 @@ _DASHES = ((0, ()), (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)), (0,
 _MOST_ARMS, _LEADING_ARMS = 12, 8
 """More arms than these cannot be told apart in one panel: so many keep their looks, the others are grey."""
 _UNITS = {"required_flops": "FLOP", "executed_flops": "FLOP executed", "joules": "J", "usd": "USD"}
-_DOTS_PER_INCH_SHOWN = 140
 
-_RC: dict[Any, Any] = {
+RC: dict[Any, Any] = {
     "font.family": ["DejaVu Sans"],
     "font.size": 7.0,
     "axes.titlesize": 7.0,
@@ -88,57 +83,6 @@ class ArmStyle:
         return {"color": self.colour, "marker": self.marker, "markersize": 4.0, **edge}
 
 
-@dataclass(frozen=True)
-class FigureFiles:
-    """One figure on disk."""
-
-    name: str
-    svg: Path
-    png: Path
-    csv: Path
-    caption: str
-
-
-def render(
-    name: str, draw: Callable[[pd.DataFrame], Figure], table: pd.DataFrame, folder: Path, caption: str
-) -> FigureFiles:
-    """Draw a table, from which `draw` makes the whole figure, and leave `name`.svg, .png and .csv in a folder.
-
-    The CSV has exactly what was drawn; the caption, one line, is kept in the files' metadata.
-    """
-    import matplotlib
-
-    files = FigureFiles(name, folder / f"{name}.svg", folder / f"{name}.png", folder / f"{name}.csv", caption)
-    with matplotlib.rc_context(_RC):
-        figure = draw(table)
-        svg, png = io.BytesIO(), io.BytesIO()
-        about = {"Title": name, "Description": caption}
-        figure.savefig(svg, format="svg", metadata={**about, "Date": None, "Creator": None})
-        figure.savefig(png, format="png", dpi=300, metadata={**about, "Software": None})
-    write_whole(files.svg, svg.getvalue())
-    write_whole(files.png, png.getvalue())
-    write_csv(files.csv, table)
-    return files
-
-
-def styled(draw: Callable[[pd.DataFrame], Figure], table: pd.DataFrame) -> Figure:
-    """Draw a table in the house style, so that a notebook shows it; the caller's settings of matplotlib stay."""
-    import matplotlib
-
-    with matplotlib.rc_context(_RC):
-        figure = draw(table)
-        figure.draw_without_rendering()  # ticks and texts take their size when first laid out
-
-    def png() -> bytes:
-        content = io.BytesIO()
-        figure.savefig(content, format="png", dpi=_DOTS_PER_INCH_SHOWN)
-        return content.getvalue()
-
-    # A notebook shows what can draw itself, whether or not pyplot was ever loaded.
-    figure._repr_png_ = png  # type: ignore[attr-defined]
-    return figure
-
-
 def arm_styles(arms: Sequence[str], ranked: Sequence[str] | None = None) -> dict[str, ArmStyle]:
     """Give every arm its colour, marker and dash by its place.
 
@@ -176,11 +120,11 @@ def handle(label: str, **look: Any) -> Line2D:
     return Line2D([], [], label=label, **look)
 
 
-def patch(label: str, colour: str) -> Patch:
+def patch(label: str, **look: Any) -> Patch:
     """Return one legend entry of an area."""
     from matplotlib.patches import Patch
 
-    return Patch(color=colour, label=label)
+    return Patch(label=label, **look)
 
 
 def end_label(axes: Axes, text: str, at: tuple[float, float], *, left: bool = False, **look: Any) -> None:

@@ -12,12 +12,12 @@ import pandas as pd
 from budgetlab.errors import CallerError, unknown_name
 from budgetlab.fitting.scores import OUTCOMES
 from budgetlab.frames import verdicts_frame
+from budgetlab.reporting.averages import told_range
 from budgetlab.reporting.figures import style
-from budgetlab.reporting.figures.data import Figure, Known
+from budgetlab.reporting.figures.figure import Figure, Known, styled
 from budgetlab.values import Verdict
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
 
 Verdicts = Sequence[Verdict]
@@ -74,7 +74,7 @@ def verdict_figure(
     if table.empty:
         raise CallerError(f"figure of verdicts on {y or 'the primary outcome'}", "there are none", "score two arms")
     order = [arms] if isinstance(arms, str) else arms
-    return style.styled(lambda drawn: draw_verdicts(drawn, order), table)
+    return styled(lambda drawn: draw_verdicts(drawn, order), table)
 
 
 def decomposition_figure(verdicts: Sequence[Verdict]) -> Drawing:
@@ -93,7 +93,7 @@ def decomposition_figure(verdicts: Sequence[Verdict]) -> Drawing:
             "; ".join(sorted(reasons)) or "no primary verdict has one",
             "run the reference at the other arm's tokens (match equal_tokens), or at three budgets",
         )
-    return style.styled(draw_decomposition, table)
+    return styled(draw_decomposition, table)
 
 
 def verdict_table(verdicts: Verdicts | Mapping[str, Verdicts], y: str | None = None) -> pd.DataFrame:
@@ -132,31 +132,47 @@ def draw_verdicts(table: pd.DataFrame, order: Sequence[str] = ()) -> Drawing:
     `order` is that of the study's arms, which their looks follow.
     """
     table = table.assign(contrast=_contrasts(table))
-    studies, styles = list(pd.unique(table["study"])), _styles(table, order)
-    several, margin = bool(table["compute_multiplier"].notna().any()), float(table["margin"].max())
-    handles = [*style.arm_handles(styles), *([style.patch("equivalence margin", _MARGIN)] if margin > 0 else [])]
-    lines, width = 1 + several, style.COLUMN_INCHES if len(studies) == 1 else style.TWO_COLUMNS_INCHES
-    shape = (lines, len(studies))
-    figure, panels = style.canvas(1.75 * lines + 0.35, handles, shape, width=width, sharex="col", sharey="row")
-    for column, study in enumerate(studies):
+    (outcome, reference, unit), looks = _words(table), _looks(table, order)
+    studies, margin = list(pd.unique(table["study"])), float(table["margin"].max())
+    quantities = [(["difference", "low", "high"], 0.0)]
+    if table["compute_multiplier"].notna().any():
+        quantities.append((_MULTIPLIER, 1.0))
+    handles = [*style.arm_handles(looks), *([style.patch("equivalence margin", color=_MARGIN)] if margin > 0 else [])]
+    width = style.COLUMN_INCHES if len(studies) == 1 else style.TWO_COLUMNS_INCHES
+    height, shape = 1.75 * len(quantities) + 0.35, (len(quantities), len(studies))
+    figure, panels = style.canvas(height, handles, shape, width=width, sharex="col", sharey="row")
+    for study, column in zip(studies, panels.T, strict=True):
         rows = table[table["study"] == study]
-        unit = str(rows["budget_unit"].iloc[0])
-        limits = _limits(table[table["budget_unit"] == unit])  # studies in one unit share them
-        if study:
-            panels[0, column].set_title(study, loc="left", fontweight="bold")
-        quantities = (["difference", "low", "high"], 0.0), (_MULTIPLIER, 1.0)
-        for axes, (columns, level) in zip(panels[:, column], quantities, strict=False):
+        of = str(rows["budget_unit"].iloc[0])
+        shared = _limits(table[table["budget_unit"] == of])  # studies in one unit share them
+        low, high = _limits(rows)
+        names = list(dict.fromkeys(rows["contrast"]))
+        step = _SHIFT * math.log(high / low) * min(1.0, 6 / len(looks))
+        aside = [math.exp(step * (names.index(name) - (len(names) - 1) / 2)) for name in rows["contrast"]]
+        rows = rows.assign(at=rows["budget_amount"] * aside)
+        for axes, (columns, level) in zip(column, quantities, strict=True):
             axes.grid(axis="y")
             axes.axhline(level, color=style.INK, linewidth=0.6, zorder=1)
-            _contrast_lines(axes, rows, styles, columns)
+            for name, look in looks.items():
+                own = rows[(rows["contrast"] == name) & rows[columns[0]].notna()]
+                if len(own):
+                    style.intervals(axes, own["at"], own[columns], look.colour)
+                    axes.plot(own["at"], own[columns[0]], linestyle=look.dash, linewidth=0.8, zorder=3, **look.mark)
+        if study:
+            column[0].set_title(study, loc="left", fontweight="bold")
         if margin > 0:
-            panels[0, column].axhspan(-margin, margin, color=_MARGIN, linewidth=0, zorder=0)
-        _crossovers(panels[0, column], rows, styles)
-        shown, scale = style.budget_axis(unit, limits[1])
-        style.log_axis(panels[-1, column], "x", limits, written=style.prefixes(unit), scale=scale)
-        panels[-1, column].set_xlabel(f"budget ({shown}, log scale)")
-    panels[0, 0].set_ylabel(f"{_outcome(table)}\nbetter than {_reference(table)} by\n({_unit(table)})")
-    if several:
+            column[0].axhspan(-margin, margin, color=_MARGIN, linewidth=0, zorder=0)
+        # On zero, where each contrast's curves cross.
+        for row in rows.dropna(subset="crossover_amount").drop_duplicates("contrast").to_dict("records"):
+            colour, (at, *ends) = looks[row["contrast"]].colour, (row[name] for name in _CROSSOVER)
+            column[0].plot(at, 0.0, marker="|", markersize=8, markeredgewidth=1.2, color=colour, zorder=4)
+            if math.isfinite(ends[0]):
+                column[0].hlines(0.0, *ends, color=colour, linewidth=2.2, alpha=0.5, zorder=3.5)
+        shown, scale = style.budget_axis(of, shared[1])
+        style.log_axis(column[-1], "x", shared, written=style.prefixes(of), scale=scale)
+        column[-1].set_xlabel(f"budget ({shown}, log scale)")
+    panels[0, 0].set_ylabel(f"{outcome}\nbetter than {reference} by\n({unit})")
+    if len(quantities) > 1:
         values = table[_MULTIPLIER].to_numpy(dtype=float).ravel()
         limits = style.room([*values[np.isfinite(values)].tolist(), 1.0], log=True)
         style.log_axis(panels[1, 0], "y", limits, written="{x:.4g}×")
@@ -170,19 +186,12 @@ def multiplier_name(table: pd.DataFrame) -> str:
     return f"{_MULTIPLIERS.get(over[0], 'compute') if len(over) == 1 else 'compute'} multiplier"
 
 
-def _outcome(table: pd.DataFrame) -> str:
-    name = str(table["y"].iloc[0])
-    return OUTCOMES.get(name, name).removeprefix("the ")
-
-
-def _unit(table: pd.DataFrame) -> str:
-    return str(table["unit"].iloc[0]).replace("nats", "nats per target token")
-
-
-def _reference(table: pd.DataFrame) -> str:
-    """Name what arms are compared with on an axis; where there are several, each contrast is named whole."""
-    references = table["reference"].unique()
-    return str(references[0]) if len(references) == 1 else "its reference"
+def _words(table: pd.DataFrame) -> tuple[str, str, str]:
+    """Return outcome, reference and unit; where references are several, each contrast is named whole."""
+    y, references = str(table["y"].iloc[0]), table["reference"].unique()
+    unit = str(table["unit"].iloc[0]).replace("nats", "nats per target token")
+    reference = str(references[0]) if len(references) == 1 else "its reference"
+    return OUTCOMES.get(y, y).removeprefix("the "), reference, unit
 
 
 def _contrasts(table: pd.DataFrame) -> pd.Series:
@@ -190,7 +199,7 @@ def _contrasts(table: pd.DataFrame) -> pd.Series:
     return table["arm"] if table["reference"].nunique() < 2 else table["arm"] + " - " + table["reference"]
 
 
-def _styles(table: pd.DataFrame, order: Sequence[str]) -> dict[str, style.ArmStyle]:
+def _looks(table: pd.DataFrame, order: Sequence[str]) -> dict[str, style.ArmStyle]:
     """Return the look of each contrast: that of its arm in the study's other figures, where one arm is one contrast."""
     arms = dict(zip(table["contrast"], table["arm"], strict=True))
     known = list(dict.fromkeys([*order, *sorted({*table["reference"], *table["arm"]})]))
@@ -205,31 +214,6 @@ def _styles(table: pd.DataFrame, order: Sequence[str]) -> dict[str, style.ArmSty
 def _limits(rows: pd.DataFrame) -> tuple[float, float]:
     budgets = rows["budget_amount"].unique().tolist()
     return style.room(budgets, 0.12, log=True) if len(budgets) > 1 else (budgets[0] / 1.5, budgets[0] * 1.5)
-
-
-def _contrast_lines(axes: Axes, rows: pd.DataFrame, styles: Mapping[str, style.ArmStyle], columns: list[str]) -> None:
-    """Draw a quantity of every contrast over the budget with its intervals, each contrast a little aside."""
-    order = list(dict.fromkeys(rows["contrast"]))
-    low, high = _limits(rows)
-    step = _SHIFT * math.log(high / low) * min(1.0, 6 / len(styles))
-    for name, look in styles.items():
-        own = rows[(rows["contrast"] == name) & rows[columns[0]].notna()]
-        if own.empty:
-            continue
-        at = own["budget_amount"] * math.exp(step * (order.index(name) - (len(order) - 1) / 2))
-        style.intervals(axes, at, own[columns], look.colour)
-        axes.plot(at, own[columns[0]], linestyle=look.dash, linewidth=0.8, zorder=3, **look.mark)
-
-
-def _crossovers(axes: Axes, rows: pd.DataFrame, styles: Mapping[str, style.ArmStyle]) -> None:
-    """Mark on zero where each contrast's curves cross, with the interval."""
-    crossed = rows.dropna(subset="crossover_amount").drop_duplicates("contrast")
-    for row in crossed.to_dict("records"):
-        colour, at = styles[row["contrast"]].colour, row["crossover_amount"]
-        axes.plot(at, 0.0, marker="|", markersize=8, markeredgewidth=1.2, color=colour, zorder=4)
-        if math.isfinite(row["crossover_amount_low"]):
-            ends = row["crossover_amount_low"], row["crossover_amount_high"]
-            axes.hlines(0.0, *ends, color=colour, linewidth=2.2, alpha=0.5, zorder=3.5)
 
 
 def decomposition_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
@@ -251,7 +235,7 @@ def draw_decomposition(table: pd.DataFrame) -> Drawing:
     """Draw `decomposition_table`: for each contrast the difference, and the two parts that make it up."""
     table = table.assign(contrast=_contrasts(table))
     names = list(dict.fromkeys(table["contrast"]))
-    handles = [style.patch(label, colour) for label, colour in _PARTS.values()]
+    handles = [style.patch(label, color=colour) for label, colour in _PARTS.values()]
     figure, [[axes]] = style.canvas(0.6 + 0.42 * len(names), handles, legend={"ncols": 1, "handlelength": 1.2})
     axes.grid(axis="x")
     digits = 2 if table["value"].abs().max() >= 0.2 else 3
@@ -266,7 +250,8 @@ def draw_decomposition(table: pd.DataFrame) -> Drawing:
     style.name_rows(axes, names)
     axes.margins(x=0.22)
     axes.locator_params(axis="x", nbins=5)
-    figure.supxlabel(f"{_outcome(table)}: better than\n{_reference(table)} by ({_unit(table)})")
+    outcome, reference, unit = _words(table)
+    figure.supxlabel(f"{outcome}: better than\n{reference} by ({unit})")
     return figure
 
 
@@ -276,42 +261,39 @@ def _by_text(known: Known) -> pd.DataFrame:
     return several if several["study"].nunique() > 1 else several[:0]
 
 
-def _told(table: pd.DataFrame, known: Known) -> dict[str, str]:
-    pairs = sorted(set(table["num_pairs"].astype(int)))
-    return {
-        "references": ", ".join(dict.fromkeys(table["reference"])),
-        "multiplier": multiplier_name(table),
-        "seeds": f"{pairs[0]}" + (f" to {pairs[-1]}" if len(pairs) > 1 else ""),
-    }
-
-
 FIGURES = (
     Figure(
         "verdict_vs_budget",
         "Verdicts",
         table=lambda known: verdict_table(known.verdicts),
         draw=lambda table, known: draw_verdicts(table, known.arms),
-        caption="Above: difference from {references} at each budget, positive where the arm is better. Below: "
-        "{multiplier}, what the reference needs over what the arm needs for an equal outcome, where both curves reach "
-        "it. Bars: {level} intervals; {seeds} run seeds. A stroke on zero is a crossover with its interval. "
-        "Intervals of multipliers and crossovers are approximate (nominal 95 % covered 90 to 99 % in simulation); "
-        "{where}.",
-        told=_told,
+        caption=lambda table, known: (
+            f"Above: difference from {', '.join(dict.fromkeys(table['reference']))} at each budget, positive where the "
+            f"arm is better. Below: {multiplier_name(table)}, what the reference needs over what the arm needs for an "
+            f"equal outcome, where both curves reach it. Bars: {known.level} intervals; "
+            f"{told_range(table['num_pairs'])} run seeds. A stroke on zero is a crossover with its interval. Intervals "
+            "of multipliers and crossovers are approximate (nominal 95 % covered 90 to 99 % in simulation); "
+            f"{known.where}."
+        ),
     ),
     Figure(
         "verdict_by_text",
         "Verdicts",
         table=_by_text,
         draw=lambda table, known: draw_verdicts(table, known.arms),
-        caption="The same contrasts by how much text there is to read; bars: {level} intervals; {where}.",
+        caption=lambda table, known: (
+            f"The same contrasts by how much text there is to read; bars: {known.level} intervals; {known.where}."
+        ),
     ),
     Figure(
         "decomposition",
         "Verdicts",
         table=lambda known: decomposition_table(known.verdicts),
         draw=lambda table, known: draw_decomposition(table),
-        caption="Where each primary difference comes from: what a token is worth at equal tokens, and what the tokens "
-        "that the budget does not pay for cost; {method}; bars: {level} intervals; {where}.",
-        told=lambda table, known: {"method": "; ".join(dict.fromkeys(table["method"]))},
+        caption=lambda table, known: (
+            "Where each primary difference comes from: what a token is worth at equal tokens, and what the tokens that "
+            f"the budget does not pay for cost; {'; '.join(dict.fromkeys(table['method']))}; bars: {known.level} "
+            f"intervals; {known.where}."
+        ),
     ),
 )

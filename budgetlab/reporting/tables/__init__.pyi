@@ -17,11 +17,13 @@ from .cost_sheets import (
     ratio_sheet as ratio_sheet,
     time_model_sheet as time_model_sheet,
 )
-from .plan_sheets import plan_sheet as plan_sheet, status_sheet as status_sheet
+from .plan_sheets import (
+    plan_sheet as plan_sheet,
+    status_sheet as status_sheet,
+)
 from .score_sheets import (
     average_sheet as average_sheet,
     closing_frame as closing_frame,
-    closing_note as closing_note,
     closing_sheet as closing_sheet,
     full_sheet as full_sheet,
     score_sheet as score_sheet,

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from budgetlab.errors import CallerError
 from budgetlab.fitting import compare
-from budgetlab.fitting.scores import OUTCOMES, average_words, averaged_tasks, subset_of
-from budgetlab.reporting.averages import (
-    BASELINES,
-    MEAN,
-    Outcomes,
-    interval_note,
-    largest_rung,
-    outcomes,
-    per_run,
-    subsets,
-    summarise,
-)
+from budgetlab.fitting.scores import OUTCOMES, average_words, subset_of
+from budgetlab.reporting.averages import BASELINES, MEAN, Outcomes, outcomes, per_cell, per_run, told_range
 from budgetlab.reporting.tables.plan_sheets import answers
 from budgetlab.reporting.tables.sheets import Column, Sheet, bracketed, fixed, number, percent
 from budgetlab.units import format_amount, format_quantity
@@ -32,12 +22,13 @@ Scores = Sequence[Score] | pd.DataFrame | Outcomes
 
 _SPREAD, _POINTS, _DIFFERENCES = "over run seeds", "points", "difference of averages, paired by run seed"
 _SPENT, _OUTCOME = "planned and spent", "what came out"
+_COMPARED = ["arm", "budget_amount", "budget_unit", "run_seed", "task", "higher_is_better", "value"]
 _READOUT_BEHIND_NATS = 0.02
 """A read-out that is more than this above the own head misses something that the own head tells."""
 
 
-def _at_largest_budget(cells: pd.DataFrame, rung: int | None) -> pd.DataFrame:
-    return cells[(cells["rung"] == rung) | (cells["subject"] != "run")]
+def _at_largest_budget(rows: pd.DataFrame, rung: float | None) -> pd.DataFrame:
+    return rows[(rows["rung"] == rung) | (rows["subject"] != "run")]
 
 
 def subset_note(named: Mapping[str, str]) -> tuple[str, ...]:
@@ -52,12 +43,11 @@ def score_sheet(scores: Scores, *, arms: Sequence[str] = (), level: float = 0.95
     `arms` gives their order; the last column is the mean without fine-tunings that gave one answer to all examples.
     """
     found = outcomes(scores, level)
-    table, cells = found.table, found.cells
-    named, shown = subsets(cells), _at_largest_budget(cells, largest_rung(table))
-    varied = table[~table["degenerate"].eq(True)]
-    varied = summarise(per_run(varied, averaged_tasks(table)), found.level) if len(varied) < len(table) else cells
+    cells, shown = found.cells, _at_largest_budget(found.cells, found.largest_rung)
+    varied = found.table[~found.table["degenerate"].eq(True)]
     keys = ["subject", "arm", "rung", "task"]
-    without = {tuple(row[:4]): row[4] for row in varied[[*keys, "mean"]].fillna(-1).itertuples(index=False)}
+    without = per_cell(per_run(varied, found.averaged)) if len(varied) < len(found.table) else cells
+    shown = shown.merge(without[[*keys, "mean"]], "left", keys, suffixes=("", "_without"))
     tasks = [*LOSSES, *(task for task in pd.unique(cells["task"]) if task not in (*LOSSES, MEAN)), MEAN]
     places = {arm: (0, i) for i, arm in enumerate(arms)} | {(s,): (i, 0) for i, s in enumerate(BASELINES, start=1)}
     rows = sorted(
@@ -67,27 +57,24 @@ def score_sheet(scores: Scores, *, arms: Sequence[str] = (), level: float = 0.95
             places.get(row["arm"] if row["subject"] == "run" else (row["subject"],), (0, 0)),
         ),
     )
+    for row in rows:
+        row["trained"] = row["subject"] not in ("majority", "unigram")
+        row["tuned"] = row["trained"] and row["task"] not in LOSSES
 
     def name(row: Mapping[str, Any]) -> str:
         task = row["task"]
         known = str(row["metric"]) if task == MEAN else OUTCOMES.get(task, "").removeprefix("the ")
-        return known or f"{task} {row['metric']}{' subset' if task in named else ''}"
+        return known or f"{task} {row['metric']}{' subset' if task in found.subsets else ''}"
 
-    def number_of(field: str, half_width: str = "") -> Any:
+    def number_of(field: str, half_width: str = "") -> Callable[[Mapping[str, Any]], str]:
         return lambda row: fixed(row[field], 2 if row["task"] in LOSSES else 1, row.get(half_width))
 
-    def trained(row: Mapping[str, Any]) -> bool:
-        return row["subject"] not in ("majority", "unigram")
-
-    def tuned(row: Mapping[str, Any]) -> bool:
-        return trained(row) and row["task"] not in LOSSES
-
     def counts(row: Mapping[str, Any]) -> str:
-        return f"{int(row['num_runs'])}x{int(row['finetune_seeds'])}" if tuned(row) else str(int(row["num_runs"]))
+        runs = f"{row['num_runs']:.0f}" if row["trained"] else "n/a"
+        return f"{runs}x{row['finetune_seeds']:.0f}" if row["tuned"] else runs
 
     def mean_without(row: Mapping[str, Any]) -> str:
-        key = tuple(-1 if pd.isna(row[part]) else row[part] for part in keys)
-        return fixed(without.get(key), 1) if tuned(row) and row["degenerate"] else ""
+        return fixed(row["mean_without"], 1) if row["tuned"] and row["degenerate"] else ""
 
     columns = (
         Column("of", name, left=True),
@@ -97,8 +84,8 @@ def score_sheet(scores: Scores, *, arms: Sequence[str] = (), level: float = 0.95
         Column("SD of\nruns", number_of("sd"), group=_SPREAD),
         Column("SD of\nfine-tunings", number_of("finetune_sd"), group=_SPREAD),
         Column("error of the\nevaluation set", number_of("evaluation_error"), group=_SPREAD),
-        Column("runs x\nseeds", lambda row: counts(row) if trained(row) else "n/a", group=_SPREAD),
-        Column("one answer\nonly", lambda row: int(row["degenerate"]) if tuned(row) else None, group=_SPREAD),
+        Column("runs x\nseeds", counts, group=_SPREAD),
+        Column("one answer\nonly", lambda row: int(row["degenerate"]) if row["tuned"] else None, group=_SPREAD),
         Column("mean\nwithout", mean_without, group=_SPREAD),
     )
     amounts = shown.loc[shown["subject"] == "run", ["budget_amount", "budget_unit"]].dropna().to_numpy().tolist()
@@ -107,11 +94,11 @@ def score_sheet(scores: Scores, *, arms: Sequence[str] = (), level: float = 0.95
         rows,
         columns,
         [
-            f"losses in nats, scores in points; {interval_note(cells[cells['subject'] == 'run'], found.level)}; one "
-            "answer only: fine-tunings that gave it to all examples, and the mean without them",
-            _recipe_note(table),
-            *subset_note(named),
-            average_words(table) if (cells["task"] == MEAN).any() else "",
+            f"losses in nats, scores in points; {found.interval_note()}; one answer only: fine-tunings that gave it to "
+            "all examples, and the mean without them",
+            _recipe_note(found.table),
+            *subset_note(found.subsets),
+            average_words(found.table) if (cells["task"] == MEAN).any() else "",
         ],
         [i for i in range(1, len(rows)) if rows[i]["task"] != rows[i - 1]["task"]],
     )
@@ -126,7 +113,7 @@ def _recipe_note(table: pd.DataFrame) -> str:
     rows = table[table["recipe"].fillna("") != ""] if "recipe" in table else table[:0]
     how: dict[str, list[str]] = {}
     for task, recipes in rows.groupby("task", sort=False)["recipe"] if len(rows) else ():
-        words = sorted({recipe.split("; ")[-1] for recipe in recipes})
+        words = sorted({recipe.split("; ")[-1] for recipe in recipes.unique()})
         how.setdefault(" or ".join(words), []).append(str(task))
     parts = [words if len(how) == 1 else f"{', '.join(names)} {words}" for words, names in how.items()]
     return f"fine-tuning (learning rate x batch): {'; '.join(parts)}" if parts else ""
@@ -138,49 +125,47 @@ def average_sheet(scores: Scores, *, arms: Sequence[str] = (), level: float = 0.
     With the paired differences of the arms: what leans on one task changes when it is left out.
     """
     found = outcomes(scores, level)
-    table, level = found.table, found.level
-    tasks = averaged_tasks(table) if len(table) else []
+    table, tasks, top = found.table, found.averaged, found.largest_rung
     if len(tasks) < 2:
         return Sheet("Averages", (Column("average", left=True),), ())
-    top, label = largest_rung(table), f"all {len(tasks)}"
-    variants = [(label, table, tasks)]
-    variants += [(f"without {task}", table, [other for other in tasks if other != task]) for task in tasks]
+    label = f"all {len(tasks)}"
+    variants = [(label, found.runs)]
+    variants += [(f"without {task}", per_run(table, [other for other in tasks if other != task])) for task in tasks]
     flagged = table["degenerate"].eq(True) & table["task"].isin(tasks)
     if count := int((flagged & (table["rung"] == top)).sum()):
-        variants.append((f"{label}, without {count} fine-tunings of one answer", table[~flagged], tasks))
+        variants.append((f"{label}, without {count} fine-tunings of one answer", per_run(table[~flagged], tasks)))
     arms = list(arms) or list(pd.unique(table.loc[table["subject"] == "run", "arm"]))
     pairs = [(arm, str(base)) for arm in arms if (base := reference_arm(arm, sorted(arms))) not in (None, arm)]
     subjects = [("run", arm) for arm in arms]
     for subject in ("teacher", "random", "majority"):
         subjects += [(subject, str(name)) for name in pd.unique(table.loc[table["subject"] == subject, "arm"])]
 
-    def row(label: str, cells: pd.DataFrame, of: pd.DataFrame, outcome: str, decimals: int) -> tuple[str, ...]:
-        own = _at_largest_budget(cells[cells["task"] == outcome], top).drop_duplicates(["subject", "arm"])
+    def row(label: str, runs: pd.DataFrame, outcome: str, scale: float, decimals: int) -> tuple[str, ...]:
+        runs = runs[runs["task"] == outcome]
+        own = _at_largest_budget(per_cell(runs, found.level), top).drop_duplicates(["subject", "arm"])
         known = own.set_index(["subject", "arm"])[["mean", "half_width"]].T.to_dict("list")
         means = [fixed(known[key][0], decimals, known[key][1]) if key in known else "n/a" for key in subjects]
-        return (label, *means, *(_difference(of, a, b, outcome, level, decimals) for a, b in pairs))
+        runs = runs.loc[runs["subject"] == "run", _COMPARED].assign(value=lambda rows: rows["value"] / scale)
+        return (label, *means, *(_difference(runs, a, b, outcome, found.level, decimals) for a, b in pairs))
 
-    rows = [
-        row(label, summarise(per_run(given, names), level), given[given["task"].isin(names)], MEAN, 1)
-        for label, given, names in variants
-    ]
+    rows = [row(label, runs, MEAN, 100.0, 1) for label, runs in variants]
     if (table["task"] == "readout_loss").any():
-        rows.append(row("read-out loss, nats", found.cells, table, "readout_loss", 2))
+        rows.append(row("read-out loss, nats", found.runs, "readout_loss", 1.0, 2))
     heads = [_subject_name({"subject": subject, "arm": arm}).replace(" ", "\n") for subject, arm in subjects]
     columns = [Column("average", left=True), *(Column(head, group=_POINTS) for head in heads)]
     columns += [Column(f"{a}\n- {b}", group=_DIFFERENCES) for a, b in pairs]
     notes = (
         average_words(table),
         *subset_note({task: words for task in tasks if (words := subset_of(table, task))}),
-        f"differences, + where the first is better, with {100 * level:g} % t intervals, each by itself: no "
+        f"differences, + where the first is better, with {100 * found.level:g} % t intervals, each by itself: no "
         "correction for their number",
     )
     return Sheet("Averages, in points", tuple(columns), tuple(rows), notes, (len(variants),))
 
 
-def _difference(scores: pd.DataFrame, a: str, b: str, outcome: str, level: float, decimals: int) -> str:
+def _difference(runs: pd.DataFrame, a: str, b: str, outcome: str, level: float, decimals: int) -> str:
     try:
-        found = compare(scores, a=a, b=b, task=outcome, interval_level=level, curves=False)
+        found = compare(runs, a=a, b=b, task=outcome, interval_level=level, curves=False)
     except CallerError:  # an arm that has not all tasks
         return "n/a"
     if found.difference is None:
@@ -209,7 +194,8 @@ def closing_frame(plan: Plan, records: Iterable[RunRecord], scores: Scores, *, l
     -------
     frame
         Amounts in canonical units, losses in nats per target token, scores in points. Unknown is missing. `attrs` has
-        what of each task was used where that is not all ("subsets"), and what the mean is of ("average").
+        what of each task was used where that is not all ("subsets"), what the mean is of ("average"), and of how many
+        runs a row is the mean and what ± is ("note").
     """
     found = outcomes(scores, level)
     cells, complete = found.cells, [record for record in records if record.status == "complete"]
@@ -219,20 +205,18 @@ def closing_frame(plan: Plan, records: Iterable[RunRecord], scores: Scores, *, l
         own = cells[(cells["subject"] == "run") & (cells["arm"] == schedule.arm) & (cells["rung"] == schedule.rung)]
         rows.append({
             "subject": "run", "arm": schedule.arm, "rung": schedule.rung, "budget_amount": schedule.budget.amount,
-            "budget_unit": schedule.budget.unit, "feasible": schedule.feasible, "runs": len(runs),
-            **_planned(schedule if schedule.feasible else None), **_spent(runs), **_quality(own),
+            "budget_unit": schedule.budget.unit, "feasible": schedule.feasible,
+            **_sides(schedule if schedule.feasible else None, runs, own),
         })  # fmt: skip
     teachers = {teacher.model: teacher for teacher in plan.teachers}
     for subject in BASELINES:
         of_subject = cells[cells["subject"] == subject]
         for name in dict.fromkeys([*(teachers if subject == "teacher" else ()), *of_subject["arm"]]):
-            row: dict[str, Any] = {"subject": subject, "arm": name, **_quality(of_subject[of_subject["arm"] == name])}
-            if subject == "teacher":
-                runs = [record for record in complete if record.kind == "teacher" and record.student == name]
-                planned = teachers.get(name)
-                row |= {"runs": len(runs), **_spent(runs)}
-                row |= _planned(planned if planned is not None and planned.weights is None else None)
-            rows.append(row)
+            planned = teachers.get(name) if subject == "teacher" else None
+            runs = [r for r in complete if r.kind == "teacher" and r.student == name] if subject == "teacher" else None
+            made_here = planned if planned is not None and planned.weights is None else None
+            own = of_subject[of_subject["arm"] == name]
+            rows.append({"subject": subject, "arm": name, **_sides(made_here, runs, own)})
     columns = ["subject", "arm", "rung", "budget_amount", "budget_unit", "feasible", "runs", "tokens", "steps",
                "planned_required_flops", "spent_required_flops", "planned_device_seconds", "spent_device_seconds",
                "unspent_fraction"]  # fmt: skip
@@ -240,8 +224,11 @@ def closing_frame(plan: Plan, records: Iterable[RunRecord], scores: Scores, *, l
     for task in (*LOSSES, *tasks, *([MEAN] if len(tasks) > 1 else [])):
         columns += [_column(task), _column(task, "half_width_")]
     frame = pd.DataFrame(rows, columns=columns)
-    average = average_words(found.table) if _column(MEAN) in frame else ""
-    frame.attrs |= {"subsets": subsets(cells), "average": average}
+    counts = frame.loc[frame["subject"] == "run", "runs"]
+    several = "no run" if counts.empty else told_range(counts)
+    note = f"each arm: mean of {several} complete run{'s' * (set(counts) != {1})}; {found.interval_note()}"
+    average = average_words(found.table) if len(tasks) > 1 else ""
+    frame.attrs |= {"subsets": found.subsets, "average": average, "note": note}
     return frame
 
 
@@ -249,42 +236,34 @@ def _column(task: str, what: str = "") -> str:
     return f"{task}_{what}{'nats' if task in LOSSES else 'points'}"
 
 
-def _planned(planned: Schedule | TeacherPlan | None) -> dict[str, float | None]:
-    if planned is None:
-        return {}
-    return {
-        "planned_required_flops": planned.required_flops, "planned_device_seconds": planned.device_seconds,
-        "unspent_fraction": getattr(planned, "unspent_fraction", None),
-    }  # fmt: skip
-
-
-def _spent(runs: Sequence[RunRecord]) -> dict[str, float]:
-    spent = {"tokens": "tokens", "steps": "steps", "required_flops": "spent_required_flops",
-             "device_seconds": "spent_device_seconds"}  # fmt: skip
-    return {spent[name]: sum(getattr(run, name) for run in runs) / len(runs) for name in spent if runs}
-
-
-def _quality(cells: pd.DataFrame) -> dict[str, float]:
-    row: dict[str, float] = {}
+def _sides(
+    planned: Schedule | TeacherPlan | None, runs: Sequence[RunRecord] | None, cells: pd.DataFrame
+) -> dict[str, Any]:
+    """Return what was planned, what complete runs spent on average, and what came out."""
+    row: dict[str, Any] = {} if runs is None else {"runs": len(runs)}
+    if planned is not None:
+        row |= {f"planned_{name}": getattr(planned, name) for name in ("required_flops", "device_seconds")}
+        row["unspent_fraction"] = getattr(planned, "unspent_fraction", None)
+    for name in ("tokens", "steps", "required_flops", "device_seconds") if runs else ():
+        spent = name if name in ("tokens", "steps") else f"spent_{name}"
+        row[spent] = sum(getattr(run, name) for run in runs or ()) / len(runs or ())
     for task, mean, half in zip(cells["task"], cells["mean"], cells["half_width"], strict=True):
         row |= {_column(task): mean, _column(task, "half_width_"): half}
     return row
 
 
-def closing_sheet(frame: pd.DataFrame, *, note: str = "") -> Sheet:
+def closing_sheet(frame: pd.DataFrame) -> Sheet:
     """Return the table a study ends with: every arm at the largest budget, and the yardsticks."""
-    rungs = frame["rung"].dropna()
-    top = _at_largest_budget(frame, rungs.max()) if len(rungs) else frame
+    top = _at_largest_budget(frame, frame["rung"].max()) if frame["rung"].notna().any() else frame
     top = top[top["subject"] != "unigram"]
     at = top.loc[top["budget_amount"].notna(), ["budget_amount", "budget_unit"]].to_numpy().tolist()
-    title = f"At {format_amount(*at[0])}" if at else "Closing table"
     tasks = _points(frame)
     # The mean of two tasks says nothing that the two do not; of nine it is what one reads first.
     shown = tasks if len(tasks) > 4 else [task for task in tasks if task != MEAN]
-    return _closing(top, title, [], [], shown, note)
+    return _closing(top, f"At {format_amount(*at[0])}" if at else "Closing table", [], [], shown)
 
 
-def full_sheet(frame: pd.DataFrame, *, note: str = "") -> Sheet:
+def full_sheet(frame: pd.DataFrame) -> Sheet:
     """Return the same over all budgets, with the runs counted and the arms' own masked-language-model loss.
 
     A note names the arms and budgets where the read-out is more than 0.02 nats above the own head.
@@ -298,8 +277,10 @@ def full_sheet(frame: pd.DataFrame, *, note: str = "") -> Sheet:
     own = [_loss_column("held out\nnats", "lm_loss")] if causal else [_loss_column("own MLM\nnats", "mlm_loss")]
     own += [_loss_column("bits\na byte", "bits_per_byte")] if causal else []
     if behind.notna().any():
-        own.append(Column("read-out\nminus own\nnats", "behind", lambda gap: "n/a" if gap is None else f"{gap:+.3f}",
-                          _OUTCOME))  # fmt: skip
+        gap = Column(
+            "read-out\nminus own\nnats", "behind", lambda gap: "n/a" if gap is None else f"{gap:+.3f}", _OUTCOME
+        )
+        own.append(gap)
     places: dict[str, list[str]] = {}
     for row in frame[(frame["subject"] == "run") & (behind > _READOUT_BEHIND_NATS)].to_dict("records"):
         places.setdefault(row["arm"], []).append(_budget(row))
@@ -308,8 +289,7 @@ def full_sheet(frame: pd.DataFrame, *, note: str = "") -> Sheet:
         f"the read-out is more than {_READOUT_BEHIND_NATS:g} nats above the own head: {named}; no exponent or "
         "multiplier of an arm that trains a head should rest on the read-out alone"
     )
-    notes = (note, told if places else "")
-    return _closing(frame.assign(behind=behind), "All budgets", keys, own, _points(frame), *notes)
+    return _closing(frame.assign(behind=behind), "All budgets", keys, own, _points(frame), told if places else "")
 
 
 def _budget(row: Mapping[Any, Any]) -> str:
@@ -328,12 +308,12 @@ def _loss_column(heading: str, task: str, decimals: int = 2) -> Column:
 
 
 def _closing(
-    frame: pd.DataFrame, title: str, keys: Sequence[Column], own: Sequence[Column], tasks: Sequence[str], *notes: str
+    frame: pd.DataFrame, title: str, keys: Sequence[Column], own: Sequence[Column], tasks: Sequence[str], note: str = ""
 ) -> Sheet:
     """Return a closing table: `keys` after the arm, `own` after the losses that all arms have, then tasks."""
     seconds = pd.concat([frame["planned_device_seconds"], frame["spent_device_seconds"]]).astype(float)
     unit, time = ("h", number(2, per=3600)) if seconds.max() >= 7200 else ("s", number(1))
-    named = {task: words for task, words in frame.attrs.get("subsets", {}).items() if task in tasks}
+    named = {task: frame.attrs["subsets"][task] for task in tasks if task in frame.attrs["subsets"]}
     losses = [_loss_column("read-out\nnats", "readout_loss")]
     if frame[_column("adapted_loss")].notna().any():
         losses.append(_loss_column("adapted\nnats", "adapted_loss"))
@@ -357,15 +337,6 @@ def _closing(
         title,
         frame,
         columns,
-        [*notes, *subset_note({task: named[task] for task in tasks if task in named}),
-         frame.attrs.get("average", "") if MEAN in tasks else ""],
+        [frame.attrs["note"], note, *subset_note(named), frame.attrs["average"] if MEAN in tasks else ""],
         [i for i in range(1, len(blocks)) if blocks[i] != blocks[i - 1]],
-    )  # fmt: skip
-
-
-def closing_note(frame: pd.DataFrame, cells: pd.DataFrame, level: float = 0.95) -> str:
-    """Say how many runs a row is the mean of, and what ± is."""
-    counts = sorted({int(runs) for runs in frame.loc[frame["subject"] == "run", "runs"]})
-    runs = "no run" if not counts else f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    spread = interval_note(cells[cells["subject"] == "run"], level)
-    return f"each arm: mean of {runs} complete run{'s' * (counts != [1])}; {spread}"
+    )

@@ -10,13 +10,13 @@ import pandas as pd
 
 from budgetlab.errors import CallerError
 from budgetlab.frames import records_frame
+from budgetlab.reporting.averages import told_range
 from budgetlab.reporting.figures import style
-from budgetlab.reporting.figures.data import Figure, Known, need_columns
+from budgetlab.reporting.figures.figure import Figure, need_columns, styled
 from budgetlab.values import PHASES, ArmCost, CostProfile, Plan, RunRecord
 from budgetlab.values.specs import base_arm
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
 
 WHOLE = "whole step"
@@ -48,7 +48,7 @@ def cost_figure(profile: CostProfile) -> Drawing:
     """
     if not isinstance(profile, CostProfile):
         raise CallerError("figure of costs", f"{type(profile).__name__} is no profile", "profile the study first")
-    return style.styled(draw_costs, costs_table(profile))
+    return styled(draw_costs, costs_table(profile))
 
 
 def plan_figure(sensitivity: pd.DataFrame) -> Drawing:
@@ -57,7 +57,7 @@ def plan_figure(sensitivity: pd.DataFrame) -> Drawing:
     table = plan_table(sensitivity)
     if table.empty:
         raise CallerError("figure of a plan", "no arm has tokens under any definition", "give a larger budget")
-    return style.styled(draw_plan, table)
+    return styled(draw_plan, table)
 
 
 def spent_figure(plan: Plan, records: Iterable[RunRecord]) -> Drawing:
@@ -71,7 +71,7 @@ def spent_figure(plan: Plan, records: Iterable[RunRecord]) -> Drawing:
     table = spent_table(plan, records)
     if table.empty:
         raise CallerError(f"figure of what {plan.study} spent", "no run is complete", "run it")
-    return style.styled(lambda drawn: draw_spent(drawn, list(plan.arms)), table)
+    return styled(lambda drawn: draw_spent(drawn, list(plan.arms)), table)
 
 
 def costs_table(profile: CostProfile) -> pd.DataFrame:
@@ -115,24 +115,40 @@ def draw_costs(table: pd.DataFrame) -> Drawing:
 
     At the right stands by how much the ratio in FLOPs is off the ratio in time.
     """
-    from matplotlib.patches import Patch
-
-    arms = list(pd.unique(table["arm"]))
-    bars = _bars(table)
+    arms, wholes = list(pd.unique(table["arm"])), table[table["phase"] == WHOLE]
+    known = table[table["value"] > 0].set_index(["quantity", "arm"], drop=False)
+    # The phases of a step, or the whole of it where it was not split.
+    split = known.index[known["phase"] != WHOLE]
+    bars = known[(known["phase"] != WHOLE) | ~known.index.isin(split)]
     shown = [phase for phase in _LOOKS if phase in set(bars["phase"])]
-    handles = [Patch(label=phase.replace("_", " "), **_LOOKS[phase], **_EDGE) for phase in shown]
-    ratios = table[table["phase"] == WHOLE].pivot(index="arm", columns="quantity", values="ratio")
+    handles = [style.patch(phase.replace("_", " "), **_LOOKS[phase], **_EDGE) for phase in shown]
+    ratios = wholes.pivot(index="arm", columns="quantity", values="ratio")
     off = (ratios[_FLOPS] / ratios[_SECONDS] - 1).dropna()
     shares = (1.0, 1.0, 0.26) if len(off) else (1.0, 1.0)
     legend, height = {"ncols": 3, "handlelength": 1.2}, 0.65 + 0.24 * len(arms)
     shape = {"shape": (1, len(shares)), "sharey": True, "width_ratios": shares}
     figure, [panels] = style.canvas(height, handles, legend=legend, **shape)
-    for axes, quantity in zip(panels, _PANELS, strict=False):
-        wholes = table[(table["quantity"] == quantity) & (table["phase"] == WHOLE)]
-        _cost_panel(axes, bars[bars["quantity"] == quantity], wholes, arms)
-        title, unit = _PANELS[quantity]
+    for axes, (quantity, (title, unit)) in zip(panels, _PANELS.items(), strict=False):
         axes.set_title(title, loc="left", fontweight="bold")
         axes.set_xlabel(unit)
+        own, whole = bars[bars["quantity"] == quantity], wholes[wholes["quantity"] == quantity]
+        if own.empty:
+            style.not_timed(axes)
+            continue
+        axes.grid(axis="x")
+        for phase, rows in own.groupby("phase", sort=False):
+            at = [arms.index(arm) for arm in rows["arm"]]
+            axes.barh(at, rows["value"], left=rows["start"], height=0.66, **_LOOKS[str(phase)], **_EDGE)
+        ends = (own["start"] + own["value"]).groupby(own["arm"].array).max()
+        for y, row in enumerate(whole.to_dict("records")):
+            end = ends.get(arms[y], 0.0)
+            if math.isfinite(row["low"]):
+                axes.plot([row["low"], row["high"]], [y, y], color="black", linewidth=0.9, zorder=4)
+                end = max(end, row["high"])
+            style.end_label(axes, f"{row['ratio']:.2f}×" if math.isfinite(row["ratio"]) else "n/a", (end, y))
+        axes.set_xlim(0, 1.32 * max(ends.max(), *whole["high"].dropna(), *whole["value"].dropna()))
+        axes.locator_params(axis="x", nbins=4)
+        axes.xaxis.set_major_formatter(style.prefixes())
     for axes in panels[2:]:
         axes.set_axis_off()
         axes.set_title("FLOPs\noff by", loc="right", fontsize=6.5)
@@ -141,32 +157,6 @@ def draw_costs(table: pd.DataFrame) -> Drawing:
             axes.text(1.0, y, told, ha="right", va="center", fontsize=6.5)
     style.name_rows(panels[0], arms)
     return figure
-
-
-def _bars(table: pd.DataFrame) -> pd.DataFrame:
-    """Return what is drawn as a bar: the phases of a step, or the whole of it where it was not split."""
-    known = table[table["value"] > 0]
-    split = known[known["phase"] != WHOLE].set_index(["quantity", "arm"]).index
-    return known[(known["phase"] != WHOLE) | ~known.set_index(["quantity", "arm"]).index.isin(split)]
-
-
-def _cost_panel(axes: Axes, bars: pd.DataFrame, wholes: pd.DataFrame, arms: Sequence[str]) -> None:
-    if bars.empty:
-        style.not_timed(axes)
-        return
-    axes.grid(axis="x")
-    for bar in bars.to_dict("records"):
-        axes.barh(arms.index(bar["arm"]), bar["value"], left=bar["start"], height=0.66, **_LOOKS[bar["phase"]], **_EDGE)
-    ends = (bars["start"] + bars["value"]).groupby(bars["arm"]).max()
-    for y, whole in enumerate(wholes.to_dict("records")):
-        end = ends.get(arms[y], 0.0)
-        if math.isfinite(whole["low"]):
-            axes.plot([whole["low"], whole["high"]], [y, y], color="black", linewidth=0.9, zorder=4)
-            end = max(end, whole["high"])
-        style.end_label(axes, f"{whole['ratio']:.2f}×" if math.isfinite(whole["ratio"]) else "n/a", (end, y))
-    axes.set_xlim(0, 1.32 * max(ends.max(), *wholes["high"].dropna(), *wholes["value"].dropna()))
-    axes.locator_params(axis="x", nbins=4)
-    axes.xaxis.set_major_formatter(style.prefixes())
 
 
 def plan_table(sensitivity: pd.DataFrame) -> pd.DataFrame:
@@ -254,36 +244,36 @@ def draw_spent(table: pd.DataFrame, order: Sequence[str] = ()) -> Drawing:
     return figure
 
 
-def _told(_: pd.DataFrame, known: Known) -> dict[str, str]:
-    timed = sorted({cost.steps_timed for cost in known.profile.arms})
-    steps = f"{timed[0]}" if len(timed) == 1 else f"{timed[0]} to {timed[-1]}"
-    return {"reference": str(base_arm(known.arms)), "steps": steps}
-
-
 FIGURES = (
     Figure(
         "cost_per_arm",
         "Cost of a training step",
         table=lambda known: costs_table(known.profile),
         draw=lambda table, known: draw_costs(table),
-        caption="Cost of a training token by phase; ratios to {reference}; black: interval of the measured step time "
-        "({steps} steps timed); at the right, by how much the ratio in FLOPs is off the one in time; {where}.",
-        told=_told,
+        caption=lambda table, known: (
+            f"Cost of a training token by phase; ratios to {base_arm(known.arms)}; black: interval of the measured "
+            f"step time ({told_range([cost.steps_timed for cost in known.profile.arms])} steps timed); at the right, "
+            f"by how much the ratio in FLOPs is off the one in time; {known.where}."
+        ),
     ),
     Figure(
         "plan_by_currency",
         "Plan",
         table=lambda known: plan_table(known.sensitivity) if len(known.sensitivity) else known.sensitivity,
         draw=lambda table, known: draw_plan(table),
-        caption="Tokens of each arm at the largest budget under each meaning of the same compute, and by what of the "
-        "teacher is charged; predicted from the profile, n/a where it is infeasible or the price is unknown.",
+        caption=lambda table, known: (
+            "Tokens of each arm at the largest budget under each meaning of the same compute, and by what of the "
+            "teacher is charged; predicted from the profile, n/a where it is infeasible or the price is unknown."
+        ),
     ),
     Figure(
         "planned_vs_spent",
         "Plan",
         table=lambda known: spent_table(known.plan, known.records),
         draw=lambda table, known: draw_spent(table, known.arms),
-        caption="What each complete run spent over what was planned: a marker a run, smallest budget uppermost; device "
-        "time as the profile of this study predicted it; {where}.",
+        caption=lambda table, known: (
+            "What each complete run spent over what was planned: a marker a run, smallest budget uppermost; device "
+            f"time as the profile of this study predicted it; {known.where}."
+        ),
     ),
 )
