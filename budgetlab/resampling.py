@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import bdtr, stdtrit
 
 from budgetlab.errors import CallerError
 
@@ -29,6 +28,8 @@ _WEBB = np.array([-np.sqrt(1.5), -1.0, -np.sqrt(0.5), np.sqrt(0.5), 1.0, np.sqrt
 
 def t_quantile(probability: float, degrees_of_freedom: float) -> float:
     """Quantile of Student's t (degrees of freedom need not be whole)."""
+    from scipy.special import stdtrit
+
     return float(stdtrit(degrees_of_freedom, probability))
 
 
@@ -93,6 +94,8 @@ def median_interval(values: Sequence[float] | Array, level: float = 0.95) -> tup
 
     None where the sample is too small for the level (five values at 90 %, six at 95 %).
     """
+    from scipy.special import bdtr
+
     sample = np.sort(np.asarray(values, dtype=float))
     n = len(sample)
     tails = bdtr(np.arange(n // 2 + 1), n, 0.5)  # how likely at most k values lie below the median

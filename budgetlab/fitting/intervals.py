@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import fdtrc
 
 from budgetlab.errors import CallerError, unknown_name
 from budgetlab.fitting.design import Design, build_design, start_all
@@ -115,6 +114,8 @@ def lack_of_fit(solution: Solution, points: Points, noise: PooledVariance | None
     means = np.bincount(cells, weights=missed) / counts
     if noise.sd == 0:
         return 0.0 if np.abs(means).max() > 1e-9 else 1.0
+    from scipy.special import fdtrc
+
     ratio = float((counts * means**2).sum()) / freedom / noise.sd**2
     return float(fdtrc(freedom, noise.degrees_of_freedom, ratio))
 

@@ -11,8 +11,6 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from scipy.optimize import linprog, minimize
-from scipy.sparse import csr_array, hstack, identity
 
 from budgetlab.errors import CallerError
 from budgetlab.fitting.certificate import GAP_TOLERANCE, Candidate, judge
@@ -120,6 +118,7 @@ def _second_opinion(found: Candidate, start: Array) -> tuple[float, Array]:
 
 def _second_solver(design: Design, start: Array, sample: Sample, objective: Objective, scale: float) -> Array:
     """Solve with scipy's L-BFGS-B; the objective is divided by `scale` so that it can stop well."""
+    from scipy.optimize import minimize
 
     def divided(theta: Array) -> tuple[float, Array]:
         value, gradient, _ = evaluate(design, theta[None], sample, objective, bend=False)
@@ -160,6 +159,9 @@ def _to_vertex(design: Design, theta: Array, sample: Sample, objective: Objectiv
     points, decrease = len(sample.outcome), float("inf")
     if points > _MOST_POINTS:
         return theta, decrease
+    from scipy.optimize import linprog
+    from scipy.sparse import csr_array, hstack, identity
+
     # A solver's tolerances are absolute: everything is scaled so that the mean residual is 1.
     residual = sample.log_outcome - design.log_prediction(theta[None])[0]
     scale = max(float(np.abs(residual).mean()), 1e-14)
