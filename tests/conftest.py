@@ -28,7 +28,7 @@ def data_root() -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def _one_count_of_each_arm() -> Iterator[None]:
     """Count the FLOPs of an arm once: most tests price the same small networks; a user's own strategy, each time."""
-    if "budgetlab.profiler" not in sys.modules:  # whose test modules were collected, so that nobody else waits for torch
+    if "budgetlab.profiler" not in sys.modules:  # tests that load no torch do not wait for it
         yield
         return
     from budgetlab.profiler import arms
