@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import Forks
 
 
 @pytest.fixture(scope="session")
@@ -47,3 +48,11 @@ def _one_count_of_each_arm() -> Iterator[None]:
         patch.setattr("budgetlab.profiler.count_arm", counted)
         patch.setattr("budgetlab.profiler.time_model.count_arm", counted)
         yield
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """Begins commands without loading torch for each; workers of a command are processes of their own as ever."""
+    found = Forks(tmp_path_factory.mktemp("forks"))
+    yield found
+    found.end()
