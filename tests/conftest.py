@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from forked import Forks
+from hurried import hurry
 
 
 @pytest.fixture(scope="session")
@@ -56,3 +57,11 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     found = Forks(tmp_path_factory.mktemp("forks"))
     yield found
     found.end()
+
+
+@pytest.fixture(scope="module")
+def hurried() -> Iterator[None]:
+    """Measurements of this module end early."""
+    with pytest.MonkeyPatch.context() as patch:
+        hurry(patch.setattr)
+        yield

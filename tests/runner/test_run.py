@@ -118,11 +118,14 @@ def test_a_clock_that_goes_back_changes_no_run(
     made: Plan, corpus: Corpus, tmp_path: Path, finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, records = finished
+    two = {name: made.arms[name] for name in ("no_kd", "tinybert")}
+    made = made.model_copy(update={"arms": two, "seeds": (0,)})
     now = iter(range(10**9, 0, -3600))
     monkeypatch.setattr(time, "time", lambda: float(next(now)))
     save_after_every_step(monkeypatch)
     again = run(made, corpus, Store(tmp_path, "small"))
-    assert hashes(again) == hashes(records) and all(record.device_seconds > 0 for record in again)
+    assert len(again) == 7 and hashes(again).items() <= hashes(records).items()
+    assert all(record.device_seconds > 0 for record in again)
 
 
 class Stop(Exception):
