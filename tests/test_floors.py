@@ -127,7 +127,7 @@ STUDY = str(PACKAGE.parent / "experiments" / "wikipedia_small.toml")
         (["plan", "--help"], {"pydantic"}),
         (["plan", STUDY], {"pandas", "pydantic"}),
         (["status", STUDY], {"pandas", "pydantic"}),
-        (["fit", "--table", "table.csv", "--resamples", "0"], {"pandas", "pydantic", "scipy"}),
+        (["fit", "--table", "table.csv", "--resamples", "20"], {"pandas", "pydantic", "scipy"}),
         (["fit", STUDY], {"pandas", "pydantic", "scipy"}),
         (["report", STUDY], {"pandas", "pydantic", "scipy", "matplotlib"}),
     ],
