@@ -127,7 +127,7 @@ STUDY = str(PACKAGE.parent / "experiments" / "wikipedia_small.toml")
         (["plan", "--help"], {"pydantic"}),
         (["plan", STUDY], {"pandas", "pydantic"}),
         (["status", STUDY], {"pandas", "pydantic"}),
-        (["fit", "--table", "table.csv", "--resamples", "20"], {"pandas", "pydantic", "scipy"}),
+        (["fit", "--table", "table.csv", "--map", "y=loss", "--resamples", "20"], {"pandas", "pydantic", "scipy"}),
         (["fit", STUDY], {"pandas", "pydantic", "scipy"}),
         (["report", STUDY], {"pandas", "pydantic", "scipy", "matplotlib"}),
     ],
@@ -135,7 +135,7 @@ STUDY = str(PACKAGE.parent / "experiments" / "wikipedia_small.toml")
 )
 def test_a_verb_loads_no_more_than_it_needs(arguments: list[str], needed: set[str], tmp_path: Path) -> None:
     (tmp_path / "table.csv").write_text(
-        "x,y\n" + "".join(f"{10.0**k},{2.0 + 3.0 * 10.0 ** (-0.3 * k)}\n" for k in range(6))
+        "x,loss\n" + "".join(f"{10.0**k},{2.0 + 3.0 * 10.0 ** (-0.3 * k)}\n" for k in range(6))
     )
     # The smallest of what a study with results has: its plan and the scores of the losses.
     results, own = PACKAGE.parent / "results" / "wikipedia_small", tmp_path / "results" / "wikipedia_small"
