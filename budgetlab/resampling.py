@@ -94,10 +94,10 @@ def median_interval(values: Sequence[float] | Array, level: float = 0.95) -> tup
 
     None where the sample is too small for the level (five values at 90 %, six at 95 %).
     """
-    sample = np.sort(np.asarray(values, dtype=float))
-    n = len(sample)
     from scipy.special import bdtr
 
+    sample = np.sort(np.asarray(values, dtype=float))
+    n = len(sample)
     tails = bdtr(np.arange(n // 2 + 1), n, 0.5)  # how likely at most k values lie below the median
     rank = int(np.searchsorted(tails, (1 - level) / 2, side="right")) - 1
     return None if rank < 0 else (float(sample[rank]), float(sample[n - 1 - rank]))

@@ -81,8 +81,8 @@ text = ["sentence"]
 """
 
 
-def write_small_study(folder: Path, extra: str = "") -> Path:
-    """Write the study with its text and task into a folder and return its path."""
+def write_small_study(folder: Path, extra: str = "", *, arms: tuple[str, ...] = ()) -> Path:
+    """Write the study, or these arms of it, with its text and task into a folder and return its path."""
     draw = random.Random(0)
     colours, things, verbs = ["red", "green", "blue", "grey"], ["house", "tree", "boat", "stone"], ["stands", "falls"]
 
@@ -100,5 +100,9 @@ def write_small_study(folder: Path, extra: str = "") -> Path:
         (folder / f"colour.{split}.jsonl").write_text("\n".join(examples) + "\n")
     path = folder / "small.toml"
     tables = STUDY.replace('folder = "tasks"\n', 'tasks = ["colour"]\n')
+    for name in ("no_kd", "vanilla_kd", "minilm", "tinybert") if arms else ():
+        if name not in arms:
+            start = tables.index(f"[arms.{name}]")
+            tables = tables[:start] + tables[tables.index("\n[", start) + 1 :]
     path.write_text(tables + extra)
     return path

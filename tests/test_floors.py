@@ -1,6 +1,7 @@
 """A module imports only from lower floors, and the paper side never loads torch."""
 
 import ast
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -97,10 +98,10 @@ def test_every_room_has_a_floor() -> None:
     assert rooms == set(FLOOR_OF)
 
 
-def loaded(code: str) -> set[str]:
-    """Modules that are loaded after running some code in a fresh process."""
+def loaded(code: str, folder: Path | None = None) -> set[str]:
+    """Modules that are loaded after running some code in a fresh process, in a folder."""
     script = f"import sys\n{code}\nprint(' '.join(sorted({{name.split('.')[0] for name in sys.modules}})))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=folder)
     return set(done.stdout.split("\n")[-2].split())
 
 
@@ -115,9 +116,41 @@ def test_paper_side_never_loads_torch() -> None:
     assert loaded(f"{rooms}\n{use}").isdisjoint({"torch", "transformers", "matplotlib", "datasets", "fvcore"})
 
 
-def test_help_loads_no_room() -> None:
-    code = "from budgetlab.cli import run_command\nassert run_command(['--help']) == 0"
-    assert loaded(code).isdisjoint({"torch", "transformers", "pandas", "scipy", "matplotlib", "pydantic"})
+HEAVY = {"torch", "transformers", "scipy", "matplotlib", "pandas", "pydantic", "datasets", "sklearn", "fvcore"}
+STUDY = str(PACKAGE.parent / "experiments" / "wikipedia_small.toml")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "needed"),
+    [
+        (["--help"], set()),
+        (["plan", "--help"], {"pydantic"}),
+        (["plan", STUDY], {"pandas", "pydantic"}),
+        (["status", STUDY], {"pandas", "pydantic"}),
+        (["fit", "--table", "table.csv", "--map", "y=loss", "--resamples", "20"], {"pandas", "pydantic", "scipy"}),
+        (["fit", STUDY], {"pandas", "pydantic", "scipy"}),
+        (["report", STUDY], {"pandas", "pydantic", "scipy", "matplotlib"}),
+    ],
+    ids=lambda words: "-".join(words[:2]).rpartition("/")[2] if isinstance(words, list) else "",
+)
+def test_a_verb_loads_no_more_than_it_needs(arguments: list[str], needed: set[str], tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text(
+        "x,loss\n" + "".join(f"{10.0**k},{2.0 + 3.0 * 10.0 ** (-0.3 * k)}\n" for k in range(6))
+    )
+    # The smallest of what a study with results has: its plan and the scores of the losses.
+    results, own = PACKAGE.parent / "results" / "wikipedia_small", tmp_path / "results" / "wikipedia_small"
+    own.mkdir(parents=True)
+    for name in ("plan.json", "profile.json", "study.toml"):
+        shutil.copy(results / name, own)
+    code = f"from budgetlab.cli import run_command\nassert run_command({arguments!r}) == STATUS"
+    # Without scores fit refuses, once it has loaded what reads them.
+    code = code.replace("STATUS", "2" if arguments[:2] == ["fit", STUDY] else "0")
+    assert loaded(code, tmp_path) & HEAVY <= needed
+
+
+def test_planning_and_status_load_no_optimizer(tmp_path: Path) -> None:
+    code = "import budgetlab.planner, budgetlab.fitting, budgetlab.decisions, budgetlab.reporting"
+    assert "scipy" not in loaded(code, tmp_path)
 
 
 def test_the_torch_check_can_fail() -> None:

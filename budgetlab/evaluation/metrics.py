@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
 
 from budgetlab.batches import keyed_uniform
 from budgetlab.errors import CallerError, unknown_name
@@ -41,8 +40,10 @@ def measure(labels: Array, predictions: Array) -> dict[str, float]:
         return {name: float(value) for name, value in _measure_tables(_count(labels, predictions)).items()}
     if not np.isfinite(predictions).all() or np.ptp(predictions) == 0 or np.ptp(labels) == 0:
         return dict.fromkeys(("pearson", "spearman", "pearson_spearman"), 0.0)
+    from scipy.stats import rankdata
+
     pearson = float(np.corrcoef(labels, predictions)[0, 1])
-    spearman = float(np.corrcoef(stats.rankdata(labels), stats.rankdata(predictions))[0, 1])
+    spearman = float(np.corrcoef(rankdata(labels), rankdata(predictions))[0, 1])
     return {"pearson": pearson, "spearman": spearman, "pearson_spearman": (pearson + spearman) / 2}
 
 

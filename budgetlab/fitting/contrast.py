@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtr
 
 from budgetlab.laws.law import Array
 from budgetlab.resampling import detectable_difference, seeds_to_resolve, t_quantile
@@ -75,6 +74,8 @@ class Contrast:
             return None
         if self.standard_error == 0.0:
             return 1.0 if distance < 0 else 0.0 if distance > 0 else 0.5
+        from scipy.special import stdtr
+
         return float(stdtr(self.degrees_of_freedom, -distance / self.standard_error))
 
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import fdtrc
 
 from budgetlab.errors import CallerError, unknown_name
 from budgetlab.fitting.certificate import Solution
@@ -109,6 +108,8 @@ def lack_of_fit(solution: Solution, points: Points, noise: PooledVariance | None
     means = np.bincount(cells, weights=missed) / counts
     if noise.sd == 0:
         return 0.0 if np.abs(means).max() > 1e-9 else 1.0
+    from scipy.special import fdtrc
+
     ratio = float((counts * means**2).sum()) / freedom / noise.sd**2
     return float(fdtrc(freedom, noise.degrees_of_freedom, ratio))
 

@@ -11,7 +11,6 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize
 
 from budgetlab.errors import CallerError
 from budgetlab.fitting.certificate import GAP_TOLERANCE, Solution, judge
@@ -102,6 +101,7 @@ def _second_opinion(found: Solution, start: Array) -> tuple[float, Array]:
 
 def _second_solver(design: Design, start: Array, sample: Sample, objective: Objective, scale: float) -> Array:
     """Solve with scipy's L-BFGS-B; the objective is divided by `scale` so that it can stop well."""
+    from scipy.optimize import minimize
 
     def divided(theta: Array) -> tuple[float, Array]:
         value, gradient, _ = evaluate(design, theta[None], sample, objective, bend=False)

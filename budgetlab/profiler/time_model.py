@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.optimize import nnls
 
 from budgetlab.errors import CallerError
 from budgetlab.hardware.meters import StepTime, release_memory
@@ -90,6 +89,8 @@ def fit_phase(shapes: Sequence[Shape], seconds: Sequence[float], *, launch_bound
     measured = np.asarray(seconds, dtype=float)
     if measured.max(initial=0.0) <= 0.0:
         return PhaseTime(constant_seconds=0.0, seconds_per_token=0.0, seconds_per_token_position=0.0)
+    from scipy.optimize import nnls
+
     scale = np.maximum(measured, 1e-3 * measured.max())
     features = np.stack([np.ones_like(tokens), tokens, tokens * lengths], axis=1)
     sizes = features.max(axis=0)  # in which the coefficients are of one order

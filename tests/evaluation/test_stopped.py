@@ -4,12 +4,11 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from forked import Forks
 from small import write_small_study
 
 from budgetlab.corpus import build_corpus
@@ -26,10 +25,10 @@ STATUSES = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130, signal.SIGTERM:
 def ready(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Study]:
     """A trained arm, and more fine-tuning than ends before it is stopped."""
     folder = tmp_path_factory.mktemp("stopped")
-    path = write_small_study(folder)
+    path = write_small_study(folder, arms=("no_kd",))
     path.write_text(path.read_text().replace("seeds = [0, 1]\nepochs = 1", f"seeds = {list(range(30))}\nepochs = 3"))
     study = load_study(path)
-    study = study.model_copy(update={"arms": {"no_kd": study.arms["no_kd"]}, "seeds": (0,)})
+    study = study.model_copy(update={"seeds": (0,)})
     made = plan(study, profile(study, count_only=True), budgets=("1.5e9",))
     store = Store(folder / "results", "small")
     run(made, build_corpus(study.corpus, roots=study.data_roots, cache=store.cache), store)
@@ -55,7 +54,7 @@ def alive(group: int) -> bool:
     ("number", "workers"), [(signal.SIGTERM, 1), (signal.SIGTERM, 2), (signal.SIGINT, 1), (signal.SIGKILL, 2)]
 )
 def test_a_stopped_evaluation_keeps_what_is_finished(
-    number: signal.Signals, workers: int, ready: tuple[Path, Study], tmp_path: Path
+    number: signal.Signals, workers: int, ready: tuple[Path, Study], forks: Forks, tmp_path: Path
 ) -> None:
     folder, _ = ready
     results = shutil.copytree(folder / "results", tmp_path / "results")
@@ -64,20 +63,14 @@ def test_a_stopped_evaluation_keeps_what_is_finished(
     assert made is not None
     execution = made.execution.model_copy(update={"workers": workers})
     store.write_plan(made.model_copy(update={"execution": execution}))
-    environment = {**os.environ, "BUDGETLAB_DATA_ROOT": str(folder)}
-    command = [sys.executable, "-m", "budgetlab", "evaluate", str(store.folder / "plan.json")]
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-                               start_new_session=True,
-                               # Started in the background a shell has SIGINT ignored, and so has all that it starts.
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
+    process = forks.begin("evaluate", str(store.folder / "plan.json"), BUDGETLAB_DATA_ROOT=str(folder))
     deadline = time.monotonic() + 120
     while len(scores(store)) < 4:
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.01)
     before = scores(store)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == STATUSES[number], errors
+    assert process.wait() == STATUSES[number], process.errors
     deadline = time.monotonic() + 20
     while alive(process.pid):  # workers of a killed process see that it is gone
         assert time.monotonic() < deadline
@@ -85,4 +78,4 @@ def test_a_stopped_evaluation_keeps_what_is_finished(
     after = scores(store)
     assert before.items() <= after.items() and len(after) < 60
     if number != signal.SIGKILL:
-        assert "stopped; " in errors.strip().splitlines()[-1] and "Traceback" not in errors
+        assert "stopped; " in process.errors.strip().splitlines()[-1] and "Traceback" not in process.errors

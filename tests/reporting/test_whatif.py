@@ -83,10 +83,11 @@ def grid(study: Study, profile: CostProfile) -> list[dict[str, Any]]:
     amounts = [(match, budget) for match in matches for budget in budgets(study, profile, match)]
     batch = profile.arms[0].batch_tokens
     unique = (None, "7", str(50 * batch + 3), str(10**6 * batch + 1), str(2**53 + 12345))
-    return [
+    settings = [
         {"match": match, "budget": budget, "charge": charge, "unique": text, "cached": cached}
         for (match, budget), charge, text, cached in itertools.product(amounts, CHARGES, unique, CACHED)
     ]
+    return random.Random(0).sample(settings, 2000)  # every pair of settings is among them several times
 
 
 def replanned(study: Study, profile: CostProfile, settings: dict[str, Any]):

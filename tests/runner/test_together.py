@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -104,52 +105,51 @@ def test_two_processes_do_what_one_does(
     assert next(sizes) == next(sizes) != {}
 
 
-@pytest.mark.parametrize("arm", ["no_kd", "tinybert"])
-def test_a_lost_process_ends_all_at_once_and_the_same_command_ends_with_the_same_bits(
-    arm: str, folder: Path, made: Plan, study: Study, uninterrupted: dict[str, RunRecord]
-) -> None:
-    results = f"killed-{arm}"
-    process = start(folder, results, made, study, save_every_seconds=0.0)
-    store = Store(folder / results, "small")
+def checkpoints(store: Store, arm: str) -> set[Path]:
+    """Those of an arm's trunk after its first step."""
+    return set(store.folder.glob(f"runs/{arm}-trunk-*/checkpoints/step_*[1-9]"))
+
+
+def wait_for(process: subprocess.Popen, happened: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 120
-    while not (found := list(store.folder.glob(f"runs/{arm}-trunk-*/checkpoints/step_*[1-9]"))):
+    while not happened():
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.001)
-    os.kill(worker(process, 1), signal.SIGKILL)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode not in (0, None)
-    lines = [line for line in errors.splitlines() if line.startswith("budgetlab:")]
-    assert len(lines) == 1 and "another rank was lost" in lines[0]
-    record = next(r for r in store.records() if r.arm == arm and r.kind == "trunk")
-    assert found and record.status == "running"
-    newest = latest_checkpoint(store.checkpoints(record.run_id))
-    assert newest is not None and int(newest.name[5:]) > 0  # it goes on from there, not from the start
-    again = start(folder, results, made, study)
-    _, errors = again.communicate(timeout=120)
-    assert again.returncode == 0, errors
-    ended = rungs(store)
-    assert {i: r.state_hash for i, r in ended.items()} == {i: r.state_hash for i, r in uninterrupted.items()}
 
 
-def test_sigterm_saves_the_step_of_all_processes(
+def trunk_of(store: Store, arm: str) -> RunRecord:
+    return next(record for record in store.records() if record.arm == arm and record.kind == "trunk")
+
+
+def test_a_lost_process_ends_all_at_once_and_so_does_sigterm_and_the_same_command_ends_with_the_same_bits(
     folder: Path, made: Plan, study: Study, uninterrupted: dict[str, RunRecord]
 ) -> None:
-    results = "ended"
-    process = start(folder, results, made, study)
-    store = Store(folder / results, "small")
-    deadline = time.monotonic() + 120
-    while not list(store.folder.glob("runs/tinybert-trunk-*/points.jsonl")):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.001)
-    time.sleep(0.1)
+    """One run that loses a process in two of its arms and is then told to stop, each time begun again."""
+    store = Store(folder / "stopped", "small")
+    for arm in ("no_kd", "tinybert"):
+        process = start(folder, "stopped", made, study, save_every_seconds=0.0)
+        wait_for(process, lambda arm=arm: bool(checkpoints(store, arm)))
+        os.kill(worker(process, 1), signal.SIGKILL)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode not in (0, None)
+        lines = [line for line in errors.splitlines() if line.startswith("budgetlab:")]
+        assert len(lines) == 1 and "another rank was lost" in lines[0]
+        record = trunk_of(store, arm)
+        assert record.status == "running"
+        newest = latest_checkpoint(store.checkpoints(record.run_id))
+        assert newest is not None and int(newest.name[5:]) > 0  # it goes on from there, not from the start
+
+    process, reached = start(folder, "stopped", made, study), len(store.read_points(record.run_id))
+    wait_for(process, lambda: len(store.read_points(record.run_id)) > reached)
     # To all of them, as a queue does; torchrun passes its own on, so that the others get two.
     for pid in (process.pid, worker(process, 0), worker(process, 1)):
         os.kill(pid, signal.SIGTERM)
     process.communicate(timeout=60)
-    record = next(r for r in store.records() if r.arm == "tinybert" and r.kind == "trunk")
+    record = trunk_of(store, "tinybert")
     assert record.status == "complete" or (store.checkpoints(record.run_id) / f"step_{record.steps:08d}").is_dir()
     assert record.steps > 0
-    again = start(folder, results, made, study)
+
+    again = start(folder, "stopped", made, study)
     _, errors = again.communicate(timeout=120)
     assert again.returncode == 0, errors
     ended = rungs(store)
