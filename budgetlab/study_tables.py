@@ -106,6 +106,17 @@ def _anchor(tables: dict[str, Any], folder: Path) -> None:
     for model in _tables_of(tables, "models"):
         if isinstance(model.get("weights"), str):
             model["weights"] = _from_here(model["weights"], folder)
+    corpus = tables.get("corpus")
+    tokenizer = corpus.get("tokenizer") if isinstance(corpus, dict) else None
+    if isinstance(corpus, dict) and isinstance(tokenizer, str) and _is_folder(folder / tokenizer):
+        corpus["tokenizer"] = str((folder / tokenizer).resolve())
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # what is no name of a file
+        return False
 
 
 def _tables_of(tables: dict[str, Any], name: str) -> list[dict[str, Any]]:

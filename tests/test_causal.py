@@ -231,11 +231,11 @@ def test_what_no_query_may_read_is_left_out_of_the_loss(name: str) -> None:
     found = step.loss(batch, mine, theirs)
     if name == "minilm":
         theirs.keys[4][:, :, -1] += 100.0  # of the last position: its own row alone reads it
-        rows = step.loss(batch, mine, theirs)["keys"] - found["keys"]
+        rows = (step.loss(batch, mine, theirs)["keys"] - found["keys"]).detach()
         x_T, x_S = (signals.keys[layer].transpose(1, 2).reshape(4, 16, 2, -1).transpose(1, 2)
                     for signals, layer in ((theirs, 4), (mine, 2)))  # fmt: skip
         last = [((x[:, :, -1:] @ x.transpose(-1, -2)) / x.shape[-1] ** 0.5).log_softmax(-1) for x in (x_T, x_S)]
-        now = (last[0].exp() * (last[0] - last[1])).sum(-1).mean() / 16
+        now = (last[0].exp() * (last[0] - last[1])).sum(-1).mean().detach() / 16
         assert 0 < float(rows) <= float(now) + 1e-6
     else:
         later = torch.ones(16, 16).triu(1).bool()

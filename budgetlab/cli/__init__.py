@@ -13,10 +13,11 @@ from contextlib import contextmanager
 import typer
 from typer.exceptions import TyperException
 
+from budgetlab.cli.demo import demo
 from budgetlab.cli.fit_table import fit
 from budgetlab.cli.options import with_options
 from budgetlab.cli.pricing import plan, profile
-from budgetlab.cli.verbs import demo, doctor, evaluate, report, run, status, study
+from budgetlab.cli.verbs import doctor, evaluate, report, run, status, study
 from budgetlab.errors import BudgetlabError, LostRank, Terminated, place_in_own_code
 
 __all__ = ["app", "run_command"]

@@ -69,11 +69,18 @@ class OpenStudy:
         self.left_out: dict[str, int] = {}
         """What could not be scored, a line each, and the exit status that it asks for."""
 
-    def study_through(self) -> Report:
-        """Go through all verbs, resuming; what is done is not done again."""
+    def use_teacher(self, name: str, weights: Path) -> None:
+        """Take a model and the tokenizer from a folder of weights, in the place of what the study says."""
+        model = self.study.models[name].model_copy(update={"weights": str(weights)})
+        corpus = self.study.corpus.model_copy(update={"tokenizer": str(weights)})
+        models = {**self.study.models, name: model}
+        self.study = self.study.model_copy(update={"models": models, "corpus": corpus})
+
+    def study_through(self, depth: Literal["quick", "timed"] = "timed") -> Report:
+        """Go through all verbs, resuming; what is done is not done again. `depth` is of the profile."""
         self._check_room()
         self.corpus()
-        profile = self.profile(to_run=True)
+        profile = self.profile(to_run=True, depth=depth)
         plan = self.tune(self.plan(profile))
         records = self.run(plan)
         return self.report(plan, profile, records, self.table(self.evaluate(plan, records)))

@@ -1,4 +1,4 @@
-"""The verbs that work through a planned study: run, evaluate, report, study, status, demo; and doctor."""
+"""The verbs that work through a planned study: run, evaluate, report, study, status; and doctor."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def report(study: StudyArg, options: Options) -> None:
     """Draw the figures, tables and page of what is known so far; trains nothing."""
     opened, made = _planned(study, options)
     scores = opened.table(opened.store.scores())
-    _show_report(opened.report(made, opened.prices(), opened.store.records(last_point=True), scores), options)
+    show_report(opened.report(made, opened.prices(), opened.store.records(last_point=True), scores), options)
 
 
 def study(study: StudyArg, options: Options) -> None:
     """Do all of it, in order, resuming: profile, plan, run, evaluate, fit, report."""
     opened = options.open(study)
-    _show_report(opened.study_through(), options)
+    show_report(opened.study_through(), options)
     _fail_if_left_out(opened)
 
 
@@ -73,14 +73,6 @@ def status(study: StudyArg, options: Options) -> None:
     if made is None:
         raise CallerError(f"status of {opened.study.name}", "it has no plan yet", f"run budgetlab plan {study}")
     _show_status(made, opened.store.records(last_point=True), options)
-
-
-def demo(
-    quick: bool = typer.Option(False, "--quick", help="One seed, under four minutes."), *, options: Options
-) -> None:
-    """Compare four strategies at three matched budgets, on text that this machine already has."""
-    preset = "presets/demo_quick.toml" if quick else "presets/demo.toml"
-    _show_report(options.open(preset).study_through(), options)
 
 
 def doctor(options: Options) -> None:
@@ -166,7 +158,8 @@ def _show_status(made: Plan, records: list[RunRecord], options: Options) -> None
     )
 
 
-def _show_report(report: Report, options: Options) -> None:
+def show_report(report: Report, options: Options) -> None:
+    """Print what a report says, as tables or as one JSON object."""
     if options.as_json:
         print_json(report.as_json())
     else:

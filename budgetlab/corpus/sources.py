@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from budgetlab.corpus.docs import DocsSource
-from budgetlab.errors import CallerError
+from budgetlab.corpus.docs import HELDOUT, PACKAGES, DocsSource
+from budgetlab.errors import CallerError, unknown_name
 from budgetlab.values import CorpusSpec
 
 _HELDOUT_ONE_IN = 100
@@ -25,11 +25,26 @@ _PACKED = (".gz", ".xz", ".zst")
 def make_source(spec: CorpusSpec, roots: Sequence[Path]) -> Source:
     """Return the source that `spec` names, with its files found."""
     if spec.source == "docs":
-        return DocsSource()
+        return _named_packages(spec)
     if spec.source == "hub":
         return HubSource(spec)
     parts = [find_files([pattern], roots, "corpus.train") for pattern in spec.train]
     return TextSource(parts, find_files(spec.heldout, roots, "corpus.heldout"), spec.column, spec.weights)
+
+
+def _named_packages(spec: CorpusSpec) -> DocsSource:
+    """The documentation of all packages, or of those that are named."""
+    if not (spec.train or spec.heldout):
+        return DocsSource()
+    heldout = spec.heldout or HELDOUT
+    train = spec.train or [name for name in PACKAGES if name not in heldout]
+    for where, names in (("corpus.train", train), ("corpus.heldout", heldout)):
+        for name in names:
+            if name not in PACKAGES:
+                raise unknown_name("package with documentation", name, PACKAGES, where)
+    if both := sorted({*train} & {*heldout}):
+        raise CallerError(f"corpus.train and corpus.heldout: {both[0]!r}", "it is in both", "name it once")
+    return DocsSource([name for name in PACKAGES if name in {*train, *heldout}], heldout)
 
 
 def find_files(patterns: Sequence[str], roots: Sequence[Path], asked: str) -> list[Path]:

@@ -31,7 +31,7 @@ from budgetlab.models import Network, build_network, given_key, load_parameters
 from budgetlab.store import Store
 from budgetlab.strategies import build_strategy
 from budgetlab.values import EvaluateSpec, FinetuneRecipe, Plan, RunRecord, Score, content_hash
-from budgetlab.values.scoring import CAUSAL_PROBES, CONVERGED_NATS, recipe_hash
+from budgetlab.values.scoring import CAUSAL_PROBES, CONVERGED_NATS, READOUT_STEPS, recipe_hash
 
 HELDOUT_SEQUENCES = 1500
 _MEASURED_WITH = ("seq_len", "mask_fraction", "dtype", "attention")
@@ -151,8 +151,9 @@ def list_jobs(
     measured_with += further
     causal, headless = how.causal, any(not _trains_head(plan, arm) for arm in plan.arms)
     top = max(schedule.rung for schedule in plan.schedules if schedule.feasible)
+    steps = () if spec.readout_steps == READOUT_STEPS else (spec.readout_steps,)
     losses = {
-        "readout_loss": (READOUT_VERSION, *measured_with, spec.readout_tokens),
+        "readout_loss": (READOUT_VERSION, *measured_with, spec.readout_tokens, *steps),
         "adapted_loss": (ADAPTED_VERSION, HELDOUT_SEQUENCES, adaptation(how), spec.adapted_tokens),
         "mlm_loss": (None, *measured_with),
     }
@@ -269,6 +270,7 @@ class Scorer:
                 self.train,
                 self.heldout,
                 tokens=self.spec.readout_tokens,
+                least_steps=self.spec.readout_steps,
                 log_unigram=log_unigram(self.corpus.train, network.word_embeddings.shape[0]),
                 dtype=self.recipe.dtype,
                 **shared,

@@ -16,14 +16,14 @@ from budgetlab.models import Network, build_network
 from budgetlab.step import TrainingStep, to_device
 from budgetlab.strategies import build_strategy
 from budgetlab.values import Needs, Recipe, StrategySpec
+from budgetlab.values.scoring import READOUT_STEPS
 
 SEQUENCES_AT_ONCE = 64
 SEQUENCES_IN_MEMORY = 2048
 """Whose hidden states are held at once: of a 12 x 768 trunk 0.8 GB in float32."""
 WARMUP_STEPS = 20
-HEAD_BATCH, HEAD_LEARNING_RATE, HEAD_STEPS, HEAD_TOKENS = 128, 1e-2, 780, 640_000
-"""Of the read-out: at least so many steps for so many tokens, and in proportion for fewer. Of the rates 3e-3, 1e-2 and
-3e-2 the one in the middle is the best (docs/statistics.md)."""
+HEAD_BATCH, HEAD_LEARNING_RATE = 128, 1e-2
+"""Of the read-out. Of 3e-3, 1e-2 and 3e-2 the rate in the middle is the best (docs/statistics.md)."""
 ADAPTED_BATCH_TOKENS, ADAPTED_LEARNING_RATE = 1024, 1e-3
 YARDSTICK_SEED = 20_240_430
 """Of the samples, masks and fresh heads that every network is measured with."""
@@ -70,6 +70,7 @@ def readout_loss(
     heldout: Batches,
     *,
     tokens: int,
+    least_steps: int = READOUT_STEPS,
     heldout_sequences: int,
     log_unigram: Tensor,
     dtype: str = "float32",
@@ -83,10 +84,9 @@ def readout_loss(
     embeddings = network.word_embeddings.detach()
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
     masked = heldout.masked_per_sequence
-    least = math.ceil(HEAD_STEPS * min(1.0, tokens / HEAD_TOKENS))
-    sequences = max(math.ceil(tokens / train.seq_len), math.ceil(least * HEAD_BATCH / masked))
+    sequences = max(math.ceil(tokens / train.seq_len), math.ceil(least_steps * HEAD_BATCH / masked))
     # Where every position is a target, the same tokens have many more of them: they make the batch larger.
-    batch = sequences * masked // least if train.causal else HEAD_BATCH
+    batch = sequences * masked // least_steps if train.causal else HEAD_BATCH
     steps = sequences * masked // batch
     in_memory = max(1, SEQUENCES_IN_MEMORY * 8 // masked) if train.causal else SEQUENCES_IN_MEMORY
     heads = []

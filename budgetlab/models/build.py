@@ -112,6 +112,7 @@ def _cuda(device: str | torch.device) -> list[int]:
 def _load(spec: ModelSpec, attention: str, dropouts: dict[str, float]) -> nn.Module:
     weights, asked = spec.weights or "", f"weights = {spec.weights!r}"
     options = {"attn_implementation": attention, "dtype": torch.float32, "trust_remote_code": False, **dropouts}
+    logging.disable_progress_bar()
     try:
         auto: Any = AutoModelForCausalLM if spec.causal else AutoModelForMaskedLM
         model, info = auto.from_pretrained(weights, output_loading_info=True, **options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -13,6 +13,7 @@ from budgetlab.values.base import Count, CountOrZero, Name, Positive, Seed, Seed
 
 INFORMATIVE_POINTS = 5.0
 """Of a task, by default: a teacher is so many points above random weights where it tells anything."""
+READOUT_STEPS = 780
 Epochs = Annotated[int, Field(ge=1, le=10_000)]
 BatchSize = Annotated[int, Field(ge=1, le=2**20)]
 Metric = Literal["accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman", "pearson_spearman"]
@@ -160,6 +161,8 @@ class TaskSettings(Value):
 class EvaluateSpec(Value):
     """How checkpoints are scored."""
 
+    left_out_at_default: ClassVar[frozenset[str]] = frozenset({"readout_steps"})
+
     preset: Literal["default", "paper", "quick"] | None = None
     """`PROTOCOLS`, filled in when the study is read; keys that are written out win."""
     source: Literal["glue", "probes"] = "glue"
@@ -194,7 +197,9 @@ class EvaluateSpec(Value):
     largest_budget_only: tuple[str, ...] = ()
     """Tasks that are too dear, or too hard, for the smaller budgets."""
     readout_tokens: Count = 640_000
-    """That the read-out's head is trained on, outside the budget; at least enough for 780 steps."""
+    """That the read-out's head is trained on, outside the budget; at least enough for `readout_steps`."""
+    readout_steps: Count = READOUT_STEPS
+    """Of the read-out's head, at least; enough are those that make it no worse than the own heads."""
     adapted_tokens: CountOrZero = 320_000
     """That the whole network is trained on for the adapted loss, outside the budget; 0 leaves it out."""
     informative_points: float = Field(default=INFORMATIVE_POINTS, ge=0)

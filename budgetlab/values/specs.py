@@ -169,9 +169,10 @@ class CorpusSpec(Value):
     source: Literal["docs", "text", "hub"] = "docs"
     """The documentation that comes with Python's packages, files, or a data set of the hub."""
     train: tuple[str, ...] = ()
-    """Files under --data-root, $BUDGETLAB_DATA_ROOT or beside the study file; * stands for any part of a name."""
+    """Files under --data-root, $BUDGETLAB_DATA_ROOT or beside the study file; * stands for any part of a name. Of
+    "docs" packages, such as "stdlib" and "scipy"; none are all."""
     heldout: tuple[str, ...] = ()
-    """Files that nothing is trained on."""
+    """Files, or packages, that nothing is trained on."""
     dataset: str | None = None
     """Its id on the hub."""
     dataset_config: str | None = Field(default=None, alias="config")

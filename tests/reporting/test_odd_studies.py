@@ -105,7 +105,11 @@ def test_fifty_arms_make_a_page_that_can_be_read(tmp_path):
         (budgetlab.score_figure, {"tasks": ["belongs", "replacd"]}, "did you mean replaced"),
         (budgetlab.score_figure, {"arms": "minlm"}, "did you mean minilm"),
         (budgetlab.score_figure, {"level": 95}, "write 95 % as 0.95"),
-        (budgetlab.loss_figure, {"task": "replaced"}, "known: adapted_loss, mlm_loss, readout_loss"),
+        (
+            budgetlab.loss_figure,
+            {"task": "replaced"},
+            "known: adapted_loss, bits_per_byte, lm_loss, mlm_loss, readout_loss",
+        ),
     ],
 )
 def test_names_that_a_figure_does_not_know_are_told(draw, given, told):
