@@ -25,10 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def study(folder: Path) -> Path:
-    path = write_small_study(folder)
-    # Two processes side by side are timed elsewhere, and take longer than all of the study.
-    path.write_text(path.read_text().replace("threads = 1", "threads = 1\nworkers = 1"))
-    return path
+    return write_small_study(folder)
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +169,7 @@ def test_a_plan_edited_by_hand_is_run_as_edited(
 
 def test_tuning_is_run_once_and_decides(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     path = write_small_study(tmp_path, "\n[tuning]\nlearning_rate = [1e-4, 4e-3]\n", arms=("no_kd", "minilm"))
-    text = path.read_text().replace("threads = 1", "threads = 1\nworkers = 1")
+    text = path.read_text()
     path.write_text(text.replace('tasks = ["colour"]', "tasks = []").replace("seeds = [0, 1]", "seeds = [0]"))
     arguments = ["run", str(path), "--results", str(tmp_path / "results"), "--json"]
     assert run_command(arguments) == 0

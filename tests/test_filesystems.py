@@ -47,7 +47,6 @@ pytestmark = pytest.mark.usefixtures("hurried")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = write_small_study(tmp_path_factory.mktemp("study"), arms=("no_kd", "minilm"))
     text = path.read_text().replace("seeds = [0, 1]\n\n[corpus]", "seeds = [0]\n\n[corpus]")
-    text = text.replace("threads = 1", "threads = 1\nworkers = 1")
     path.write_text(text[: text.index("[evaluate]")] + OPTIONS)
     return path
 

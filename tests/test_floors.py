@@ -154,4 +154,4 @@ def test_planning_and_status_load_no_optimizer(tmp_path: Path) -> None:
 
 
 def test_the_torch_check_can_fail() -> None:
-    assert "torch" in loaded("import budgetlab.models")
+    assert "torch" in loaded("import budgetlab.ranks")

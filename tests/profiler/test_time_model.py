@@ -188,7 +188,7 @@ def with_so_much_memory(path: Path, further_bytes: int, out: Path) -> subprocess
 
 
 def test_a_sequence_that_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> None:
-    path = write_small_study(tmp_path, arms=("no_kd",))
+    path = write_small_study(tmp_path, arms=ARMS)
     path.write_text(path.read_text().replace("seq_len = 16", "seq_len = 2048").replace("= 128\n", "= 8192\n", 1))
     done = with_so_much_memory(path, 10_000_000, tmp_path)
     assert done.returncode == 2
