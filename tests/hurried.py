@@ -13,7 +13,7 @@ def hurry(put: Callable[[object, str, object], None] = setattr) -> None:
     `put` sets an attribute: `setattr`, or one that puts the old one back.
     """
     import budgetlab.profiler as profiler
-    from budgetlab.evaluation import jobs, yardsticks
+    from budgetlab.evaluation import jobs
     from budgetlab.values import Packing
 
     adapted_loss = jobs.adapted_loss
@@ -21,7 +21,12 @@ def hurry(put: Callable[[object, str, object], None] = setattr) -> None:
     def adapted(*given: Any, tokens: int, **further: Any) -> Any:
         return adapted_loss(*given, tokens=min(tokens, 8192), **further)
 
-    put(yardsticks, "HEAD_STEPS", 60)
+    readout_loss = jobs.readout_loss
+
+    def readout(*given: Any, least_steps: int, **further: Any) -> Any:
+        return readout_loss(*given, least_steps=min(least_steps, 60), **further)
+
+    put(jobs, "readout_loss", readout)
     put(jobs, "adapted_loss", adapted)
     effort = profiler.Effort
     put(profiler, "Effort", lambda *given, **further: effort(*given, **further) if given else effort(6, 0.0))
