@@ -305,7 +305,7 @@ def test_bits_a_byte_and_calibration_are_those_of_the_span() -> None:
     documents[0] = (1, 3)
     found = next_token_loss(network, held, heldout_sequences=9, documents=documents)
     batch = to_device(held.in_order(0, 9), torch.device("cpu"))
-    predicted = network(batch.input_ids, Needs(logits="all")).logits
+    predicted = network(batch.input_ids, Needs(logits="all")).logits.detach()
     nats = functional.cross_entropy(predicted, batch.target_ids, reduction="none").double()
     assert found.nats == pytest.approx(float(nats.mean()), rel=1e-6) and found.num_targets == 144
     # Whole documents after the first: tokens 1..6 and an end at 7, then 8..13 ... within 145 tokens of text.
