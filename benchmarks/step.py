@@ -3,9 +3,11 @@
     pip install -c constraints.txt -e '.[benchmarks]'      # once: Trainer needs accelerate
     python benchmarks/step.py                              # CPU: 4 x 256 and 6 x 768, vocabulary 30,522, one thread
     python benchmarks/step.py --device cuda --students 6x768 12x1024
+    python benchmarks/step.py --causal                     # Llama-shaped, vocabulary 32,000, against a plain loop
 
 (a) no_kd against `transformers.Trainer` on the same model, samples and precision, and against Trainer's defaults with
-the fastest precision and attention of ours; (b) every strategy lean against `execute = "everything"`. What is compared
+the fastest precision and attention of ours; (b) every strategy lean against `execute = "everything"`; (c) causal models
+against a plain loop of the same model, data, precision and batch, with the largest tensor of each. What is compared
 alternates in rounds within one process; a ratio is the median over rounds, with the lowest and highest beside it. On a
 CPU seconds are CPU seconds, on a GPU they are between synchronised clocks.
 """
@@ -32,7 +34,8 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from transformers import AutoModelForMaskedLM, Trainer, TrainerCallback, TrainingArguments
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, Trainer, TrainerCallback, TrainingArguments
 
 from budgetlab.batches import MaskedBatch
 from budgetlab.hardware import has_bfloat16
@@ -238,12 +241,91 @@ def against_everything(
               f"{middle / flops_ratio:.0%} of it: {'met' if middle >= 0.95 * flops_ratio else 'MISSED'}")  # fmt: skip
 
 
+class PlainStep:
+    """Times a plain loop: the model's own forward pass and loss, AdamW and clipping as ours."""
+
+    def __init__(
+        self, student: ModelSpec, teacher: ModelSpec | None, samples: MaskedBatch, device: torch.device
+    ) -> None:
+        def plain(spec: ModelSpec) -> Any:
+            config = build_network(spec, device="meta").model.config
+            return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").to(device)
+
+        self.student, self.teacher = plain(student).train(), None if teacher is None else plain(teacher).eval()
+        self.ids, self.targets = (torch.from_numpy(a).to(device) for a in (samples.input_ids, samples.target_ids))
+        self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=1e-5, fused=True)
+        self.device = device
+        self.step()
+
+    def step(self) -> None:
+        """Take one step."""
+        logits = self.student(input_ids=self.ids, use_cache=False).logits.flatten(0, 1).float()
+        loss = torch.nn.functional.cross_entropy(logits, self.targets)
+        if self.teacher is not None:
+            with torch.no_grad():
+                theirs = self.teacher(input_ids=self.ids, use_cache=False).logits.flatten(0, 1).float()
+            logs = logits.log_softmax(-1), theirs.log_softmax(-1)
+            loss = (loss + torch.nn.functional.kl_div(*logs, reduction="batchmean", log_target=True)) / 2
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def __call__(self, steps: int) -> float:
+        """Take steps and return seconds a step."""
+        started = seconds_now(self.device)
+        for _ in range(steps):
+            self.step()
+        return (seconds_now(self.device) - started) / steps
+
+
+class _Largest(TorchDispatchMode):
+    """The most numbers in one tensor."""
+
+    most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for value in found if isinstance(found, tuple | list) else (found,):
+            self.most = max(self.most, value.numel() if isinstance(value, torch.Tensor) else 0)
+        return found
+
+
+def against_a_plain_loop(device: torch.device, rounds: int, seconds: float) -> None:
+    """Print (c): from scratch, and distilled with half the weight on the words."""
+    shape: dict[str, Any] = {"hidden_size": 256, "num_heads": 8, "num_kv_heads": 4, "intermediate_size": 688}
+    shape |= {"family": "llama", "vocab_size": 32_000, "tie_embeddings": True}
+    student, teacher = (ModelSpec(num_layers=layers, **shape) for layers in (4, 8))
+    length, sequences = 256, 8
+    draw = np.random.default_rng(0)
+    tokens = draw.integers(5, 32_000, size=(sequences, length + 1))
+    samples = MaskedBatch(tokens[:, :-1].copy(), np.arange(sequences * length), tokens[:, 1:].ravel(), causal=True)
+    how = {"seq_len": length, "batch_tokens": sequences * length, "dtype": "float32", "attention": "sdpa"}
+    way = Recipe.model_validate({**how, "mask_fraction": 1})
+    print(f"  llama 4x256 of 8x256, vocabulary 32,000, {sequences} x {length} tokens a step, float32")
+    for name, settings in (("no_kd", {}), ("kd", {"alpha": 0.5})):
+        strategy = build_strategy(StrategySpec(name=name, **settings))
+        taught = teacher if strategy.uses_teacher else None
+        step = build_step(name, strategy, student, taught, way, seed=0, device=device)
+        ours, plain = OurStep(step, samples), PlainStep(student, taught, samples, device)
+        largest = []
+        for side in (ours, plain):
+            with _Largest() as watched:
+                side(1)
+            largest.append(4e-6 * watched.most)
+        found = alternate({"ours": ours, "plain": plain}, rounds, seconds)
+        speed = sequences * length / statistics.median(found["ours"])
+        print(f"  (c) {name:<10} {speed:8,.0f} tokens/s; over a plain loop {ratio(found['plain'], found['ours'])[1]}; "
+              f"largest tensor {largest[0]:.0f} MB, {largest[1]:.0f} MB in the loop")  # fmt: skip
+
+
 def main() -> None:
     """Run what was asked and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--students", nargs="+", default=["4x256", "6x768"], choices=list(STUDENTS))
     parser.add_argument("--sequences", type=int, default=8, help="of 128 tokens in a batch")
+    parser.add_argument("--causal", action="store_true", help="(c) alone")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.5, help="of each side in a round")
     asked = parser.parse_args()
@@ -255,6 +337,9 @@ def main() -> None:
     print(f"{where}, {torch.get_num_threads()} thread(s), torch {torch.__version__}, transformers "
           f"{transformers.__version__}, {asked.sequences} x {LENGTH} tokens a step, vocabulary {VOCAB:,}, "
           f"{asked.rounds} rounds")  # fmt: skip
+    if asked.causal:
+        against_a_plain_loop(device, asked.rounds, asked.seconds)
+        return
     for sizes in asked.students:
         print(sizes)
         fastest = against_trainer(sizes, asked.sequences, device, asked.rounds, asked.seconds)

@@ -342,7 +342,7 @@ class _InParts(torch.autograd.Function):
     def forward(
         ctx: Any, part: Any, rows: int, found: dict[str, Tensor], states_MD: Tensor, *parameters: Any
     ) -> Tensor:
-        sums = [torch.zeros_like(parameter) for parameter in parameters]
+        sums: list[Tensor] = []
         gradient_MD, total = torch.empty_like(states_MD), states_MD.new_zeros((), dtype=torch.float32)
         for first in range(0, len(states_MD), rows):
             with torch.enable_grad():
@@ -352,8 +352,7 @@ class _InParts(torch.autograd.Function):
                 loss = torch.stack(list(terms.values())).sum() * share
             own, *theirs = torch.autograd.grad(loss, [rows_MD, *parameters])
             gradient_MD[first : first + rows] = own
-            for kept, gradient in zip(sums, theirs, strict=True):
-                kept += gradient
+            sums = [a.add_(b) for a, b in zip(sums, theirs, strict=True)] if sums else list(theirs)
             total += loss.detach()
             for name, term in terms.items():
                 found[name] = found.get(name, 0.0) + term.detach() * share

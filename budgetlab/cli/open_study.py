@@ -82,6 +82,10 @@ class OpenStudy:
         self.corpus()
         profile = self.profile(to_run=True, depth=depth)
         plan = self.tune(self.plan(profile))
+        from budgetlab.planner import predicted_times
+
+        if not self.store.records(last_point=True) and (told := predicted_times(plan, self.study.evaluate)):
+            self.screen.say(f"plan      {told}, predicted")
         records = self.run(plan)
         return self.report(plan, profile, records, self.table(self.evaluate(plan, records)))
 

@@ -12,7 +12,7 @@ from budgetlab.planner.scenarios import (
     what_if,
     with_throughput,
 )
-from budgetlab.planner.standing import Standing, ladder_costs, ladder_note, standing
+from budgetlab.planner.standing import Standing, ladder_costs, ladder_note, predicted_times, standing
 from budgetlab.planner.tuning import choose_rates, grid_ends, trial_losses, trial_plan, trials_key, tuning_note
 from budgetlab.planner.words import (
     audit,

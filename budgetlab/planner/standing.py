@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from budgetlab.planner.prices import StepCost, step_costs
 from budgetlab.units import format_amount, format_seconds
-from budgetlab.values import ArmCost, CostProfile, ExecutionSpec, Packing, Plan, PlanUnit, RunRecord
+from budgetlab.values import ArmCost, CostProfile, EvaluateSpec, ExecutionSpec, Packing, Plan, PlanUnit, RunRecord
 
 _WORTH_PACKING = 1.1
 
@@ -53,7 +53,8 @@ def standing(plan: Plan, records: Iterable[RunRecord]) -> Standing:
     units = [unit for unit in plan.units() if unit.kind != "trial"]
     # Where all branches are there, their trunk was, whether or not its folder still is.
     awaited = {need for unit in units if unit.id not in by_id for need in unit.needs}
-    units = [unit for unit in units if unit.kind != "trunk" or unit.id in {*by_id, *awaited}]
+    wanted = {*by_id, *awaited}
+    units = [unit for unit in units if unit.kind != "trunk" or unit.id in wanted]
     reached = {unit.id: _reached(unit, by_id.get(unit.id)) for unit in units}
     costs = {unit.id: step_costs(plan.execution, unit.cost, unit.teacher_steps) for unit in units}
     flops = {name: cost for name, (_, cost) in costs.items()}
@@ -142,6 +143,26 @@ def ladder_note(plan: Plan) -> str | None:
     other = "separate" if plan.ladder == "branched" else "branched"
     shown = {name: "n/a" if value is None else format_amount(value, "required_flops") for name, value in costs.items()}
     return f"the {plan.ladder} ladder trains {shown[plan.ladder]} in the arms; {other} it would be {shown[other]}"
+
+
+def predicted_times(plan: Plan, spec: EvaluateSpec) -> str | None:
+    """Say how long the runs and their losses will take on the plan's workers; None where steps were not timed.
+
+    The losses are predicted from the seconds that a token takes in the cheapest arm's training, with the shares that
+    were measured on the demo's students: 0.6 for a read-out and 1 for an adapted loss. Fine-tuned tasks are not in it.
+    """
+    left = standing(plan, []).seconds_left
+    rates = [cost.seconds_per_step / cost.batch_tokens for cost in plan.costs.values() if cost.seconds_per_step]
+    if left is None or not rates:
+        return None
+    top = max(schedule.rung for schedule in plan.schedules)
+    runs = [schedule for schedule in plan.schedules if schedule.feasible for _ in plan.seeds]
+    others = len(plan.teachers) + len(plan.seeds) * len({arm.student for arm in plan.arms.values()})
+    adapted = [run for run in runs if "adapted_loss" not in spec.largest_budget_only or run.rung == top]
+    tokens = 0.6 * spec.readout_tokens * (len(runs) + others) + spec.adapted_tokens * (len(adapted) + others)
+    losses = tokens * min(rates) / plan.execution.side_by_side
+    further = f", then {len(spec.tasks)} tasks" if spec.tasks else ""
+    return f"about {format_seconds(left)} of training and {format_seconds(losses)} of measuring losses{further}"
 
 
 def decide_compiling(asked: str, plan: Plan) -> tuple[bool, str]:
