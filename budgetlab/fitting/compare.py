@@ -217,7 +217,7 @@ def _ask(
     found = contrast(panel, a, b, amount)
     assert found is not None
     # Of an unknown unit nothing is small.
-    margins = {"nats": outcome.spec.margin_nats, "points": outcome.spec.margin, "units": 0.0}
+    margins = {"nats": outcome.spec.margin_nats, "points": outcome.spec.margin, "units": 0.0, "bits": 0.0}
     return _Question(a, b, outcome, amount, found, margin or margins[outcome.unit], curves)
 
 

@@ -235,7 +235,7 @@ class Verdict(Record):
     """(A, B); the difference is A minus B, positive when A is better."""
     at: Budget
     y: str
-    unit: Literal["points", "nats", "units"] = "points"
+    unit: Literal["points", "nats", "bits", "units"] = "points"
     """Of differences, intervals and the margin; 1 point is 0.01 of a score, units are those of any other loss."""
     difference: float | None
     interval: Interval | None

@@ -64,6 +64,11 @@ class Known:
         """The read-out loss as it is drawn."""
         return points_table(self.outcomes, self.arms, ["readout_loss"], fits=self.fits)
 
+    @cached_property
+    def next_token_losses(self) -> pd.DataFrame:
+        """Causal models' own held-out loss as it is drawn."""
+        return points_table(self.outcomes, self.arms, ["lm_loss"], fits=self.fits)
+
 
 @dataclass(frozen=True)
 class Figure:

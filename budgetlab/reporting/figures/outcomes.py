@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -299,15 +299,20 @@ def _of_scores(name: str, x: Axis, what: str = "Score", task: str | None = None)
     return Figure(name, "Outcomes", table, draw, caption)
 
 
-def _of_losses(x: Axis) -> Figure:
+def _of_losses(x: Axis, task: str, words: str, points: Callable[[Known], pd.DataFrame]) -> Figure:
     aside = "arms are drawn a little aside of one another; " if x == "required_flops" else ""
+
+    def table(known: Known) -> pd.DataFrame:
+        drawn = points(known)
+        return drawn if x in _known_axes(drawn) else drawn[:0]
+
     return Figure(
-        f"readout_loss_vs_{_NAMES[x]}",
+        f"{task}_vs_{_NAMES[x]}",
         "Outcomes",
-        table=lambda known: known.losses if x in _known_axes(known.losses) else known.losses[:0],
-        draw=lambda table, known: draw_losses(table, fit_note(known.fits, "readout_loss", table, x), x, known.arms),
+        table,
+        draw=lambda table, known: draw_losses(table, fit_note(known.fits, task, table, x), x, known.arms),
         caption=lambda table, known: (
-            f"Held-out read-out loss against {_WORDS[x]}; {aside}{spread_note(table, known.outcomes)}; {known.where}."
+            f"Held-out {words} against {_WORDS[x]}; {aside}{spread_note(table, known.outcomes)}; {known.where}."
         ),
     )
 
@@ -315,5 +320,6 @@ def _of_losses(x: Axis) -> Figure:
 FIGURES = (
     *(_of_scores(f"score_vs_{_NAMES[x]}", x) for x in AXES),
     _of_scores("cola_vs_tokens", "tokens", "CoLA", "cola"),
-    *map(_of_losses, AXES[:2]),
+    *(_of_losses(x, "readout_loss", "read-out loss", lambda known: known.losses) for x in AXES[:2]),
+    *(_of_losses(x, "lm_loss", "loss of the own head", lambda known: known.next_token_losses) for x in AXES[:2]),
 )

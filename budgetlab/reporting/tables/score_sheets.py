@@ -273,9 +273,8 @@ def full_sheet(frame: pd.DataFrame) -> Sheet:
         Column("budget", lambda row: "" if row["budget_amount"] is None else _budget(row), left=True),
         Column("runs", "runs", 0, _SPENT),
     ]
-    causal = _column("lm_loss") in frame and frame[_column("lm_loss")].notna().any()
-    own = [_loss_column("held out\nnats", "lm_loss")] if causal else [_loss_column("own MLM\nnats", "mlm_loss")]
-    own += [_loss_column("bits\na byte", "bits_per_byte")] if causal else []
+    causal = frame[_column("lm_loss")].notna().any()
+    own = [] if causal else [_loss_column("own MLM\nnats", "mlm_loss")]
     if behind.notna().any():
         gap = Column(
             "read-out\nminus own\nnats", "behind", lambda gap: "n/a" if gap is None else f"{gap:+.3f}", _OUTCOME
@@ -314,9 +313,12 @@ def _closing(
     seconds = pd.concat([frame["planned_device_seconds"], frame["spent_device_seconds"]]).astype(float)
     unit, time = ("h", number(2, per=3600)) if seconds.max() >= 7200 else ("s", number(1))
     named = {task: frame.attrs["subsets"][task] for task in tasks if task in frame.attrs["subsets"]}
-    losses = [_loss_column("read-out\nnats", "readout_loss")]
-    if frame[_column("adapted_loss")].notna().any():
-        losses.append(_loss_column("adapted\nnats", "adapted_loss"))
+    names = {"lm_loss": "held out\nnats", "bits_per_byte": "bits\na byte"}
+    shared = {"readout_loss": "read-out\nnats", "adapted_loss": "adapted\nnats"}
+    found = {task: head for task, head in (shared | names).items() if frame[_column(task)].notna().any()}
+    if "lm_loss" not in found:
+        found = {"readout_loss": shared["readout_loss"], **found}
+    losses = [_loss_column(head, task) for task, head in found.items()]
     heads = {task: "mean" if task == MEAN else f"{task}\nsubset" if task in named else task for task in tasks}
     columns = [
         Column("arm", _subject_name, left=True),
