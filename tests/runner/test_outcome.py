@@ -139,7 +139,7 @@ def test_the_model_card_says_what_it_is(made: Plan, finished) -> None:
     record = next(r for r in records if r.arm == "minilm" and r.kind == "rung")
     card = (store.model_folder(record.run_id) / "README.md").read_text()
     assert card == model_card(made, record)
-    for part in ("MLM head was not trained", "| strategy | minilm |", f"{record.tokens:,} positions", "learning_rate",
+    for part in ("head was not trained", "| strategy | minilm |", f"{record.tokens:,} positions", "learning_rate",
                  f"{record.required_flops:.6g}", "device time", "Not measured", str(record.weights_hash)):  # fmt: skip
         assert part in card
     score = Score(

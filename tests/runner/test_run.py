@@ -287,9 +287,19 @@ def longer(study: Study) -> Plan:
     )
 
 
+def begin_run(forks: Forks, made: Plan, study: Study, store: Store, folder: Path) -> Command:
+    """Begin `budgetlab run` of a plan: commands are compared with commands, not with this process of many tests."""
+    store.write_plan(made)
+    store.write_study(dump_study(study))
+    return forks.begin("run", str(store.folder / "plan.json"), BUDGETLAB_DATA_ROOT=str(folder))
+
+
 @pytest.fixture(scope="module")
-def uninterrupted(longer: Plan, corpus: Corpus, folder: Path) -> dict[str, str | None]:
-    return hashes(run(longer, corpus, Store(folder / "uninterrupted", "small")))
+def uninterrupted(longer: Plan, study: Study, corpus: Corpus, folder: Path, forks: Forks) -> dict[str, str | None]:
+    store = Store(folder / "uninterrupted", "small")
+    command = begin_run(forks, longer, study, store, folder)
+    assert command.wait() == 0, command.errors
+    return hashes(store.records())
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -307,13 +317,8 @@ def test_a_killed_command_goes_on_from_its_checkpoint(
     results = folder / f"killed-{number}-{workers}"
     store = Store(results, "small")
     execution = longer.execution.model_copy(update={"workers": workers})
-    store.write_plan(longer.model_copy(update={"execution": execution}))
-    store.write_study(dump_study(study))
-
-    def begin() -> Command:
-        return forks.begin("run", str(store.folder / "plan.json"), BUDGETLAB_DATA_ROOT=str(folder))
-
-    process = begin()
+    side_by_side = longer.model_copy(update={"execution": execution})
+    process = begin_run(forks, side_by_side, study, store, folder)
     deadline = time.monotonic() + 120
     # Once a trunk has its first branch point, the process is in the middle of a unit.
     while not list(store.folder.glob("runs/no_kd-trunk-*/checkpoints/step_*")):
@@ -337,11 +342,9 @@ def test_a_killed_command_goes_on_from_its_checkpoint(
         for trunk in under_way:
             there = {int(path.name[5:]) for path in store.checkpoints(trunk.run_id).glob("step_*")}
             assert trunk.steps in there and trunk.tokens == trunk.steps * 128
-    if workers == 1 or number == signal.SIGTERM:
-        again = begin()
-        assert again.wait() == 0, again.errors
-    else:  # what workers left behind is gone on from by one process as well, which is faster
-        run(longer, corpus, store)
+    # What workers left behind is gone on from by one process as well, which is faster.
+    again = begin_run(forks, side_by_side if number == signal.SIGTERM else longer, study, store, folder)
+    assert again.wait() == 0, again.errors
     assert hashes(store.records()) == uninterrupted
 
 
