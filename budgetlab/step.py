@@ -20,6 +20,7 @@ from budgetlab.batches import MaskedBatch
 from budgetlab.checkpoint import tensors_hash
 from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.hardware import is_out_of_memory
+from budgetlab.in_parts import InParts
 from budgetlab.models import FAMILIES, Network, build_network, load_parameters, start_from_teacher
 from budgetlab.ranks import Ranks
 from budgetlab.strategies import Strategy
@@ -213,7 +214,7 @@ class TrainingStep:
 
         parts = [getattr(self.student.model, name) for name in FAMILIES[self.student.spec.family].head]
         learned = {id(value): value for part in parts for value in part.parameters() if value.requires_grad}
-        return _InParts.terms(of_rows, ours_MD, list(learned.values()), rows)
+        return InParts.terms(of_rows, ours_MD, list(learned.values()), rows)
 
     def backward(self, terms: dict[str, Tensor], share: float = 1.0) -> None:
         """Phase 4: gradients of the sum of the terms, times the micro-batch's share of the batch."""
@@ -322,46 +323,6 @@ class TrainingStep:
     def teacher_hash(self) -> str | None:
         """Hash the teacher's weights; it must never change."""
         return None if self.teacher is None else tensors_hash(dict(self.teacher.named_parameters()))
-
-
-class _InParts(torch.autograd.Function):
-    """A loss that is a mean over rows, whose gradients are taken part by part on the way forward."""
-
-    @staticmethod
-    def terms(
-        part: Callable[[int, Tensor], dict[str, Tensor]], states_MD: Tensor, parameters: list[nn.Parameter], rows: int
-    ) -> dict[str, Tensor]:
-        """Return the terms of all parts; `part(first, rows_MD)` those of some rows, `parameters` what it learns by."""
-        found: dict[str, Tensor] = {}
-        total = _InParts.apply(part, rows, found, states_MD, *parameters)
-        first = next(iter(found))
-        # The gradient of the sum is known, not that of each term: all of it hangs on the first one.
-        return found | {first: found[first] + (total - total.detach())}
-
-    @staticmethod
-    def forward(
-        ctx: Any, part: Any, rows: int, found: dict[str, Tensor], states_MD: Tensor, *parameters: Any
-    ) -> Tensor:
-        sums: list[Tensor] = []
-        gradient_MD, total = torch.empty_like(states_MD), states_MD.new_zeros((), dtype=torch.float32)
-        for first in range(0, len(states_MD), rows):
-            with torch.enable_grad():
-                rows_MD = states_MD[first : first + rows].detach().requires_grad_()
-                terms = part(first, rows_MD)
-                share = len(rows_MD) / len(states_MD)
-                loss = torch.stack(list(terms.values())).sum() * share
-            own, *theirs = torch.autograd.grad(loss, [rows_MD, *parameters])
-            gradient_MD[first : first + rows] = own
-            sums = [a.add_(b) for a, b in zip(sums, theirs, strict=True)] if sums else list(theirs)
-            total += loss.detach()
-            for name, term in terms.items():
-                found[name] = found.get(name, 0.0) + term.detach() * share
-        ctx.save_for_backward(gradient_MD, *sums)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *scale: Any) -> Any:
-        return None, None, None, *(gradient * scale[0] for gradient in ctx.saved_tensors)
 
 
 class _Student(nn.Module):

@@ -342,3 +342,23 @@ def test_a_plan_on_given_throughput_and_a_report_time_nothing(
 
 
 ARMS = ("no_kd", "vanilla_kd", "minilm", "tinybert")
+
+
+def test_a_shipped_teacher_is_trained_again_and_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from budgetlab.cli.demo import _train_again
+    from budgetlab.cli.open_study import OpenStudy
+
+    path = write_small_study(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    text = path.read_text().partition("[arms.vanilla_kd]")[0] + '[plan]\nbudgets = ["2e9", "4e9"]\n'
+    path.write_text(text + "[evaluate]\nreadout_tokens = 2048\nreadout_steps = 4\nadapted_tokens = 0\n")
+    opened, said = OpenStudy(str(path), Path("results"), None, quiet=True), list[str]()
+    monkeypatch.setattr(opened.screen, "say", said.append)
+    folder = _train_again(opened, {"heldout_nats": 99.0, "corpus": "other", "torch": "1.0", "python": "3.0"})
+    assert (folder / "model.safetensors").is_file() and (folder / "tokenizer.json").is_file()
+    assert any("the shipped one 99.000" in line and "beyond 0.05" in line for line in said)
+    assert any("torch is" in line and "was 1.0 there" in line for line in said)
+    taught = OpenStudy(str(write_small_study(tmp_path)), Path("results"), None, quiet=True)
+    taught.use_teacher("teacher", folder)
+    assert Path(taught.study.models["teacher"].weights or "").is_absolute()
+    assert taught.corpus().vocab_size == opened.corpus().vocab_size

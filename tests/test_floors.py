@@ -16,7 +16,7 @@ FLOORS = [
     ({"machine"}, set()),
     (
         {"strategies", "laws", "study_tables", "frames", "modelcard", "resampling"},
-        {"workers", "hardware", "models", "corpus", "batches", "checkpoint", "ranks"},
+        {"workers", "hardware", "models", "corpus", "batches", "checkpoint", "ranks", "in_parts"},
     ),
     ({"studies", "store", "intake"}, set()),
     ({"planner", "fitting"}, {"step"}),

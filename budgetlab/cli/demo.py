@@ -55,15 +55,14 @@ def _train_again(opened: OpenStudy, record: dict[str, Any]) -> Path:
     corpus = opened.corpus()
     plan = opened.plan(opened.profile(to_run=True, depth="quick"))
     records = opened.run(plan)
-    done = next((found for found in records if found.status == "complete"), None)
+    done = next((found for found in records if found.kind == "rung" and found.status == "complete"), None)
     if done is None:
         raise CallerError(f"demo --train-teacher, {opened.study.name}", "its run failed", "see the reason above")
     scores = opened.evaluate(plan, records)
     nats = next(s.value for s in scores if s.subject == "run" and s.task in ("mlm_loss", "lm_loss"))
     apart = nats - record["heldout_nats"]
-    within = "within" if abs(apart) <= _AS_RECORDED_NATS else "more than"
-    told = f"held out {nats:.3f} nats, the shipped one {record['heldout_nats']:.3f}: {within} {_AS_RECORDED_NATS} apart"
-    opened.screen.say(f"teacher   {told} ({apart:+.3f})")
+    told = f"held out {nats:.3f} nats, the shipped one {record['heldout_nats']:.3f} ({apart:+.3f}"
+    opened.screen.say(f"teacher   {told}, {'within' if abs(apart) <= _AS_RECORDED_NATS else 'beyond'} 0.05)")
     here = {"corpus": corpus.content_hash, **{name: getattr(done.environment, name) for name in ("torch", "python")}}
     for name, value in here.items():
         if value != record[name]:

@@ -71,8 +71,9 @@ class OpenStudy:
 
     def use_teacher(self, name: str, weights: Path) -> None:
         """Take a model and the tokenizer from a folder of weights, in the place of what the study says."""
-        model = self.study.models[name].model_copy(update={"weights": str(weights)})
-        corpus = self.study.corpus.model_copy(update={"tokenizer": str(weights)})
+        folder = str(weights.resolve())  # paths are looked for under the data roots otherwise
+        model = self.study.models[name].model_copy(update={"weights": folder})
+        corpus = self.study.corpus.model_copy(update={"tokenizer": folder})
         models = {**self.study.models, name: model}
         self.study = self.study.model_copy(update={"models": models, "corpus": corpus})
 

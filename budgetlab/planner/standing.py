@@ -149,12 +149,16 @@ def predicted_times(plan: Plan, spec: EvaluateSpec) -> str | None:
     """Say how long the runs and their losses will take on the plan's workers; None where steps were not timed.
 
     The losses are predicted from the seconds that a token takes in the cheapest arm's training, with the shares that
-    were measured on the demo's students: 0.6 for a read-out and 1 for an adapted loss. Fine-tuned tasks are not in it.
+    were measured on the demo's students: 0.6 for a read-out and 1 for an adapted loss. Fine-tuned tasks are not in it,
+    and of causal studies, whose losses take little, training alone is said.
     """
     left = standing(plan, []).seconds_left
     rates = [cost.seconds_per_step / cost.batch_tokens for cost in plan.costs.values() if cost.seconds_per_step]
     if left is None or not rates:
         return None
+    training = f"about {format_seconds(left)} of training"
+    if all(arm.recipe.causal for arm in plan.arms.values()):
+        return training
     top = max(schedule.rung for schedule in plan.schedules)
     runs = [schedule for schedule in plan.schedules if schedule.feasible for _ in plan.seeds]
     others = len(plan.teachers) + len(plan.seeds) * len({arm.student for arm in plan.arms.values()})
@@ -162,7 +166,7 @@ def predicted_times(plan: Plan, spec: EvaluateSpec) -> str | None:
     tokens = 0.6 * spec.readout_tokens * (len(runs) + others) + spec.adapted_tokens * (len(adapted) + others)
     losses = tokens * min(rates) / plan.execution.side_by_side
     further = f", then {len(spec.tasks)} tasks" if spec.tasks else ""
-    return f"about {format_seconds(left)} of training and {format_seconds(losses)} of measuring losses{further}"
+    return f"{training} and {format_seconds(losses)} of measuring losses{further}"
 
 
 def decide_compiling(asked: str, plan: Plan) -> tuple[bool, str]:
