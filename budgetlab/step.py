@@ -178,7 +178,10 @@ class TrainingStep:
     def _in_parts(self, batch: Batch) -> bool:
         """Whether the batch's logits are more than are held at once, and the loss can do without."""
         logits = len(batch.target_ids) * (self.student.spec.vocab_size or 0)
-        return self.strategy.by_rows and not self.everything and logits > LOGITS_AT_ONCE
+        # Gradients that several processes average may not be taken on the way forward.
+        able = self.strategy.by_rows and not self.everything and self.replica is None
+        counted = self.device.type == "meta" or type(batch.input_ids) is not Tensor  # without storage, phase by phase
+        return able and not counted and logits > LOGITS_AT_ONCE
 
     def _before_head(self, batch: Batch, spec: ModelSpec, needs: Needs) -> Needs:
         """Read the state under the head in the place of logits, where these come a part at a time in the loss."""

@@ -288,6 +288,13 @@ def test_logits_in_parts_give_the_same_loss_and_gradients_in_less_memory(
     assert whole[2] == 64 * 101 and parts[2] < 64 * 101
 
 
+def test_what_would_be_computed_in_parts_is_counted_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job("arm", StrategySpec(name="kd"), spec("llama"), spec("llama", 4), RECIPE)
+    whole = count_arm(job, torch.device("cpu"))
+    monkeypatch.setattr(budgetlab.step, "LOGITS_AT_ONCE", 101)
+    assert count_arm(job, torch.device("cpu")) == whole
+
+
 def test_padded_vocabularies_are_cut_to_the_shared_rows() -> None:
     built = build_strategy(StrategySpec(name="kd"))
     padded = spec("llama", 4, vocab_size=128)
