@@ -20,7 +20,7 @@ from budgetlab.runner.progress import Moved
 from budgetlab.runner.state import SIGNS, TrainingState
 from budgetlab.runner.units import Unit
 from budgetlab.store import Store
-from budgetlab.values import Plan, Recipe, RunRecord
+from budgetlab.values import NUMERICS_VERSION, Plan, Recipe, RunRecord
 
 POINTS_PER_RUN, SIGNS_EVERY_POINTS = 40, 5
 CHECKPOINT_EVERY_SECONDS, CHECKPOINT_SHARE = 30.0, 0.01
@@ -61,6 +61,7 @@ class Trainer:
             record = RunRecord(
                 run_id=unit.run_id,
                 key=unit.key,
+                numerics_version=NUMERICS_VERSION,
                 kind=unit.record_kind,
                 arm=unit.arm,
                 student=unit.model,

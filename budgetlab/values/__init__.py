@@ -17,7 +17,16 @@ from budgetlab.values.costs import (
     Timing,
 )
 from budgetlab.values.plans import Budget, Plan, PlanSpec, PlanUnit, Schedule, TeacherPlan, Trial, TuningSpec
-from budgetlab.values.results import Assumption, CurveFit, PhaseSpent, Point, RunRecord, Score, Verdict
+from budgetlab.values.results import (
+    NUMERICS_VERSION,
+    Assumption,
+    CurveFit,
+    PhaseSpent,
+    Point,
+    RunRecord,
+    Score,
+    Verdict,
+)
 from budgetlab.values.scoring import EvaluateSpec, FinetuneRecipe, FitSpec, TaskSpec
 from budgetlab.values.signals import Batch, Needs, Signals, SpecialIds
 from budgetlab.values.specs import Arm, CorpusSpec, ExecutionSpec, ModelSpec, Pretrain, Recipe, StrategySpec

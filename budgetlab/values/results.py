@@ -16,6 +16,12 @@ from budgetlab.values.costs import Environment
 from budgetlab.values.plans import Budget, Schedule
 from budgetlab.values.scoring import subset_words
 
+NUMERICS_VERSION = 1
+"""Of everything that decides a trained weight beside the study: step, losses, batches, models, optimiser.
+
+It rises with a change after which the same unit would end with other weights by more than rounding, and CHANGELOG.md
+then says which records the change retires. Runs of two versions are never mixed in one study."""
+
 
 class Point(Value):
     """One evaluation point of a run, cumulative from its first step (of the trunk, for a branch)."""
@@ -49,6 +55,8 @@ class RunRecord(Record):
 
     run_id: str
     key: str
+    numerics_version: int | None = None
+    """`NUMERICS_VERSION` of the program that trained it; None in records older than the number."""
     kind: Literal["teacher", "trunk", "rung"]
     arm: str
     student: str
