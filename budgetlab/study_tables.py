@@ -39,8 +39,10 @@ def is_file(path: Path) -> bool:
 
 
 def find_study(path: Path, beside: Path) -> Path:
-    """Find a study file or a preset."""
+    """Find a study file, a preset, or from any folder a study of the checkout that the program runs from."""
     candidates = [beside / path, path]
+    if path.parts[:1] == ("experiments",):
+        candidates.append(PRESETS.parents[1] / path)
     if path.parts[:1] == ("presets",):
         candidates.append(PRESETS / Path(*path.parts[1:]))
     for candidate in candidates:
@@ -136,19 +138,35 @@ def _from_here(name: str, folder: Path) -> str:
         return name
 
 
-def given_config(weights: str) -> dict[str, Any] | None:
-    """Return the config.json of a folder of weights; None of an id on the hub."""
-    folder = Path(weights)
+def given_config(weights: str, fetch: bool = False) -> dict[str, Any] | None:
+    """Return the config.json of given weights; None of an id on the hub that is not in its cache, unless to fetch."""
+    file = Path(weights) / "config.json" if _is_folder(Path(weights)) else _hub_config(weights, fetch)
+    if file is None:
+        return None
     try:
-        if not folder.is_dir():
-            return None
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         wrong = f"no config.json that can be read ({error})"
         raise CallerError(f"weights = {weights!r}", wrong, "give a folder that transformers can load") from None
     if not isinstance(config, dict):
         raise CallerError(f"weights = {weights!r}", "config.json is no JSON object", "give a folder of a model")
     return config
+
+
+def _hub_config(name: str, fetch: bool) -> Path | None:
+    """Where the hub's cache has the config.json of an id; with `fetch` it is brought there."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        kept = try_to_load_from_cache(name, "config.json")
+        return Path(kept if isinstance(kept, str) or not fetch else hf_hub_download(name, "config.json"))
+    except (TypeError, HFValidationError):
+        return None  # not there, or no id at all: whoever loads the weights says so
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        wrong = f"no folder, and its config.json cannot be had from the hub ({' '.join(str(error).split())[:120]})"
+        remedy = "correct the name, go online, or write its shape (num_layers, hidden_size, ...)"
+        raise CallerError(f"weights = {name!r}", wrong, remedy) from None
 
 
 def vocabulary_size(path: Path) -> int | None:
@@ -171,7 +189,8 @@ def vocabulary_size(path: Path) -> int | None:
 def _with_given_shape(name: str, model: Any) -> Any:
     """Fill in from the weights' own config.json what the table does not say."""
     weights = model.get("weights") if isinstance(model, dict) else None
-    config = given_config(weights) if isinstance(weights, str) else None
+    fetch = "num_layers" not in model if isinstance(model, dict) else False
+    config = given_config(weights, fetch) if isinstance(weights, str) else None
     if config is None:
         return model
     names = {**CONFIG_FIELDS, **(_GPT2_FIELDS if config.get("model_type") == "gpt2" else {})}

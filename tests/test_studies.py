@@ -1,10 +1,12 @@
 """Study files: defaults, presets, expansion of arms, and one line for every mistake."""
 
+import json
 from pathlib import Path
 
 import pytest
 from small import write_small_study
 
+from budgetlab import study_tables
 from budgetlab.errors import CallerError
 from budgetlab.planner import audit
 from budgetlab.studies import dump_study, load_study
@@ -170,6 +172,29 @@ def test_what_a_student_starts_from_is_said_and_its_pretraining_is_refused(tmp_p
     path.write_text(text.replace(student, f"{student}pretrain = {{ tokens = 4096 }}\n"))
     with pytest.raises(CallerError, match=r"no_kd.*pretrain, which is a teacher's"):
         load_study(path)
+
+
+def test_the_papers_studies_can_be_extended_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.toml").write_text('extends = "experiments/paper_6l.toml"\nname = "mine"\n')
+    assert load_study("mine.toml").arms.keys() == load_study("experiments/paper_6l.toml").arms.keys()
+
+
+def test_weights_of_the_hub_say_their_own_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = tmp_path / "cache" / "models--some--teacher"
+    (kept / "snapshots" / "abc").mkdir(parents=True)
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("abc")
+    fields = {"num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 256}
+    (kept / "snapshots" / "abc" / "config.json").write_text(json.dumps({"model_type": "bert", **fields}))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    given = study_tables._with_given_shape("teacher", {"weights": "some/teacher"})
+    assert (given["family"], given["num_layers"], given["hidden_size"]) == ("bert", 4, 64)
+    with pytest.raises(CallerError, match="num_layers of 'some/teacher' is 4"):
+        study_tables._with_given_shape("teacher", {"weights": "some/teacher", "num_layers": 5})
+    with pytest.raises(CallerError, match="cannot be had from the hub"):
+        study_tables._with_given_shape("teacher", {"weights": "some/other"})
 
 
 def test_what_given_weights_cost_can_be_stated(tmp_path: Path) -> None:

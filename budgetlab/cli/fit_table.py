@@ -201,15 +201,16 @@ def _with_interval(row: Mapping[str, Any], name: str) -> str:
 
 
 def _compare_groups(fits: Mapping[str, CurveFit], higher_is_better: bool) -> list[dict[str, Any]]:
-    """Compare each pair of curves of one input at the largest input that both were fitted to."""
+    """Compare each pair of curves at the largest input that both were fitted to, adjusted for the number of pairs."""
     import numpy as np
 
     from budgetlab.fitting import predict
     from budgetlab.fitting.use import interval_ends, law_of
 
-    compared = []
+    compared, pairs = [], math.comb(len(fits), 2)
     for (a, one), (b, other) in combinations(fits.items(), 2):
-        row: dict[str, Any] = {"a": a, "b": b, "at": None, "difference": None, "interval": None, "better": None}
+        unknown = dict.fromkeys(("at", "difference", "interval", "adjusted_interval", "better"))
+        row: dict[str, Any] = {"a": a, "b": b, **unknown}
         ranges = [*one.input_ranges.values(), *other.input_ranges.values()]
         low, high = (max(r[0] for r in ranges), min(r[1] for r in ranges)) if ranges else (1.0, 0.0)
         alike = len(one.input_ranges) == 1 and one.input_ranges.keys() == other.input_ranges.keys()
@@ -228,10 +229,13 @@ def _compare_groups(fits: Mapping[str, CurveFit], higher_is_better: bool) -> lis
             ]
             count = min(map(len, clouds))  # the runs of two groups are apart: any pairing is a draw of both
             sign = -1.0 if one.outcome_transform == "1 - y" else 1.0
-            ends = interval_ends(sign * (clouds[0][:count] - clouds[1][:count]), one.interval_level)
-            row["interval"] = [float(end) for end in ends]
-            around = "{:g} % interval {:.4g} to {:.4g}".format(100 * one.interval_level, *row["interval"])
-            if not row["interval"][0] <= 0 <= row["interval"][1]:
+            apart, level = sign * (clouds[0][:count] - clouds[1][:count]), one.interval_level
+            adjusted = interval_ends(apart, 1 - (1 - level) / pairs)  # Bonferroni
+            row["interval"] = [float(end) for end in interval_ends(apart, level)]
+            row["adjusted_interval"] = [float(end) for end in adjusted]
+            around = "{:g} % interval {:.4g} to {:.4g}".format(100 * level, *row["adjusted_interval"])
+            around += f", adjusted for {pairs} comparisons" if pairs > 1 else ""
+            if not row["adjusted_interval"][0] <= 0 <= row["adjusted_interval"][1]:
                 row["better"] = a if (first > second) == higher_is_better else b
         word = f"{row['better']} is better" if row["better"] else "not resolved"
         where = ", ".join(f"{name} = {x:.4g}" for name, x in at.items())

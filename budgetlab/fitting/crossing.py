@@ -19,7 +19,9 @@ import pandas as pd
 from budgetlab.errors import CallerError
 from budgetlab.fitting.arm_curves import points_by_arm, run_points, solve_jointly
 from budgetlab.fitting.contrast import Panel, make_panel, satterthwaite
-from budgetlab.fitting.objectives import Objective
+from budgetlab.fitting.design import start_all
+from budgetlab.fitting.newton import minimise
+from budgetlab.fitting.objectives import Objective, Sample
 from budgetlab.fitting.prepare import prepare
 from budgetlab.fitting.solve import solve
 from budgetlab.fitting.status import FitStatus
@@ -301,10 +303,8 @@ def _curve(rows: pd.DataFrame, column: str, spec: FitSpec) -> Curve | None:
     subsets = [points, *(points.take(np.flatnonzero(points.clusters != seed)) for seed in seeds)]
     if any(part.num_cells < count for part in subsets):
         seeds, subsets = (), subsets[:1]
-    fits = [fit for part in subsets if (fit := _law_through(part, spec)) is not None]
-    if len(fits) == len(subsets) and len({method for method, _, _ in fits}) == 1:
-        method, law, first = fits[0]
-        params = {name: np.concatenate([params[name] for _, _, params in fits]) for name in first}
+    if (through := _law_through(points, spec, seeds)) is not None:
+        method, law, params = through
         return Curve(method, float(x.min()), float(x.max()), seeds, _by_law(law, params))
     # A smaller law than the one asked for would bend the answer; between budgets a chord does not.
     cells = [part.cells for part in subsets]
@@ -318,20 +318,35 @@ def _curve(rows: pd.DataFrame, column: str, spec: FitSpec) -> Curve | None:
     return Curve("interpolation between budgets", float(x.min()), float(x.max()), seeds, chords)
 
 
-def _law_through(points: Points, spec: FitSpec) -> tuple[str, Law, Mapping[str, Array]] | None:
-    """Least squares of log outcomes: a robust objective would be free to go anywhere between two replicates."""
+def _law_through(points: Points, spec: FitSpec, seeds: Sequence[object]) -> tuple[str, Law, Mapping[str, Array]] | None:
+    """Least squares of log outcomes, of all points and with each seed left out, as one batch of problems.
+
+    A robust objective would be free to go anywhere between two replicates.
+    """
     try:
         prepared = prepare(points, spec.pinned, saturated=True)
     except CallerError:
         return None
     if prepared.refusal or prepared.reason:
         return None
-    solution = solve(prepared.points, prepared.law, Objective("squared_log"), pinned=prepared.pinned, certify=False)
+    objective, points = Objective("squared_log"), prepared.points
+    solution = solve(points, prepared.law, objective, pinned=prepared.pinned, certify=False)
     if solution.status is not FitStatus.CONVERGED:
         return None
+    theta = solution.theta[None]
+    if len(seeds):
+        starts = np.vstack([theta, start_all(solution.design, points.inputs, points.outcome)])
+        left = np.array([points.weights * (points.clusters != seed) for seed in seeds])
+        sample = Sample.of(points.outcome, np.repeat(left, len(starts), axis=0))
+        ends = minimise(solution.design, np.tile(starts, (len(seeds), 1)), sample, objective)
+        values = np.where(ends.converged, ends.value, np.inf).reshape(len(seeds), len(starts))
+        if np.isinf(values.min(axis=1)).any():
+            return None
+        best = values.argmin(axis=1) + len(starts) * np.arange(len(seeds))
+        theta = np.vstack([theta, ends.theta[best]])
     through = points.num_cells <= len(prepared.law.params) - len(prepared.pinned)
     name = "law through the means at the budgets" if through else "fitted law"
-    return name, prepared.law, solution.design.to_params(solution.theta[None])
+    return name, prepared.law, solution.design.to_params(theta)
 
 
 def _by_law(law: Law, params: Mapping[str, Array]) -> Callable[[Array], Array]:

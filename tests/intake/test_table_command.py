@@ -66,6 +66,17 @@ def test_arms_want_a_curve_each_and_are_compared(tmp_path):
     assert found["compared"][0]["better"] == "a" and found["compared"][0]["difference"] < 0
 
 
+def test_pairs_of_several_curves_are_adjusted_for_their_number(tmp_path):
+    path = runs(tmp_path / "runs.csv", arms=("a", "b", "c", "d"), seeds=3)
+    found = json.loads(ask(path, *MAPPED, "--by", "arm", "--resamples", "200", "--json").stdout)
+    assert len(found["compared"]) == 6
+    for row in found["compared"]:
+        (low, high), (wide_low, wide_high) = row["interval"], row["adjusted_interval"]
+        assert wide_low <= low < high <= wide_high and wide_high - wide_low > high - low
+        assert (row["better"] is None) == (wide_low <= 0 <= wide_high)
+        assert "adjusted for 6 comparisons" in row["sentence"]
+
+
 def test_a_cost_of_an_unknown_name_is_in_its_own_unit(tmp_path):
     path = runs(tmp_path / "runs.csv", loss="my_cost")
     mapped = ("--map", "x=tokens", "--map", "y=my_cost", "--lower-is-better", "--by", "arm", "--resamples", "60")
