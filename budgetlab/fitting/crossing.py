@@ -19,9 +19,10 @@ import pandas as pd
 from budgetlab.errors import CallerError
 from budgetlab.fitting.arm_curves import points_by_arm, run_points, solve_jointly
 from budgetlab.fitting.contrast import Panel, make_panel, satterthwaite
-from budgetlab.fitting.design import start_all
+from budgetlab.fitting.design import build_design, start_all
+from budgetlab.fitting.intervals import without_each
 from budgetlab.fitting.newton import minimise
-from budgetlab.fitting.objectives import Objective, Sample
+from budgetlab.fitting.objectives import Objective
 from budgetlab.fitting.prepare import prepare
 from budgetlab.fitting.solve import solve
 from budgetlab.fitting.status import FitStatus
@@ -333,20 +334,23 @@ def _law_through(points: Points, spec: FitSpec, seeds: Sequence[object]) -> tupl
     solution = solve(points, prepared.law, objective, pinned=prepared.pinned, certify=False)
     if solution.status is not FitStatus.CONVERGED:
         return None
-    theta = solution.theta[None]
+    params = solution.design.to_params(solution.theta[None])
     if len(seeds):
-        starts = np.vstack([theta, start_all(solution.design, points.inputs, points.outcome)])
-        left = np.array([points.weights * (points.clusters != seed) for seed in seeds])
-        sample = Sample.of(points.outcome, np.repeat(left, len(starts), axis=0))
-        ends = minimise(solution.design, np.tile(starts, (len(seeds), 1)), sample, objective)
-        values = np.where(ends.converged, ends.value, np.inf).reshape(len(seeds), len(starts))
+        guesses = solution.design.to_params(start_all(solution.design, points.inputs, points.outcome))
+        starts = {name: np.concatenate([values, guesses[name]]) for name, values in params.items()}
+        at, sample = without_each(points, seeds)
+        design = build_design(prepared.law, points.take(at).inputs, sample.outcome[0], pinned=prepared.pinned)
+        begin = design.to_theta({None: starts})
+        each = np.repeat(np.arange(len(seeds)), len(begin))
+        ends = minimise(design, np.tile(begin, (len(seeds), 1)), sample.take(each), objective)
+        values = np.where(ends.converged, ends.value, np.inf).reshape(len(seeds), len(begin))
         if np.isinf(values.min(axis=1)).any():
             return None
-        best = values.argmin(axis=1) + len(starts) * np.arange(len(seeds))
-        theta = np.vstack([theta, ends.theta[best]])
+        left_out = design.to_params(ends.theta[values.argmin(axis=1) + len(begin) * np.arange(len(seeds))])
+        params = {name: np.concatenate([values, left_out[name]]) for name, values in params.items()}
     through = points.num_cells <= len(prepared.law.params) - len(prepared.pinned)
     name = "law through the means at the budgets" if through else "fitted law"
-    return name, prepared.law, solution.design.to_params(theta)
+    return name, prepared.law, params
 
 
 def _by_law(law: Law, params: Mapping[str, Array]) -> Callable[[Array], Array]:

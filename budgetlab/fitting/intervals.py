@@ -148,6 +148,28 @@ def draw(
     return np.vstack(kept), failed
 
 
+def without_each(points: Points, seeds: Sequence[object]) -> tuple[np.ndarray, Sample]:
+    """Leave out each seed in turn: the rows of `two_a_cell`, and a problem a seed."""
+    weights = points.weights * (points.run_labels() != np.array(seeds)[:, None])
+    return two_a_cell(points.cells, np.log(points.outcome), weights)
+
+
+def two_a_cell(codes: np.ndarray, logs: Array, weights: Array) -> tuple[np.ndarray, Sample]:
+    """Let two points of each cell's mean and scatter stand for its rows: squares of logs see no more of them.
+
+    Returns which rows they stand at, and their outcomes and weights, a problem a row of `logs` or `weights`.
+    """
+    order = np.argsort(codes, kind="stable")
+    first = np.flatnonzero(np.diff(codes[order], prepend=-1))
+    weight, total, squares = (
+        np.add.reduceat((weights * logs**power)[..., order], first, axis=-1) for power in range(3)
+    )
+    mean = total / weight
+    scatter = np.sqrt(np.maximum(squares / weight - mean**2, 0.0))
+    outcome = np.exp(np.concatenate([mean - scatter, mean + scatter], axis=-1))
+    return np.tile(order[first], 2), Sample.of(outcome, np.concatenate([weight, weight], axis=-1) / 2)
+
+
 def _limit_of_rows(solution: Solution, points: Points, resamples: int, rng: np.random.Generator) -> Array:
     """Draw from what resampled rows tend to: one Newton step each, whose gradients are normal by their great number."""
     design, sample, objective = solution.design, solution.sample, solution.objective
@@ -253,8 +275,10 @@ def compare_nested(
     groups, labels = tuple(able), np.array([name for name, part in able.items() for _ in range(len(part))])
     stacked = stack_points(list(able.values()), law)
     scale = np.array([noises[name].sd for name in labels])
-    points_of = stacked.inputs, stacked.outcome
-    null, full = (build_design(law, *points_of, groups=labels.tolist(), shared=names) for names in ((shared,), ()))
+    cells = np.unique([np.unique(labels, return_inverse=True)[1], stacked.cells], axis=1, return_inverse=True)[1]
+    at, seen = two_a_cell(cells, np.log(stacked.outcome), scale**-2)
+    points_of, owners = (stacked.take(at).inputs, seen.outcome), labels[at].tolist()
+    null, full = (build_design(law, *points_of, groups=owners, shared=names) for names in ((shared,), ()))
 
     def descend(design: Design, start: Array, sample: Sample) -> Optimum:
         # A misfit is read to four digits; where a floor hides in a valley, the rest would take a thousand steps.
@@ -271,7 +295,7 @@ def compare_nested(
 
     def growth(outcomes: Array) -> Array:
         """How much larger the smallest sum of squares is with the parameter shared, a row of outcomes each."""
-        sample, size = Sample.of(outcomes, seen.weights), len(outcomes)
+        sample, size = two_a_cell(cells, np.log(outcomes), np.tile(scale**-2, (len(outcomes), 1)))[1], len(outcomes)
         starts = (best_null, across(full, null, best_full))
         one, other = (descend(null, np.tile(start, (size, 1)), sample) for start in starts)
         together = np.where((one.value <= other.value)[:, None], one.theta, other.theta)
@@ -280,12 +304,11 @@ def compare_nested(
         apart = np.minimum(*(descend(full, start, sample).value for start in starts))
         return np.maximum(0.0, np.minimum(one.value, other.value) - apart)
 
-    seen = Sample.of(stacked.outcome, scale**-2)
-    best_full = lowest(full, start_all(full, *points_of, labels.tolist()))
-    best_null = lowest(null, np.vstack([start_all(null, *points_of, labels.tolist()), across(full, null, best_full)]))
+    best_full = lowest(full, start_all(full, *points_of, owners))
+    best_null = lowest(null, np.vstack([start_all(null, *points_of, owners), across(full, null, best_full)]))
     best_full = lowest(full, np.vstack([best_full, across(null, full, best_null)]))
     errors = _errors_of_runs(noises, labels, stacked, simulations, np.random.default_rng(seed))
-    outcomes = np.vstack([stacked.outcome[None], np.exp(null.log_prediction(best_null) + errors)])
+    outcomes = np.vstack([stacked.outcome[None], np.exp(null.log_prediction(best_null)[:, cells] + errors)])
     statistic = growth(outcomes) / _variance_ratio(outcomes, stacked, labels, scale, groups)
     return NestedTest(
         p_value=float((1 + (statistic[1:] >= statistic[0]).sum()) / (1 + simulations)),
