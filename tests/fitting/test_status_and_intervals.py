@@ -4,10 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from fitting_tables import surface
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from budgetlab.errors import CallerError
 from budgetlab.fitting import fit
 from budgetlab.fitting.design import build_design, evaluate, evaluate_blocks, start_all
+from budgetlab.fitting.intervals import two_a_cell
 from budgetlab.fitting.newton import _solve, minimise
 from budgetlab.fitting.objectives import Objective, Sample
 from budgetlab.intake import read_table
@@ -121,3 +124,17 @@ def test_shared_parameters_are_solved_for_as_in_the_whole_system():
     blocks = evaluate_blocks(design, theta, design.lay_out(sample), objective)[2]
     step = _solve(design, gradient, blocks, np.zeros(theta.shape, dtype=bool))
     assert step[0] == pytest.approx(np.linalg.solve(hessian[0], gradient[0]), rel=1e-8)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 5), st.integers(1, 4))
+def test_two_points_a_cell_have_the_squares_of_all_its_rows(seed: int, cells: int, most: int) -> None:
+    rng = np.random.default_rng(seed)
+    codes = rng.permutation(np.repeat(np.arange(cells), rng.integers(1, most + 1, size=cells)))
+    logs, weights = rng.normal(size=(3, len(codes))), rng.uniform(0.1, 3, size=len(codes))
+    at, sample = two_a_cell(codes, logs, weights)
+    curve = rng.normal(size=cells)  # whatever the law says at each cell
+    whole = (weights * (logs - curve[codes]) ** 2).sum(axis=1)
+    parts = (sample.weights * (sample.log_outcome - curve[codes[at]]) ** 2).sum(axis=1)
+    assert parts == pytest.approx(whole, rel=1e-9, abs=1e-9)
+    assert sorted(codes[at]) == sorted([*range(cells)] * 2)
