@@ -74,7 +74,8 @@ class Study(Value):
         CallerError
             When one of them cannot be read, or they do not go together.
         """
-        given = {"budgets": tuple(budgets or ()) or None, "match": match, "teacher_charge": teacher_charge}
+        charge = None if teacher_charge is None else teacher_charge.replace("amortized", "amortised")
+        given = {"budgets": tuple(budgets or ()) or None, "match": match, "teacher_charge": charge}
         plan = self.plan.model_copy(update={name: value for name, value in given.items() if value is not None})
         study = self.model_copy(update={"plan": plan})
         study.amounts()

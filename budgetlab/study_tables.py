@@ -160,9 +160,11 @@ def _hub_config(name: str, fetch: bool) -> Path | None:
 
     try:
         kept = try_to_load_from_cache(name, "config.json")
-        return Path(kept if isinstance(kept, str) or not fetch else hf_hub_download(name, "config.json"))
-    except (TypeError, HFValidationError):
-        return None  # not there, or no id at all: whoever loads the weights says so
+        if not isinstance(kept, str):
+            kept = hf_hub_download(name, "config.json") if fetch else None
+        return None if kept is None else Path(kept)
+    except HFValidationError:
+        return None  # no id at all: whoever loads the weights says so
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
         wrong = f"no folder, and its config.json cannot be had from the hub ({' '.join(str(error).split())[:120]})"
         remedy = "correct the name, go online, or write its shape (num_layers, hidden_size, ...)"

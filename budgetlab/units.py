@@ -135,7 +135,7 @@ def parse_charge(charge: str) -> int:
     """Read what of a teacher is charged: the number of students that share its pretraining, 1 unless "amortised:K"."""
     if charge in ("none", "inference", "pretraining"):
         return 1
-    found = re.fullmatch(r"amortised:([1-9][0-9]{0,8})", charge)
+    found = re.fullmatch(r"amorti[sz]ed:([1-9][0-9]{0,8})", charge)
     if found is None:
         raise unknown_name("charge", charge, ["none", "inference", "pretraining", "amortised:K"], "plan.teacher_charge")
     return int(found.group(1))

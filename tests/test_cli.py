@@ -13,6 +13,7 @@ import pytest
 from small import write_small_study
 
 from budgetlab.cli import run_command
+from budgetlab.studies import load_study
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.usefixtures("hurried")
@@ -362,3 +363,27 @@ def test_a_shipped_teacher_is_trained_again_and_taken(tmp_path: Path, monkeypatc
     taught.use_teacher("teacher", folder)
     assert Path(taught.study.models["teacher"].weights or "").is_absolute()
     assert taught.corpus().vocab_size == opened.corpus().vocab_size
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
+def test_init_writes_a_study_that_loads(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "mine.toml"
+    given = ["--family", family, "--student", "2x32", "--teacher", "4x64", "--budget", "1e12 flops"]
+    assert run_command(["init", str(file), *given, "--dry-run"]) == 0 and not file.exists()
+    shown = capsys.readouterr().out
+    assert run_command(["init", str(file), *given]) == 0
+    assert file.read_text() == shown and [path.name for path in tmp_path.iterdir()] == ["mine.toml"]
+    study = load_study(file)
+    assert study.models["student"].family == family and study.models["teacher"].num_layers == 4
+    assert len(study.arms) == (4 if family == "bert" else 3)
+    assert study.asked(teacher_charge="amortized:5").plan.teacher_charge == "amortised:5"
+    capsys.readouterr()
+    assert run_command(["init", str(file), *given]) == 2 and "there already" in capsys.readouterr().err
+    assert run_command(["init", str(tmp_path / "b.toml"), "--text", "a.txt"]) == 2
+    assert "no --heldout" in capsys.readouterr().err
+
+
+def test_version_and_near_matches_of_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["--version"]) == 0 and capsys.readouterr().out.startswith("budgetlab 0.")
+    assert run_command(["plan", "presets/demo.toml", "--bugdet", "4 h"]) == 2
+    assert "Did you mean --budget" in capsys.readouterr().err

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import importlib.metadata
 import os
 import signal
 import sys
@@ -15,6 +17,7 @@ from typer.exceptions import TyperException
 
 from budgetlab.cli.demo import demo
 from budgetlab.cli.fit_table import fit
+from budgetlab.cli.init import init
 from budgetlab.cli.options import with_options
 from budgetlab.cli.pricing import plan, profile
 from budgetlab.cli.verbs import doctor, evaluate, report, run, status, study
@@ -31,8 +34,21 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Is it better to distil, or to pretrain on more tokens? Profile, plan, run, evaluate, fit, report.",
 )
-for verb in (profile, plan, run, evaluate, fit, report, study, status, demo, doctor):
+for verb in (init, profile, plan, run, evaluate, fit, report, study, status, demo, doctor):
     app.command()(with_options(verb))
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"budgetlab {importlib.metadata.version('budgetlab')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _begin(
+    version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Print the version."),
+) -> None:
+    pass
 
 
 def run_command(arguments: list[str]) -> int:
@@ -46,7 +62,7 @@ def run_command(arguments: list[str]) -> int:
             status = app(args=arguments or ["--help"], prog_name="budgetlab", standalone_mode=False) or 0
         return _fail(arguments, STOPPED, status) if status == INTERRUPTED else status
     except TyperException as error:
-        return _fail(arguments, f"{error}; see budgetlab --help, or budgetlab COMMAND --help", 2)
+        return _fail(arguments, f"{error}{_near(error)}; see budgetlab --help, or budgetlab COMMAND --help", 2)
     except LostRank as error:
         # Of many processes that all lost the same one, the first says so.
         return _fail(arguments, str(error), error.exit_status) if os.environ.get("RANK", "0") == "0" else 1
@@ -78,6 +94,16 @@ def _leave_on_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _near(error: TyperException) -> str:
+    """Name the options that are spelt nearly like one that does not exist."""
+    name, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
+    if name is None or context is None:
+        return ""
+    known = [option for parameter in context.command.params for option in parameter.opts if option.startswith("--")]
+    near = difflib.get_close_matches(name, known, n=2)
+    return f" Did you mean {' or '.join(near)}?" if near else ""
 
 
 def _fail(arguments: list[str], message: str, status: int) -> int:

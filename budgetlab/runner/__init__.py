@@ -15,7 +15,8 @@ from budgetlab.corpus import Corpus
 from budgetlab.errors import CallerError, Terminated
 from budgetlab.ranks import Ranks
 from budgetlab.runner.preflight import check_checkpoints, check_devices, check_room
-from budgetlab.runner.progress import Progress, ProgressMeter, Tracker
+from budgetlab.runner.progress import Progress, ProgressMeter
+from budgetlab.runner.trackers import Tracker
 from budgetlab.runner.training import Trainer
 from budgetlab.runner.units import plan_units, unfinished
 from budgetlab.store import Store

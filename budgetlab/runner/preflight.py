@@ -11,8 +11,8 @@ from budgetlab.errors import CallerError
 from budgetlab.hardware import emulated_bfloat16, pick_device
 from budgetlab.models import build_network
 from budgetlab.ranks import Ranks
-from budgetlab.runner.progress import find_tracker
 from budgetlab.runner.teacher_cache import logit_type
+from budgetlab.runner.trackers import find_tracker
 from budgetlab.runner.units import Unit
 from budgetlab.store import Store
 from budgetlab.strategies import build_strategy

@@ -1,16 +1,11 @@
-"""Showing a run while it goes on: how far all of it is; trackers of the user's own, none of which can stop it."""
+"""How far all the runs of a plan are, while they go on."""
 
 from __future__ import annotations
 
-import importlib.util
-import runpy
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
 
-from budgetlab.errors import CallerError
 from budgetlab.runner.units import Unit
 
 SETTLED_SECONDS = 10.0
@@ -109,83 +104,3 @@ class ProgressMeter:
 
 def _cost(units: list[Unit], currency: str) -> float:
     return sum(getattr(unit, currency).between(unit.first_step, unit.last_step) for unit in units)
-
-
-class Tracker(Protocol):
-    """What a tracker does; one object is made for each training.
-
-    A file named in `execution.trackers` has a class `Tracker` with these methods, made as `Tracker(folder)`, the
-    folder being the run's own. It is called at the points of a run, by one process, and may be slow: its time is
-    metered with the checkpoints', and charged to no arm.
-    """
-
-    def start(self, config: Mapping[str, Any]) -> None:
-        """A training begins, or goes on; `config` has `run_id`, `arm`, `run_seed` and what else decides it."""
-        ...
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """A point: losses by term, `learning_rate`, `tokens`, `required_flops`, `device_seconds` and so on."""
-        ...
-
-    def finish(self, status: str) -> None:
-        """The training has ended: "complete", "failed", or "running" where it was stopped and will go on."""
-        ...
-
-
-class _TensorBoard:
-    """Event files in the run's folder; `tensorboard --logdir results/NAME/runs` shows all runs."""
-
-    def __init__(self, folder: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.writer = SummaryWriter(str(folder / "tensorboard"))
-
-    def start(self, config: Mapping[str, Any]) -> None:
-        self.writer.add_text("config", "\n".join(f"    {name} = {value!r}" for name, value in config.items()))
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
-
-    def finish(self, status: str) -> None:
-        self.writer.add_text("status", status)
-        self.writer.close()
-
-
-def find_tracker(name: str) -> Callable[[Path], Tracker]:
-    """Find a tracker by name: "tensorboard", or a Python file with a class `Tracker`."""
-    asked = f"execution.trackers: {name!r}"
-    if name == "tensorboard":
-        if importlib.util.find_spec("tensorboard") is None:
-            raise CallerError(asked, "it is not installed", "pip install 'budgetlab[tensorboard]'")
-        return _TensorBoard
-    if not name.endswith(".py") or not Path(name).is_file():
-        raise CallerError(asked, "no such tracker", 'give "tensorboard", or the path of a file with a class Tracker')
-    try:
-        return runpy.run_path(name)["Tracker"]
-    except Exception as error:
-        wrong, remedy = f"cannot be loaded ({_one_line(error)})", "define a class Tracker in it, without errors"
-        raise CallerError(asked, wrong, remedy) from error
-
-
-def tracker_callback(names: Sequence[str], folder: Path, warn: Callable[[str], None]) -> Callable[..., None]:
-    """Return one function for all trackers: `track("log", step, values)` calls that method of each.
-
-    One that fails is left out from then on, with one warning.
-    """
-    live: dict[str, Tracker | None] = dict.fromkeys(names)
-
-    def track(method: str, *values: Any) -> None:
-        for name, tracker in list(live.items()):
-            try:
-                live[name] = tracker = tracker or find_tracker(name)(folder)
-                getattr(tracker, method)(*values)
-            except Exception as error:
-                del live[name]
-                warn(f"tracker {name} failed ({_one_line(error)}); the run goes on without it")
-
-    return track
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())

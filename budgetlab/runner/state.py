@@ -30,8 +30,9 @@ from budgetlab.models import Network, export_model, load_parameters
 from budgetlab.planner.prices import loss_factor
 from budgetlab.ranks import Ranks
 from budgetlab.runner.ledger import Ledger, Means
-from budgetlab.runner.progress import Moved, tracker_callback
+from budgetlab.runner.progress import Moved
 from budgetlab.runner.teacher_cache import TeacherCache
+from budgetlab.runner.trackers import tracker_callback
 from budgetlab.runner.units import Unit
 from budgetlab.step import build_step
 from budgetlab.store import Store

@@ -66,7 +66,7 @@ class PlanSpec(Value):
     @classmethod
     def _charge_is_known(cls, charge: str) -> str:
         parse_charge(charge)
-        return charge
+        return charge.replace("amortized", "amortised")
 
 
 class Budget(Value):

@@ -310,7 +310,7 @@ class ExecutionSpec(Value):
     """Of a training in progress, the newest so many beside those that rungs branch off from; the older ones are there
     in case a newer one cannot be read."""
     trackers: tuple[str, ...] = ()
-    """"tensorboard", or the path of a file with a class `Tracker` (`runner.Tracker`)."""
+    """"tensorboard", "wandb", "trackio", "mlflow", or the path of a file with a class `Tracker` (`runner.Tracker`)."""
     scaling_efficiency: float = Field(default=1.0, ge=1e-6, le=1)
     """Of several devices, for planning; what it was is in each run's record."""
     device_memory_bytes: Count | None = None

@@ -446,3 +446,42 @@ def test_a_run_that_diverges_ends_with_its_reason(
     (record,) = run(only(made, "no_kd"), corpus, Store(tmp_path, "small"))
     assert record.status == "failed" and "diverged (loss" in record.message
     assert "which began at" in record.message and "lower recipe.learning_rate" in record.message
+
+
+class _Told:
+    """Notes every call, as a package of a tracker would get it."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, tuple, dict]] = []
+
+    def __getattr__(self, name: str):
+        def call(*given, **more):
+            self.calls.append((name, given, more))
+            return None if name == "get_experiment_by_name" else self
+
+        return call
+
+    info = property(lambda self: self)
+    run_id = "there"
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio", "mlflow"])
+def test_trackers_of_others_get_every_point(
+    name: str, made: Plan, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = _Told()
+    monkeypatch.setitem(sys.modules, name, told)
+    said: list[str] = []
+    (record,) = run(only(made, "no_kd", trackers=(name,)), corpus, Store(tmp_path, "small"), say=said.append)
+    assert [line for line in said if "tracker" in line] == []
+    names = [call for call, _, _ in told.calls]
+    if name == "mlflow":
+        logged = [
+            (more["step"], given[2]) for call, given, more in told.calls if call == "log_metric" and given[1] == "loss"
+        ]
+        assert told.calls[-1] == ("set_terminated", ("there", "FINISHED"), {})
+    else:
+        started = told.calls[0][2]
+        assert (started["project"], started["name"]) == ("small", record.run_id) and names[-1] == "finish"
+        logged = [(more["step"], given[0]["loss"]) for call, given, more in told.calls if call == "log"]
+    assert logged == [(point.step, point.losses["loss"]) for point in record.points]
