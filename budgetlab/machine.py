@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import platform
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +43,26 @@ def another_lives(pid: str) -> bool:
     return pid.isdecimal() and int(pid) != os.getpid() and Path("/proc", pid).exists()
 
 
+def process_name(pid: int) -> str | None:
+    """Return what no later process is called; None where this one is none, or the system does not say."""
+    try:
+        state, *further = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if state in "ZX" else f"{pid} begun at {further[18]}"
+
+
+def this_machine() -> str | None:
+    """Name where process numbers count, a machine since it was started or a container; None where that is unknown."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None
+
+
+ASKING_TO_END = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
+"""What systems and queues send to a process that is to save and end."""
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from budgetlab.engines.local import work
 from budgetlab.errors import BudgetlabError, CallerError
-from budgetlab.workers import work
 
 
 def note(folder: Path) -> Any:

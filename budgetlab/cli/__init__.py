@@ -19,6 +19,7 @@ from budgetlab.cli.options import with_options
 from budgetlab.cli.pricing import plan, profile
 from budgetlab.cli.verbs import doctor, evaluate, report, run, status, study
 from budgetlab.errors import BudgetlabError, LostRank, Terminated, place_in_own_code
+from budgetlab.machine import ASKING_TO_END
 
 __all__ = ["app", "run_command"]
 
@@ -42,7 +43,7 @@ def run_command(arguments: list[str]) -> int:
     Ctrl-C.
     """
     try:
-        with _leave_on_sigterm():
+        with _leave_when_asked():
             status = app(args=arguments or ["--help"], prog_name="budgetlab", standalone_mode=False) or 0
         return _fail(arguments, STOPPED, status) if status == INTERRUPTED else status
     except TyperException as error:
@@ -64,20 +65,22 @@ def run_command(arguments: list[str]) -> int:
 
 
 @contextmanager
-def _leave_on_sigterm() -> Iterator[None]:
-    """Have SIGTERM end any verb as it ends a run: with the status that asks to be started again."""
+def _leave_when_asked() -> Iterator[None]:
+    """Have SIGTERM or SIGUSR1 end any verb as it ends a run: with the status that asks to be started again."""
 
     def leave(number: int, frame: object) -> None:
-        raise Terminated("stopped", "give the same command again; what was finished is kept")
+        name = signal.Signals(number).name
+        raise Terminated("stopped", "give the same command again; what was finished is kept", name)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, leave)
+    before = {number: signal.signal(number, leave) for number in ASKING_TO_END}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _fail(arguments: list[str], message: str, status: int) -> int:

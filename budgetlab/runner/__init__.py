@@ -12,15 +12,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
 from budgetlab.corpus import Corpus
+from budgetlab.engines.leases import Leases, read_leases
+from budgetlab.engines.local import Shared, work
 from budgetlab.errors import CallerError, Terminated
+from budgetlab.machine import ASKING_TO_END
 from budgetlab.ranks import Ranks
 from budgetlab.runner.preflight import check_checkpoints, check_devices, check_room
-from budgetlab.runner.progress import Progress, ProgressMeter, Tracker
+from budgetlab.runner.progress import Moved, Progress, ProgressMeter, Tracker
 from budgetlab.runner.training import Trainer
-from budgetlab.runner.units import plan_units, unfinished
+from budgetlab.runner.units import ended_since, plan_units, unfinished
 from budgetlab.store import Store
-from budgetlab.values import Plan, RunRecord
-from budgetlab.workers import work
+from budgetlab.values import NUMERICS_VERSION, Plan, RunRecord, content_hash
 
 __all__ = ["Progress", "Tracker", "run"]
 
@@ -33,8 +35,9 @@ def run(
     ranks: Ranks | None = None,
     progress: Callable[[Progress], None] | None = None,
     say: Callable[[str], None] | None = None,
+    left: list[str] | None = None,
 ) -> list[RunRecord]:
-    """Run every unit of a plan that is not finished yet.
+    """Run every unit of a plan that is not finished yet, and that no other worker is at.
 
     Parameters
     ----------
@@ -50,6 +53,8 @@ def run(
         Told now and then where the run stands.
     say
         Told lines for a person: the room that checkpoints take, a pace that is not the planned one.
+    left
+        Gets the run_ids that other workers are at, once nothing else is left; without it that is waited for.
 
     Returns
     -------
@@ -61,25 +66,30 @@ def run(
     CallerError
         Before anything is trained: when the corpus is too small or another one than planned with, given weights do not
         fit, there are fewer processes than planned devices, a checkpoint is of another run, the disk has no room, or
-        another process runs in the same folder.
+        a record or a worker in the same folder is of another plan, corpus or version of the numerics.
     BudgetlabError
         When the disk is full: the last checkpoint is whole, and the same command goes on from there.
     KeyboardInterrupt
         After Ctrl-C, once the step is finished and saved.
     Terminated
-        After SIGTERM, likewise.
+        After SIGTERM or SIGUSR1, likewise.
     """
     ranks, say = ranks or Ranks(), say or (lambda line: None)
     check_devices(plan, ranks)
     if plan.corpus_hash not in (None, corpus.content_hash):
         asked = f"run of a plan for corpus {plan.corpus_hash}"
         raise CallerError(asked, f"the text is now corpus {corpus.content_hash}", "plan again, or restore the text")
-    with store.locked("run") if ranks.first else nullcontext(True) as locked:
-        if not locked:
-            say(f"warning: files in {store.folder} cannot be locked: see that nothing else runs there")
-        units = plan_units(plan, corpus, store)
+    units = plan_units(plan, corpus, store)
+    what = content_hash(*(unit.run_id for unit in units))
+    about = {"numerics_version": NUMERICS_VERSION, "corpus": corpus.content_hash, f"plan of {store.part}": what}
+    leases = Leases(store.folder / "leases", about)
+    with leases if ranks.first else nullcontext():
         check_checkpoints(units, store)
         if ranks.first:
+            store.tidy()
+            for lease in read_leases(leases.folder):
+                if not lease["gone"]:
+                    say(f"process {lease['pid']} on {lease['host']} is at {lease['job']}; this one takes what is left")
             store.write_index(runs=[unit.run_id for unit in units])
             for unit in units:  # finished runs answer the budgets of the plan as it is now
                 record, schedule = store.read_record(unit.run_id), unit.schedule
@@ -97,6 +107,14 @@ def run(
             check_room(todo, plan, store, say)
         numbers = {unit.id: number for number, unit in enumerate(todo)}
         needs = [[numbers[name] for name in unit.needs if name in numbers] for unit in todo]
+        meter = ProgressMeter(units, todo, progress or (lambda where: None), say, plan.execution.side_by_side)
+        shared = Shared(
+            leases,
+            name=lambda unit: unit.run_id,
+            has_ended=ended_since(todo, store),
+            tell_ended=lambda unit: meter(Moved(unit.run_id, unit.last_step, resumed=True)),
+            left=left,
+        )
         with _signals_as_requests() as stop:
             jobs = work(
                 Trainer,
@@ -104,8 +122,10 @@ def run(
                 todo,
                 needs=needs,
                 workers=plan.execution.side_by_side,
-                tell=ProgressMeter(units, todo, progress or (lambda where: None), say, plan.execution.side_by_side),
+                tell=meter,
                 stop_asked=lambda: stop.asked,
+                shared=shared if ranks.first else None,
+                agree=lambda choose: int(ranks.share(str(choose()) if ranks.first else None)),
             )
             try:
                 for _ in jobs:
@@ -113,22 +133,23 @@ def run(
                 if stop.asked:  # after the last step; what would come next must not begin
                     raise KeyboardInterrupt
             except KeyboardInterrupt:
-                if not stop.terminated:
+                if stop.asked_by is None:
                     raise
                 remedy = "give the same command again; nothing is lost"
-                raise Terminated("stopped after saving", remedy) from None
+                raise Terminated("stopped after saving", remedy, stop.asked_by) from None
     return store.records()
 
 
 class _Stop:
-    """Whether Ctrl-C or SIGTERM came, and whether it was the latter."""
+    """Whether Ctrl-C or another signal came, and the name of the latter."""
 
-    asked = terminated = False
+    asked = False
+    asked_by: str | None = None
 
 
 @contextmanager
 def _signals_as_requests() -> Iterator[_Stop]:
-    """Turn Ctrl-C or SIGTERM into a request that the loop honours; a second Ctrl-C acts at once.
+    """Turn Ctrl-C, SIGTERM or SIGUSR1 into a request that the loop honours; a second Ctrl-C acts at once.
 
     SIGTERM may well come twice: to every process of a job, and passed on by torchrun.
     """
@@ -139,12 +160,13 @@ def _signals_as_requests() -> Iterator[_Stop]:
 
     def ask(number: int, frame: object) -> None:
         if stop.asked and number == signal.SIGINT:
-            stop.terminated = False  # nothing more is saved
+            stop.asked_by = None  # nothing more is saved
             raise KeyboardInterrupt
-        stop.terminated = stop.terminated or (number == signal.SIGTERM and not stop.asked)
+        if number != signal.SIGINT and not stop.asked:
+            stop.asked_by = signal.Signals(number).name
         stop.asked = True
 
-    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, *ASKING_TO_END)}
     try:
         yield stop
     finally:
