@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -199,7 +200,8 @@ class Store:
     def write_plan(self, plan: Plan) -> Path:
         """Write plan.json and plan.csv (a row an arm and budget)."""
         write_csv(self.folder / "plan.csv", plan_frame(plan))
-        return write_whole(self.folder / "plan.json", plan.model_dump_json(indent=1))
+        found = plan.model_dump(mode="json") | {"units": [unit.as_json() for unit in plan.units()]}
+        return write_whole(self.folder / "plan.json", json.dumps(found, indent=1))
 
     def read_profile(self) -> CostProfile | None:
         """Return the profile, or None where there is none."""
@@ -259,6 +261,21 @@ class Store:
         read = partial(self.read_record, last_point=last_point)
         found = (self.spared(partial(read, run_id)) for run_id in self._index().get("runs", []))
         return [record for record in found if record is not None]
+
+    def set_aside(self, run_id: str) -> Path:
+        """Have a run begin anew: put its record, points and log into a folder, and delete its checkpoints."""
+        folder = self.run_folder(run_id)
+        kept = folder / f"failed_{len(list(folder.glob('failed_*')))}"
+        kept.mkdir()
+        shutil.rmtree(self.checkpoints(run_id), ignore_errors=True)
+        for path in (self.log_path(run_id), folder / "points.jsonl", folder / "record.json"):
+            if path.exists():
+                path.rename(kept / path.name)
+        return kept
+
+    def log_path(self, run_id: str) -> Path:
+        """Where a failed run says where it failed."""
+        return self.run_folder(run_id) / "failed.txt"
 
     def write_points(self, run_id: str, points: Sequence[Point]) -> None:
         """Replace the points of a run (after a resume, those past its checkpoint are gone)."""

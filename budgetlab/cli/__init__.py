@@ -17,7 +17,7 @@ from budgetlab.cli.demo import demo
 from budgetlab.cli.fit_table import fit
 from budgetlab.cli.options import with_options
 from budgetlab.cli.pricing import plan, profile
-from budgetlab.cli.verbs import doctor, evaluate, report, run, status, study
+from budgetlab.cli.verbs import doctor, evaluate, report, retry, run, status, study, work
 from budgetlab.errors import BudgetlabError, LostRank, Terminated, place_in_own_code
 from budgetlab.machine import ASKING_TO_END
 
@@ -32,15 +32,15 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Is it better to distil, or to pretrain on more tokens? Profile, plan, run, evaluate, fit, report.",
 )
-for verb in (profile, plan, run, evaluate, fit, report, study, status, demo, doctor):
+for verb in (profile, plan, run, evaluate, fit, report, study, work, status, retry, demo, doctor):
     app.command()(with_options(verb))
 
 
 def run_command(arguments: list[str]) -> int:
     """Run one command and return its exit status.
 
-    0; 2 for a caller's mistake; 1 for a failure; 75 where SIGTERM ended a run that goes on when started again; 130 for
-    Ctrl-C.
+    0; 2 for a caller's mistake; 1 for a failure; 42 where a unit of a worker failed for good; 75 where it goes on when
+    started again, after SIGTERM or SIGUSR1; 130 for Ctrl-C.
     """
     try:
         with _leave_when_asked():

@@ -1,9 +1,9 @@
 """Leases: which worker is at which job of one study, on any number of hosts, from files alone.
 
-A lease is a file made with O_EXCL, renewed by its owner now and then, and deleted when its job has ended. It expires
-once a reader has seen it unchanged for long by the reader's own clock, so that clocks that differ do not matter; at once
-where its process was on this machine and is gone. It is taken over by rename. Should two workers ever do the same job,
-nothing is lost: what jobs write is whole or absent, and the same.
+A lease is a file made with O_EXCL, renewed by its owner now and then, and deleted when its job ends. It expires once a
+reader has seen it unchanged for long by its own clock, so that clocks that differ do not matter; at once where its
+process was on this machine and is gone. It is taken over by rename. Should two workers ever do the same job, nothing is
+lost: what jobs write is whole or absent, and the same.
 """
 
 from __future__ import annotations

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
 from budgetlab.corpus import Corpus
 from budgetlab.engines.leases import Leases, read_leases
 from budgetlab.engines.local import Shared, work
-from budgetlab.errors import CallerError, Terminated
+from budgetlab.errors import CallerError, LostRank, Terminated
 from budgetlab.machine import ASKING_TO_END
 from budgetlab.ranks import Ranks
 from budgetlab.runner.preflight import check_checkpoints, check_devices, check_room
 from budgetlab.runner.progress import Moved, Progress, ProgressMeter, Tracker
 from budgetlab.runner.training import Trainer
-from budgetlab.runner.units import ended_since, plan_units, unfinished
-from budgetlab.store import Store
+from budgetlab.runner.units import Unit, ended_since, plan_units, unfinished
+from budgetlab.store import Store, write_whole
 from budgetlab.values import NUMERICS_VERSION, Plan, RunRecord, content_hash
 
 __all__ = ["Progress", "Tracker", "run"]
@@ -117,7 +118,7 @@ def run(
         )
         with _signals_as_requests() as stop:
             jobs = work(
-                Trainer,
+                Trainer if left is None else _Enduring,
                 (plan, corpus, store, units, ranks),
                 todo,
                 needs=needs,
@@ -138,6 +139,23 @@ def run(
                 remedy = "give the same command again; nothing is lost"
                 raise Terminated("stopped after saving", remedy, stop.asked_by) from None
     return store.records()
+
+
+class _Enduring(Trainer):
+    """A trainer whose unit may fail of itself: its record says so, its folder has the log, and others go on."""
+
+    def __call__(self, unit: Unit, tell: Callable[[Moved | str], None], stop_asked: Callable[[], bool]) -> None:
+        """Train one unit."""
+        try:
+            super().__call__(unit, tell, stop_asked)
+        except Exception as error:
+            record = self.store.read_record(unit.run_id)
+            # What is wrong with the study, the disk or another process would not spare the next unit.
+            if isinstance(error, CallerError | LostRank) or isinstance(error.__cause__, OSError) or record is None:
+                raise
+            write_whole(self.store.log_path(unit.run_id), traceback.format_exc())
+            said = f"{error}; {self.store.log_path(unit.run_id)} has the log"
+            self.store.write_record(record.model_copy(update={"status": "failed", "message": said}))
 
 
 class _Stop:
