@@ -73,3 +73,29 @@ def test_another_version_corpus_or_plan_is_refused(
     said = f"run {records[0].run_id}: it was trained with version 1 of the numerics, which is 2 here"
     with pytest.raises(CallerError, match=said):
         run(made, corpus, store)
+
+
+def test_a_unit_that_fails_of_itself_is_logged_and_the_others_go_on(
+    made: Plan, corpus: Corpus, tmp_path: Path, finished: tuple[Store, list[RunRecord]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = made.model_copy(update={"seeds": (0,), "arms": {name: made.arms[name] for name in ("no_kd",)}})
+    store, load = Store(tmp_path, "small"), training.TrainingState
+
+    def fails(unit: training.Unit, *rest: object) -> training.TrainingState:
+        if unit.kind == "branch" and unit.schedule is not None and unit.schedule.rung == 0:
+            raise ValueError("no such kernel")
+        return load(unit, *rest)
+
+    monkeypatch.setattr(training, "TrainingState", fails)
+    records = {record.run_id: record for record in run(made, corpus, store, left=[])}
+    (failed,) = (run_id for run_id, record in records.items() if record.status == "failed")
+    assert records[failed].message.startswith("no such kernel; ") and len(records) == 4
+    assert "Traceback" in store.log_path(failed).read_text()
+
+    monkeypatch.setattr(training, "TrainingState", load)
+    run(made, corpus, store, left=[])
+    assert store.record_status(failed) == "failed"  # until somebody asks
+    kept = store.set_aside(failed)
+    assert {path.name for path in kept.iterdir()} >= {"record.json", "failed.txt"}
+    whole = hashes(finished[1])
+    assert hashes(run(made, corpus, store)) == {run_id: whole[run_id] for run_id in records}
