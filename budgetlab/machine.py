@@ -38,6 +38,15 @@ def has_nvidia_driver() -> bool | None:
     return Path("/proc/driver/nvidia").exists() if platform.system() == "Linux" else None
 
 
+def visible_gpus(device: str) -> tuple[str, ...]:
+    """Name the NVIDIA GPUs that processes for a device, "auto" or "cuda", may use; none of other devices."""
+    if device not in ("auto", "cuda"):
+        return ()
+    if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return tuple(filter(None, named.split(",")))
+    return tuple(str(number) for number, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*")))
+
+
 def another_lives(pid: str) -> bool:
     """Say whether a process of this number, other than this one, is known to run on this machine."""
     return pid.isdecimal() and int(pid) != os.getpid() and Path("/proc", pid).exists()

@@ -55,10 +55,12 @@ def work(
     stop_asked: StopAsked = lambda: False,
     shared: Shared | None = None,
     agree: Callable[[Callable[[], int]], int] = lambda choose: choose(),
+    gpus: Sequence[str] = (),
 ) -> Iterator[tuple[int, Any]]:
     """Do every job once that nobody else does and yield (its number, its result) as each ends.
 
-    With several processes that do each job together, `agree` returns in all of them what one of them chooses.
+    With several processes that do each job together, `agree` returns in all of them what one of them chooses. Each
+    worker process sees one of several `gpus`.
     """
     board = _Board(jobs, needs, shared)
     if workers == 1 or len(jobs) < 2:
@@ -80,11 +82,15 @@ def work(
     # Fresh processes, not forks: a forked child of a process that has used OpenMP or CUDA may hang. loky's, not the
     # standard library's: those import the main script again, which would have to be guarded.
     context = get_context("loky")
-    told, stop = context.SimpleQueue(), context.Event()
+    told, stop, turns = context.SimpleQueue(), context.Event(), None
+    if len(gpus) > 1:
+        turns = context.SimpleQueue()
+        for number in range(workers):
+            turns.put(gpus[number % len(gpus)])
     pool = ProcessPoolExecutor(
         min(workers, len(jobs)),
         initializer=_begin,
-        initargs=(build, arguments, told, stop, os.getpid()),
+        initargs=(build, arguments, told, stop, turns, os.getpid()),
         # loky takes 300 MB more than at the start for a leak and restarts the worker; a network takes more.
         env={"LOKY_MAX_MEMORY_LEAK_SIZE": "1e15"},
     )
@@ -219,7 +225,11 @@ _HERE: dict[str, Any] = {}
 """What a worker process keeps from job to job."""
 
 
-def _begin(build: Callable[..., Worker], arguments: tuple[Any, ...], told: Any, stop: Any, first: int) -> None:
+def _begin(
+    build: Callable[..., Worker], arguments: tuple[Any, ...], told: Any, stop: Any, turns: Any, first: int
+) -> None:  # fmt: skip
+    if turns is not None:  # before CUDA looks
+        os.environ["CUDA_VISIBLE_DEVICES"] = turns.get()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 

@@ -19,6 +19,7 @@ from budgetlab.evaluation.jobs import Choice, Job, Scorer, list_jobs, list_subje
 from budgetlab.evaluation.metrics import measure, paired_bootstrap, score_predictions, select
 from budgetlab.evaluation.probes import PROBES, build_probes
 from budgetlab.evaluation.tasks import GLUE, Task, load_task, majority_metrics
+from budgetlab.machine import visible_gpus
 from budgetlab.store import Store, read_value
 from budgetlab.values import NUMERICS_VERSION, EvaluateSpec, Plan, RunRecord, Score, content_hash
 from budgetlab.values.scoring import recipe_hash
@@ -114,8 +115,9 @@ def evaluate(
             tell_ended=ended,
             left=left,
         )
-        arguments = (plan, spec, corpus, store, by_name)
-        for number, reason in work(Scorer, arguments, todo, workers=plan.execution.side_by_side, shared=shared):
+        arguments, execution = (plan, spec, corpus, store, by_name), plan.execution
+        gpus = visible_gpus(execution.device)
+        for number, reason in work(Scorer, arguments, todo, workers=execution.side_by_side, shared=shared, gpus=gpus):
             if reason is not None:
                 reasons[reason] += 1
             ended(todo[number])

@@ -16,7 +16,7 @@ from budgetlab.corpus import Corpus
 from budgetlab.engines.leases import Leases, read_leases
 from budgetlab.engines.local import Shared, work
 from budgetlab.errors import CallerError, LostRank, Terminated
-from budgetlab.machine import ASKING_TO_END
+from budgetlab.machine import ASKING_TO_END, visible_gpus
 from budgetlab.ranks import Ranks
 from budgetlab.runner.preflight import check_checkpoints, check_devices, check_room
 from budgetlab.runner.progress import Moved, Progress, ProgressMeter, Tracker
@@ -127,6 +127,7 @@ def run(
                 stop_asked=lambda: stop.asked,
                 shared=shared if ranks.first else None,
                 agree=lambda choose: int(ranks.share(str(choose()) if ranks.first else None)),
+                gpus=visible_gpus(plan.execution.device),
             )
             try:
                 for _ in jobs:
