@@ -193,8 +193,8 @@ def _read(path: Path) -> tuple[str, int] | None:
 def _parsed(path: Path, text: str) -> dict[str, Any]:
     """Return what a lease says; nothing of one whose owner is just writing it, or was killed at that."""
     try:
-        return {**json.loads(text), "job": path.name}
-    except ValueError:
+        return {"about": {}, **json.loads(text), "job": path.name}
+    except (ValueError, TypeError):
         return {}
 
 

@@ -18,6 +18,7 @@ from loky.backend import get_context
 
 from budgetlab.engines.leases import Leases
 from budgetlab.errors import BudgetlabError
+from budgetlab.machine import ASKING_TO_END
 
 POLL_SECONDS, LONGEST_POLL_SECONDS = 0.2, 5.0
 """Between two looks at what others are at: longer each time that nothing has changed."""
@@ -214,7 +215,7 @@ def _signals_blocked() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *ASKING_TO_END})
     try:
         yield
     finally:
@@ -230,7 +231,7 @@ def _begin(
 ) -> None:  # fmt: skip
     if turns is not None:  # before CUDA looks
         os.environ["CUDA_VISIBLE_DEVICES"] = turns.get()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, *ASKING_TO_END):
         signal.signal(number, signal.SIG_IGN)
 
     def end_with_the_first() -> None:  # its successor may begin the same job again
