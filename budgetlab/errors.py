@@ -72,7 +72,7 @@ class LostRank(BudgetlabError):
 
 
 class Terminated(BaseException):
-    """The system asked the process to end (SIGTERM): what it was at is saved, and it wants to be started again.
+    """The system asked the process to end, by SIGTERM or SIGUSR1: what it was at is saved; it is to be started again.
 
     It comes at any moment, like `KeyboardInterrupt`, and like that it is no failure of what it interrupts.
 
@@ -81,5 +81,5 @@ class Terminated(BaseException):
 
     exit_status = 75
 
-    def __init__(self, wrong: str, remedy: str) -> None:
-        super().__init__(f"SIGTERM: {wrong}; {remedy}")
+    def __init__(self, wrong: str, remedy: str, name: str = "SIGTERM") -> None:
+        super().__init__(f"{name}: {wrong}; {remedy}")

@@ -6,9 +6,9 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.frames import fits_frame, phases_frame, plan_frame
-from budgetlab.machine import another_lives, file_lock
+from budgetlab.machine import another_lives
 from budgetlab.values import CostProfile, CurveFit, Plan, Point, RunRecord, Score, Value, Verdict
 
 V = TypeVar("V", bound=Value)
@@ -160,30 +160,13 @@ class Store:
             self.say(f"damaged   {error}")
             return None
 
-    @contextmanager
-    def locked(self, verb: str) -> Iterator[bool]:
-        """Hold the folder against other processes; the system lets go of it when this one ends, however it ends.
-
-        Yields whether it is held (see `machine.file_lock`). What killed writers left an hour ago or more is deleted.
-
-        Raises
-        ------
-        CallerError
-            When another process holds it.
-        """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as stack:
-            try:
-                locked = stack.enter_context(file_lock(self.folder / ".held"))
-            except BlockingIOError as holder:
-                asked = f"{verb} in {self.folder}"
-                raise CallerError(asked, f"{holder} runs there", "wait for it, or choose another --results") from None
-            for path in self.folder.rglob(".*.partial"):
-                with contextlib.suppress(FileNotFoundError):  # its writer finished it meanwhile
-                    old = path.is_file() and time.time() - path.stat().st_mtime > _LEFT_SECONDS
-                    if old and not another_lives(path.name.split(".")[-2]):
-                        path.unlink()
-            yield locked
+    def tidy(self) -> None:
+        """Delete what killed writers left an hour ago or more."""
+        for path in self.folder.rglob(".*.partial"):
+            with contextlib.suppress(FileNotFoundError):  # its writer finished it meanwhile
+                old = path.is_file() and time.time() - path.stat().st_mtime > _LEFT_SECONDS
+                if old and not another_lives(path.name.split(".")[-2]):
+                    path.unlink()
 
     def run_folder(self, run_id: str) -> Path:
         """Where one run keeps its record, points, scores and checkpoints."""
@@ -217,7 +200,8 @@ class Store:
     def write_plan(self, plan: Plan) -> Path:
         """Write plan.json and plan.csv (a row an arm and budget)."""
         write_csv(self.folder / "plan.csv", plan_frame(plan))
-        return write_whole(self.folder / "plan.json", plan.model_dump_json(indent=1))
+        found = plan.model_dump(mode="json") | {"units": [unit.as_json() for unit in plan.units()]}
+        return write_whole(self.folder / "plan.json", json.dumps(found, indent=1))
 
     def read_profile(self) -> CostProfile | None:
         """Return the profile, or None where there is none."""
@@ -264,11 +248,34 @@ class Store:
             return None
         return record.model_copy(update={"points": self.read_points(run_id, last=last_point)})
 
+    def record_status(self, run_id: str, of: str = "status") -> Any:
+        """Return what a record says now, also where another machine wrote it; None where there is no record."""
+        folder = self.run_folder(run_id)
+        with contextlib.suppress(OSError):  # opening it has a client of NFS ask the server what there is
+            os.close(os.open(folder, os.O_RDONLY))
+        record = _read_if_there(RunRecord, folder / "record.json")
+        return None if record is None else getattr(record, of)
+
     def records(self, *, last_point: bool = False) -> list[RunRecord]:
         """Return the records of the plan's runs that have begun, with their points, or the last of them alone."""
         read = partial(self.read_record, last_point=last_point)
         found = (self.spared(partial(read, run_id)) for run_id in self._index().get("runs", []))
         return [record for record in found if record is not None]
+
+    def set_aside(self, run_id: str) -> Path:
+        """Have a run begin anew: put its record, points and log into a folder, and delete its checkpoints."""
+        folder = self.run_folder(run_id)
+        kept = folder / f"failed_{len(list(folder.glob('failed_*')))}"
+        kept.mkdir()
+        shutil.rmtree(self.checkpoints(run_id), ignore_errors=True)
+        for path in (self.log_path(run_id), folder / "points.jsonl", folder / "record.json"):
+            if path.exists():
+                path.rename(kept / path.name)
+        return kept
+
+    def log_path(self, run_id: str) -> Path:
+        """Where a failed run says where it failed."""
+        return self.run_folder(run_id) / "failed.txt"
 
     def write_points(self, run_id: str, points: Sequence[Point]) -> None:
         """Replace the points of a run (after a resume, those past its checkpoint are gone)."""

@@ -148,7 +148,7 @@ def find_data(study: Study, path: str) -> Path:
 
 
 _PRICELESS = {"usd_per_device_hour", "scaling_efficiency", "devices", "workers", "device_memory_bytes", "trackers",
-              "keep_checkpoints", "compile"}  # fmt: skip
+              "keep_checkpoints", "compile", "slurm"}  # fmt: skip
 """Settings of the execution that do not change what a step costs on one device."""
 
 

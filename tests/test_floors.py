@@ -15,8 +15,8 @@ FLOORS = [
     ({"values"}, set()),
     ({"machine"}, set()),
     (
-        {"strategies", "laws", "study_tables", "frames", "modelcard", "resampling"},
-        {"workers", "hardware", "models", "corpus", "batches", "checkpoint", "ranks", "in_parts"},
+        {"strategies", "laws", "study_tables", "frames", "modelcard", "resampling", "engines"},
+        {"hardware", "models", "corpus", "batches", "checkpoint", "ranks", "in_parts"},
     ),
     ({"studies", "store", "intake"}, set()),
     ({"planner", "fitting"}, {"step"}),

@@ -14,6 +14,7 @@ from small import ENVIRONMENT
 
 from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.frames import scores_frame
+from budgetlab.machine import file_lock
 from budgetlab.store import Store, read_value, write_whole
 from budgetlab.values import Budget, CostProfile, CurveFit, Plan, Point, RunRecord, Score, Value, Verdict
 
@@ -99,13 +100,13 @@ def test_a_file_system_without_locks_is_said(tmp_path: Path, monkeypatch: pytest
 
         return flock
 
-    with Store(tmp_path, "small").locked("run") as locked:
+    with file_lock(tmp_path / ".held") as locked:
         assert locked
     monkeypatch.setattr(fcntl, "flock", fails(errno.ENOSYS))
-    with Store(tmp_path, "small").locked("run") as locked:
+    with file_lock(tmp_path / ".held") as locked:
         assert not locked
     monkeypatch.setattr(fcntl, "flock", fails(errno.EIO))
-    with pytest.raises(OSError, match=os.strerror(errno.EIO)), Store(tmp_path, "small").locked("run"):
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)), file_lock(tmp_path / ".held"):
         pass
 
 
@@ -116,8 +117,8 @@ def test_what_killed_writers_left_is_deleted_once_it_is_old(tmp_path: Path) -> N
     for path in (old, new):
         path.write_text("{")
     os.utime(old, (0, 0))
-    with store.locked("run"):
-        assert not old.exists() and new.exists()
+    store.tidy()
+    assert not old.exists() and new.exists()
 
 
 def test_a_clock_that_went_back_deletes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,8 +127,8 @@ def test_a_clock_that_went_back_deletes_nothing(tmp_path: Path, monkeypatch: pyt
     being_written.parent.mkdir(parents=True)
     being_written.write_text("{")
     monkeypatch.setattr(time, "time", lambda: being_written.stat().st_mtime - 86_400)
-    with store.locked("run"):
-        assert being_written.exists()
+    store.tidy()
+    assert being_written.exists()
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
@@ -141,8 +142,8 @@ def test_a_clock_that_jumps_ahead_deletes_nothing_that_a_live_process_writes(
         path.write_text("{")
     later = time.time() + 86_400
     monkeypatch.setattr(time, "time", lambda: later)
-    with store.locked("run"):
-        assert being_written.exists() and not left.exists()
+    store.tidy()
+    assert being_written.exists() and not left.exists()
 
 
 def filled(folder: Path) -> Store:

@@ -12,9 +12,25 @@ from small import write_small_study
 from budgetlab.cli.open_study import OpenStudy
 from budgetlab.strategies import strategy_names
 
-pytestmark = pytest.mark.stress
+stress = pytest.mark.stress
 
 
+@pytest.mark.parametrize("seeds", [25, pytest.param(834, marks=stress)])
+def test_many_workers_lose_nothing_and_do_nothing_twice(seeds: int, tmp_path: Path) -> None:
+    """Eight workers on 12 units a seed and a teacher: SIGKILL, leases that nobody renews, clocks off by minutes."""
+    script = Path(__file__).with_name("noop_units.py")
+    command = [sys.executable, str(script), str(tmp_path), str(seeds), "8", "5" if seeds < 100 else "20"]
+    environment = {**os.environ, "BUDGETLAB_DATA_ROOT": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    print(found)
+    assert found["units"] == 12 * seeds + 1 and found["kills"] >= 5
+    assert found["lost"] == found["leases_left"] == 0 and found["taken_over"] >= found["stale"]
+    assert found["twice"] < 0.01 * found["units"] and found["cpu_ms_a_unit"] < 20
+
+
+@stress
 def test_every_strategy_lowers_its_readout_loss_on_real_text_at_the_demos_size(tmp_path: Path) -> None:
     arms = "\n".join(
         f'[arms.{name}]\nstrategy = {{ name = "{name}"{", cosine_weight = 0" if name == "distilbert" else ""} }}\n'
@@ -37,6 +53,7 @@ def test_every_strategy_lowers_its_readout_loss_on_real_text_at_the_demos_size(t
     assert {name for name, loss in losses.items() if loss >= random - 0.1} == set()
 
 
+@stress
 def test_sixty_kills_spread_over_run_and_evaluate_change_nothing(tmp_path: Path) -> None:
     write_small_study(tmp_path)
     script = Path(__file__).with_name("kills_everywhere.py")

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from budgetlab.engines.local import work
 from budgetlab.errors import BudgetlabError, CallerError
-from budgetlab.workers import work
+from budgetlab.machine import visible_gpus
 
 
 def note(folder: Path) -> Any:
@@ -37,6 +38,26 @@ def note(folder: Path) -> Any:
         return name
 
     return do
+
+
+def sees() -> Any:
+    """A worker that says which GPUs it sees, once another process says so too."""
+
+    def do(folder: Path, tell: Any, stop_asked: Any) -> str:
+        (folder / str(os.getpid())).touch()
+        while len(list(folder.iterdir())) < 2:
+            time.sleep(0.01)
+        return os.environ["CUDA_VISIBLE_DEVICES"]
+
+    return do
+
+
+def test_each_worker_sees_one_of_several_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    gpus = visible_gpus("auto")
+    assert gpus == ("3", "5") and visible_gpus("cpu") == visible_gpus("cuda:1") == ()
+    assert sorted(seen for _, seen in work(sees, (), [tmp_path] * 2, workers=2, gpus=gpus)) == ["3", "5"]
+    assert [seen for _, seen in work(sees, (), [tmp_path] * 1, gpus=gpus)] == ["3,5"]
 
 
 @pytest.mark.parametrize("workers", [1, 2])

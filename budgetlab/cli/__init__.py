@@ -20,8 +20,9 @@ from budgetlab.cli.fit_table import fit
 from budgetlab.cli.init import init
 from budgetlab.cli.options import with_options
 from budgetlab.cli.pricing import plan, profile
-from budgetlab.cli.verbs import doctor, evaluate, report, run, status, study
+from budgetlab.cli.verbs import doctor, evaluate, report, retry, run, status, study, work
 from budgetlab.errors import BudgetlabError, LostRank, Terminated, place_in_own_code
+from budgetlab.machine import ASKING_TO_END
 
 __all__ = ["app", "run_command"]
 
@@ -34,7 +35,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Is it better to distil, or to pretrain on more tokens? Profile, plan, run, evaluate, fit, report.",
 )
-for verb in (init, profile, plan, run, evaluate, fit, report, study, status, demo, doctor):
+for verb in (init, profile, plan, run, evaluate, fit, report, study, work, status, retry, demo, doctor):
     app.command()(with_options(verb))
 
 
@@ -54,11 +55,11 @@ def _begin(
 def run_command(arguments: list[str]) -> int:
     """Run one command and return its exit status.
 
-    0; 2 for a caller's mistake; 1 for a failure; 75 where SIGTERM ended a run that goes on when started again; 130 for
-    Ctrl-C.
+    0; 2 for a caller's mistake; 1 for a failure; 42 where a unit of a worker failed for good; 75 where it goes on when
+    started again, after SIGTERM or SIGUSR1; 130 for Ctrl-C.
     """
     try:
-        with _leave_on_sigterm():
+        with _leave_when_asked():
             status = app(args=arguments or ["--help"], prog_name="budgetlab", standalone_mode=False) or 0
         return _fail(arguments, STOPPED, status) if status == INTERRUPTED else status
     except TyperException as error:
@@ -80,20 +81,22 @@ def run_command(arguments: list[str]) -> int:
 
 
 @contextmanager
-def _leave_on_sigterm() -> Iterator[None]:
-    """Have SIGTERM end any verb as it ends a run: with the status that asks to be started again."""
+def _leave_when_asked() -> Iterator[None]:
+    """Have SIGTERM or SIGUSR1 end any verb as it ends a run: with the status that asks to be started again."""
 
     def leave(number: int, frame: object) -> None:
-        raise Terminated("stopped", "give the same command again; what was finished is kept")
+        name = signal.Signals(number).name
+        raise Terminated("stopped", "give the same command again; what was finished is kept", name)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, leave)
+    before = {number: signal.signal(number, leave) for number in ASKING_TO_END}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _near(error: TyperException) -> str:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from budgetlab.cli.screen import Screen, Stage
+from budgetlab.cli.screen import Screen, show_run
+from budgetlab.engines.leases import Leases
 from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.frames import scores_frame
 from budgetlab.store import Store, read_profile, write_whole
 from budgetlab.studies import dump_study, find_data, load_study, profile_key
-from budgetlab.units import format_quantity
 from budgetlab.values import CostProfile, CurveFit, EvaluateSpec, Plan, RunRecord, Score, Verdict
 from budgetlab.values.scoring import CAUSAL_PROBES
 
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from budgetlab.evaluation import Task
     from budgetlab.ranks import Ranks
     from budgetlab.reporting import Report
-    from budgetlab.runner import Progress
 
 
 def scored_with(plan: Plan, spec: EvaluateSpec) -> list[object]:
@@ -80,9 +81,11 @@ class OpenStudy:
     def study_through(self, depth: Literal["quick", "timed"] = "timed") -> Report:
         """Go through all verbs, resuming; what is done is not done again. `depth` is of the profile."""
         self._check_room()
-        self.corpus()
-        profile = self.profile(to_run=True, depth=depth)
-        plan = self.tune(self.plan(profile))
+        with self.alone():
+            self.corpus()
+            profile = self.profile(to_run=True, depth=depth)
+            made = self.plan(profile)
+        plan = self.tune(made)
         from budgetlab.planner import predicted_times
 
         if not self.store.records(last_point=True) and (told := predicted_times(plan, self.study.evaluate)):
@@ -255,7 +258,7 @@ class OpenStudy:
         # Trials have an index of their own; their runs lie beside the others, which share their teacher.
         store = Store(self.store.folder.parent, self.study.name, part="tuning")
         with self.screen.stage("tuning") as stage:
-            records = run(trials, corpus, store, progress=_show_run(stage), say=self._say_of_run)
+            records = run(trials, corpus, store, progress=show_run(stage), say=self._say_of_run)
             spec = self.study.evaluate.model_copy(update={"tasks": (), "largest_budget_only": ()})
             losses = trial_losses(plan, evaluate(trials, records, spec, corpus, store, []))
             chosen = choose_rates(plan, losses)
@@ -264,28 +267,38 @@ class OpenStudy:
         self.store.write_plan(chosen)
         return chosen
 
-    def run(self, plan: Plan, ranks: Ranks | None = None) -> list[RunRecord]:
-        """Train what is not trained yet, with the other processes where there are any."""
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other workers of the study from measuring and planning meanwhile; wait for one that does."""
+        with Leases(self.store.folder / "leases", {}) as leases:
+            if not leases.take("plan"):
+                with self.screen.stage("plan") as stage:
+                    while not leases.take("plan"):
+                        stage("waiting for a worker that plans")
+                        time.sleep(1.0)
+            yield
+
+    def run(self, plan: Plan, ranks: Ranks | None = None, left: list[str] | None = None) -> list[RunRecord]:
+        """Train what is not trained yet, with the other processes where there are any; `left` as in `runner.run`."""
         for line in plan.warnings:
             self.screen.warn(line)
         corpus = self.corpus()
         from budgetlab.runner import run
 
         with self.screen.stage("run") as stage:
-            records = run(
-                plan, corpus, self.store, ranks=ranks, progress=_show_run(stage), say=self._say_of_run
-            )  # fmt: skip
+            show, say = show_run(stage), self._say_of_run
+            records = run(plan, corpus, self.store, ranks=ranks, progress=show, say=say, left=left)
             failed = [record for record in records if record.status == "failed"]
             stage.note = f"{len(records) - len(failed)} units complete" + (f", {len(failed)} failed" if failed else "")
         for record in failed:
-            self.screen.say(f"failed    {record.run_id}: {record.message}; delete its folder to try again")
+            self.screen.say(f"failed    {record.run_id}: {record.message}; budgetlab retry trains it anew")
         return records
 
     def _say_of_run(self, line: str) -> None:
         self.screen.say(f"run       {line}")
 
-    def evaluate(self, plan: Plan, records: Sequence[RunRecord]) -> list[Score]:
-        """Score what is not scored yet; `left_out` says what could not be."""
+    def evaluate(self, plan: Plan, records: Sequence[RunRecord], left: list[str] | None = None) -> list[Score]:
+        """Score what is not scored yet; `left_out` says what could not be, `left` is as in `evaluation.evaluate`."""
         corpus, tasks = self.corpus(), self.tasks()
         from budgetlab.evaluation import evaluate
         from budgetlab.modelcard import model_card
@@ -300,6 +313,7 @@ class OpenStudy:
                 tasks,
                 progress=lambda where: stage(where.what, where.done / where.total, where.seconds_left),
                 say=lambda line: self.left_out.update({line: BudgetlabError.exit_status}),
+                left=left,
             )
             stage.note = f"{len(scores)} scores"
         for record in records:
@@ -373,18 +387,3 @@ class OpenStudy:
             )  # fmt: skip
             stage.note = str(made.page)
         return made
-
-
-def _show_run(stage: Stage) -> Callable[[Progress], None]:
-    """Return what shows the progress of runs on a stage."""
-
-    def show(where: Progress) -> None:
-        said = [f"{100 * where.spent_fraction:.0f} % of the FLOPs spent"]
-        said += [f"{where.run_id} step {where.step:,}/{where.steps:,}"]
-        said += [f"{name} {value:.3g}" for name, value in where.losses.items()]
-        if where.tokens_per_second is not None:
-            used = "n/a" if where.utilisation is None else f"{100 * where.utilisation:.0f} %"
-            said += [f"{format_quantity(where.tokens_per_second)} tokens/s", f"utilisation {used}"]
-        stage(", ".join(said), where.done_fraction, where.seconds_left)
-
-    return show

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
-from budgetlab.units import format_seconds
+from budgetlab.units import format_quantity, format_seconds
+
+if TYPE_CHECKING:
+    from budgetlab.runner import Progress as RunProgress
 
 PLAIN_LINE_EVERY_SECONDS = 15.0
 
@@ -76,3 +81,18 @@ class Stage:
             self.said_at = time.monotonic()
             share = "" if fraction is None else f" {100 * fraction:.0f} %"
             self.screen.say(f"{self.name:<9}{share} {left}{text}")
+
+
+def show_run(stage: Stage) -> Callable[[RunProgress], None]:
+    """Return what shows the progress of runs on a stage."""
+
+    def show(where: RunProgress) -> None:
+        said = [f"{100 * where.spent_fraction:.0f} % of the FLOPs spent"]
+        said += [f"{where.run_id} step {where.step:,}/{where.steps:,}"]
+        said += [f"{name} {value:.3g}" for name, value in where.losses.items()]
+        if where.tokens_per_second is not None:
+            used = "n/a" if where.utilisation is None else f"{100 * where.utilisation:.0f} %"
+            said += [f"{format_quantity(where.tokens_per_second)} tokens/s", f"utilisation {used}"]
+        stage(", ".join(said), where.done_fraction, where.seconds_left)
+
+    return show

@@ -6,14 +6,16 @@ import os
 import platform
 import shutil
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
+from budgetlab.cli.fleets import DryRunOption, EngineOption, WorkersOption, fleet_of, started, with_workers
 from budgetlab.cli.options import Options, StudyArg, print_json
-from budgetlab.errors import CallerError
+from budgetlab.errors import CallerError, Terminated, unknown_name
 
 if TYPE_CHECKING:
     from budgetlab.cli.open_study import OpenStudy
@@ -23,12 +25,21 @@ if TYPE_CHECKING:
     from budgetlab.values import Plan, RunRecord
 
 
-def run(study: StudyArg, options: Options) -> None:
+def run(
+    study: StudyArg,
+    engine: EngineOption = "local",
+    workers: WorkersOption = None,
+    dry_run: DryRunOption = False,
+    *,
+    options: Options,
+) -> None:
     """Train every planned run that is not finished; STUDY may also be a plan.json. For several GPUs, under torchrun."""
+    if started(study, engine, workers, dry_run, "run", options):
+        return
     from budgetlab.ranks import joined
 
     with joined() as ranks:
-        opened, made = _plan_together(study, options, ranks)
+        opened, made = _plan_together(study, options, ranks, workers)
         records = opened.run(opened.tune(made), ranks)
     if not ranks.first:
         return
@@ -37,9 +48,18 @@ def run(study: StudyArg, options: Options) -> None:
         raise typer.Exit(1)
 
 
-def evaluate(study: StudyArg, options: Options) -> None:
+def evaluate(
+    study: StudyArg,
+    engine: EngineOption = "local",
+    workers: WorkersOption = None,
+    dry_run: DryRunOption = False,
+    *,
+    options: Options,
+) -> None:
     """Score every finished run: read-out loss, own loss, fine-tuned tasks, and the yardsticks."""
-    opened, made = _planned(study, options)
+    if started(study, engine, workers, dry_run, "evaluate", options):
+        return
+    opened, made = _planned(study, options, workers=workers)
     scores = opened.evaluate(made, opened.store.records())
 
     def sheets() -> list[Sheet]:
@@ -59,20 +79,133 @@ def report(study: StudyArg, options: Options) -> None:
     show_report(opened.report(made, opened.prices(), opened.store.records(last_point=True), scores), options)
 
 
-def study(study: StudyArg, options: Options) -> None:
+def study(
+    study: StudyArg,
+    engine: EngineOption = "local",
+    workers: WorkersOption = None,
+    dry_run: DryRunOption = False,
+    *,
+    options: Options,
+) -> None:
     """Do all of it, in order, resuming: profile, plan, run, evaluate, fit, report."""
+    if started(study, engine, workers, dry_run, None, options):
+        return
     opened = options.open(study)
+    opened.study = with_workers(opened.study, workers)
     show_report(opened.study_through(), options)
     _fail_if_left_out(opened)
 
 
-def status(study: StudyArg, options: Options) -> None:
-    """Show what is planned, running, complete, failed and missing."""
+def work(
+    study: StudyArg,
+    only: str | None = typer.Option(None, "--only", help="run or evaluate; without it both.", metavar="VERB"),
+    manifest: str | None = typer.Option(None, "--manifest", help="Print the manifest for kubernetes.", metavar="NAME"),
+    workers: WorkersOption = None,
+    *,
+    options: Options,
+) -> None:
+    """Be a worker: take what is left to train and score and nobody is at, as long as there is some.
+
+    Any number on any number of machines. Exit status 0: nothing is left; 42: a unit failed for good; 75: asked to stop,
+    or all that is left is at work elsewhere.
+    """
+    for option, given, known in (("--only", only, ("run", "evaluate")), ("--manifest", manifest, ("kubernetes",))):
+        if given not in (None, *known):
+            raise unknown_name("value", str(given), known, option)
+    if manifest is not None:
+        from budgetlab.engines.kubernetes import manifest as kubernetes
+
+        opened = options.open(study)
+        made = with_workers(opened.store.read_plan() or opened.plan(opened.prices(), keep=False), workers)
+        print(kubernetes(fleet_of(study, options, opened, made, only), os.getcwd()), end="")
+        return
+    try:
+        left = _work(study, only, workers, options)
+    except KeyboardInterrupt:
+        raise Terminated("stopped", "give the same command again; what was finished is kept", "SIGINT") from None
+    if left:
+        raise typer.Exit(left)
+
+
+def _work(study: str, only: str | None, workers: int | None, options: Options) -> int:
+    """Train and score in turn, until nothing can come any more; return the exit status."""
+    from budgetlab.ranks import Ranks
+
+    opened, made = _plan_together(study, options, Ranks(), workers)
+    made = opened.tune(made)
+    pause, before = _PAUSE_SECONDS, None
+    while True:
+        training: list[str] = []
+        scoring: list[str] = []
+        records = opened.store.records() if only == "evaluate" else opened.run(made, left=training)
+        if only != "run" and any(record.kind == "rung" and record.status == "complete" for record in records):
+            opened.evaluate(made, records, scoring)
+        if not training:
+            break
+        # What others train may bring something to do.
+        pause = min(2 * pause, _LONGEST_PAUSE_SECONDS) if training == before else _PAUSE_SECONDS
+        before = training
+        time.sleep(pause)
+    _show_status(made, records, options, opened)
+    failed = [record for record in records if record.status == "failed"]
+    if scoring:
+        opened.screen.say(f"work      {len(scoring)} scores are at work elsewhere")
+        return Terminated.exit_status
+    for line in opened.left_out:
+        opened.screen.say(f"work      not scored: {line}")
+    return FAILED_FOR_GOOD if failed or opened.left_out else 0
+
+
+_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 2.0, 60.0
+FAILED_FOR_GOOD = 42
+
+
+def retry(
+    study: StudyArg,
+    unit: str | None = typer.Option(None, "--unit", help="Only this one, as status names it.", metavar="ID"),
+    *,
+    options: Options,
+) -> None:
+    """Have the next run or worker train failed units anew; what they left is kept in their folders."""
+    opened = options.open(study)
+    failed = {record.run_id: record for record in opened.store.records(last_point=True) if record.status == "failed"}
+    chosen = [name for name in failed if unit in (None, name, name.rpartition("-")[0])]
+    if unit is not None and not chosen:
+        raise unknown_name("failed unit", unit, failed, "--unit")
+    kept = {name: str(opened.store.set_aside(name)) for name in chosen}
+    lines = [f"{name}: {failed[name].message or 'no message'}; kept in {folder}" for name, folder in kept.items()]
+    options.print(lambda: kept, list, *(lines or ["no unit has failed"]))
+
+
+def status(
+    study: StudyArg,
+    watch: bool = typer.Option(False, "--watch", help="Again and again, until nothing is left."),
+    *,
+    options: Options,
+) -> None:
+    """Show what is planned, running, complete, failed and missing, and who is at work on what, from files alone."""
     opened = options.open(study)
     made = opened.store.read_plan()
     if made is None:
         raise CallerError(f"status of {opened.study.name}", "it has no plan yet", f"run budgetlab plan {study}")
-    _show_status(made, opened.store.records(last_point=True), options)
+    while True:
+        records = opened.store.records(last_point=True)
+        if watch and sys.stdout.isatty():
+            print("\033[2J\033[H", end="")
+        _show_status(made, records, options, opened)
+        if not watch or (not any((opened.store.folder / "leases").glob("[!.]*")) and _all_ended(made, records)):
+            return
+        sys.stdout.flush()
+        time.sleep(_WATCH_SECONDS)
+
+
+_WATCH_SECONDS = 5.0
+
+
+def _all_ended(made: Plan, records: list[RunRecord]) -> bool:
+    from budgetlab.planner import workload
+
+    return workload(made, records).units == 0
 
 
 def doctor(options: Options) -> None:
@@ -102,7 +235,9 @@ def doctor(options: Options) -> None:
     options.print(lambda: found, list, *lines)
 
 
-def _planned(study: str, options: Options, ranks: Ranks | None = None) -> tuple[OpenStudy, Plan]:
+def _planned(
+    study: str, options: Options, ranks: Ranks | None = None, workers: int | None = None
+) -> tuple[OpenStudy, Plan]:
     """Open a study and its plan, making the plan where there is none; or a plan.json and the study beside it.
 
     With `ranks` it is planned for a run, from prices that were timed here.
@@ -113,14 +248,20 @@ def _planned(study: str, options: Options, ranks: Ranks | None = None) -> tuple[
 
     if study.endswith(".json"):
         made = checked(read_value(Plan, Path(study)))
-        return options.open(study, ranks=ranks), made
+        return options.open(study, ranks=ranks), with_workers(made, workers)
     opened = options.open(study, ranks=ranks)
-    if opened.study.corpus.source == "docs" or opened.store.read_plan() is None:
-        opened.corpus()
-    return opened, opened.plan(opened.prices() if ranks is None else opened.profile(to_run=True))
+    opened.study = with_workers(opened.study, workers)
+    if ranks is None:
+        if opened.study.corpus.source == "docs" or opened.store.read_plan() is None:
+            opened.corpus()
+        return opened, opened.plan(opened.prices())
+    with opened.alone():
+        if opened.study.corpus.source == "docs" or opened.store.read_plan() is None:
+            opened.corpus()
+        return opened, opened.plan(opened.profile(to_run=True))
 
 
-def _plan_together(study: str, options: Options, ranks: Ranks) -> tuple[OpenStudy, Plan]:
+def _plan_together(study: str, options: Options, ranks: Ranks, workers: int | None = None) -> tuple[OpenStudy, Plan]:
     """Let the first process plan, and build the corpus; all others take its plan."""
     from budgetlab.values import Plan
 
@@ -130,7 +271,7 @@ def _plan_together(study: str, options: Options, ranks: Ranks) -> tuple[OpenStud
             raise CallerError(f"run, rank {ranks.rank}", "the first process could not begin", "see what it said")
         return options.open(study, ranks=ranks), Plan.model_validate_json(shared)
     try:
-        opened, made = _planned(study, options, ranks)
+        opened, made = _planned(study, options, ranks, workers)
         if ranks.world > 1 and made.trials and not made.tried:
             asked = f"the trials of [tuning] on {ranks.world} processes"
             raise CallerError(asked, "one process runs them", "plan and tune with budgetlab study on one device first")
@@ -149,12 +290,14 @@ def _fail_if_left_out(opened: OpenStudy) -> None:
         raise typer.Exit(min(opened.left_out.values()))  # a failure, 1, before a caller's mistake, 2
 
 
-def _show_status(made: Plan, records: list[RunRecord], options: Options) -> None:
-    from budgetlab.reporting.tables import status_sheet
+def _show_status(made: Plan, records: list[RunRecord], options: Options, opened: OpenStudy | None = None) -> None:
+    from budgetlab.engines.leases import read_leases
+    from budgetlab.reporting.tables import status_sheet, workers_sheet
 
+    leases = [] if opened is None else read_leases(opened.store.folder / "leases")
     options.print(
         lambda: [record.model_dump(mode="json", exclude={"points"}) for record in records],
-        lambda: [status_sheet(made, records)],
+        lambda: [status_sheet(made, records), workers_sheet(leases, made, records)],
     )
 
 

@@ -12,15 +12,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from budgetlab.corpus import Corpus
+from budgetlab.engines.leases import Leases
+from budgetlab.engines.local import Shared, work
 from budgetlab.errors import BudgetlabError
-from budgetlab.evaluation.jobs import Choice, Scorer, list_jobs, list_subjects
+from budgetlab.evaluation.jobs import Choice, Job, Scorer, list_jobs, list_subjects
 from budgetlab.evaluation.metrics import measure, paired_bootstrap, score_predictions, select
 from budgetlab.evaluation.probes import PROBES, build_probes
 from budgetlab.evaluation.tasks import GLUE, Task, load_task, majority_metrics
+from budgetlab.machine import visible_gpus
 from budgetlab.store import Store, read_value
-from budgetlab.values import EvaluateSpec, Plan, RunRecord, Score, content_hash
+from budgetlab.values import NUMERICS_VERSION, EvaluateSpec, Plan, RunRecord, Score, content_hash
 from budgetlab.values.scoring import recipe_hash
-from budgetlab.workers import work
 
 __all__ = ["GLUE", "PROBES", "Progress", "Task", "build_probes", "evaluate", "load_task", "measure", "paired_bootstrap"]
 
@@ -45,8 +47,9 @@ def evaluate(
     *,
     progress: Callable[[Progress], None] | None = None,
     say: Callable[[str], None] | None = None,
+    left: list[str] | None = None,
 ) -> list[Score]:
-    """Score every finished run of a plan, its teachers, and the baselines.
+    """Score every finished run of a plan, its teachers, and the baselines; not what another worker is at.
 
     Parameters
     ----------
@@ -66,6 +69,8 @@ def evaluate(
         Told after each score.
     say
         Told in one line each what could not be scored, while the others go on. Without it that is raised at the end.
+    left
+        Gets names of what other workers are at, once nothing else is left; without it that is waited for.
 
     Returns
     -------
@@ -76,7 +81,7 @@ def evaluate(
     Raises
     ------
     CallerError
-        When the plan has no finished run.
+        When the plan has no finished run, or another worker's corpus or version of the numerics is not this one's.
     BudgetlabError
         When something could not be scored, and there is no `say`.
     """
@@ -92,14 +97,30 @@ def evaluate(
         for job in jobs
         if (id(job) in wanted or id(job) not in of_grids) and not job.has(store, predictions=id(job) in wanted)
     ]
-    started, reasons = time.monotonic(), Counter[str]()
-    ended = work(Scorer, (plan, spec, corpus, store, by_name), todo, workers=plan.execution.side_by_side)
-    for done, (number, reason) in enumerate(ended, start=1):
-        if reason is not None:
-            reasons[reason] += 1
+    started, reasons, done = time.monotonic(), Counter[str](), 0
+
+    def ended(job: Job) -> None:
+        nonlocal done
+        done += 1
         if progress is not None:
-            left = (time.monotonic() - started) / done * (len(todo) - done)
-            progress(Progress(f"{todo[number].subject.run_id} {todo[number].task}", done, len(todo), left))
+            seconds_left = (time.monotonic() - started) / done * (len(todo) - done)
+            progress(Progress(f"{job.subject.run_id} {job.task}", done, len(todo), seconds_left))
+
+    about = {"numerics_version": NUMERICS_VERSION, "corpus": corpus.content_hash}
+    with Leases(store.folder / "leases", about) as leases:
+        shared = Shared(
+            leases,
+            name=lambda job: f"score-{next(iter(job.keys.values()))}",
+            has_ended=lambda job: job.has(store, predictions=id(job) in wanted),
+            tell_ended=ended,
+            left=left,
+        )
+        arguments, execution = (plan, spec, corpus, store, by_name), plan.execution
+        gpus = visible_gpus(execution.device)
+        for number, reason in work(Scorer, arguments, todo, workers=execution.side_by_side, shared=shared, gpus=gpus):
+            if reason is not None:
+                reasons[reason] += 1
+            ended(todo[number])
     for choice in undecided:
         if all(job.has(store, predictions=True) for job in choice.jobs):
             _choose(choice, spec, store, by_name[choice.task])

@@ -12,7 +12,15 @@ from budgetlab.planner.scenarios import (
     what_if,
     with_throughput,
 )
-from budgetlab.planner.standing import Standing, ladder_costs, ladder_note, predicted_times, standing
+from budgetlab.planner.standing import (
+    Standing,
+    Workload,
+    ladder_costs,
+    ladder_note,
+    predicted_times,
+    standing,
+    workload,
+)
 from budgetlab.planner.tuning import choose_rates, grid_ends, trial_losses, trial_plan, trials_key, tuning_note
 from budgetlab.planner.words import (
     audit,

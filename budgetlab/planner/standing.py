@@ -93,6 +93,49 @@ def standing(plan: Plan, records: Iterable[RunRecord]) -> Standing:
     )
 
 
+@dataclass(frozen=True)
+class Workload:
+    """What is left to train.
+
+    Attributes
+    ----------
+    units
+        How many trainings.
+    device_seconds
+        Of their steps, on all devices together; None where they were not timed.
+    longest_seconds
+        By the clock, of the longest chain of trainings that each need the one before: more workers do not help.
+    """
+
+    units: int
+    device_seconds: float | None
+    longest_seconds: float | None
+
+
+def workload(plan: Plan, records: Iterable[RunRecord]) -> Workload:
+    """Say what is left to train, whoever does it.
+
+    Parameters
+    ----------
+    plan
+        What is to be done.
+    records
+        Of its runs that have begun, with their points.
+    """
+    by_id = {_unit_id(record): record for record in records}
+    ended = {name for name, record in by_id.items() if record.status != "running"}
+    todo = [unit for unit in plan.units() if unit.kind != "trial" and unit.id not in ended]
+    total, reaches = 0.0, dict[str, float]()
+    for unit in todo:
+        price = step_costs(plan.execution, unit.cost, unit.teacher_steps)[0]
+        if price is None:
+            return Workload(len(todo), None, None)
+        took = float(price.between(_reached(unit, by_id.get(unit.id)), unit.last_step))
+        before = max((reaches.get(need, 0.0) for need in unit.needs), default=0.0)
+        total, reaches[unit.id] = total + took, before + took / plan.execution.devices
+    return Workload(len(todo), total, max(reaches.values(), default=0.0))
+
+
 def _unit_id(record: RunRecord) -> str:
     """Return the id of the unit that a record is of: its run_id without the hash, where the runner wrote it."""
     if record.kind == "teacher":

@@ -18,6 +18,7 @@ import torch
 from loky import cpu_count
 
 from budgetlab.batches import MaskedBatch
+from budgetlab.engines.local import work
 from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.hardware import prepare
 from budgetlab.hardware.meters import (
@@ -35,7 +36,6 @@ from budgetlab.profiler.arms import Job
 from budgetlab.resampling import median_interval
 from budgetlab.step import TrainingStep
 from budgetlab.values import CompiledCost, ExecutionSpec, Packing, Ratio, Timing
-from budgetlab.workers import work
 
 _WAITING = 0.05
 """Of the time that threads could have run: above this, other programs took part of the machine."""

@@ -17,7 +17,7 @@ from budgetlab.runner.units import Unit
 from budgetlab.store import Store
 from budgetlab.strategies import build_strategy
 from budgetlab.units import format_quantity
-from budgetlab.values import Plan
+from budgetlab.values import NUMERICS_VERSION, Plan
 
 
 def check_devices(plan: Plan, ranks: Ranks) -> None:
@@ -42,8 +42,13 @@ def check_devices(plan: Plan, ranks: Ranks) -> None:
 
 
 def check_checkpoints(units: list[Unit], store: Store) -> None:
-    """Refuse checkpoints that were put where they do not belong."""
+    """Refuse checkpoints that were put where they do not belong, and runs of another version of the numerics."""
     for unit in units:
+        version = store.record_status(unit.run_id, of="numerics_version")
+        if version not in (None, NUMERICS_VERSION):
+            asked = f"run {unit.run_id}"
+            wrong = f"it was trained with version {version} of the numerics, which is {NUMERICS_VERSION} here"
+            raise CallerError(asked, wrong, "go on with that version of budgetlab, or choose another --results")
         for path in store.checkpoints(unit.run_id).glob("step_*"):
             if (read_state(path) or {}).get("key", unit.key) != unit.key:
                 raise CallerError(f"checkpoint {path}", "it is of another run", "delete its folder, and run again")

@@ -38,6 +38,7 @@ class Trainer:
 
     def __init__(self, plan: Plan, corpus: Corpus, store: Store, units: list[Unit], ranks: Ranks) -> None:
         self.plan, self.corpus, self.store, self.units, self.ranks = plan, corpus, store, units, ranks
+        self.run_ids = {unit.id: unit.run_id for unit in units}
         self.device = prepare(plan.execution, ranks.local)
         self.environment = environment(plan.execution, ranks.local)
         self._teachers: dict[str, Network] = {}
@@ -53,7 +54,7 @@ class Trainer:
                 tell(line)
 
         with _failures_named(unit.run_id):
-            needed = [self.store.read_record(other.run_id) for other in self.units if other.id in unit.needs]
+            needed = [self.store.read_record(self.run_ids[name]) for name in unit.needs if name in self.run_ids]
             if ranks.any(any(record is None or record.status != "complete" for record in needed))[0]:
                 # What it needs has failed and says why; once that is mended, this one runs.
                 tell(Moved(unit.run_id, unit.last_step, resumed=True))

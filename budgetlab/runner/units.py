@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -126,13 +127,11 @@ def _taught(name: str, plan: Plan, units: list[Unit], store: Store) -> bool:
 
 def unfinished(units: list[Unit], store: Store) -> list[Unit]:
     """List units with work left, and the trunks and teachers that these need; a failed unit is left alone."""
-    records = {unit.run_id: store.read_record(unit.run_id) for unit in units}
-    status = {run_id: None if record is None else record.status for run_id, record in records.items()}
+    status = {unit.run_id: store.record_status(unit.run_id) for unit in units}
 
     def usable(unit: Unit, steps: list[int]) -> bool:
         """Whether nothing is to be done for those that go on from these steps of it."""
-        folder = store.checkpoints(unit.run_id)
-        whole = status[unit.run_id] == "complete" and all(is_whole(folder / step_name(step)) for step in steps)
+        whole = status[unit.run_id] == "complete" and _are_whole(unit, steps, store)
         return whole or status[unit.run_id] == "failed"
 
     ended = {run_id for run_id, said in status.items() if said in ("complete", "failed")}
@@ -148,3 +147,22 @@ def unfinished(units: list[Unit], store: Store) -> list[Unit]:
     ]
     chosen = {unit.run_id for unit in (*teachers, *trunks, *rungs)}
     return [unit for unit in units if unit.run_id in chosen]
+
+
+def ended_since(todo: list[Unit], store: Store) -> Callable[[Unit], bool]:
+    """Return what says of an unfinished unit whether another worker has ended it meanwhile."""
+    leave: dict[str | None, list[int]] = {}
+    for unit in todo:
+        leave.setdefault(unit.trunk, []).append(unit.first_step)
+
+    def has_ended(unit: Unit) -> bool:
+        status = store.record_status(unit.run_id)
+        if status != "complete" or unit.record_kind == "rung":
+            return status in ("complete", "failed")
+        return _are_whole(unit, leave.get(unit.run_id, unit.keep_steps[-1:]), store)
+
+    return has_ended
+
+
+def _are_whole(unit: Unit, steps: Iterable[int], store: Store) -> bool:
+    return all(is_whole(store.checkpoints(unit.run_id) / step_name(step)) for step in steps)

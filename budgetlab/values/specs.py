@@ -293,6 +293,7 @@ class Recipe(Value):
 class ExecutionSpec(Value):
     """Where and how a study runs; nothing here may change what is learned."""
 
+    left_out_at_default: ClassVar[frozenset[str]] = frozenset({"slurm"})
     device: str = "auto"
     """cpu, cuda, ...; auto: a GPU where there is one."""
     devices: int = Field(default=1, ge=1, le=1_000_000)
@@ -317,6 +318,8 @@ class ExecutionSpec(Value):
     """Of one device: a plan says what will not fit."""
     usd_per_device_hour: float | None = Field(default=None, ge=1e-6, le=1e9)
     """For budgets in money."""
+    slurm: dict[str, str | int | float] = {}
+    """Of a worker as a job of Slurm: `minutes`, `gpus`, and options of sbatch by their long names."""
 
     @property
     def side_by_side(self) -> int:

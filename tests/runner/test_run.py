@@ -2,8 +2,6 @@
 
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -346,21 +344,6 @@ def test_a_killed_command_goes_on_from_its_checkpoint(
     again = begin_run(forks, side_by_side if number == signal.SIGTERM else longer, study, store, folder)
     assert again.wait() == 0, again.errors
     assert hashes(store.records()) == uninterrupted
-
-
-def test_a_second_runner_in_the_same_folder_is_refused(made: Plan, corpus: Corpus, tmp_path: Path) -> None:
-    store = Store(tmp_path, "small")
-    held = "import sys; from budgetlab.store import Store\nwith Store(sys.argv[1], 'small').locked('run'):\n"
-    code = held + "    print('held', flush=True); sys.stdin.read()"
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
-        assert other.stdout is not None and other.stdout.readline() == "held\n"
-        with pytest.raises(CallerError, match=rf"run in .*: process {other.pid} on .* runs there; wait for it"):
-            run(made, corpus, store)
-        other.kill()
-    with store.locked("run"):  # however the other ended, its hold is gone
-        assert store.records() == []
 
 
 CONTROLS = """

@@ -20,6 +20,7 @@ from .cost_sheets import (
 from .plan_sheets import (
     plan_sheet as plan_sheet,
     status_sheet as status_sheet,
+    workers_sheet as workers_sheet,
 )
 from .score_sheets import (
     average_sheet as average_sheet,

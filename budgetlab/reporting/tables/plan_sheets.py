@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from budgetlab.planner import compute_statement, ladder_note, standing, tuning_note
@@ -108,6 +108,29 @@ def status_sheet(plan: Plan, records: Iterable[RunRecord]) -> Sheet:
         [*_standing_lines(plan, records), _overheads(records), *failed],
         (arms,) if len(rows) > arms else (),
     )
+
+
+def workers_sheet(leases: Sequence[Mapping[str, Any]], plan: Plan, records: Iterable[RunRecord]) -> Sheet:
+    """Return who is at work on what, by the leases of a study."""
+    steps = {unit.id: (unit.first_step, unit.last_step) for unit in plan.units()}
+    reached = {record.run_id: record for record in records}
+    rows: list[dict[str, Any]] = []
+    for lease in leases:
+        record, job = reached.get(lease["job"]), lease["job"]
+        first, last = steps.get(job.rpartition("-")[0], (0, 0))
+        at = None if record is None else max(record.steps, record.points[-1].step if record.points else first)
+        share = None if at is None or last == first else max(0, at - first) / (last - first)
+        ends = "its process is gone" if lease["gone"] else ""
+        rows.append({**lease, "share": share, "ends": ends})
+    columns = [
+        Column("host", "host", left=True),
+        Column("process", "pid"),
+        Column("is at", "job", left=True),
+        Column("share\n%", "share", percent),
+        Column("attempt", "attempt"),
+        Column("", "ends", left=True),
+    ]
+    return Sheet.of(f"Workers of {plan.study}", rows, columns)
 
 
 def answers(record: RunRecord, asked: Schedule) -> bool:
