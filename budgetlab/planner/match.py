@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from budgetlab.errors import CallerError
+from budgetlab.planner.caches import planned_caches, taught_by
 from budgetlab.planner.checks import warnings
 from budgetlab.planner.prices import (
     ArmPrice,
@@ -22,7 +23,7 @@ from budgetlab.planner.words import compare_recipes
 from budgetlab.strategies import build_strategy
 from budgetlab.studies import Study
 from budgetlab.units import MATCHES, format_amount, parse_amount
-from budgetlab.values import Arm, ArmCost, Budget, CostProfile, Plan, Recipe, Schedule, TeacherPlan, Trial
+from budgetlab.values import Arm, ArmCost, Budget, CostProfile, Plan, PlannedCache, Recipe, Schedule, TeacherPlan, Trial
 
 WARMUP_FRACTION = 0.06
 """Of the fewest tokens that an arm reads at its smallest budget, where a study does not say how long a warm-up is."""
@@ -85,7 +86,10 @@ def _planned(study: Study, profile: CostProfile, corpus_tokens: int | None) -> P
         # One part in 1e9 keeps an arm's own tokens from being rounded down to one step less.
         amounts = [amount * price * (1 + 1e-9) for amount in amounts]
     budgets = [Budget(amount=amount, unit=unit) for amount in amounts]
-    prices = {name: _price(study, arm, costs[name], of_teachers, budgets, unique) for name, arm in study.arms.items()}
+    caches = planned_caches(study, costs, budgets[-1], unique)
+    prices = {
+        name: _price(study, arm, costs[name], of_teachers, budgets, unique, caches) for name, arm in study.arms.items()
+    }
     shared = _shared_warmups(study.arms, {arm: price.first_steps for arm, price in prices.items()})
     schedules = tuple(
         _schedule(study, price, budget, rung, spec.ladder, shared[arm])
@@ -130,6 +134,7 @@ def _planned(study: Study, profile: CostProfile, corpus_tokens: int | None) -> P
         tuning_share=None if study.tuning is None else study.tuning.budget_share,
         device_name=profile.environment.device_name if timed else None,
         device=profile.environment.device if timed else None,
+        caches=caches,
         warnings=warnings(study, profile),
     )
 
@@ -160,10 +165,12 @@ def _price(
     of_teachers: Mapping[str, ArmCost],
     budgets: list[Budget],
     unique: int | None,
+    caches: tuple[PlannedCache, ...],
 ) -> ArmPrice:
     unit, charge, execution, tuning = budgets[0].unit, study.plan.teacher_charge, study.execution, study.tuning
     teacher = teacher_cost(execution, study.models, arm.teacher, of_teachers, unit, charge)
-    per_step = step_cost(execution, cost, unit, charge, taught_steps(arm, unique))
+    taught = min(taught_steps(arm, unique), taught_by(caches, arm, charge, unique))
+    per_step = step_cost(execution, cost, unit, charge, taught)
     price = ArmPrice(execution, arm, cost, per_step, unique, teacher, fewest_steps=fewest_steps(arm.recipe))
     charged = 0 if tuning is None else tuning.charged_trials
     if tuning is None or tuning.budget_share is None:

@@ -149,7 +149,7 @@ def taught_steps(arm: Arm, unique_tokens: int | None) -> float:
 
 def charge_share(charge: str) -> float:
     """Share of the teacher's pretraining that one schedule pays for: 0, 1, or 1/K of "amortised:K"."""
-    return 0.0 if charge in ("none", "inference") else 1.0 / parse_charge(charge)
+    return 0.0 if charge in ("none", "inference", "cache") else 1.0 / parse_charge(charge)
 
 
 def teacher_cost(
@@ -211,8 +211,8 @@ class ArmPrice:
         """Return the fields of a `Schedule` that follow from its steps."""
         cost, unique, cached = self.cost, self.unique_tokens, math.isfinite(self.per_step.teacher_steps)
         tokens = steps * cost.batch_tokens
-        targets, seq_len = round(tokens * cost.target_fraction), self.arm.recipe.seq_len
-        read = None if not cached else tokens if unique is None else min(tokens, unique // seq_len * seq_len)
+        targets = round(tokens * cost.target_fraction)
+        read = min(tokens, round(self.per_step.teacher_steps * cost.batch_tokens)) if cached else None
         seconds = device_seconds(self.execution, cost, steps, self.per_step.teacher_steps)
         of_seconds = of_tokens = None
         if cost.seconds_per_step and cost.seconds_per_step_interval is not None:

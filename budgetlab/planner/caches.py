@@ -1,0 +1,165 @@
+"""Which teachers are asked once: what that takes, who reads it, and what each of them pays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from budgetlab.errors import CallerError
+from budgetlab.planner.prices import StepCost, step_price
+from budgetlab.strategies import build_strategy
+from budgetlab.strategies.caching import keeps_all_positions, same_for_all_seeds, why_not_kept
+from budgetlab.studies import Study
+from budgetlab.values import Arm, ArmCost, Budget, PlannedCache, content_hash
+
+_TOO_MUCH_BYTES = 1e12
+_PAID = ("inference", "none")
+
+
+@dataclass(frozen=True)
+class _Readers:
+    """Arms that read the same entries, and the prices of their steps."""
+
+    study: Study
+    arms: list[Arm]
+    costs: Mapping[str, ArmCost]
+    budget: Budget
+    unique_tokens: int | None
+
+    def pass_steps(self, arm: Arm) -> float:
+        """Steps in which all of the text is read once."""
+        if self.unique_tokens is None:
+            return math.inf
+        return self.unique_tokens // arm.recipe.seq_len / arm.recipe.batch_sequences
+
+    def steps(self, arm: Arm, readers: float) -> int:
+        """Steps of an arm at the largest budget, where so many share the teacher's work of the first pass."""
+        prices = [step_price(self.study.execution, self.costs[arm.name], self.budget.unit, how) for how in _PAID]
+        first, pays = prices[1] + (prices[0] - prices[1]) / readers, self.study.plan.teacher_charge != "none"
+        once = self.pass_steps(arm)
+        return int(StepCost(first if pays else prices[1], prices[1], once).steps(self.budget.amount, 0.0))
+
+    def sequences(self, readers: int) -> int:
+        """Sequences that the farthest of them reads, each once."""
+        reached = (
+            min(self.steps(arm, readers), self.pass_steps(arm)) * arm.recipe.batch_sequences for arm in self.arms
+        )
+        return max(1, math.ceil(max(reached)))
+
+    def planned(self) -> PlannedCache:
+        """Return what is kept for them, how often it is read, and whether that pays."""
+        study, arm, rungs = self.study, self.arms[0], len(self.study.plan.budgets)
+        kept, cost, teacher = arm.kept, self.costs[arm.name], study.teacher_of(arm)
+        assert kept is not None and teacher is not None
+        student = study.models[arm.student]
+        words = min(student.vocab_size or 0, teacher.vocab_size or 0)
+        readers, copies = len(self.arms) * rungs, len(study.seeds)
+        # Seeds read other samples in another order: they share what is read whole.
+        if (
+            same_for_all_seeds(arm)
+            and self.sequences(readers * copies) >= self.pass_steps(arm) * arm.recipe.batch_sequences
+        ):
+            readers, copies = readers * copies, 1
+        sequences = self.sequences(readers)
+        tokens = sequences * arm.recipe.seq_len
+        share = (
+            1.0 if keeps_all_positions(arm, build_strategy(arm.strategy), student, teacher) else cost.target_fraction
+        )
+        size = kept.bytes_per_token(words, share)
+        live = {a.name: self._live_steps(a) * self.costs[a.name].batch_tokens for a in self.arms}
+        cached = {a.name: self.steps(a, readers) * self.costs[a.name].batch_tokens for a in self.arms}
+        forward = cost.phases["teacher_forward"]
+        seconds = None if forward.seconds_per_step is None else forward.seconds_per_step / cost.batch_tokens
+        made, reason = self._decided(arm, readers, max(live.values()) > tokens, size * tokens * copies)
+        return PlannedCache(
+            teacher=arm.teacher or "",
+            arms=tuple(a.name for a in self.arms),
+            kept=kept,
+            made=made,
+            reason=reason,
+            copies=copies,
+            readers=readers,
+            sequences=sequences,
+            tokens=tokens * copies,
+            taught_tokens=math.ceil(tokens / readers),
+            bytes_per_token=size,
+            bytes=size * tokens * copies,
+            required_flops=forward.required_flops_per_token * tokens * copies,
+            executed_flops=forward.executed_flops_per_token * tokens * copies,
+            device_seconds=None if seconds is None else seconds * tokens * copies,
+            break_even_readers=tokens / max(1, max(live.values())),
+            tokens_live=live,
+            tokens_cached=cached,
+        )
+
+    def _live_steps(self, arm: Arm) -> int:
+        price = step_price(self.study.execution, self.costs[arm.name], self.budget.unit, self.study.plan.teacher_charge)
+        return int(StepCost(price, price).steps(self.budget.amount, 0.0))
+
+    def _decided(self, arm: Arm, readers: int, again: bool, size: float) -> tuple[bool, str]:
+        if arm.cache != "auto":
+            return True, "the study says so"
+        student, teacher = self.study.models[arm.student], self.study.teacher_of(arm)
+        assert teacher is not None
+        if self.study.corpus.masking != "static" and not same_for_all_seeds(arm):
+            return False, "masks are drawn anew in every pass"
+        if why := why_not_kept(arm, build_strategy(arm.strategy), student, teacher):
+            return False, why
+        if size > _TOO_MUCH_BYTES:
+            return False, "it would be more than a terabyte"
+        if readers == 1 and not again:
+            return False, "one run reads it, and once"
+        return True, f"{readers} runs read each copy" if readers > 1 else "it is read again in every pass"
+
+
+def planned_caches(
+    study: Study, costs: Mapping[str, ArmCost], budget: Budget, unique_tokens: int | None
+) -> tuple[PlannedCache, ...]:
+    """Return the caches of a study's arms, those that read the same entries together.
+
+    Parameters
+    ----------
+    study, costs
+        Arms, and the prices of their steps.
+    budget
+        The largest.
+    unique_tokens
+        Positions in one pass over the text, where it is known.
+
+    Raises
+    ------
+    CallerError
+        When a price was not measured.
+    """
+    groups: dict[str, list[Arm]] = {}
+    for arm in study.arms.values():
+        if arm.kept is not None:
+            groups.setdefault(_entries_key(study, arm, costs[arm.name]), []).append(arm)
+    return tuple(_Readers(study, arms, costs, budget, unique_tokens).planned() for arms in groups.values())
+
+
+def _entries_key(study: Study, arm: Arm, cost: ArmCost) -> str:
+    """Hash of all that decides the entries, but for the text and the masks of a seed."""
+    strategy, kept, teacher = build_strategy(arm.strategy, arm.name), arm.kept, study.teacher_of(arm)
+    assert kept is not None and teacher is not None
+    recipe, student = arm.recipe, study.models[arm.student]
+    how: list[Any] = [recipe.seq_len, recipe.masked_per_sequence, recipe.documents, cost.dtype, cost.attention]
+    how += [keeps_all_positions(arm, strategy, student, teacher), min(student.vocab_size or 0, teacher.vocab_size or 0)]
+    temperature = kept.kept_at(getattr(strategy, "temperature", 1.0))
+    return content_hash(arm.teacher, kept, arm.cache, arm.teacher_reads, temperature, *how)
+
+
+def taught_by(caches: tuple[PlannedCache, ...], arm: Arm, charge: str, unique_tokens: int | None) -> float:
+    """Return the steps that an arm pays its teacher's forward pass for; infinite where it reads along."""
+    cache = next((cache for cache in caches if cache.made and arm.name in cache.arms), None)
+    if cache is None:
+        return math.inf
+    if charge == "cache":
+        return cache.taught_tokens / arm.recipe.batch_tokens
+    if unique_tokens is None:
+        wrong = "how much text there is, hence how often it is read, is not known yet"
+        remedy = 'set corpus.unique_tokens, or plan.teacher_charge = "cache"'
+        raise CallerError(f"arms.{arm.name}.cache", wrong, remedy)
+    return unique_tokens // arm.recipe.seq_len / arm.recipe.batch_sequences
