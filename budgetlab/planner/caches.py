@@ -7,15 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from budgetlab.errors import CallerError
-from budgetlab.planner.prices import StepCost, step_price
+from budgetlab.planner.prices import shared, step_cost, taught_steps
 from budgetlab.strategies import build_strategy
 from budgetlab.strategies.caching import keeps_all_positions, same_for_all_seeds, why_not_kept
 from budgetlab.studies import Study
 from budgetlab.values import Arm, ArmCost, Budget, PlannedCache, content_hash
 
 _TOO_MUCH_BYTES = 1e12
-_PAID = ("inference", "none")
 
 
 @dataclass(frozen=True)
@@ -25,44 +23,38 @@ class _Readers:
     study: Study
     arms: list[Arm]
     costs: Mapping[str, ArmCost]
-    budget: Budget
+    budgets: list[Budget]
     unique_tokens: int | None
 
     def pass_steps(self, arm: Arm) -> float:
         """Steps in which all of the text is read once."""
-        if self.unique_tokens is None:
-            return math.inf
-        return self.unique_tokens // arm.recipe.seq_len / arm.recipe.batch_sequences
+        return taught_steps(arm, self.unique_tokens, "cache", cached=True)
 
-    def steps(self, arm: Arm, readers: float) -> int:
-        """Steps of an arm at the largest budget, where so many share the teacher's work of the first pass."""
-        prices = [step_price(self.study.execution, self.costs[arm.name], self.budget.unit, how) for how in _PAID]
-        first, pays = prices[1] + (prices[0] - prices[1]) / readers, self.study.plan.teacher_charge != "none"
-        once = self.pass_steps(arm)
-        return int(StepCost(first if pays else prices[1], prices[1], once).steps(self.budget.amount, 0.0))
+    def steps(self, arm: Arm, readers: int, rung: int = -1) -> int:
+        """Steps of an arm, at its largest budget, where so many share the teacher's work of the first pass."""
+        charge, budget = self.study.plan.teacher_charge, self.budgets[rung]
+        price = step_cost(self.study.execution, self.costs[arm.name], budget.unit, charge, self.pass_steps(arm))
+        return int(shared(price, readers if charge == "cache" else 1).steps(budget.amount, 0.0))
 
-    def sequences(self, readers: int) -> int:
-        """Sequences that the farthest of them reads, each once."""
-        reached = (
-            min(self.steps(arm, readers), self.pass_steps(arm)) * arm.recipe.batch_sequences for arm in self.arms
-        )
-        return max(1, math.ceil(max(reached)))
+    def whole(self, readers: int, rung: int = -1) -> bool:
+        """Whether each of them reads all of the text."""
+        return all(self.steps(arm, readers, rung) >= self.pass_steps(arm) for arm in self.arms)
 
     def planned(self) -> PlannedCache:
         """Return what is kept for them, how often it is read, and whether that pays."""
-        study, arm, rungs = self.study, self.arms[0], len(self.study.plan.budgets)
+        study, arm, rungs = self.study, self.arms[0], len(self.budgets)
         kept, cost, teacher = arm.kept, self.costs[arm.name], study.teacher_of(arm)
         assert kept is not None and teacher is not None
         student = study.models[arm.student]
         words = min(student.vocab_size or 0, teacher.vocab_size or 0)
-        readers, copies = len(self.arms) * rungs, len(study.seeds)
-        # Seeds read other samples in another order: they share what is read whole.
-        if (
-            same_for_all_seeds(arm)
-            and self.sequences(readers * copies) >= self.pass_steps(arm) * arm.recipe.batch_sequences
-        ):
+        readers, copies = len(self.arms), len(study.seeds)
+        # Budgets, and seeds, whose samples come in another order, share all that they read where they read all of it.
+        if same_for_all_seeds(arm) and self.whole(readers * copies):
             readers, copies = readers * copies, 1
-        sequences = self.sequences(readers)
+        if self.whole(readers * rungs, rung=0):
+            readers *= rungs
+        reached = (min(self.steps(a, readers), self.pass_steps(a)) * a.recipe.batch_sequences for a in self.arms)
+        sequences = max(1, math.ceil(max(reached)))
         tokens = sequences * arm.recipe.seq_len
         share = (
             1.0 if keeps_all_positions(arm, build_strategy(arm.strategy), student, teacher) else cost.target_fraction
@@ -83,7 +75,6 @@ class _Readers:
             readers=readers,
             sequences=sequences,
             tokens=tokens * copies,
-            taught_tokens=math.ceil(tokens / readers),
             bytes_per_token=size,
             bytes=size * tokens * copies,
             required_flops=forward.required_flops_per_token * tokens * copies,
@@ -95,8 +86,9 @@ class _Readers:
         )
 
     def _live_steps(self, arm: Arm) -> int:
-        price = step_price(self.study.execution, self.costs[arm.name], self.budget.unit, self.study.plan.teacher_charge)
-        return int(StepCost(price, price).steps(self.budget.amount, 0.0))
+        budget = self.budgets[-1]
+        price = step_cost(self.study.execution, self.costs[arm.name], budget.unit, self.study.plan.teacher_charge)
+        return int(price.steps(budget.amount, 0.0))
 
     def _decided(self, arm: Arm, readers: int, again: bool, size: float) -> tuple[bool, str]:
         if arm.cache != "auto":
@@ -115,7 +107,7 @@ class _Readers:
 
 
 def planned_caches(
-    study: Study, costs: Mapping[str, ArmCost], budget: Budget, unique_tokens: int | None
+    study: Study, costs: Mapping[str, ArmCost], budgets: list[Budget], unique_tokens: int | None
 ) -> tuple[PlannedCache, ...]:
     """Return the caches of a study's arms, those that read the same entries together.
 
@@ -123,8 +115,8 @@ def planned_caches(
     ----------
     study, costs
         Arms, and the prices of their steps.
-    budget
-        The largest.
+    budgets
+        Smallest first.
     unique_tokens
         Positions in one pass over the text, where it is known.
 
@@ -137,7 +129,7 @@ def planned_caches(
     for arm in study.arms.values():
         if arm.kept is not None:
             groups.setdefault(_entries_key(study, arm, costs[arm.name]), []).append(arm)
-    return tuple(_Readers(study, arms, costs, budget, unique_tokens).planned() for arms in groups.values())
+    return tuple(_Readers(study, arms, costs, budgets, unique_tokens).planned() for arms in groups.values())
 
 
 def _entries_key(study: Study, arm: Arm, cost: ArmCost) -> str:
@@ -151,15 +143,6 @@ def _entries_key(study: Study, arm: Arm, cost: ArmCost) -> str:
     return content_hash(arm.teacher, kept, arm.cache, arm.teacher_reads, temperature, *how)
 
 
-def taught_by(caches: tuple[PlannedCache, ...], arm: Arm, charge: str, unique_tokens: int | None) -> float:
-    """Return the steps that an arm pays its teacher's forward pass for; infinite where it reads along."""
-    cache = next((cache for cache in caches if cache.made and arm.name in cache.arms), None)
-    if cache is None:
-        return math.inf
-    if charge == "cache":
-        return cache.taught_tokens / arm.recipe.batch_tokens
-    if unique_tokens is None:
-        wrong = "how much text there is, hence how often it is read, is not known yet"
-        remedy = 'set corpus.unique_tokens, or plan.teacher_charge = "cache"'
-        raise CallerError(f"arms.{arm.name}.cache", wrong, remedy)
-    return unique_tokens // arm.recipe.seq_len / arm.recipe.batch_sequences
+def reads_cache(caches: tuple[PlannedCache, ...], arm: str) -> PlannedCache | None:
+    """Return the cache that an arm reads; None where its teacher reads along."""
+    return next((cache for cache in caches if cache.made and arm in cache.arms), None)

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from budgetlab.errors import CallerError
-from budgetlab.planner.caches import planned_caches, taught_by
+from budgetlab.planner.caches import planned_caches, reads_cache
 from budgetlab.planner.checks import warnings
 from budgetlab.planner.prices import (
     ArmPrice,
     charge_share,
     device_seconds,
+    shared,
     step_cost,
     step_price,
     taught_steps,
@@ -86,13 +87,13 @@ def _planned(study: Study, profile: CostProfile, corpus_tokens: int | None) -> P
         # One part in 1e9 keeps an arm's own tokens from being rounded down to one step less.
         amounts = [amount * price * (1 + 1e-9) for amount in amounts]
     budgets = [Budget(amount=amount, unit=unit) for amount in amounts]
-    caches = planned_caches(study, costs, budgets[-1], unique)
+    caches = planned_caches(study, costs, budgets, unique)
     prices = {
         name: _price(study, arm, costs[name], of_teachers, budgets, unique, caches) for name, arm in study.arms.items()
     }
-    shared = _shared_warmups(study.arms, {arm: price.first_steps for arm, price in prices.items()})
+    warmups = _shared_warmups(study.arms, {arm: price.first_steps for arm, price in prices.items()})
     schedules = tuple(
-        _schedule(study, price, budget, rung, spec.ladder, shared[arm])
+        _schedule(study, price, budget, rung, spec.ladder, warmups[arm])
         for rung, budget in enumerate(budgets)
         for arm, price in prices.items()
     )
@@ -169,18 +170,20 @@ def _price(
 ) -> ArmPrice:
     unit, charge, execution, tuning = budgets[0].unit, study.plan.teacher_charge, study.execution, study.tuning
     teacher = teacher_cost(execution, study.models, arm.teacher, of_teachers, unit, charge)
-    taught = min(taught_steps(arm, unique), taught_by(caches, arm, charge, unique))
-    per_step = step_cost(execution, cost, unit, charge, taught)
-    price = ArmPrice(execution, arm, cost, per_step, unique, teacher, fewest_steps=fewest_steps(arm.recipe))
+    cache = reads_cache(caches, arm.name)
+    per_step = step_cost(execution, cost, unit, charge, taught_steps(arm, unique, charge, cached=cache is not None))
+    readers = 1 if cache is None or charge != "cache" else cache.readers
+    shares, fewest = shared(per_step, readers), fewest_steps(arm.recipe)
+    price = ArmPrice(execution, arm, cost, shares, unique, teacher, fewest_steps=fewest, readers=readers)
     charged = 0 if tuning is None else tuning.charged_trials
     if tuning is None or tuning.budget_share is None:
         # Charged trials are as long as the run that is left beside them at the smallest budget.
-        each = replace(price, per_step=per_step.times(charged + 1))
+        each = replace(price, per_step=shares.times(charged + 1))
         lengths = [each.steps(budget.amount) for budget in budgets]
     else:
         lengths = [price.steps(teacher + tuning.budget_share * (budgets[-1].amount - teacher))]
     trial_steps = next((steps for steps in lengths if steps >= price.fewest_steps), 0)
-    price = replace(price, tuning=charged * float(per_step.cost(trial_steps)), trial_steps=trial_steps)
+    price = replace(price, tuning=charged * float(shares.cost(trial_steps)), trial_steps=trial_steps)
     firsts = [price.steps(budget.amount) for budget in budgets] if trial_steps or not charged else []
     return replace(price, first_steps=next((steps for steps in firsts if steps >= price.fewest_steps), 0))
 
@@ -236,14 +239,14 @@ def _trials(study: Study, prices: Mapping[str, ArmPrice]) -> Iterator[Trial]:
     if tuning is None:
         return
     unit = MATCHES.get(study.plan.match, "required_flops")
-    shared = _shared_warmups(study.arms, {arm: price.trial_steps for arm, price in prices.items()})
+    warmups = _shared_warmups(study.arms, {arm: price.trial_steps for arm, price in prices.items()})
     for arm, price in prices.items():
         if not price.trial_steps:
             continue
         alone = replace(price, teacher=0.0, tuning=0.0, trial_steps=0, first_steps=price.trial_steps)
         # Half a step more, so that rounding does not take one away.
         spent = Budget(amount=float(price.per_step.cost(price.trial_steps + 0.5)), unit=unit)
-        schedule = _schedule(study, alone, spent, 0, "separate", shared[arm])
+        schedule = _schedule(study, alone, spent, 0, "separate", warmups[arm])
         # What decides between trials: without a head of its own, how well the whole network adapts to a new one.
         has_head = build_strategy(price.arm.strategy, arm).trains_head
         for rate in tuning.learning_rate:

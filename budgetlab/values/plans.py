@@ -141,12 +141,11 @@ class PlannedCache(Value):
     copies: int = 1
     """One, or one for each seed."""
     readers: int
-    """Runs of this plan that read the same copy: what its cost is divided by, whatever is added later."""
+    """Runs of this plan that read the same copy, at one budget or, where all of them read all of the text, at all: what
+    its cost is divided by where the charge is "cache"."""
     sequences: int
     """Of each copy."""
     tokens: int
-    taught_tokens: int
-    """Of each copy, what one reader pays for where the charge is "cache"."""
     bytes_per_token: float
     """At most."""
     bytes: float
@@ -375,8 +374,8 @@ class Plan(Record):
     def teacher_steps(self, arm: str, schedule: Schedule) -> float:
         """Return the steps after which a cached teacher has read all of the text; infinite for others."""
         unique, recipe = schedule.unique_tokens, self.arms[arm].recipe
-        if self.charge == "cache" and (cache := self.cache_of(arm)) is not None:
-            return cache.taught_tokens / recipe.batch_tokens
+        if self.charge == "cache" and self.cache_of(arm) is not None:
+            return (schedule.taught_tokens or 0) / recipe.batch_tokens
         if schedule.taught_tokens is None or unique is None:
             return math.inf
         return unique // recipe.seq_len / recipe.batch_sequences
