@@ -24,7 +24,7 @@ from budgetlab.ranks import Ranks
 from budgetlab.step import LOGITS_AT_ONCE, TrainingStep, to_device
 from budgetlab.store import write_whole
 from budgetlab.units import format_quantity
-from budgetlab.values import Needs, content_hash
+from budgetlab.values import Kept, Needs, content_hash
 
 SHARD_BYTES, SHARD_TOKENS = 2**24, 2**18
 """At most: little enough that a stop waits for seconds, and enough that a hundred gigabytes are some thousand files."""
@@ -113,7 +113,7 @@ class TeacherCache:
             later = []
             for part in own:
                 with self._claimed(part) as mine:
-                    if mine and not self._path(part).exists():
+                    if mine and not shard_path(self.folder, part).exists():
                         self._write(part, counter)
                     elif not mine:
                         later.append(part)
@@ -143,9 +143,6 @@ class TeacherCache:
         joules = [took["joules"] and took["joules"] * share for took, share in shares]
         self.joules = None if None in joules else sum(joules)
 
-    def _path(self, samples: NDArray[np.int64]) -> Path:
-        return self.folder / f"{hashlib.sha256(samples.astype('<i8').tobytes()).hexdigest()[:16]}.shard"
-
     def _look(self, say: Callable[[str], None]) -> None:
         """List the shards that are there, by their headers; what is cut or of another cache is taken away."""
         self._shards, self._entries = [], {}
@@ -153,7 +150,7 @@ class TeacherCache:
         self._place = np.zeros(self.batches.available, np.int32)
         for path in sorted(self.folder.glob("*.shard")):
             try:
-                shard = self._header(path)
+                shard = read_header(path)
             except FileNotFoundError:
                 continue
             except (ValueError, KeyError, TypeError, IndexError) as error:
@@ -163,23 +160,10 @@ class TeacherCache:
             self._where[shard.samples], self._place[shard.samples] = len(self._shards), np.arange(len(shard.samples))
             self._shards.append(shard)
 
-    def _header(self, path: Path) -> Shard:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length != _HEADER_BYTES:
-                raise ValueError("it has no header")
-            header = json.loads(file.read(length))
-            samples = np.frombuffer(file.read(8 * header["sequences"]), "<i8").astype(np.int64)
-        if header["cache"] != self.folder.name:
-            raise ValueError(f"it is of another cache, {header['cache']}")
-        if path.stat().st_size != 8 + length + header["bytes"] or self._path(samples) != path:
-            raise ValueError("it is cut")
-        return Shard(path, header, samples, 8 + length + 8 * len(samples))
-
     @contextmanager
     def _claimed(self, samples: NDArray[np.int64]) -> Iterator[bool]:
         """Say whether this process is the one that makes a shard."""
-        claim = self._path(samples).with_suffix(".claim")
+        claim = shard_path(self.folder, samples).with_suffix(".claim")
         with suppress(FileNotFoundError, ValueError):
             pid, host = claim.read_text(encoding="utf-8").split()
             gone = host == platform.node() and pid != str(os.getpid()) and not another_lives(pid)
@@ -203,18 +187,9 @@ class TeacherCache:
         parts = [self.ask(samples[first : first + at_once]) for first in range(0, len(samples), at_once)]
         encoded = [self.kept.encode(values, ids, self.vocab_size) for values, ids in parts]
         packed, sizes = (np.concatenate(found) for found in zip(*encoded, strict=True))
-        body = samples.astype("<i8").tobytes() + (sizes.astype("<u2").tobytes() if self.kept.ragged else b"")
-        body += packed.tobytes()
-        header = {
-            "cache": self.folder.name,
-            "sequences": len(samples),
-            "bytes": len(body),
-            "sha256": hashlib.sha256(body).hexdigest(),
-            "seconds": time.perf_counter() - began,
-            "joules": None if counter is None or before is None else counter.joules() - before,
-        }
-        head = json.dumps(header).encode().ljust(_HEADER_BYTES)
-        write_whole(self._path(samples), len(head).to_bytes(8, "little") + head + body)
+        joules = None if counter is None or before is None else counter.joules() - before
+        took = {"seconds": time.perf_counter() - began, "joules": joules}
+        write_shard(self.folder, samples, sizes if self.kept.ragged else None, packed, took)
 
     def ask(self, samples: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return what is kept of the live teacher at some samples: values and ids [samples * rows, K]."""
@@ -242,17 +217,12 @@ class TeacherCache:
         """Return the entries of a shard [N, bytes], sizes [samples, rows], and where each sample's entries begin."""
         if number not in self._entries:
             shard = self._shards[number]
-            if not _intact(shard):
+            if not is_intact(shard):
                 self._say(f"{shard.path} is damaged: the teacher is asked again")
                 shard.path.unlink(missing_ok=True)
                 self._write(shard.samples, None)
-                shard = self._shards[number] = self._header(shard.path)
-            sizes: NDArray[np.integer] = np.full((len(shard.samples), self.rows), self.kept.most)
-            begins = shard.begins
-            if self.kept.ragged:
-                sizes = np.fromfile(shard.path, "<u2", sizes.size, offset=begins).reshape(sizes.shape)
-                begins += 2 * sizes.size
-            packed = np.memmap(shard.path, np.uint8, "r", begins).reshape(-1, self.kept.entry_bytes(self.vocab_size))
+                shard = self._shards[number] = read_header(shard.path)
+            packed, sizes = read_entries(shard, self.kept, self.rows, self.vocab_size)
             ends = np.cumsum(sizes.sum(1, dtype=np.int64))
             self._entries[number] = packed, sizes, np.concatenate([[0], ends])
         return self._entries[number]
@@ -289,7 +259,53 @@ class TeacherCache:
         return self.teacher_tokens(tokens) / self.tokens if self.tokens else 0.0
 
 
-def _intact(shard: Shard) -> bool:
+def shard_path(folder: Path, samples: NDArray[np.int64]) -> Path:
+    """Return the file of a shard, named by its samples."""
+    return folder / f"{hashlib.sha256(samples.astype('<i8').tobytes()).hexdigest()[:16]}.shard"
+
+
+def read_header(path: Path) -> Shard:
+    """Read what a shard says of itself; a ValueError or the like where it is cut or of another cache."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length != _HEADER_BYTES:
+            raise ValueError("it has no header")
+        header = json.loads(file.read(length))
+        samples = np.frombuffer(file.read(8 * header["sequences"]), "<i8").astype(np.int64)
+    if header["cache"] != path.parent.name:
+        raise ValueError(f"it is of another cache, {header['cache']}")
+    if path.stat().st_size != 8 + length + header["bytes"] or shard_path(path.parent, samples) != path:
+        raise ValueError("it is cut")
+    return Shard(path, header, samples, 8 + length + 8 * len(samples))
+
+
+def write_shard(
+    folder: Path,
+    samples: NDArray[np.int64],
+    sizes: NDArray[np.integer] | None,
+    packed: NDArray[np.uint8],
+    took: dict[str, Any],
+) -> None:
+    """Write a shard, whole; `sizes` of ragged rows, and what it `took`."""
+    body = samples.astype("<i8").tobytes() + (b"" if sizes is None else sizes.astype("<u2").tobytes())
+    body += packed.tobytes()
+    header = {"cache": folder.name, "sequences": len(samples), "bytes": len(body), **took}
+    head = json.dumps(header | {"sha256": hashlib.sha256(body).hexdigest()}).encode().ljust(_HEADER_BYTES)
+    write_whole(shard_path(folder, samples), len(head).to_bytes(8, "little") + head + body)
+
+
+def read_entries(shard: Shard, kept: Kept, rows: int, vocab_size: int) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
+    """Map the entries of a shard [N, bytes], and return how many each row has [samples, rows]."""
+    sizes: NDArray[np.integer] = np.full((len(shard.samples), rows), kept.most)
+    begins = shard.begins
+    if kept.ragged:
+        sizes = np.fromfile(shard.path, "<u2", sizes.size, offset=begins).reshape(sizes.shape)
+        begins += 2 * sizes.size
+    return np.memmap(shard.path, np.uint8, "r", begins).reshape(-1, kept.entry_bytes(vocab_size)), sizes
+
+
+def is_intact(shard: Shard) -> bool:
+    """Say whether a shard is what was written."""
     try:
         with shard.path.open("rb") as file:
             file.seek(shard.begins - 8 * len(shard.samples))

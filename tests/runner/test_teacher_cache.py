@@ -8,16 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pyarrow import parquet
 from small import write_small_study
 
 from budgetlab.batches import Batches
-from budgetlab.corpus import Corpus
+from budgetlab.corpus import Corpus, build_corpus
 from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.planner import plan
 from budgetlab.profiler import profile
 from budgetlab.ranks import Ranks
 from budgetlab.runner import run
-from budgetlab.runner.teacher_cache import TeacherCache
+from budgetlab.runner.cache_files import export_cache, import_cache
+from budgetlab.runner.teacher_cache import TeacherCache, shard_path
 from budgetlab.step import TrainingStep, build_step, to_device
 from budgetlab.store import Store
 from budgetlab.strategies import build_strategy
@@ -218,7 +220,7 @@ def test_several_processes_write_one_cache(made: Plan, corpus: Corpus, tmp_path:
     part = first.batches.first_samples(62)
     with first._claimed(part) as mine, second._claimed(part) as theirs:
         assert mine and not theirs
-    claim = first._path(part).with_suffix(".claim")
+    claim = shard_path(first.folder, part).with_suffix(".claim")
     claim.write_text(f"999999999 {platform.node()}")  # of a process that was killed
     second.make(62, None, lambda: False, silent)
     assert not claim.exists() and second.tokens == 62 * 16
@@ -297,3 +299,111 @@ def test_how_much_text_there_is_must_be_known(tmp_path: Path) -> None:
     with pytest.raises(CallerError, match="how much text there is"):
         plan(study, prices)
     assert plan(study, prices, corpus_tokens=1000).schedules
+
+
+SHARED = """
+[arms.one]
+strategy = "kd"
+student = "student"
+teacher = "teacher"
+cache = { kind = "top_k", k = 8, tail = "other" }
+
+[arms.two]
+strategy = { name = "jsd", alpha = 0.5 }
+student = "student"
+teacher = "teacher"
+cache = { kind = "top_k", k = 8, tail = "other" }
+
+[arms.auto]
+strategy = "kd"
+student = "student"
+teacher = "teacher"
+cache = "auto"
+"""
+
+
+def test_arms_share_one_cache_and_its_cost(tmp_path: Path) -> None:
+    path = with_static_masks(write_small_study(tmp_path, SHARED, arms=("no_kd",)))
+    study = load_study(path)
+    study = study.model_copy(update={"seeds": (0,)})
+    made = plan(study, profile(study, count_only=True), teacher_charge="cache", budgets=("0.5e9",))
+    read = build_corpus(study.corpus, roots=study.data_roots, cache=tmp_path / "cache")
+    store, said = Store(tmp_path / "results", "small"), list[str]()
+    records = run(made, read, store, say=said.append)
+    assert any("teacher teacher of one, two is kept" in line and "study says so" in line for line in said)
+    shards = list(store.cache.glob("teacher-*/*.shard"))
+    assert len({shard.parent for shard in shards}) == 2  # of one and two together, and of auto
+    for arm in ("one", "two", "auto"):
+        (record,) = [found for found in records if found.kind == "rung" and found.arm == arm]
+        schedule, cache = record.schedule, made.cache_of(arm)
+        assert record.status == "complete" and schedule is not None and cache is not None
+        assert record.required_flops == pytest.approx(schedule.required_flops)
+        paid = record.phases["cache"]
+        assert record.phases["teacher_forward"].required_flops == 0
+        assert paid.required_flops == pytest.approx(cache.required_flops / cache.readers, rel=1e-3)
+        assert paid.bytes == pytest.approx((cache.bytes + 8 * 62) / cache.readers) and paid.device_seconds > 0
+        assert sum(phase.required_flops for phase in record.phases.values()) == pytest.approx(record.required_flops)
+    assert "bytes" not in records[0].phases["update"].model_dump()
+    before = {shard: shard.stat().st_mtime_ns for shard in shards}
+    other = study.model_copy(update={"name": "another"})  # of the same results folder
+    again = plan(other, profile(other, count_only=True), teacher_charge="cache", budgets=("0.6e9",))
+    run(again, read, Store(tmp_path / "results", "another"))
+    assert {shard: shard.stat().st_mtime_ns for shard in store.cache.glob("teacher-*/*.shard")} == before
+
+
+def test_room_is_looked_for_before_anything_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = load_study(with_static_masks(write_small_study(tmp_path, SHARED, arms=("no_kd",))))
+    made = plan(study, profile(study, count_only=True), teacher_charge="cache")
+    read = build_corpus(study.corpus, roots=study.data_roots, cache=tmp_path / "cache")
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("budgetlab.runner.preflight.shutil.disk_usage", lambda folder: usage)
+    with pytest.raises(
+        CallerError, match=r"checkpoints and teachers' answers \(.*kB\) take about .*B more, 1.00 kB are"
+    ):
+        run(made, read, Store(tmp_path / "results", "small"))
+
+
+@pytest.mark.parametrize("kept", [TopK(k=8, tail="zero"), TopP(p=0.5, tail="other"), Sampled(draws=6)], ids=str)
+def test_a_cache_goes_to_parquet_and_back(made: Plan, corpus: Corpus, tmp_path: Path, kept: Kept) -> None:
+    cache = a_cache(made, corpus, tmp_path / "cache", kept=kept)
+    cache.make(30, None, lambda: False, silent)
+    batch = cache.batches.shuffled(0, 30)
+    expected = cache.read(batch)
+    file = tmp_path / "kept.parquet"
+    assert export_cache(cache.folder, "parquet", file) == 30
+    rows = parquet.read_table(file).to_pylist()  # by its own reader
+    places = np.searchsorted(np.arange(2), rows[0]["row"]) + 2 * batch.samples.tolist().index(rows[0]["sample"])
+    assert rows[0]["ids"] == expected[1][places][np.isfinite(expected[0][places])].tolist()
+    assert import_cache(file, tmp_path / "other").name == cache.folder.name
+    again = a_cache(made, corpus, tmp_path / "other", kept=kept)
+    again.make(30, None, lambda: pytest.fail("the teacher is asked"), silent)
+    for mine, other in zip(again.read(batch), expected, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-6)
+
+
+def test_what_a_format_cannot_hold_is_refused(made: Plan, corpus: Corpus, tmp_path: Path) -> None:
+    ragged, whole = (a_cache(made, corpus, tmp_path, kept=kept) for kept in (TopP(p=0.5), TopK(k=8, tail="zero")))
+    for cache in (ragged, whole):
+        cache.make(10, None, lambda: False, silent)
+    with pytest.raises(CallerError, match="the same number of entries everywhere and no tail"):
+        export_cache(ragged.folder, "megatron", tmp_path / "a")
+    assert export_cache(whole.folder, "megatron", tmp_path / "b") == 10
+    (found,) = (tmp_path / "b").glob("*.bin")
+    entries = np.frombuffer(found.read_bytes(), np.dtype([("value", "<f2"), ("low", "<u2"), ("high", "u1")]))
+    assert entries.nbytes == 5 * entries.size == 5 * 10 * 2 * 8
+    np.testing.assert_array_equal(entries["low"].reshape(-1, 8), whole.read(whole.batches.shuffled(0, 10))[1])
+    with pytest.raises(CallerError, match="is there already"):
+        export_cache(whole.folder, "megatron", tmp_path / "b")
+    with pytest.raises(CallerError, match="no such format; choose parquet or megatron"):
+        export_cache(whole.folder, "gguf", tmp_path / "c")
+    with pytest.raises(CallerError, match="no cache of a teacher"):
+        export_cache(tmp_path, "parquet", tmp_path / "c")
+    with pytest.raises(CallerError, match="no cache can be read from it"):
+        import_cache(found, tmp_path)
+    (whole.folder / "about.json").write_text(json.dumps(whole.about | {"vocab_size": 2**17 + 1}))
+    with pytest.raises(CallerError, match="its ids have 17 bits, and the vocabulary 131,073 entries"):
+        export_cache(whole.folder, "megatron", tmp_path / "c")
+    (shard,) = ragged.folder.glob("*.shard")
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\xff")
+    with pytest.raises(CallerError, match="it is damaged"):
+        export_cache(ragged.folder, "parquet", tmp_path / "c")
