@@ -27,7 +27,7 @@ def test_every_verb_and_option_has_help() -> None:
 
 def test_the_command_line_grows_on_purpose() -> None:
     assert sorted(COMMANDS) == [
-        "demo", "doctor", "evaluate", "fit", "plan", "profile", "report", "run", "status", "study",
+        "cache", "demo", "doctor", "evaluate", "fit", "plan", "profile", "report", "run", "status", "study",
     ]  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from budgetlab.cli.options import Options
 def cache(
     action: Literal["export", "import"] = typer.Argument(help="export a folder to a path, or import a path."),
     source: Path = typer.Argument(help="results/cache/teacher-..., or the file to be imported.", metavar="SOURCE"),
-    to: str = Option("parquet", help="parquet or megatron, what is exported to.", metavar="FORMAT"),
+    to: str = Option("parquet", help="What is exported to: parquet.", metavar="FORMAT"),
     out: Path | None = Option(None, help="Where what is exported goes; else beside it.", metavar="PATH"),
     *,
     options: Options,
@@ -26,7 +26,7 @@ def cache(
         folder = import_cache(source, options.results / "cache")
         options.print(lambda: {"folder": str(folder)}, list, f"imported into {folder}")
         return
-    path = out or source.with_name(source.name + (".parquet" if to == "parquet" else f"-{to}"))
+    path = out or source.with_name(f"{source.name}.{to}")
     sequences = export_cache(source, to, path)
     found = {"path": str(path), "sequences": sequences}
     options.print(lambda: found, list, f"{sequences:,} sequences in {path}")

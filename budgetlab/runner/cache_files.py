@@ -14,9 +14,7 @@ from budgetlab.store import write_whole
 from budgetlab.values import Kept, content_hash
 from budgetlab.values.kept import KINDS
 
-FORMATS = ("parquet", "megatron")
-_MEGATRON_WORDS = 2**17
-"""Ids of 16 bits and a flag."""
+FORMATS = ("parquet",)
 
 
 def export_cache(folder: Path, to: str, path: Path) -> int:
@@ -28,10 +26,9 @@ def export_cache(folder: Path, to: str, path: Path) -> int:
         Of the cache: results/cache/teacher-...
     to
         "parquet": one file, a row a kept position, `sample` and `row` int, `ids` int32 and `log_probabilities` float32
-        lists; what the cache is lies in its metadata. "megatron": a folder with a file a shard of 5 bytes an entry,
-        a float16, 16 bits of the id and its 17th, as Megatron-LM packs its entries, beside an index in JSON.
+        lists; what the cache is lies in its metadata.
     path
-        A file, or a folder, that is not there yet.
+        A file that is not there yet.
 
     Returns
     -------
@@ -41,22 +38,15 @@ def export_cache(folder: Path, to: str, path: Path) -> int:
     Raises
     ------
     CallerError
-        For a folder that is no cache, a damaged shard, or what the format cannot hold.
+        For a folder that is no cache, a damaged shard, an unknown format, or a file that is there.
     """
     about, kept = _about(folder)
     asked = f"cache export --to {to}"
     if to not in FORMATS:
-        raise CallerError(asked, "no such format", f"choose {' or '.join(FORMATS)}")
+        raise CallerError(asked, "this format is not written", f"choose {' or '.join(FORMATS)}")
     if path.exists():
         raise CallerError(asked, f"{path} is there already", "give a new name")
-    if to == "megatron":
-        if about["vocab_size"] > _MEGATRON_WORDS:
-            wrong = f"its ids have 17 bits, and the vocabulary {about['vocab_size']:,} entries"
-            raise CallerError(asked, wrong, "use parquet")
-        if kept.ragged or kept.tail not in ("renormalise", "zero"):
-            wrong = f"it holds the same number of entries everywhere and no tail, and this is {kept}"
-            raise CallerError(asked, wrong, 'use parquet, or kind = "top_k" with tail = "zero"')
-    tables, index, sequences = [], [], 0
+    tables, sequences = [], 0
     for file in sorted(folder.glob("*.shard")):
         try:
             shard = read_header(file)
@@ -69,25 +59,13 @@ def export_cache(folder: Path, to: str, path: Path) -> int:
         packed, sizes = read_entries(shard, kept, about["rows"], about["vocab_size"])
         values, ids = kept.decode(np.asarray(packed), sizes.ravel())
         sequences += len(shard.samples)
-        if to == "megatron":
-            entries = np.empty(values.shape, np.dtype([("value", "<f2"), ("low", "<u2"), ("high", "u1")]))
-            entries["value"], entries["low"], entries["high"] = values, ids & 0xFFFF, ids >> 16
-            write_whole(path / f"{file.stem}.bin", entries.tobytes())
-            index.append({"file": f"{file.stem}.bin", "samples": shard.samples.tolist()})
-        else:
-            tables.append(_table(shard.samples, sizes, values, ids))
-    if to == "megatron":
-        said = {"cache": about, "entry": "value float16, id 16 bits, id bit 17 in a byte", "shards": index}
-        write_whole(path / "index.json", json.dumps(said))
-        return sequences
+        tables.append(_table(shard.samples, sizes, values, ids))
     import pyarrow as pa
     from pyarrow import parquet
 
-    table = (
-        pa.concat_tables(tables)
-        if tables
-        else _table(np.zeros(0, np.int64), np.zeros((0, 1), int), *2 * (np.zeros((0, 0)),))
-    )
+    if not tables:
+        raise CallerError(asked, f"{folder} has no shard", "run the study, which makes them")
+    table = pa.concat_tables(tables)
     parquet.write_table(table.replace_schema_metadata({"budgetlab": json.dumps(about)}), path)
     return sequences
 
@@ -124,7 +102,7 @@ def import_cache(path: Path, parent: Path) -> Path:
         kept = _kept(about)
         samples, row = table["sample"].to_numpy(), table["row"].to_numpy()
         lists = [table[name].combine_chunks() for name in ("ids", "log_probabilities")]
-        sizes = np.diff(np.asarray(lists[0].offsets)).reshape(-1, about["rows"])
+        sizes = np.diff(np.asarray(lists[0].offsets).astype(np.int64)).reshape(-1, about["rows"])
         ids, values = (np.asarray(found.values) for found in lists)
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise CallerError(asked, f"no cache can be read from it ({type(error).__name__}: {error})", remedy) from None
@@ -137,7 +115,7 @@ def import_cache(path: Path, parent: Path) -> Path:
     if (sizes > kept.most).any() or (not kept.ragged and (sizes != kept.most).any()):
         raise CallerError(asked, f"a row has another number of entries than {kept} keeps", remedy)
     shape = sizes.size, int(sizes.max(initial=0))
-    there = np.arange(shape[1]) < sizes.reshape(-1, 1)
+    there = np.arange(shape[1])[None, :] < sizes.reshape(-1, 1)
     wide, words = np.full(shape, -np.inf, np.float32), np.zeros(shape, np.int64)
     wide[there], words[there] = values, ids
     packed, counted = kept.encode(wide, words, about["vocab_size"])

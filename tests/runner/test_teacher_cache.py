@@ -381,29 +381,28 @@ def test_a_cache_goes_to_parquet_and_back(made: Plan, corpus: Corpus, tmp_path: 
         np.testing.assert_allclose(mine, other, rtol=1e-6)
 
 
-def test_what_a_format_cannot_hold_is_refused(made: Plan, corpus: Corpus, tmp_path: Path) -> None:
-    ragged, whole = (a_cache(made, corpus, tmp_path, kept=kept) for kept in (TopP(p=0.5), TopK(k=8, tail="zero")))
-    for cache in (ragged, whole):
-        cache.make(10, None, lambda: False, silent)
-    with pytest.raises(CallerError, match="the same number of entries everywhere and no tail"):
-        export_cache(ragged.folder, "megatron", tmp_path / "a")
-    assert export_cache(whole.folder, "megatron", tmp_path / "b") == 10
-    (found,) = (tmp_path / "b").glob("*.bin")
-    entries = np.frombuffer(found.read_bytes(), np.dtype([("value", "<f2"), ("low", "<u2"), ("high", "u1")]))
-    assert entries.nbytes == 5 * entries.size == 5 * 10 * 2 * 8
-    np.testing.assert_array_equal(entries["low"].reshape(-1, 8), whole.read(whole.batches.shuffled(0, 10))[1])
+def test_what_cannot_be_exported_or_imported(made: Plan, corpus: Corpus, tmp_path: Path) -> None:
+    cache = a_cache(made, corpus, tmp_path, kept=TopP(p=0.5))
+    cache.make(10, None, lambda: False, silent)
+    file = tmp_path / "kept.parquet"
+    export_cache(cache.folder, "parquet", file)
     with pytest.raises(CallerError, match="is there already"):
-        export_cache(whole.folder, "megatron", tmp_path / "b")
-    with pytest.raises(CallerError, match="no such format; choose parquet or megatron"):
-        export_cache(whole.folder, "gguf", tmp_path / "c")
+        export_cache(cache.folder, "parquet", file)
+    with pytest.raises(CallerError, match="this format is not written; choose parquet"):
+        export_cache(cache.folder, "distillkit", tmp_path / "c")
     with pytest.raises(CallerError, match="no cache of a teacher"):
         export_cache(tmp_path, "parquet", tmp_path / "c")
     with pytest.raises(CallerError, match="no cache can be read from it"):
-        import_cache(found, tmp_path)
-    (whole.folder / "about.json").write_text(json.dumps(whole.about | {"vocab_size": 2**17 + 1}))
-    with pytest.raises(CallerError, match="its ids have 17 bits, and the vocabulary 131,073 entries"):
-        export_cache(whole.folder, "megatron", tmp_path / "c")
-    (shard,) = ragged.folder.glob("*.shard")
+        import_cache(cache.folder / "about.json", tmp_path)
+    table = parquet.read_table(file)
+    parquet.write_table(table.take([1, 0, *range(2, len(table))]), file)
+    with pytest.raises(CallerError, match="not those of whole sequences"):
+        import_cache(file, tmp_path)
+    about = cache.about | {"vocab_size": 3}
+    parquet.write_table(table.replace_schema_metadata({"budgetlab": json.dumps(about)}), file)
+    with pytest.raises(CallerError, match="an id is beyond the vocabulary of 3"):
+        import_cache(file, tmp_path)
+    (shard,) = cache.folder.glob("*.shard")
     shard.write_bytes(shard.read_bytes()[:-1] + b"\xff")
     with pytest.raises(CallerError, match="it is damaged"):
-        export_cache(ragged.folder, "parquet", tmp_path / "c")
+        export_cache(cache.folder, "parquet", tmp_path / "c")
