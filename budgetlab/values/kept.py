@@ -35,7 +35,9 @@ class Kept(Value):
 
     def __str__(self) -> str:
         """Return its settings in a line."""
-        return ", ".join(f"{name} = {value}" for name, value in self.model_dump().items())
+        settings = self.model_dump()
+        kind = settings.pop("kind")
+        return ", ".join([kind, *(f"{name} = {value}" for name, value in settings.items())])
 
     @property
     @abstractmethod
