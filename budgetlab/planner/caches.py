@@ -11,7 +11,7 @@ from budgetlab.planner.prices import shared, step_cost, taught_steps
 from budgetlab.strategies import build_strategy
 from budgetlab.strategies.caching import keeps_all_positions, same_for_all_seeds, why_not_kept
 from budgetlab.studies import Study
-from budgetlab.values import Arm, ArmCost, Budget, PlannedCache, content_hash
+from budgetlab.values import Arm, ArmCost, Budget, Plan, PlannedCache, content_hash
 
 _TOO_MUCH_BYTES = 1e12
 
@@ -25,6 +25,7 @@ class _Readers:
     costs: Mapping[str, ArmCost]
     budgets: list[Budget]
     unique_tokens: int | None
+    before: tuple[PlannedCache, ...] = ()
 
     def pass_steps(self, arm: Arm) -> float:
         """Steps in which all of the text is read once."""
@@ -53,6 +54,9 @@ class _Readers:
             readers, copies = readers * copies, 1
         if self.whole(readers * rungs, rung=0):
             readers *= rungs
+        names, known = {a.name for a in self.arms}, (arm.teacher, kept, copies)
+        same = (c for c in self.before if (c.teacher, c.kept, c.copies) == known and names.issuperset(c.arms))
+        readers = next((cache.readers for cache in same), readers)
         reached = (min(self.steps(a, readers), self.pass_steps(a)) * a.recipe.batch_sequences for a in self.arms)
         sequences = max(1, math.ceil(max(reached)))
         tokens = sequences * arm.recipe.seq_len
@@ -107,7 +111,11 @@ class _Readers:
 
 
 def planned_caches(
-    study: Study, costs: Mapping[str, ArmCost], budgets: list[Budget], unique_tokens: int | None
+    study: Study,
+    costs: Mapping[str, ArmCost],
+    budgets: list[Budget],
+    unique_tokens: int | None,
+    before: Plan | None = None,
 ) -> tuple[PlannedCache, ...]:
     """Return the caches of a study's arms, those that read the same entries together.
 
@@ -119,6 +127,8 @@ def planned_caches(
         Smallest first.
     unique_tokens
         Positions in one pass over the text, where it is known.
+    before
+        An earlier plan, whose numbers of readers stay where nothing but arms was added.
 
     Raises
     ------
@@ -129,7 +139,12 @@ def planned_caches(
     for arm in study.arms.values():
         if arm.kept is not None:
             groups.setdefault(_entries_key(study, arm, costs[arm.name]), []).append(arm)
-    return tuple(_Readers(study, arms, costs, budgets, unique_tokens).planned() for arms in groups.values())
+    asked = budgets, study.seeds, study.plan.teacher_charge
+    kept: tuple[PlannedCache, ...] = ()
+    if before is not None:
+        rungs = {schedule.rung: schedule.budget for schedule in before.schedules}
+        kept = before.caches if ([rungs[r] for r in sorted(rungs)], before.seeds, before.charge) == asked else ()
+    return tuple(_Readers(study, arms, costs, budgets, unique_tokens, kept).planned() for arms in groups.values())
 
 
 def _entries_key(study: Study, arm: Arm, cost: ArmCost) -> str:

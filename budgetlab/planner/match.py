@@ -40,6 +40,7 @@ def plan(
     budgets: tuple[str | float, ...] | None = None,
     match: str | None = None,
     teacher_charge: str | None = None,
+    before: Plan | None = None,
 ) -> Plan:
     """Turn a study's budgets into one schedule for each arm and budget.
 
@@ -53,6 +54,9 @@ def plan(
         Positions in one pass over the training text, where it is known.
     budgets, match, teacher_charge
         Instead of those in the study.
+    before
+        An earlier plan: where this one has the same budgets, seeds and charge, caches keep their number of readers, so
+        that an arm that is added changes no other arm's tokens.
 
     Returns
     -------
@@ -67,16 +71,16 @@ def plan(
         too small for every arm.
     """
     study = study.asked(budgets=budgets, match=match, teacher_charge=teacher_charge)
-    made = _planned(study, profile, corpus_tokens)
+    made = _planned(study, profile, corpus_tokens, before)
     compiled, why = decide_compiling(study.execution.compile, made)
     if compiled:
-        made = _planned(study, compiled_prices(profile), corpus_tokens)
+        made = _planned(study, compiled_prices(profile), corpus_tokens, before)
     execution, packed = decide_packing(made.execution, profile.packing)
     update = {"compiled": compiled, "compile_reason": why, "execution": execution, "packing_reason": packed}
     return made.model_copy(update=update)
 
 
-def _planned(study: Study, profile: CostProfile, corpus_tokens: int | None) -> Plan:
+def _planned(study: Study, profile: CostProfile, corpus_tokens: int | None, before: Plan | None) -> Plan:
     costs, of_teachers = ({cost.arm: cost for cost in found} for found in (profile.arms, profile.teachers))
     _check(study, costs, of_teachers, corpus_tokens)
     spec, unique = study.plan, study.corpus.unique_tokens or corpus_tokens
@@ -87,7 +91,7 @@ def _planned(study: Study, profile: CostProfile, corpus_tokens: int | None) -> P
         # One part in 1e9 keeps an arm's own tokens from being rounded down to one step less.
         amounts = [amount * price * (1 + 1e-9) for amount in amounts]
     budgets = [Budget(amount=amount, unit=unit) for amount in amounts]
-    caches = planned_caches(study, costs, budgets, unique)
+    caches = planned_caches(study, costs, budgets, unique, before)
     prices = {
         name: _price(study, arm, costs[name], of_teachers, budgets, unique, caches) for name, arm in study.arms.items()
     }

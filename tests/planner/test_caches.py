@@ -127,3 +127,13 @@ def test_other_charges_bill_the_first_pass(tmp_path: Path) -> None:
     unknown = study.model_copy(update={"corpus": study.corpus.model_copy(update={"unique_tokens": None})})
     with pytest.raises(CallerError, match="how much text there is"):
         plan(unknown, prices)
+
+
+def test_an_arm_that_is_added_changes_nobodys_tokens(tmp_path: Path) -> None:
+    before = planned(tmp_path, {"one": KEPT, "two": KEPT})
+    more = {"one": KEPT, "two": KEPT, "three": KEPT}
+    after, fresh = planned(tmp_path, more, before=before), planned(tmp_path, more)
+    assert after.caches[0].readers == 2 and fresh.caches[0].readers == 3
+    assert [s for s in after.schedules if s.arm != "three"] == list(before.schedules)
+    fewer = planned(tmp_path, more, before=before, budgets=("3e9",))
+    assert fewer.caches[0].readers == 3
