@@ -7,7 +7,7 @@ sees what an uninterrupted one would. All arms with one run_seed see the same ma
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -52,16 +52,16 @@ def _mix(value: NDArray[np.uint64] | np.uint64) -> NDArray[np.uint64]:
 class MaskedBatch:
     """`input_ids` int64 [B, T]; flat `target_positions` int64 [M] into B*T; `target_ids` int64 [M].
 
-    `samples` int64 [B] are their ids. `largest` are the teacher's largest logits at the targets, where they were kept:
-    values float16 and ids int32, [M, K]. Of a causal batch every position is a target, and `documents` int64 [B, T]
-    numbers the documents of each sequence where attention is kept within them.
+    `samples` int64 [B] are their ids. `kept` is what was kept of the teacher, at the targets or at all positions:
+    values float32 and ids int32, [M or B*T, K]. Of a causal batch every position is a target, and `documents` int64
+    [B, T] numbers the documents of each sequence where attention is kept within them.
     """
 
     input_ids: NDArray[np.int64]
     target_positions: NDArray[np.int64]
     target_ids: NDArray[np.int64]
     samples: NDArray[np.int64] | None = None
-    largest: tuple[NDArray[np.float16], NDArray[np.int32]] | None = None
+    kept: tuple[NDArray[np.float32], NDArray[np.int32]] | None = None
     causal: bool = False
     documents: NDArray[np.int64] | None = None
 
@@ -80,12 +80,19 @@ class MaskedBatch:
             ids = self.input_ids[first : first + sequences]
             inside = (self.target_positions >= first * length) & (self.target_positions < (first + len(ids)) * length)
             positions = self.target_positions[inside] - first * length
-            kept = None if self.largest is None else (self.largest[0][inside], self.largest[1][inside])
+            rows = self._kept_rows(first, sequences, inside)
+            kept = None if self.kept is None else (self.kept[0][rows], self.kept[1][rows])
             # Every sequence has the same number of targets, so the share of sequences is the share of targets too.
             apart = None if self.documents is None else self.documents[first : first + sequences]
             part = MaskedBatch(ids, positions, self.target_ids[inside], None, kept, self.causal, apart)
             parts.append((part, len(ids) / total))
         return parts
+
+    def _kept_rows(self, first: int, sequences: int, inside: NDArray[np.bool_]) -> slice | NDArray[np.bool_]:
+        if self.kept is None or len(self.kept[0]) == len(inside):
+            return inside
+        length = self.input_ids.shape[1]
+        return slice(first * length, (first + sequences) * length)
 
     def digest(self, step: int) -> int:
         """Fingerprint what a step sees, below 2^64: of step, words, masks and targets, in whatever order its samples.
@@ -138,7 +145,7 @@ class Batches:
                 f"the corpus has {len(stream):,} word pieces, enough for {available:,}",
                 "use more text, a shorter seq_len, or other unique_tokens",
             )
-        self._available, self.num_samples = available, wanted
+        self.available, self.num_samples = available, wanted
 
     @property
     def unique_tokens(self) -> int:
@@ -148,8 +155,8 @@ class Batches:
     @lru_cache(maxsize=2)  # noqa: B019  two passes meet in one step at most, and the object lives as long as the run
     def _order(self, pass_index: int) -> NDArray[np.int64]:
         samples = np.arange(self.num_samples)
-        if self.num_samples < self._available:
-            chosen = np.argsort(keyed_uniform(0, _SUBSET, np.arange(self._available)), kind="stable")
+        if self.num_samples < self.available:
+            chosen = np.argsort(keyed_uniform(0, _SUBSET, np.arange(self.available)), kind="stable")
             samples = np.sort(chosen[: self.num_samples])
         return samples[np.argsort(keyed_uniform(self._seed, _ORDER, pass_index, samples), kind="stable")]
 
@@ -169,21 +176,17 @@ class Batches:
             samples[here] = self._order(int(pass_index))[places[here]]
         return self._masked_batch(samples, np.zeros_like(passes) if self._static_masks else passes)
 
-    def first_pass(self, first: int, count: int) -> MaskedBatch:
-        """Return the samples at places first..first+count of the first pass."""
-        samples = self._order(0)[first : first + count]
-        return self._masked_batch(samples, np.zeros_like(samples))
+    def first_samples(self, count: int) -> NDArray[np.int64]:
+        """Return the ids of the first so many samples of the first pass, all of them at most."""
+        return self._order(0)[:count]
 
-    @cached_property
-    def first_places(self) -> NDArray[np.int64]:
-        """The place of each sample id in the first pass; meaningless for samples that are not read."""
-        places = np.zeros(self._available, dtype=np.int64)
-        places[self._order(0)] = np.arange(self.num_samples)
-        return places
+    def first_masked(self, samples: NDArray[np.int64]) -> MaskedBatch:
+        """Return samples, masked as in the first pass."""
+        return self._masked_batch(samples, np.zeros_like(samples))
 
     def in_order(self, first: int, count: int) -> MaskedBatch:
         """Return samples first..first+count of the stream in reading order, masked as in pass 0."""
-        samples = np.arange(first, min(first + count, self._available))
+        samples = np.arange(first, min(first + count, self.available))
         return self._masked_batch(samples, np.zeros_like(samples))
 
     def _causal_batch(self, samples: NDArray[np.int64]) -> MaskedBatch:

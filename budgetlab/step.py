@@ -25,7 +25,7 @@ from budgetlab.models import FAMILIES, Network, build_network, load_parameters, 
 from budgetlab.ranks import Ranks
 from budgetlab.strategies import Strategy
 from budgetlab.strategies.losses import largest
-from budgetlab.values import Batch, ModelSpec, Needs, Recipe, Signals
+from budgetlab.values import Batch, Kept, ModelSpec, Needs, Recipe, Signals
 from budgetlab.values.specs import same_vocabulary
 
 LOGITS_AT_ONCE = 2**25
@@ -40,8 +40,8 @@ def to_device(batch: MaskedBatch, device: torch.device) -> Batch:
     arrays = (batch.input_ids, batch.target_positions, batch.target_ids)
     input_ids, target_positions, target_ids = (torch.from_numpy(a).to(device, non_blocking=True) for a in arrays)
     kept = allowed_BTT = None
-    if batch.largest is not None:
-        values, ids = (torch.from_numpy(a).to(device, non_blocking=True) for a in batch.largest)
+    if batch.kept is not None:
+        values, ids = (torch.from_numpy(a).to(device, non_blocking=True) for a in batch.kept)
         kept = values, ids.long()
     if batch.documents is not None:
         documents_BT = torch.from_numpy(batch.documents).to(device, non_blocking=True)
@@ -53,6 +53,7 @@ class TrainingStep:
     """One arm's step: networks, learned projections, optimizer.
 
     `idle_parameters` are the student's tensors that the loss sends no gradient to: no weight decay, no optimizer state.
+    `kept` is what the teacher's logits are reduced to; with `teacher_unmasked` it reads the words to be guessed.
     """
 
     def __init__(
@@ -67,8 +68,12 @@ class TrainingStep:
         trained: Collection[str] | None = None,
         ranks: Ranks | None = None,
         compiled: bool = False,
+        kept: Kept | None = None,
+        teacher_unmasked: bool = False,
     ) -> None:
         self.arm, self.strategy, self.recipe = arm, strategy, recipe
+        self.kept, self.teacher_unmasked = kept, teacher_unmasked
+        self.temperature: float = getattr(strategy, "temperature", 1.0)
         self.student, self.teacher = student.train(), teacher
         self.everything = recipe.execute == "everything"
         self.device = next(student.parameters()).device
@@ -153,11 +158,12 @@ class TrainingStep:
         """Phase 1: the teacher's signals, without a graph, or what was kept of them; `alone`: not compiled."""
         if self.teacher is None:
             return None
-        if batch.largest is not None:
-            return Signals(largest=batch.largest)
+        if batch.kept is not None:
+            return Signals(kept=batch.kept)
         with torch.no_grad(), self.autocast:
             needs = self._before_head(batch, self.teacher.spec, self.teacher_needs)
-            signals = self._forward(self.teacher.forward if alone else self.teacher, batch, needs)
+            read = batch.unmasked() if self.teacher_unmasked else batch
+            signals = self._forward(self.teacher.forward if alone else self.teacher, read, needs)
             if self.strategy.largest_logits is not None and signals.logits is not None:
                 return Signals(largest=largest(signals.logits, self.strategy.largest_logits))
             return signals
@@ -192,7 +198,18 @@ class TrainingStep:
         """Phase 3: the strategy's terms, float32 scalars in nats or squared units."""
         if self._in_parts(batch):
             return self._loss_in_parts(batch, student, teacher)
-        return self.strategy.loss(batch, student, teacher, self.projections)
+        return self.strategy.loss(batch, student, self._reduced(teacher, student.logits), self.projections)
+
+    def _reduced(self, teacher: Signals | None, student_MV: Tensor | None) -> Signals | None:
+        """Return the teacher with the logits that what is kept of it stands for."""
+        if self.kept is None or teacher is None or student_MV is None:
+            return teacher
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            entries = teacher.kept
+            if entries is None and teacher.logits is not None:  # it reads along
+                entries = self.kept.entries(teacher.logits / self.kept.kept_at(self.temperature))
+            dense = None if entries is None else self.kept.logits(entries, student_MV.detach(), self.temperature)
+            return teacher if dense is None else replace(teacher, logits=dense)
 
     def _loss_in_parts(self, batch: Batch, student: Signals, teacher: Signals | None) -> dict[str, Tensor]:
         """Compute the head and the loss a few rows at a time, each part's gradients at once."""
@@ -202,6 +219,7 @@ class TrainingStep:
             return states[0].flatten(0, 1)[batch.target_positions] if states else None
 
         ours_MD, theirs_MD = at_targets(student), at_targets(teacher)
+        entries = None if teacher is None else teacher.kept
         assert ours_MD is not None
         rows = max(1, LOGITS_AT_ONCE // (self.student.spec.vocab_size or 1))
 
@@ -212,6 +230,8 @@ class TrainingStep:
                 with torch.no_grad():
                     known = None if theirs_MD is None or self.teacher is None else self.teacher.head(theirs_MD[here])
             known = None if known is None else Signals(logits=known[..., : self.shared_vocab])
+            known = known if entries is None else Signals(kept=(entries[0][here], entries[1][here]))
+            known = self._reduced(known, logits)
             some = replace(batch, target_positions=batch.target_positions[here], target_ids=batch.target_ids[here])
             return self.strategy.loss(some, Signals(logits=logits), known, self.projections)
 
@@ -351,10 +371,12 @@ def build_step(
     trained: Collection[str] | None = None,
     ranks: Ranks | None = None,
     compiled: bool = False,
+    kept: Kept | None = None,
+    teacher_unmasked: bool = False,
 ) -> TrainingStep:
     """Build an arm's networks and its step.
 
-    `seed` decides the student and the projections; `trained`, `ranks` and `compiled` are as in `TrainingStep`.
+    `seed` decides the student and the projections; what comes after the device is as in `TrainingStep`.
     """
     if strategy.uses_teacher and teacher is None:
         raise CallerError(f"arm {arm}", "its strategy needs a teacher", "name one")
@@ -372,5 +394,5 @@ def build_step(
         start_from_teacher(network, teacher, recipe.initialisation.teacher_layers)
     if not strategy.uses_teacher:
         teacher = None
-    how = {"trained": trained, "ranks": ranks, "compiled": compiled}
-    return TrainingStep(arm, strategy, network, teacher, recipe, projection_seed=seed, **how)
+    how = {"ranks": ranks, "compiled": compiled, "kept": kept, "teacher_unmasked": teacher_unmasked}
+    return TrainingStep(arm, strategy, network, teacher, recipe, projection_seed=seed, trained=trained, **how)

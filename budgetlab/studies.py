@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 from budgetlab.errors import CallerError, unknown_name
 from budgetlab.laws import get_law
 from budgetlab.strategies import Strategy, build_strategy
+from budgetlab.strategies.caching import check_cache
 from budgetlab.study_tables import find_study, given_config, read_tables, vocabulary_size
 from budgetlab.units import parse_budget, parse_charge
 from budgetlab.values import (
@@ -334,10 +335,9 @@ def _check_arm(study: Study, arm: Arm) -> None:
                 "it has neither weights nor pretrain, and nobody asked to train it",
                 f"add one of them to [models.{arm.teacher}]",
             )
-    if strategy.keeps_teacher:
-        _check_kept_teacher(where, study, arm)
     if arm.recipe.batch_tokens < arm.recipe.seq_len:
         raise CallerError(f"{where}.recipe.batch_tokens", "holds no whole sequence", "make it a multiple of seq_len")
+    check_cache(arm, strategy, student, teacher, study.corpus.masking)
     try:
         strategy.check(student, teacher)
         _check_families(strategy, student, teacher)
@@ -355,15 +355,6 @@ def _check_vocabularies(where: str, study: Study, arm: Arm, student: ModelSpec, 
         wrong = f"its vocabulary has {teacher.vocab_size} entries, the student's {student.vocab_size}"
         remedy = "use one tokenizer for both; with two, only the teacher's text can be learned (sequence-level)"
         raise CallerError(f"{where}.teacher = {arm.teacher!r}", wrong, remedy)
-
-
-def _check_kept_teacher(where: str, study: Study, arm: Arm) -> None:
-    asked = f"{where}.strategy.cached = true"
-    if study.corpus.masking != "static":
-        wrong = "masks are drawn anew in every pass, so that no answer is read twice"
-        raise CallerError(asked, wrong, 'set corpus.masking = "static"')
-    if arm.recipe.execute == "everything":
-        raise CallerError(asked, 'recipe.execute = "everything" asks the teacher at every step', "choose one of them")
 
 
 def _check_initialisation(where: str, arm: Arm, student: ModelSpec, teacher: ModelSpec | None) -> None:

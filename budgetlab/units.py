@@ -34,6 +34,9 @@ MATCHES = {
 }
 """What can be matched -> the unit of its budgets; `tokens:ARM` is the required FLOPs of that arm's tokens."""
 
+CHARGES = ("none", "inference", "cache", "pretraining")
+"""What of a teacher can be charged, beside amortised:K."""
+
 _LARGEST, _LARGEST_COUNT = 1e33, 10**18
 """A billion times what has been computed for one model; whole numbers that every file format keeps exactly."""
 
@@ -133,11 +136,11 @@ def parse_budget(text: str | int | float, match: str, *, devices: int = 1, asked
 
 def parse_charge(charge: str) -> int:
     """Read what of a teacher is charged: the number of students that share its pretraining, 1 unless "amortised:K"."""
-    if charge in ("none", "inference", "pretraining"):
+    if charge in CHARGES:
         return 1
     found = re.fullmatch(r"amorti[sz]ed:([1-9][0-9]{0,8})", charge)
     if found is None:
-        raise unknown_name("charge", charge, ["none", "inference", "pretraining", "amortised:K"], "plan.teacher_charge")
+        raise unknown_name("charge", charge, [*CHARGES, "amortised:K"], "plan.teacher_charge")
     return int(found.group(1))
 
 

@@ -27,8 +27,8 @@ def test_every_verb_and_option_has_help() -> None:
 
 def test_the_command_line_grows_on_purpose() -> None:
     assert sorted(COMMANDS) == [
-        "demo", "doctor", "evaluate", "fit", "init", "plan", "profile", "report", "retry", "run", "status", "study",
-        "work",
+        "cache", "demo", "doctor", "evaluate", "fit", "init", "plan", "profile", "report", "retry", "run", "status",
+        "study", "work",
     ]  # fmt: skip
 
 

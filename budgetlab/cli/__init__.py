@@ -15,6 +15,7 @@ from contextlib import contextmanager
 import typer
 from typer.exceptions import TyperException
 
+from budgetlab.cli.caches import cache
 from budgetlab.cli.demo import demo
 from budgetlab.cli.fit_table import fit
 from budgetlab.cli.init import init
@@ -35,7 +36,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Is it better to distil, or to pretrain on more tokens? Profile, plan, run, evaluate, fit, report.",
 )
-for verb in (init, profile, plan, run, evaluate, fit, report, study, work, status, retry, demo, doctor):
+for verb in (init, profile, plan, run, evaluate, fit, report, study, work, status, retry, demo, cache, doctor):
     app.command()(with_options(verb))
 
 

@@ -210,7 +210,7 @@ class OpenStudy:
         from budgetlab.planner import choose_rates, other_machine, plan, rereads
 
         before = self.store.spared(self.store.read_plan)
-        made = plan(self.study, profile, corpus_tokens=self._pass_tokens(before))
+        made = plan(self.study, profile, corpus_tokens=self._pass_tokens(before), before=before)
         further = [line for line in (other_machine(profile), rereads(made)) if line is not None]
         made = made.model_copy(update={"warnings": (*made.warnings, *further)})
         if self._corpus is not None:

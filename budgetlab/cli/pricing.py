@@ -141,7 +141,7 @@ def plan(
     recorded: Path | None = Option(None, "--profile", help="Use this recorded profile.", metavar="FILE"),
     budget: list[str] = Option((), help='Instead of the study\'s, such as "4 h".', metavar="AMOUNT"),
     match: str | None = Option(None, help="What is matched: required_flops, device_seconds, tokens:ARM, ..."),
-    teacher_charge: str | None = Option(None, help="none, inference, pretraining or amortised:K."),
+    teacher_charge: str | None = Option(None, help="none, inference, cache, pretraining or amortised:K."),
     throughput: Path | None = Option(None, help="CSV of arm, tokens_per_second measured elsewhere.", metavar="FILE"),
     save: bool = Option(False, "--save", help="Keep the plan for run, although options above change the study's."),
     sensitivity: bool = Option(False, "--sensitivity", help="Tokens under every meaning of compute."),

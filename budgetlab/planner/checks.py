@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from budgetlab.errors import CallerError, unknown_name
 from budgetlab.machine import has_nvidia_driver, processor_name
-from budgetlab.planner.prices import ArmPrice, step_cost
+from budgetlab.planner.prices import ArmPrice, shared, step_cost, taught_steps
 from budgetlab.studies import Study, profile_key
 from budgetlab.units import format_amount, format_quantity
 from budgetlab.values import CostProfile, Plan, Schedule
@@ -106,9 +106,12 @@ def _checked(plan: Plan, schedule: Schedule) -> Schedule:
         wrong = f"{warmup} warm-up and {cooldown} cooldown steps do not fit into it"
         raise CallerError(asked, wrong, "change them together")
     unique = schedule.unique_tokens
-    per_step = step_cost(plan.execution, cost, budget.unit, plan.charge, plan.teacher_steps(schedule.arm, schedule))
+    cache, readers, taught = plan.cache_of(schedule.arm), 1, plan.teacher_steps(schedule.arm, schedule)
+    if cache is not None and plan.charge == "cache":
+        readers, taught = cache.readers, taught_steps(arm, unique, plan.charge, cached=True)
+    per_step = shared(step_cost(plan.execution, cost, budget.unit, plan.charge, taught), readers)
     charges = schedule.teacher_charge, schedule.tuning_charge
-    price = ArmPrice(plan.execution, arm, cost, per_step, unique, *charges)
+    price = ArmPrice(plan.execution, arm, cost, per_step, unique, *charges, readers=readers)
     bought = price.bought(steps, budget)
     unspent = bought["unspent_fraction"]
     if unspent < -1e-9:

@@ -7,11 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from budgetlab.errors import CallerError
+from budgetlab.planner.caches import planned_caches, reads_cache
 from budgetlab.planner.checks import warnings
 from budgetlab.planner.prices import (
     ArmPrice,
     charge_share,
     device_seconds,
+    shared,
     step_cost,
     step_price,
     taught_steps,
@@ -22,7 +24,7 @@ from budgetlab.planner.words import compare_recipes
 from budgetlab.strategies import build_strategy
 from budgetlab.studies import Study
 from budgetlab.units import MATCHES, format_amount, parse_amount
-from budgetlab.values import Arm, ArmCost, Budget, CostProfile, Plan, Recipe, Schedule, TeacherPlan, Trial
+from budgetlab.values import Arm, ArmCost, Budget, CostProfile, Plan, PlannedCache, Recipe, Schedule, TeacherPlan, Trial
 
 WARMUP_FRACTION = 0.06
 """Of the fewest tokens that an arm reads at its smallest budget, where a study does not say how long a warm-up is."""
@@ -38,6 +40,7 @@ def plan(
     budgets: tuple[str | float, ...] | None = None,
     match: str | None = None,
     teacher_charge: str | None = None,
+    before: Plan | None = None,
 ) -> Plan:
     """Turn a study's budgets into one schedule for each arm and budget.
 
@@ -51,6 +54,9 @@ def plan(
         Positions in one pass over the training text, where it is known.
     budgets, match, teacher_charge
         Instead of those in the study.
+    before
+        An earlier plan: where this one has the same budgets, seeds and charge, caches keep their number of readers, so
+        that an arm that is added changes no other arm's tokens.
 
     Returns
     -------
@@ -65,16 +71,16 @@ def plan(
         too small for every arm.
     """
     study = study.asked(budgets=budgets, match=match, teacher_charge=teacher_charge)
-    made = _planned(study, profile, corpus_tokens)
+    made = _planned(study, profile, corpus_tokens, before)
     compiled, why = decide_compiling(study.execution.compile, made)
     if compiled:
-        made = _planned(study, compiled_prices(profile), corpus_tokens)
+        made = _planned(study, compiled_prices(profile), corpus_tokens, before)
     execution, packed = decide_packing(made.execution, profile.packing)
     update = {"compiled": compiled, "compile_reason": why, "execution": execution, "packing_reason": packed}
     return made.model_copy(update=update)
 
 
-def _planned(study: Study, profile: CostProfile, corpus_tokens: int | None) -> Plan:
+def _planned(study: Study, profile: CostProfile, corpus_tokens: int | None, before: Plan | None) -> Plan:
     costs, of_teachers = ({cost.arm: cost for cost in found} for found in (profile.arms, profile.teachers))
     _check(study, costs, of_teachers, corpus_tokens)
     spec, unique = study.plan, study.corpus.unique_tokens or corpus_tokens
@@ -85,10 +91,13 @@ def _planned(study: Study, profile: CostProfile, corpus_tokens: int | None) -> P
         # One part in 1e9 keeps an arm's own tokens from being rounded down to one step less.
         amounts = [amount * price * (1 + 1e-9) for amount in amounts]
     budgets = [Budget(amount=amount, unit=unit) for amount in amounts]
-    prices = {name: _price(study, arm, costs[name], of_teachers, budgets, unique) for name, arm in study.arms.items()}
-    shared = _shared_warmups(study.arms, {arm: price.first_steps for arm, price in prices.items()})
+    caches = planned_caches(study, costs, budgets, unique, before)
+    prices = {
+        name: _price(study, arm, costs[name], of_teachers, budgets, unique, caches) for name, arm in study.arms.items()
+    }
+    warmups = _shared_warmups(study.arms, {arm: price.first_steps for arm, price in prices.items()})
     schedules = tuple(
-        _schedule(study, price, budget, rung, spec.ladder, shared[arm])
+        _schedule(study, price, budget, rung, spec.ladder, warmups[arm])
         for rung, budget in enumerate(budgets)
         for arm, price in prices.items()
     )
@@ -130,6 +139,7 @@ def _planned(study: Study, profile: CostProfile, corpus_tokens: int | None) -> P
         tuning_share=None if study.tuning is None else study.tuning.budget_share,
         device_name=profile.environment.device_name if timed else None,
         device=profile.environment.device if timed else None,
+        caches=caches,
         warnings=warnings(study, profile),
     )
 
@@ -160,20 +170,24 @@ def _price(
     of_teachers: Mapping[str, ArmCost],
     budgets: list[Budget],
     unique: int | None,
+    caches: tuple[PlannedCache, ...],
 ) -> ArmPrice:
     unit, charge, execution, tuning = budgets[0].unit, study.plan.teacher_charge, study.execution, study.tuning
     teacher = teacher_cost(execution, study.models, arm.teacher, of_teachers, unit, charge)
-    per_step = step_cost(execution, cost, unit, charge, taught_steps(arm, unique))
-    price = ArmPrice(execution, arm, cost, per_step, unique, teacher, fewest_steps=fewest_steps(arm.recipe))
+    cache = reads_cache(caches, arm.name)
+    per_step = step_cost(execution, cost, unit, charge, taught_steps(arm, unique, charge, cached=cache is not None))
+    readers = 1 if cache is None or charge != "cache" else cache.readers
+    shares, fewest = shared(per_step, readers), fewest_steps(arm.recipe)
+    price = ArmPrice(execution, arm, cost, shares, unique, teacher, fewest_steps=fewest, readers=readers)
     charged = 0 if tuning is None else tuning.charged_trials
     if tuning is None or tuning.budget_share is None:
         # Charged trials are as long as the run that is left beside them at the smallest budget.
-        each = replace(price, per_step=per_step.times(charged + 1))
+        each = replace(price, per_step=shares.times(charged + 1))
         lengths = [each.steps(budget.amount) for budget in budgets]
     else:
         lengths = [price.steps(teacher + tuning.budget_share * (budgets[-1].amount - teacher))]
     trial_steps = next((steps for steps in lengths if steps >= price.fewest_steps), 0)
-    price = replace(price, tuning=charged * float(per_step.cost(trial_steps)), trial_steps=trial_steps)
+    price = replace(price, tuning=charged * float(shares.cost(trial_steps)), trial_steps=trial_steps)
     firsts = [price.steps(budget.amount) for budget in budgets] if trial_steps or not charged else []
     return replace(price, first_steps=next((steps for steps in firsts if steps >= price.fewest_steps), 0))
 
@@ -229,14 +243,14 @@ def _trials(study: Study, prices: Mapping[str, ArmPrice]) -> Iterator[Trial]:
     if tuning is None:
         return
     unit = MATCHES.get(study.plan.match, "required_flops")
-    shared = _shared_warmups(study.arms, {arm: price.trial_steps for arm, price in prices.items()})
+    warmups = _shared_warmups(study.arms, {arm: price.trial_steps for arm, price in prices.items()})
     for arm, price in prices.items():
         if not price.trial_steps:
             continue
         alone = replace(price, teacher=0.0, tuning=0.0, trial_steps=0, first_steps=price.trial_steps)
         # Half a step more, so that rounding does not take one away.
         spent = Budget(amount=float(price.per_step.cost(price.trial_steps + 0.5)), unit=unit)
-        schedule = _schedule(study, alone, spent, 0, "separate", shared[arm])
+        schedule = _schedule(study, alone, spent, 0, "separate", warmups[arm])
         # What decides between trials: without a head of its own, how well the whole network adapts to a new one.
         has_head = build_strategy(price.arm.strategy, arm).trains_head
         for rate in tuning.learning_rate:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,10 @@ from budgetlab.values import Arm, ArmCost, Budget, ExecutionSpec, ModelSpec
 
 DATA_HALF_LIFE_PASSES = 15.387756
 """R_D* of the data-constrained law, of causal models on C4 (Muennighoff et al. 2023, arXiv 2305.16264)."""
+
+
+NEVER_AGAIN = 2.0**53
+"""Steps of a first pass over text that is not known to end."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,11 @@ class StepCost:
     def times(self, factor: Any) -> StepCost:
         """Return the same at so many times the price."""
         return StepCost(self.first * factor, self.later * factor, self.teacher_steps)
+
+
+def shared(price: StepCost, readers: int) -> StepCost:
+    """Return what steps cost where so many runs share the teacher's work of the first pass."""
+    return replace(price, first=price.later + (price.first - price.later) / readers)
 
 
 def whole_steps(amount: Any, upfront: Any, price: Any) -> Any:
@@ -137,19 +146,25 @@ def device_seconds(
     return None if seconds is None else float(seconds.cost(steps))
 
 
-def taught_steps(arm: Arm, unique_tokens: int | None) -> float:
-    """Return the steps after which a cached teacher has read all of the text; infinite for others."""
-    if not build_strategy(arm.strategy, arm.name).keeps_teacher:
+def taught_steps(arm: Arm, unique_tokens: int | None, charge: str = "inference", *, cached: bool = False) -> float:
+    """Return the steps after which a cached teacher has read all of the text; infinite for others.
+
+    `cached`: by the plan, beside those that their strategy keeps.
+    """
+    if not (cached or build_strategy(arm.strategy, arm.name).keeps_teacher):
         return math.inf
+    if unique_tokens is None and charge == "cache":
+        return NEVER_AGAIN
     if unique_tokens is None:
         wrong = "how much text there is, hence how often it is read, is not known yet"
-        raise CallerError(f"{arm.name}: cached = true", wrong, "set corpus.unique_tokens")
+        asked = f"arms.{arm.name}.cache" if cached else f"{arm.name}: cached = true"
+        raise CallerError(asked, wrong, "set corpus.unique_tokens")
     return unique_tokens // arm.recipe.seq_len / arm.recipe.batch_sequences
 
 
 def charge_share(charge: str) -> float:
     """Share of the teacher's pretraining that one schedule pays for: 0, 1, or 1/K of "amortised:K"."""
-    return 0.0 if charge in ("none", "inference") else 1.0 / parse_charge(charge)
+    return 0.0 if charge in ("none", "inference", "cache") else 1.0 / parse_charge(charge)
 
 
 def teacher_cost(
@@ -195,6 +210,8 @@ class ArmPrice:
     fewest_steps: int = 1
     trial_steps: int = 0
     """Of each trial of a learning rate; 0 where the arm is feasible nowhere."""
+    readers: int = 1
+    """Runs that share the teacher's work where it is kept."""
     first_steps: int = 0
     """At the smallest budget at which the arm is feasible: rungs of one trunk share that run's warm-up."""
 
@@ -211,9 +228,11 @@ class ArmPrice:
         """Return the fields of a `Schedule` that follow from its steps."""
         cost, unique, cached = self.cost, self.unique_tokens, math.isfinite(self.per_step.teacher_steps)
         tokens = steps * cost.batch_tokens
-        targets, seq_len = round(tokens * cost.target_fraction), self.arm.recipe.seq_len
-        read = None if not cached else tokens if unique is None else min(tokens, unique // seq_len * seq_len)
-        seconds = device_seconds(self.execution, cost, steps, self.per_step.teacher_steps)
+        targets = round(tokens * cost.target_fraction)
+        once = min(float(tokens), self.per_step.teacher_steps * cost.batch_tokens)
+        read = math.ceil(round(once) / self.readers) if cached else None
+        taught = self.per_step.teacher_steps if read is None or self.readers == 1 else read / cost.batch_tokens
+        seconds = device_seconds(self.execution, cost, steps, taught)
         of_seconds = of_tokens = None
         if cost.seconds_per_step and cost.seconds_per_step_interval is not None:
             ends = cost.seconds_per_step_interval

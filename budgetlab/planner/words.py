@@ -14,6 +14,7 @@ from budgetlab.values import Arm, ModelSpec, Plan, Schedule, Value
 _CHARGES = {
     "none": "the teacher is not charged",
     "inference": "the teacher's forward pass is charged, its pretraining is not",
+    "cache": "the teacher's forward pass is made once, and its cost shared by the runs that read what was kept",
     "pretraining": "the teacher's forward pass and its whole pretraining are charged",
 }
 _MATCHES = {
@@ -52,6 +53,8 @@ def compare_recipes(
     for arm in arms.values():
         settings = [f"{key} = {value}" for key, value in arm.strategy.settings.items()]
         settings += [f"teacher {arm.teacher}"] if arm.teacher else []
+        settings += [f"teacher reduced to {arm.kept}"] if arm.kept else []
+        settings += ["teacher reads the words to be guessed"] if arm.teacher_reads == "unmasked" else []
         shown = f" ({', '.join(settings)})" if settings else ""
         lines.append(f"{arm.name}: strategy {arm.strategy.name}{shown}")
     first = next(iter(arms.values()))

@@ -61,7 +61,7 @@ def whatif_form(plan: Plan) -> dict[str, Any]:
             if all(isinstance(arm["prices"][unit]["inference"], dict) for arm in data["arms"])
         ],
         "charges": _CHARGES,
-        "charge": plan.charge if charge_share(plan.charge) == 0 else "pretraining",
+        "charge": _charge(plan) if charge_share(plan.charge) == 0 else "pretraining",
         "students": plan.charge.partition(":")[2] or "1",
         "texts": {
             "planned": "as planned" if unique is None else f"as planned: {format_quantity(float(unique))}",
@@ -70,6 +70,11 @@ def whatif_form(plan: Plan) -> dict[str, Any]:
         },
         "cached": _CACHED,
     }
+
+
+def _charge(plan: Plan) -> str:
+    """Return the plan's charge; the form does not divide a cache among its readers."""
+    return "inference" if plan.charge == "cache" else plan.charge
 
 
 def price_data(plan: Plan) -> dict[str, Any]:
@@ -91,7 +96,7 @@ def price_data(plan: Plan) -> dict[str, Any]:
     each = max((sum(trial.arm == arm for trial in plan.trials) for arm in plan.arms), default=0) * len(trials.seeds)
     return {
         "match": plan.match,
-        "charge": plan.charge,
+        "charge": _charge(plan),
         "budget": top.budget.model_dump(),
         "budgets": {match: _budget(plan, match) for match in (*MATCHES, *(f"tokens:{arm}" for arm in plan.arms))},
         "matches": dict(MATCHES),

@@ -15,7 +15,7 @@ from budgetlab.batches import MaskedBatch
 from budgetlab.hardware import EnergyCounter, PhaseMeter
 from budgetlab.ranks import Ranks
 from budgetlab.runner.teacher_cache import TeacherCache
-from budgetlab.values import PHASES, ArmCost, PhaseSpent
+from budgetlab.values import PHASES, ArmCost, PhaseCost, PhaseSpent
 
 _OVERHEADS: tuple[str, ...] = ("start", "compile", "data_wait", "evaluation", "checkpoint")
 _SAVED = ("tokens", "target_tokens", "digest", "seconds", "joules", "rank_seconds", "overheads")
@@ -112,17 +112,18 @@ class Ledger:
     def account(self, tokens_per_pass: int) -> dict[str, Any]:
         """Return all of it, for the record; a pass reads each sample once."""
         teacher_tokens, teacher_seconds, teacher_joules = self._cached_teacher()
-        phases = {}
+        phases, teacher = {}, self.cost.phases.get("teacher_forward")
+        if self.cache is not None and self.cache.phase == "cache" and teacher is not None:
+            # The teacher's work is that of making the cache, of which this run pays its share.
+            size = self.cache.bytes * self.cache.share(self.tokens)
+            phases["cache"] = _spent(teacher, teacher_tokens or 0, teacher_seconds, teacher_joules, size)
+            teacher_tokens, teacher_seconds, teacher_joules = 0, 0.0, 0.0
         for name, price in self.cost.phases.items():
             tokens, seconds, joules = self.tokens, 0.0, 0.0
             if teacher_tokens is not None and name == "teacher_forward":
                 tokens, seconds, joules = teacher_tokens, teacher_seconds, teacher_joules
-            phases[name] = PhaseSpent(
-                required_flops=price.required_flops_per_token * tokens,
-                executed_flops=price.executed_flops_per_token * tokens,
-                device_seconds=self.seconds[name] + seconds,
-                joules=None if self.joules is None or joules is None else self.joules[name] + joules,
-            )
+            joules = None if self.joules is None or joules is None else self.joules[name] + joules
+            phases[name] = _spent(price, tokens, self.seconds[name] + seconds, joules)
         rates = None
         if self.ranks.world > 1 and self.rank_seconds is not None and all(self.rank_seconds):
             rates = tuple(self.tokens / self.ranks.world / seconds for seconds in self.rank_seconds)
@@ -147,6 +148,18 @@ class Ledger:
             setattr(self, name, value)
         if self.rank_seconds is not None and len(self.rank_seconds) != self.ranks.world:
             self.rank_seconds = None
+
+
+def _spent(
+    price: PhaseCost, tokens: int, seconds: float, joules: float | None, size: float | None = None
+) -> PhaseSpent:
+    return PhaseSpent(
+        required_flops=price.required_flops_per_token * tokens,
+        executed_flops=price.executed_flops_per_token * tokens,
+        device_seconds=seconds,
+        joules=joules,
+        bytes=size,
+    )
 
 
 class Means:

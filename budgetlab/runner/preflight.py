@@ -11,11 +11,9 @@ from budgetlab.errors import CallerError
 from budgetlab.hardware import emulated_bfloat16, pick_device
 from budgetlab.models import build_network
 from budgetlab.ranks import Ranks
-from budgetlab.runner.teacher_cache import logit_type
 from budgetlab.runner.trackers import find_tracker
 from budgetlab.runner.units import Unit
 from budgetlab.store import Store
-from budgetlab.strategies import build_strategy
 from budgetlab.units import format_quantity
 from budgetlab.values import NUMERICS_VERSION, Plan
 
@@ -66,20 +64,30 @@ def check_room(todo: list[Unit], plan: Plan, store: Store, say: Callable[[str], 
             build_network(plan.models[name], seq_len=seq_len)
     store.folder.mkdir(parents=True, exist_ok=True)
     folders = [store.run_folder(unit.run_id) / part for unit in todo for part in ("checkpoints", "model")]
-    if any(map(cache_bytes, todo)):
+    caches = [cache for cache in plan.caches if any(unit.arm.partition("~")[0] in cache.arms for unit in todo)]
+    kept = sum(cache.bytes for cache in caches if cache.made)
+    if any(unit.cached for unit in todo):
         folders += store.cache.glob("teacher-*")
     there = sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
-    needed = max(0, bytes_needed(todo, execution.keep_checkpoints, execution.side_by_side) - there)
+    needed = max(0, kept + bytes_needed(todo, execution.keep_checkpoints, execution.side_by_side) - there)
     free = shutil.disk_usage(store.folder).free
     needs, has = format_quantity(needed, "B"), format_quantity(free, "B")
     if needed > free:
         remedy = "free some room, lower execution.keep_checkpoints, or choose another --results"
-        raise CallerError(f"run in {store.folder}", f"checkpoints take about {needs} more, {has} are free", remedy)
+        what = f"checkpoints take about {needs} more"
+        if kept:
+            what = f"checkpoints and teachers' answers ({format_quantity(kept, 'B')}) take about {needs} more"
+        raise CallerError(f"run in {store.folder}", f"{what}, {has} are free", remedy)
     say(f"checkpoints will take about {needs} more at most; {has} are free")
     if plan.compiled or any(cost.compiled is not None for cost in (*plan.costs.values(), *plan.teacher_costs.values())):
         say(f"torch.compile is {'used' if plan.compiled else 'not used'}: {plan.compile_reason}")
     if (emulated := emulated_bfloat16({unit.recipe.dtype for unit in todo}, pick_device(execution))) is not None:
         say(f"warning: {emulated}")
+    for cache in caches:
+        how = (
+            f"kept ({cache.kept}), {format_quantity(cache.bytes, 'B')} at most" if cache.made else "asked at every step"
+        )
+        say(f"teacher {cache.teacher} of {', '.join(cache.arms)} is {how}: {cache.reason}")
     if plan.packing_reason:
         say(f"{execution.side_by_side} at a time on the device: {plan.packing_reason}")
 
@@ -94,16 +102,15 @@ def bytes_needed(units: list[Unit], newest: int, workers: int) -> int:
     weights = [4 * unit.cost.num_params_total for unit in units]
     times = [3 * len(unit.keep_steps) if unit.kind == "trunk" else 2 for unit in units]
     training = sorted((3 * (newest + 1) * own for own in weights), reverse=True)[:workers]
-    cached: dict[tuple[str, int], int] = {}
+    cached: dict[tuple[str, int], float] = {}
     for unit in units:
-        cached[unit.arm, unit.seed] = max(cached.get((unit.arm, unit.seed), 0), cache_bytes(unit))
-    return sum(n * own for n, own in zip(times, weights, strict=True)) + sum(training) + sum(cached.values())
+        cached[unit.arm, unit.seed] = max(cached.get((unit.arm, unit.seed), 0.0), cache_bytes(unit))
+    return sum(n * own for n, own in zip(times, weights, strict=True)) + sum(training) + math.ceil(sum(cached.values()))
 
 
-def cache_bytes(unit: Unit) -> int:
-    """Return what the logits of a cached teacher take on disk; 0 of others."""
-    top_k = build_strategy(unit.strategy, unit.arm).largest_logits
-    if math.isinf(unit.teacher_steps) or top_k is None:
-        return 0
+def cache_bytes(unit: Unit) -> float:
+    """Return what a teacher that its strategy keeps takes on disk; 0 of others."""
+    if math.isinf(unit.teacher_steps) or unit.kept is None or unit.planned_cache:
+        return 0.0
     sequences = math.ceil(min(unit.last_step, unit.teacher_steps) * unit.recipe.batch_sequences)
-    return sequences * unit.recipe.masked_per_sequence * top_k * logit_type(unit.spec.vocab_size or 0).itemsize
+    return sequences * unit.kept.bytes_per_token(unit.spec.vocab_size or 0, unit.recipe.masked_per_sequence)

@@ -37,6 +37,7 @@ from budgetlab.runner.units import Unit
 from budgetlab.step import build_step
 from budgetlab.store import Store
 from budgetlab.strategies import build_strategy
+from budgetlab.strategies.caching import keeps_all_positions, same_for_all_seeds
 from budgetlab.values import Plan, Point, RunRecord, content_hash
 
 SIGNS = ("gradient_norm", "clipped_fraction")
@@ -72,6 +73,8 @@ class TrainingState:
             device=device,
             ranks=ranks,
             compiled=plan.compiled,
+            kept=unit.kept,
+            teacher_unmasked=unit.teacher_reads == "unmasked",
         )
         micro = plan.execution.micro_batch_sequences
         self.micro_batch_sequences = None if micro == "auto" else micro
@@ -90,9 +93,22 @@ class TrainingState:
             counter = replace(counter, joules=lambda: 0.0)  # the machine's first process reads for all of it
         self.teacher_hash = self.step.teacher_hash()
         self.cache: TeacherCache | None = None
-        if self.step.strategy.keeps_teacher:
-            about = {"corpus": unit.corpus_key, "run_seed": unit.seed, "teacher": self.teacher_hash}
-            self.cache = TeacherCache(store.cache, self.step, self.batches, about, ranks)
+        if unit.cached:
+            arm = plan.arms[unit.arm]
+            seed = None if same_for_all_seeds(arm) else unit.seed
+            about = {"corpus": corpus.content_hash, "run_seed": seed, "teacher": self.teacher_hash}
+            about |= {"masked_per_sequence": None if seed is None else unit.recipe.masked_per_sequence}
+            assert teacher is not None
+            self.cache = TeacherCache(
+                store.cache,
+                self.step,
+                self.batches,
+                about,
+                ranks,
+                all_positions=keeps_all_positions(arm, self.step.strategy, unit.spec, teacher.spec),
+                taught_tokens=round(unit.teacher_steps * unit.recipe.batch_tokens),
+                phase="teacher_forward" if self.step.strategy.keeps_teacher else "cache",
+            )
         self.ledger, self.means = Ledger(unit.cost, device, ranks, counter, self.cache), Means(ranks)
         self.at = 0
         self.state_hash: str | None = None
@@ -131,8 +147,8 @@ class TrainingState:
         """Return what this process is fed at a step, and its digest."""
         batch = self.batches.step(step, self.unit.recipe.batch_sequences, self.ranks.rank, self.ranks.world)
         digest = batch.digest(step)
-        if self.cache is not None and batch.samples is not None:
-            batch = replace(batch, largest=self.cache.read(batch.samples))
+        if self.cache is not None:
+            batch = replace(batch, kept=self.cache.read(batch))
         return batch, digest
 
     @contextmanager

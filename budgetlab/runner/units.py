@@ -13,7 +13,8 @@ from budgetlab.models import build_network, given_key
 from budgetlab.planner.prices import StepCost, step_costs
 from budgetlab.store import Store
 from budgetlab.strategies import build_strategy
-from budgetlab.values import ExecutionSpec, ModelSpec, Plan, PlanUnit, Recipe, StrategySpec, content_hash
+from budgetlab.strategies.caching import kept_of
+from budgetlab.values import ExecutionSpec, Kept, ModelSpec, Plan, PlanUnit, Recipe, StrategySpec, content_hash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,13 @@ class Unit(PlanUnit):
     teacher: str | None = None
     teacher_key: str | None = None
     teacher_seed: int | None = None
+    kept: Kept | None = None
+    """What its teacher is reduced to."""
+    teacher_reads: Literal["masked", "unmasked"] = "masked"
+    cached: bool = False
+    """Whether that is kept on disk."""
+    planned_cache: bool = False
+    """By one of the plan's caches, not by its strategy."""
     student_key: str | None = None
     """Of the weights that the student starts from; None where they are random."""
 
@@ -36,6 +44,11 @@ class Unit(PlanUnit):
     def record_kind(self) -> Literal["teacher", "trunk", "rung"]:
         """What its record calls it: a branch and a whole run both end at a rung of the ladder."""
         return self.kind if self.kind in ("teacher", "trunk") else "rung"
+
+    @property
+    def reduced(self) -> bool:
+        """Whether the arm says to what its teacher is reduced, live or kept."""
+        return self.kept is not None and not build_strategy(self.strategy).keeps_teacher
 
     @property
     def keep_steps(self) -> tuple[int, ...]:
@@ -49,7 +62,9 @@ class Unit(PlanUnit):
         training = self.recipe.model_dump(mode="json", exclude={"execute", "warmup_tokens"})
         what = (self.record_kind, self.strategy, build_strategy(self.strategy).source_hash(), self.spec.untrained())
         where = (self.seed, self.corpus_key, self.teacher_key, self.warmup_steps, ending)
-        start = () if self.student_key is None else (self.student_key,)
+        start: tuple[Any, ...] = () if self.student_key is None else (self.student_key,)
+        if self.teacher_reads != "masked" or self.reduced:
+            start += (self.kept, self.teacher_reads)
         return content_hash(*what, training, *where, *start)
 
     @property
@@ -98,6 +113,10 @@ def _keyed(plan: Plan, corpus: Corpus, given: dict[str, str]) -> list[Unit]:
             strategy, recipe = arm.strategy, arm.recipe
             needed = {units[name].kind: units[name] for name in planned.needs}
             about["trunk"] = needed["trunk"].run_id if "trunk" in needed else None
+            built = build_strategy(strategy, arm.name)
+            about["kept"], about["teacher_reads"] = kept_of(arm, built), arm.teacher_reads
+            about["planned_cache"] = plan.cache_of(planned.arm) is not None
+            about["cached"] = built.keeps_teacher or about["planned_cache"]
             about["student_key"] = None if student.weights is None else given_key(student)
             if arm.teacher is not None:
                 about["teacher"] = arm.teacher

@@ -22,7 +22,7 @@ from budgetlab.values import StrategySpec
 
 __all__ = ["Strategy", "build_strategy", "strategy_names"]
 
-_NOT_STRATEGIES = {"base", "losses"}
+_NOT_STRATEGIES = {"base", "caching", "losses"}
 
 
 def strategy_names() -> tuple[str, ...]:

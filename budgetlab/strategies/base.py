@@ -102,6 +102,14 @@ class Strategy(Value):
         return None
 
     @property
+    def in_teacher(self) -> Literal["linear", "bounded", "unbounded"]:
+        """How the teacher's probabilities enter: linearly, but for what has no gradient, or otherwise.
+
+        Unbounded: the loss is infinite where a word has none.
+        """
+        return "bounded"
+
+    @property
     def keeps_teacher(self) -> bool:
         """Whether these are kept on disk, so that the teacher reads each sample once; its signals must be no others."""
         return False

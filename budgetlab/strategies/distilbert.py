@@ -44,6 +44,11 @@ class DistilBERT(Strategy):
             )
 
     @property
+    def in_teacher(self) -> Literal["linear", "bounded", "unbounded"]:
+        """As the cross-entropy is."""
+        return "linear"
+
+    @property
     def trains_head(self) -> bool:
         """Unless only the cosine is weighted."""
         return bool(self.soft_weight or self.mlm_weight)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -21,6 +21,11 @@ class JSD(LogitStrategy):
     """
 
     beta: float = Field(default=0.5, ge=0, le=1)
+
+    @property
+    def in_teacher(self) -> Literal["linear", "bounded", "unbounded"]:
+        """As the divergence is."""
+        return "linear" if self.beta == 0 else "unbounded" if self.beta == 1 else "bounded"
 
     def compare(self, teacher_MV: Tensor, student_MV: Tensor) -> Tensor:
         """The divergence at temperature T."""

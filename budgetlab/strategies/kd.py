@@ -20,6 +20,11 @@ class KD(LogitStrategy):
 
     divergence: Literal["forward", "reverse", "jeffreys"] = "forward"
 
+    @property
+    def in_teacher(self) -> Literal["linear", "bounded", "unbounded"]:
+        """As the divergence is."""
+        return "linear" if self.divergence == "forward" else "unbounded"
+
     def compare(self, teacher_MV: Tensor, student_MV: Tensor) -> Tensor:
         """T^2 D."""
         if self.divergence == "reverse":

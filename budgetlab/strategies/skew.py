@@ -26,6 +26,11 @@ class Skew(LogitStrategy):
     share: float = Field(default=0.1, ge=0, lt=1, alias="lambda")
     direction: Literal["forward", "reverse"] = "forward"
 
+    @property
+    def in_teacher(self) -> Literal["linear", "bounded", "unbounded"]:
+        """As the divergence is."""
+        return "unbounded" if self.direction == "reverse" and not self.share else "bounded"
+
     def compare(self, teacher_MV: Tensor, student_MV: Tensor) -> Tensor:
         """KL(first || share of the first in the second)."""
         import torch

@@ -49,6 +49,11 @@ class VanillaKD(Strategy):
             raise CallerError(f"top_k = {self.top_k}", f"the vocabulary has {words} entries", "lower it")
 
     @property
+    def in_teacher(self) -> Literal["linear", "bounded", "unbounded"]:
+        """As the cross-entropy is."""
+        return "linear"
+
+    @property
     def by_rows(self) -> bool:
         """Unless it reads other positions, or some of the teacher's logits."""
         return self.positions == "masked" and self.top_k is None

@@ -16,7 +16,18 @@ from budgetlab.values.costs import (
     TimeModel,
     Timing,
 )
-from budgetlab.values.plans import Budget, Plan, PlanSpec, PlanUnit, Schedule, TeacherPlan, Trial, TuningSpec
+from budgetlab.values.kept import Kept, Sampled, TopK, TopP
+from budgetlab.values.plans import (
+    Budget,
+    Plan,
+    PlannedCache,
+    PlanSpec,
+    PlanUnit,
+    Schedule,
+    TeacherPlan,
+    Trial,
+    TuningSpec,
+)
 from budgetlab.values.results import (
     NUMERICS_VERSION,
     Assumption,

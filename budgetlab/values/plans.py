@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from budgetlab.units import parse_charge
 from budgetlab.values.base import Interval, Positive, Record, SeedsOrNone, Value, passed_over
 from budgetlab.values.costs import ArmCost
+from budgetlab.values.kept import Sampled, TopK, TopP
 from budgetlab.values.specs import Arm, CorpusSpec, ExecutionSpec, ModelSpec, Recipe
 
 
@@ -58,7 +59,8 @@ class PlanSpec(Value):
     """branched: the budgets of an arm are one run, from which each branches off into a cooldown of its own; separate: a
     run for each."""
     teacher_charge: str = "inference"
-    """What of the teacher an arm pays for: none, inference, pretraining (and inference), amortised:K."""
+    """What of the teacher an arm pays for: none, inference, cache (inference once, shared by the runs that read what
+    was kept), pretraining (and inference), amortised:K."""
     tolerance_fraction: float = Field(default=0.01, gt=0, lt=1)
     """A plan that would leave more of a budget unspent is refused."""
 
@@ -124,6 +126,37 @@ class TeacherPlan(Value):
     seed: int = 0
     required_flops: float = 0.0
     device_seconds: float | None = None
+
+
+class PlannedCache(Value):
+    """What is kept of one teacher for some arms, and what it costs; amounts are those of all its copies."""
+
+    teacher: str
+    arms: tuple[str, ...]
+    kept: TopK | TopP | Sampled
+    made: bool = True
+    """Whether it is, or the teacher reads along, reduced alike."""
+    reason: str = ""
+    """Why."""
+    copies: int = 1
+    """One, or one for each seed."""
+    readers: int
+    """Runs of this plan that read the same copy, at one budget or, where all of them read all of the text, at all: what
+    its cost is divided by where the charge is "cache"."""
+    sequences: int
+    """Of each copy."""
+    tokens: int
+    bytes_per_token: float
+    """At most."""
+    bytes: float
+    required_flops: float
+    executed_flops: float
+    device_seconds: float | None = None
+    break_even_readers: float
+    """From how many readers on the teacher reads fewer tokens than live."""
+    tokens_live: dict[str, int]
+    """Of each arm at the largest budget, where the teacher reads along."""
+    tokens_cached: dict[str, int]
 
 
 class Trial(Value):
@@ -199,6 +232,8 @@ class PlanUnit:
 class Plan(Record):
     """All that `run` needs."""
 
+    left_out_at_default: ClassVar[frozenset[str]] = frozenset({"caches"})
+
     _said_by_schedules = passed_over("units")  # which --json adds
 
     study: str
@@ -237,6 +272,8 @@ class Plan(Record):
     compile_reason: str = ""
     packing_reason: str = ""
     """Why there are so many workers, where `execution.workers` left that open."""
+    caches: tuple[PlannedCache, ...] = ()
+    """Of the arms with a `cache`."""
     warnings: tuple[str, ...] = ()
     """What a reader of the plan should know before running it."""
 
@@ -330,9 +367,15 @@ class Plan(Record):
             teacher_steps=self.teacher_steps(arm, schedule),
         )
 
+    def cache_of(self, arm: str) -> PlannedCache | None:
+        """Return the cache that an arm reads; None where its teacher reads along."""
+        return next((cache for cache in self.caches if cache.made and arm in cache.arms), None)
+
     def teacher_steps(self, arm: str, schedule: Schedule) -> float:
         """Return the steps after which a cached teacher has read all of the text; infinite for others."""
         unique, recipe = schedule.unique_tokens, self.arms[arm].recipe
+        if self.charge == "cache" and self.cache_of(arm) is not None:
+            return (schedule.taught_tokens or 0) / recipe.batch_tokens
         if schedule.taught_tokens is None or unique is None:
             return math.inf
         return unique // recipe.seq_len / recipe.batch_sequences

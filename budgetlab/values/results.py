@@ -7,7 +7,7 @@ carry loss. Losses are nats per target token. None means unknown and prints n/a.
 from __future__ import annotations
 
 from html import escape
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import AliasChoices, Field
 
@@ -43,11 +43,15 @@ class Point(Value):
 class PhaseSpent(Value):
     """What one phase of all steps took; a run's FLOPs are the sums over its phases."""
 
+    left_out_at_default: ClassVar[frozenset[str]] = frozenset({"bytes"})
+
     required_flops: float = 0.0
     executed_flops: float = 0.0
     device_seconds: float = 0.0
     joules: float | None = None
     """Of the device's counter, by the phases' shares of its time."""
+    bytes: float | None = None
+    """On disk, of the phase `cache`: what was kept of the teacher, as far as it is charged here."""
 
 
 class RunRecord(Record):

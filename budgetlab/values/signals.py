@@ -55,15 +55,15 @@ class Batch:
 
     The targets are the masked words, or of a `causal` batch the next tokens at all positions. `attention_mask` [B, T]
     is true at real tokens, None where nothing is padded; of a causal batch, which has no padding, it is true at the
-    pairs that may attend, [B, T, T], and None where that is every earlier position. `largest` are the teacher's largest
-    logits at the targets where they were kept, as in `Signals`.
+    pairs that may attend, [B, T, T], and None where that is every earlier position. `kept` is what was kept of the
+    teacher, as in `Signals`.
     """
 
     input_ids: Tensor
     target_positions: Tensor
     target_ids: Tensor
     attention_mask: Tensor | None = None
-    largest: tuple[Tensor, Tensor] | None = None
+    kept: tuple[Tensor, Tensor] | None = None
     causal: bool = False
 
     @property
@@ -95,6 +95,8 @@ class Signals:
     logits: Tensor | None = None
     largest: tuple[Tensor, Tensor] | None = None
     """Instead of logits, where a strategy reads the `largest_logits` alone: values float16 and ids int64, [M, K]."""
+    kept: tuple[Tensor, Tensor] | None = None
+    """Instead of a teacher's logits: log-probabilities float32 and ids int64, [M or B*T, K] (`values.kept`)."""
     hidden: dict[int, Tensor] = field(default_factory=dict)
     queries: dict[int, Tensor] = field(default_factory=dict)
     keys: dict[int, Tensor] = field(default_factory=dict)

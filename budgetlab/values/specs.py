@@ -10,6 +10,7 @@ from pydantic import Field, NonNegativeInt, model_validator
 from budgetlab.errors import unknown_name
 from budgetlab.units import parse_amount
 from budgetlab.values.base import Count, CountOrZero, Positive, Seed, Share, Value
+from budgetlab.values.kept import AUTO, CacheSetting, Sampled, TopK, TopP
 
 TAPPED_FAMILIES = ("bert", "roberta", "electra")
 """Run block by block: every strategy works."""
@@ -341,6 +342,8 @@ class StrategySpec(Value, extra="allow"):
 class Arm(Value):
     """One contender: a strategy, a student, and a teacher where the strategy needs one."""
 
+    left_out_at_default: ClassVar[frozenset[str]] = frozenset({"cache", "teacher_reads"})
+
     name: str
     strategy: StrategySpec
     """A name, or a table of `name` and settings; a path that ends in .py is a file of your own."""
@@ -349,6 +352,16 @@ class Arm(Value):
     teacher: str | None = None
     """Likewise, where the strategy needs one."""
     recipe: Recipe
+    cache: CacheSetting = "never"
+    """What of the teacher's distributions is kept on disk, so that it is asked once: a table of a `kind` (top_k, top_p,
+    sampled) and its settings; "auto": its 64 largest probabilities, kept where that pays."""
+    teacher_reads: Literal["masked", "unmasked"] = "masked"
+    """unmasked: the text itself, in which it sees the words to be guessed, so that one cache serves all masks."""
+
+    @property
+    def kept(self) -> TopK | TopP | Sampled | None:
+        """What the teacher is reduced to, live or kept; None where it is asked in full."""
+        return None if self.cache == "never" else AUTO if self.cache == "auto" else self.cache
 
 
 def reference_arm(

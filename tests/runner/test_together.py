@@ -100,7 +100,7 @@ def test_two_processes_do_what_one_does(
         assert record.weights_hash != one[run_id].weights_hash  # sums in another order: near, not equal
         for mine, other in zip(record.points, one[run_id].points, strict=True):
             assert mine.losses == pytest.approx(other.losses, rel=2e-3)
-    sizes = ({path.name: path.stat().st_size for path in (folder / results / "cache").glob("teacher-*/*.npy")}
+    sizes = ({path.name: path.stat().st_size for path in (folder / results / "cache").glob("teacher-*/*.shard")}
              for results in ("whole", "alone"))  # fmt: skip
     assert next(sizes) == next(sizes) != {}
 

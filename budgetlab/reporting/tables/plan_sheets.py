@@ -9,7 +9,7 @@ from typing import Any
 from budgetlab.planner import compute_statement, ladder_note, standing, tuning_note
 from budgetlab.reporting.tables.sheets import Column, Sheet, percent
 from budgetlab.units import format_amount, format_quantity, format_seconds
-from budgetlab.values import Plan, RunRecord, Schedule
+from budgetlab.values import Plan, PlannedCache, RunRecord, Schedule
 from budgetlab.values.specs import base_arm
 
 _PLANNED = "what is planned"
@@ -58,12 +58,34 @@ def plan_sheet(plan: Plan) -> Sheet:
         f"Plan: matched in {plan.match}, teacher charge {plan.charge}, {seeds} run seed{'s' * (seeds != 1)}",
         rows,
         columns,
-        [*notes, _repeated(plan), compute_statement(plan), ladder_note(plan) or "", tuning_note(plan) or ""],
+        [
+            *notes,
+            *map(cache_note, plan.caches),
+            _repeated(plan),
+            compute_statement(plan),
+            ladder_note(plan) or "",
+            tuning_note(plan) or "",
+        ],
         [*(i for i in range(1, len(rungs)) if rungs[i] != rungs[i - 1]), len(rungs)],
     )
 
 
 _SHOWN = {"tokens", "steps", "passes", "required_flops", "device_seconds", "unspent_fraction"}
+
+
+def cache_note(cache: PlannedCache) -> str:
+    """Say what of a teacher is kept for which arms, and what that changes."""
+    arms, first = ", ".join(cache.arms), cache.arms[0]
+    live, cached = (
+        format_quantity(float(found[first]), "tokens") for found in (cache.tokens_live, cache.tokens_cached)
+    )
+    if not cache.made:
+        return f"the teacher of {arms} reads along: {cache.reason}"
+    size = f"{format_quantity(cache.bytes, 'B')} on disk at most, {format_quantity(cache.bytes_per_token, 'B')} a token"
+    made = f"{format_quantity(cache.required_flops, 'FLOP')} to make in {cache.copies}"
+    reads = f"{cache.readers} readers a copy (it pays from {cache.break_even_readers:.2g} on)"
+    tokens = f"{first} reads {cached}, and {live} with a live one"
+    return f"the teacher of {arms} is asked once ({cache.reason}): {size}, {made}; {reads}; {tokens}"
 
 
 def _repeated(plan: Plan) -> str:
