@@ -72,6 +72,7 @@ class TrainingStep:
         self.student, self.teacher = student.train(), teacher
         self.everything = recipe.execute == "everything"
         self.device = next(student.parameters()).device
+        self._generators = [self.device] if self.device.type == "cuda" else []
         teacher_spec = teacher.spec if teacher is not None else None
         self.student_needs = strategy.student_needs(student.spec, teacher_spec)
         self.teacher_needs = Needs() if teacher is None else strategy.teacher_needs(student.spec, teacher.spec)
@@ -80,7 +81,7 @@ class TrainingStep:
         """Entries that both vocabularies have, where one of them is padded."""
         if teacher is not None:
             teacher.eval().requires_grad_(False)
-        with torch.random.fork_rng(devices=[]), torch.device(self.device):
+        with torch.random.fork_rng(devices=self._generators), torch.device(self.device):
             torch.manual_seed(projection_seed)
             widths = strategy.projections(student.spec, teacher_spec)
             self.projections = nn.ModuleDict({name: nn.Linear(*pair, bias=False) for name, pair in widths.items()})
@@ -113,19 +114,23 @@ class TrainingStep:
         return self._tried(batch, alone=self.replica is None)
 
     def warm_up(self, batch: MaskedBatch, micro_batch_sequences: int | None) -> None:
-        """Run forward and backward once on the first micro-batch, which compiles networks; nothing is changed."""
+        """Run forward and backward once on each size of micro-batch, which compiles networks; nothing is changed."""
         try:
-            self._tried(to_device(batch.split(micro_batch_sequences)[0][0], self.device))
+            for part in {len(part.input_ids): part for part, _ in batch.split(micro_batch_sequences)}.values():
+                self._tried(to_device(part, self.device))
         except RuntimeError as error:  # what dynamo and inductor raise
             if is_out_of_memory(error):
                 raise
             reason = " ".join(str(error).split())[:160]
             raise CallerError(f"torch.compile of {self.arm}", reason, "set execution.compile = never") from error
+        for network in (self.student, self.teacher):
+            if network is not None:
+                network.sealed = True
 
     def _tried(self, batch: Batch, *, alone: bool = False) -> set[str]:
         """Run forward and backward, and forget all of it but the names of the tensors that got a gradient."""
         named = self._learned()
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+        with torch.random.fork_rng(devices=self._generators):
             self.backward(self._terms(batch, lambda phase: None, alone=alone))
         reached = {name for name, parameter in named.items() if parameter.grad is not None}
         for parameter in named.values():

@@ -104,9 +104,10 @@ class Network(nn.Module):
         """Compile this network apart from all others; arguments as for `torch.compile`.
 
         torch keeps at most eight graphs of one code object, over all networks that share it, and runs what comes after
-        uncompiled without a word. So each gets a code object of its own, and a call past the limit is a BudgetlabError.
+        uncompiled without a word. So each gets a code object of its own, and a call past the limit is a BudgetlabError;
+        once `sealed`, any call is that would be compiled again.
         """
-        from torch._dynamo.exc import FailOnRecompileLimitHit  # only compiling needs it
+        from torch._dynamo.exc import FailOnRecompileLimitHit, RecompileError  # only compiling needs it
 
         shared = type(self).forward
         own = types.FunctionType(shared.__code__.replace(), shared.__globals__, "forward", shared.__defaults__)
@@ -114,13 +115,16 @@ class Network(nn.Module):
 
         def call(*inputs: object, **named: object) -> Any:
             try:
-                with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+                with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True, error_on_recompile=self.sealed):
                     return compiled(*inputs, **named)
             except FailOnRecompileLimitHit:
                 wrong = f"it asks for more than {torch._dynamo.config.recompile_limit} graphs, and would run uncompiled"
                 raise BudgetlabError("a compiled network", wrong, "set execution.compile = never") from None
+            except RecompileError as error:
+                wrong = f"a step would compile it again ({' '.join(str(error).split())[:160]})"
+                raise BudgetlabError("a compiled network", wrong, "set execution.compile = never") from None
 
-        self._compiled_call_impl = call
+        self._compiled_call_impl, self.sealed = call, False
 
     def forward(
         self,

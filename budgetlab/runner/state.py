@@ -118,7 +118,8 @@ class TrainingState:
                 self.ledger.load(state["ledger"])
                 self.means.load(state["logged"], device)
             else:  # a branch's steps began with its trunk; its overheads and its means are its own
-                self.ledger.load({**state["ledger"], "overheads": self.ledger.overheads})
+                own = {name: getattr(self.ledger, name) for name in ("overheads", "overhead_joules")}
+                self.ledger.load({**state["ledger"], **own})
         self.began_at = self.at
         # Points past the checkpoint will be made again.
         points = [point for point in store.read_points(unit.run_id) if point.step <= self.at]
@@ -154,7 +155,7 @@ class TrainingState:
         losses = {name: mean for name, mean in self.means.own().items() if name not in SIGNS}
         tokens_per_second = steps_per_second * self.unit.recipe.batch_tokens
         peak = find_peak(self.record.environment.device_name)
-        most = None if peak is None else peak.flops_per_second(self.unit.recipe.dtype)
+        most = None if peak is None else peak.flops_per_second(self.unit.recipe.dtype, self.plan.execution.tf32)
         flops_per_second = tokens_per_second * self.unit.cost.train_required_flops_per_token
         share = None if most is None else flops_per_second / (most * self.ranks.world)
         return Moved(self.unit.run_id, self.at, losses, tokens_per_second, share)
