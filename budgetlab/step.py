@@ -25,6 +25,7 @@ from budgetlab.models import FAMILIES, Network, build_network, load_parameters, 
 from budgetlab.ranks import Ranks
 from budgetlab.strategies import Strategy
 from budgetlab.strategies.losses import largest
+from budgetlab.transfer import Staged, to_device
 from budgetlab.values import Batch, ModelSpec, Needs, Recipe, Signals
 from budgetlab.values.specs import same_vocabulary
 
@@ -33,20 +34,6 @@ LOGITS_AT_ONCE = 2**25
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps of each tensor."""
 OnPhase = Callable[[str], None]
-
-
-def to_device(batch: MaskedBatch, device: torch.device) -> Batch:
-    """Move masked samples to the device."""
-    arrays = (batch.input_ids, batch.target_positions, batch.target_ids)
-    input_ids, target_positions, target_ids = (torch.from_numpy(a).to(device, non_blocking=True) for a in arrays)
-    kept = allowed_BTT = None
-    if batch.largest is not None:
-        values, ids = (torch.from_numpy(a).to(device, non_blocking=True) for a in batch.largest)
-        kept = values, ids.long()
-    if batch.documents is not None:
-        documents_BT = torch.from_numpy(batch.documents).to(device, non_blocking=True)
-        allowed_BTT = (documents_BT[:, :, None] == documents_BT[:, None, :]).tril()
-    return Batch(input_ids, target_positions, target_ids, allowed_BTT, kept, batch.causal)
 
 
 class TrainingStep:
@@ -204,7 +191,7 @@ class TrainingStep:
 
         def at_targets(signals: Signals | None) -> Tensor | None:
             states = [] if signals is None else list(signals.hidden.values())
-            return states[0].flatten(0, 1)[batch.target_positions] if states else None
+            return states[0].flatten(0, 1).index_select(0, batch.target_positions) if states else None
 
         ours_MD, theirs_MD = at_targets(student), at_targets(teacher)
         assert ours_MD is not None
@@ -261,22 +248,23 @@ class TrainingStep:
 
     def run(
         self,
-        batch: MaskedBatch,
+        batch: MaskedBatch | Staged,
         learning_rate: float,
         *,
         micro_batch_sequences: int | None = None,
         dropout_seed: int | None = None,
         on_phase: OnPhase | None = None,
     ) -> dict[str, Tensor]:
-        """Take one step."""
+        """Take one step; a staged batch is in its micro-batches already."""
         if dropout_seed is not None and self.recipe.dropout > 0:
             torch.manual_seed(dropout_seed)
         sums: dict[str, Tensor] = {}
-        parts = batch.split(micro_batch_sequences)
-        for number, (part, share) in enumerate(parts, start=1):
+        parts = batch.take() if isinstance(batch, Staged) else batch.split(micro_batch_sequences)
+        for number, (samples, share) in enumerate(parts, start=1):
+            part = samples if isinstance(samples, Batch) else to_device(samples, self.device)
             # Gradients are averaged over the processes once, with those of the last micro-batch.
             with nullcontext() if self.replica is None or number == len(parts) else self.replica.no_sync():
-                terms = self.forward_backward(to_device(part, self.device), share, on_phase)
+                terms = self.forward_backward(part, share, on_phase)
             for name, term in terms.items():
                 sums[name] = sums[name] + term * share if name in sums else term * share
         sums["gradient_norm"] = self.update(learning_rate)

@@ -151,13 +151,14 @@ class Network(nn.Module):
             hidden_BTD = self._run_own(signals, input_ids_BT, needs, whole, attention_mask_BT)
         if needs.logits == "none" and not everything:
             return signals
+
+        def at_targets(rows: Tensor) -> Tensor:
+            if needs.logits != "masked" or target_positions_M is None:
+                return rows
+            return rows.index_select(0, target_positions_M)  # not rows[...], whose gradient is sorted on a GPU
+
         flat = hidden_BTD.flatten(0, 1)
-        if everything:
-            logits = self.head(flat)
-            if needs.logits == "masked":
-                logits = logits[target_positions_M]
-        else:
-            logits = self.head(flat[target_positions_M] if needs.logits == "masked" else flat)
+        logits = at_targets(self.head(flat)) if everything else self.head(at_targets(flat))
         signals.logits = logits if needs.logits != "none" else None
         return signals
 

@@ -36,6 +36,7 @@ from budgetlab.runner.units import Unit
 from budgetlab.step import build_step
 from budgetlab.store import Store
 from budgetlab.strategies import build_strategy
+from budgetlab.transfer import Staged, stage
 from budgetlab.values import Plan, Point, RunRecord, content_hash
 
 SIGNS = ("gradient_norm", "clipped_fraction")
@@ -127,13 +128,13 @@ class TrainingState:
         if ranks.first:
             store.write_points(unit.run_id, points)
 
-    def samples(self, step: int) -> tuple[MaskedBatch, int]:
-        """Return what this process is fed at a step, and its digest."""
+    def samples(self, step: int) -> tuple[MaskedBatch, int, MaskedBatch | Staged]:
+        """Return what this process is fed at a step, its digest, and the batch on its way to the device."""
         batch = self.batches.step(step, self.unit.recipe.batch_sequences, self.ranks.rank, self.ranks.world)
         digest = batch.digest(step)
         if self.cache is not None and batch.samples is not None:
             batch = replace(batch, largest=self.cache.read(batch.samples))
-        return batch, digest
+        return batch, digest, stage(batch, self.micro_batch_sequences, self.step.device)
 
     @contextmanager
     def tracked(self) -> Iterator[None]:
