@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY        ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 export MPLBACKEND             ?= Agg
 
-.PHONY: demo test stress install lint docs clean
+.PHONY: demo test stress gpu install lint docs clean
 
 demo: $(STAMP)
 	$(PY) -m budgetlab demo
@@ -18,6 +18,10 @@ test: $(STAMP)
 
 stress: $(STAMP)
 	HF_HUB_OFFLINE=1 $(PY) -m pytest -m stress -s
+
+# Into any environment that has torch for the GPU: nothing is installed.
+gpu:
+	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py --out results/gpu
 
 install: $(STAMP)
 

@@ -109,10 +109,12 @@ class OurStep:
 class TrainerStep:
     """Times steps of transformers' Trainer, from the end of its second step, so that its set-up is not charged."""
 
-    def __init__(self, student: ModelSpec, samples: MaskedBatch, device: torch.device, *, bf16: bool) -> None:
+    def __init__(
+        self, student: ModelSpec, samples: MaskedBatch, device: torch.device, *, bf16: bool, **further: Any
+    ) -> None:
         config = build_network(student, device="meta").model.config
         self.model = AutoModelForMaskedLM.from_config(config, attn_implementation="sdpa")
-        self.device, self.bf16 = device, bf16
+        self.device, self.bf16, self.further = device, bf16, further
         labels = np.full(samples.input_ids.size, -100)
         labels[samples.target_positions] = samples.target_ids
         labels = labels.reshape(samples.input_ids.shape)
@@ -142,6 +144,7 @@ class TrainerStep:
                 logging_strategy="no",
                 disable_tqdm=True,
                 learning_rate=1e-5,
+                **self.further,
             )
             Trainer(self.model, arguments, train_dataset=self.rows * (steps + 2), callbacks=[Clock()]).train()
         return (marks[-1] - marks[1]) / steps

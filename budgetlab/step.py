@@ -25,6 +25,7 @@ from budgetlab.models import FAMILIES, Network, build_network, load_parameters, 
 from budgetlab.ranks import Ranks
 from budgetlab.strategies import Strategy
 from budgetlab.strategies.losses import largest
+from budgetlab.transfer import Staged, to_device
 from budgetlab.values import Batch, Kept, ModelSpec, Needs, Recipe, Signals
 from budgetlab.values.specs import same_vocabulary
 
@@ -33,20 +34,6 @@ LOGITS_AT_ONCE = 2**25
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps of each tensor."""
 OnPhase = Callable[[str], None]
-
-
-def to_device(batch: MaskedBatch, device: torch.device) -> Batch:
-    """Move masked samples to the device."""
-    arrays = (batch.input_ids, batch.target_positions, batch.target_ids)
-    input_ids, target_positions, target_ids = (torch.from_numpy(a).to(device, non_blocking=True) for a in arrays)
-    kept = allowed_BTT = None
-    if batch.kept is not None:
-        values, ids = (torch.from_numpy(a).to(device, non_blocking=True) for a in batch.kept)
-        kept = values, ids.long()
-    if batch.documents is not None:
-        documents_BT = torch.from_numpy(batch.documents).to(device, non_blocking=True)
-        allowed_BTT = (documents_BT[:, :, None] == documents_BT[:, None, :]).tril()
-    return Batch(input_ids, target_positions, target_ids, allowed_BTT, kept, batch.causal)
 
 
 class TrainingStep:
@@ -77,6 +64,7 @@ class TrainingStep:
         self.student, self.teacher = student.train(), teacher
         self.everything = recipe.execute == "everything"
         self.device = next(student.parameters()).device
+        self._generators = [self.device] if self.device.type == "cuda" else []
         teacher_spec = teacher.spec if teacher is not None else None
         self.student_needs = strategy.student_needs(student.spec, teacher_spec)
         self.teacher_needs = Needs() if teacher is None else strategy.teacher_needs(student.spec, teacher.spec)
@@ -85,7 +73,7 @@ class TrainingStep:
         """Entries that both vocabularies have, where one of them is padded."""
         if teacher is not None:
             teacher.eval().requires_grad_(False)
-        with torch.random.fork_rng(devices=[]), torch.device(self.device):
+        with torch.random.fork_rng(devices=self._generators), torch.device(self.device):
             torch.manual_seed(projection_seed)
             widths = strategy.projections(student.spec, teacher_spec)
             self.projections = nn.ModuleDict({name: nn.Linear(*pair, bias=False) for name, pair in widths.items()})
@@ -118,19 +106,23 @@ class TrainingStep:
         return self._tried(batch, alone=self.replica is None)
 
     def warm_up(self, batch: MaskedBatch, micro_batch_sequences: int | None) -> None:
-        """Run forward and backward once on the first micro-batch, which compiles networks; nothing is changed."""
+        """Run forward and backward once on each size of micro-batch, which compiles networks; nothing is changed."""
         try:
-            self._tried(to_device(batch.split(micro_batch_sequences)[0][0], self.device))
+            for part in {len(part.input_ids): part for part, _ in batch.split(micro_batch_sequences)}.values():
+                self._tried(to_device(part, self.device))
         except RuntimeError as error:  # what dynamo and inductor raise
             if is_out_of_memory(error):
                 raise
             reason = " ".join(str(error).split())[:160]
             raise CallerError(f"torch.compile of {self.arm}", reason, "set execution.compile = never") from error
+        for network in (self.student, self.teacher):
+            if network is not None:
+                network.sealed = True
 
     def _tried(self, batch: Batch, *, alone: bool = False) -> set[str]:
         """Run forward and backward, and forget all of it but the names of the tensors that got a gradient."""
         named = self._learned()
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+        with torch.random.fork_rng(devices=self._generators):
             self.backward(self._terms(batch, lambda phase: None, alone=alone))
         reached = {name for name, parameter in named.items() if parameter.grad is not None}
         for parameter in named.values():
@@ -216,7 +208,7 @@ class TrainingStep:
 
         def at_targets(signals: Signals | None) -> Tensor | None:
             states = [] if signals is None else list(signals.hidden.values())
-            return states[0].flatten(0, 1)[batch.target_positions] if states else None
+            return states[0].flatten(0, 1).index_select(0, batch.target_positions) if states else None
 
         ours_MD, theirs_MD = at_targets(student), at_targets(teacher)
         entries = None if teacher is None else teacher.kept
@@ -276,22 +268,23 @@ class TrainingStep:
 
     def run(
         self,
-        batch: MaskedBatch,
+        batch: MaskedBatch | Staged,
         learning_rate: float,
         *,
         micro_batch_sequences: int | None = None,
         dropout_seed: int | None = None,
         on_phase: OnPhase | None = None,
     ) -> dict[str, Tensor]:
-        """Take one step."""
+        """Take one step; a staged batch is in its micro-batches already."""
         if dropout_seed is not None and self.recipe.dropout > 0:
             torch.manual_seed(dropout_seed)
         sums: dict[str, Tensor] = {}
-        parts = batch.split(micro_batch_sequences)
-        for number, (part, share) in enumerate(parts, start=1):
+        parts = batch.take() if isinstance(batch, Staged) else batch.split(micro_batch_sequences)
+        for number, (samples, share) in enumerate(parts, start=1):
+            part = samples if isinstance(samples, Batch) else to_device(samples, self.device)
             # Gradients are averaged over the processes once, with those of the last micro-batch.
             with nullcontext() if self.replica is None or number == len(parts) else self.replica.no_sync():
-                terms = self.forward_backward(to_device(part, self.device), share, on_phase)
+                terms = self.forward_backward(part, share, on_phase)
             for name, term in terms.items():
                 sums[name] = sums[name] + term * share if name in sums else term * share
         sums["gradient_norm"] = self.update(learning_rate)

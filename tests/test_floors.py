@@ -18,7 +18,7 @@ FLOORS = [
         {"strategies", "laws", "study_tables", "frames", "modelcard", "resampling", "engines"},
         {"hardware", "models", "corpus", "batches", "checkpoint", "ranks", "in_parts"},
     ),
-    ({"studies", "store", "intake"}, set()),
+    ({"studies", "store", "intake"}, {"transfer"}),
     ({"planner", "fitting"}, {"step"}),
     ({"decisions"}, set()),
     ({"reporting"}, {"profiler", "runner", "evaluation"}),

@@ -65,15 +65,23 @@ def prepare(execution: ExecutionSpec, local_rank: int = 0) -> torch.device:
     device = pick_device(execution, local_rank)
     keep_memory()
     torch.set_num_threads(execution.threads)
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # events and streams are those of the current device
+    if device.type == "cuda":
+        if device.index is not None:
+            torch.cuda.set_device(device)  # events and streams are those of the current device
+        torch.set_float32_matmul_precision("high" if execution.tf32 else "highest")
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = execution.bfloat16_sums
+        if execution.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS reads when it is first used
+            torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+        torch.use_deterministic_algorithms(execution.deterministic)
     return device
 
 
 def environment(execution: ExecutionSpec, local_rank: int = 0) -> Environment:
     """Describe this machine and its versions."""
-    device = pick_device(execution, local_rank)
+    device, numerics = pick_device(execution, local_rank), {}
     if device.type == "cuda":
+        numerics = {name: getattr(execution, name) for name in ("deterministic", "tf32", "bfloat16_sums")}
         name, memory = torch.cuda.get_device_name(device), torch.cuda.get_device_properties(device).total_memory
     else:
         name, memory = processor_name(), memory_bytes()
@@ -87,6 +95,7 @@ def environment(execution: ExecutionSpec, local_rank: int = 0) -> Environment:
         torch=torch.__version__,
         transformers=version("transformers"),
         budgetlab=version("budgetlab"),
+        **numerics,
     )
 
 

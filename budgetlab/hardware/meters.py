@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 _PENDING_STEPS = 100
+_BETWEEN_WAITS_SECONDS = 0.1
 
 
 @dataclass
@@ -42,6 +43,10 @@ class StepTime:
     def cpu_seconds(self) -> float:
         """Of the whole step."""
         return sum(self.cpu.values())
+
+    def __truediv__(self, steps: int) -> StepTime:
+        """Return the mean of so many steps."""
+        return StepTime(*({name: took / steps for name, took in of.items()} for of in (self.device, self.cpu)))
 
 
 class PhaseMeter:
@@ -78,15 +83,29 @@ class PhaseMeter:
         return self._take().device
 
     def time(
-        self, step: Callable[[Callable[[str], None]], object], while_busy: Callable[[], None] = lambda: None
+        self,
+        step: Callable[[Callable[[str], None]], object],
+        while_busy: Callable[[], None] = lambda: None,
+        *,
+        steps: int = 1,
     ) -> StepTime:
-        """Run `step(on_phase)` and return its times; `while_busy` is called once all is launched."""
+        """Run `step(on_phase)` so many times and return its mean; `while_busy` is called once all is launched."""
         if self._on_gpu:
             torch.cuda.synchronize(self.device)
-        self.begin()
-        step(self)
+        for _ in range(steps):
+            self.begin()
+            step(self)
         while_busy()
-        return self._take()
+        return self._take() / steps
+
+    def steps_at_once(self, seconds: float) -> int:
+        """Return how many steps of so many seconds go between two waits of the processor: on a CPU there is none.
+
+        A GPU that had nothing to do when a step began would wait for each of its launches, as it does not in a run.
+        """
+        return (
+            max(1, min(_PENDING_STEPS // 2, round(_BETWEEN_WAITS_SECONDS / max(seconds, 1e-6)))) if self._on_gpu else 1
+        )
 
     def _take(self) -> StepTime:
         while self._steps:

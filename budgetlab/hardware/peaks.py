@@ -10,7 +10,7 @@ class Peak:
     """Dense peak rates of one device, without structured sparsity.
 
     `name` holds the words that all occur in the name torch gives the device. `bfloat16_flops_per_second` is of its
-    matrix units with float32 sums; `float32_flops_per_second` without TF32, which budgetlab does not turn on.
+    matrix units with float32 sums; `float32_flops_per_second` without TF32.
     """
 
     name: str
@@ -18,8 +18,11 @@ class Peak:
     float32_flops_per_second: float
     source: str
 
-    def flops_per_second(self, dtype: str) -> float | None:
-        """Return the peak in a precision, None where the device lacks it."""
+    def flops_per_second(self, dtype: str, tf32: bool = False) -> float | None:
+        """Return the peak in a precision, None where the device lacks it; TF32 is half of bfloat16 on NVIDIA's."""
+        if dtype == "float32" and tf32:
+            has = self.bfloat16_flops_per_second if self.source.startswith("NVIDIA") else None
+            return None if has is None else has / 2
         return self.bfloat16_flops_per_second if dtype == "bfloat16" else self.float32_flops_per_second
 
 

@@ -104,9 +104,10 @@ class Network(nn.Module):
         """Compile this network apart from all others; arguments as for `torch.compile`.
 
         torch keeps at most eight graphs of one code object, over all networks that share it, and runs what comes after
-        uncompiled without a word. So each gets a code object of its own, and a call past the limit is a BudgetlabError.
+        uncompiled without a word. So each gets a code object of its own, and a call past the limit is a BudgetlabError;
+        once `sealed`, any call is that would be compiled again.
         """
-        from torch._dynamo.exc import FailOnRecompileLimitHit  # only compiling needs it
+        from torch._dynamo.exc import FailOnRecompileLimitHit, RecompileError  # only compiling needs it
 
         shared = type(self).forward
         own = types.FunctionType(shared.__code__.replace(), shared.__globals__, "forward", shared.__defaults__)
@@ -114,13 +115,16 @@ class Network(nn.Module):
 
         def call(*inputs: object, **named: object) -> Any:
             try:
-                with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+                with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True, error_on_recompile=self.sealed):
                     return compiled(*inputs, **named)
             except FailOnRecompileLimitHit:
                 wrong = f"it asks for more than {torch._dynamo.config.recompile_limit} graphs, and would run uncompiled"
                 raise BudgetlabError("a compiled network", wrong, "set execution.compile = never") from None
+            except RecompileError as error:
+                wrong = f"a step would compile it again ({' '.join(str(error).split())[:160]})"
+                raise BudgetlabError("a compiled network", wrong, "set execution.compile = never") from None
 
-        self._compiled_call_impl = call
+        self._compiled_call_impl, self.sealed = call, False
 
     def forward(
         self,
@@ -147,13 +151,14 @@ class Network(nn.Module):
             hidden_BTD = self._run_own(signals, input_ids_BT, needs, whole, attention_mask_BT)
         if needs.logits == "none" and not everything:
             return signals
+
+        def at_targets(rows: Tensor) -> Tensor:
+            if needs.logits != "masked" or target_positions_M is None:
+                return rows
+            return rows.index_select(0, target_positions_M)  # not rows[...], whose gradient is sorted on a GPU
+
         flat = hidden_BTD.flatten(0, 1)
-        if everything:
-            logits = self.head(flat)
-            if needs.logits == "masked":
-                logits = logits[target_positions_M]
-        else:
-            logits = self.head(flat[target_positions_M] if needs.logits == "masked" else flat)
+        logits = at_targets(self.head(flat)) if everything else self.head(at_targets(flat))
         signals.logits = logits if needs.logits != "none" else None
         return signals
 

@@ -114,7 +114,7 @@ def profile(
         timing = describe_rounds(rounds, [line for line in further if line is not None])
     where = environment(execution)
     peak = find_peak(where.device_name) if where.device == "cuda" else None
-    of_maker = None if peak is None else peak.flops_per_second(jobs[0].recipe.dtype)
+    of_maker = None if peak is None else peak.flops_per_second(jobs[0].recipe.dtype, execution.tf32)
     arms, teachers = arms_and_teachers(study, list(costs.values()))
     return CostProfile(
         study=study.name,

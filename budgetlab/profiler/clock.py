@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ from budgetlab.hardware.meters import (
 from budgetlab.profiler.arms import Job
 from budgetlab.resampling import median_interval
 from budgetlab.step import TrainingStep
+from budgetlab.transfer import Staged, stage
 from budgetlab.values import CompiledCost, ExecutionSpec, Packing, Ratio, Timing
 
 _WAITING = 0.05
@@ -86,11 +88,16 @@ class Ready:
     batch: MaskedBatch
     micro_batch_sequences: int | None = None
 
+    @cached_property
+    def staged(self) -> MaskedBatch | Staged:
+        """The batch as a run has it when a step begins."""
+        return stage(self.batch, self.micro_batch_sequences, self.step.device)
+
     def __call__(self, on_phase: Callable[[str], None] | None = None) -> None:
         """Take the step once."""
         micro, whole = self.micro_batch_sequences, len(self.batch.input_ids)
         with _within_memory(self.name, min(micro or whole, whole)):
-            self.step.run(self.batch, 1e-6, micro_batch_sequences=micro, on_phase=on_phase)
+            self.step.run(self.staged, 1e-6, micro_batch_sequences=micro, on_phase=on_phase)
 
 
 def _make_ready(job: Job, device: torch.device, micro: int | None) -> Ready:
@@ -167,7 +174,8 @@ def _time_rounds(
 
     while done <= effort.rounds or (done <= effort.most_rounds and found.least_seconds < effort.seconds):
         for one in shuffle.sample(sorted(ready, key=lambda one: one.name), len(ready)):
-            timed = meter.time(one, while_busy)
+            warm = found.first.get(one.name) or StepTime()
+            timed = meter.time(one, while_busy, steps=meter.steps_at_once(warm.seconds) if done else 1)
             if done:
                 found.steps[one.name].append(timed)
             else:  # makes optimizer state, warms the kernels up
@@ -256,11 +264,11 @@ def measure_energy(job: Job, device: torch.device, micro: int | None, counter: E
     Returns the fields of an `ArmCost`.
     """
     take, meter = _make_ready(job, device, micro), PhaseMeter(device)
-    meter.time(take)
+    steps = meter.steps_at_once(meter.time(take).seconds)
     before, seconds, tokens = counter.joules(), 0.0, 0
     while seconds < counter.window_seconds:
-        seconds += meter.time(take).seconds
-        tokens += take.batch.input_ids.size
+        seconds += steps * meter.time(take, steps=steps).seconds
+        tokens += steps * take.batch.input_ids.size
     return {"joules_per_token": (counter.joules() - before) / tokens, "joules_source": counter.source}
 
 

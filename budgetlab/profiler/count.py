@@ -27,12 +27,14 @@ _FURTHER: dict[Any, Any] = {
     _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: (
         lambda gradient, q, k, v, *_, **__: sdpa_backward_flop_count(gradient, q, k, v)
     ),
+    _ATEN.bmm: lambda one, other, *_, **__: 2 * one[0] * one[1] * one[2] * other[2],
     _ATEN.dot: lambda one, *_, **__: 2 * one[0],
     _ATEN.vdot: lambda one, *_, **__: 2 * one[0],
     _ATEN.mv: lambda matrix, *_, **__: 2 * matrix[0] * matrix[1],
     _ATEN.addmv: lambda _, matrix, *__, **___: 2 * matrix[0] * matrix[1],
 }
-"""Products that torch's counter silently counts as nothing, with their FLOPs by the shapes of their arguments."""
+"""Products that torch's counter silently counts as nothing, or cannot where the result has a type of its own, with
+their FLOPs by the shapes of their arguments."""
 
 _LIGHT = frozenset({
     "adaptive_avg_pool2d", "alias", "all", "amax", "aminmax", "any", "arange", "argmax", "argmin", "argsort",

@@ -18,7 +18,8 @@ from budgetlab.runner.teacher_cache import TeacherCache
 from budgetlab.values import PHASES, ArmCost, PhaseCost, PhaseSpent
 
 _OVERHEADS: tuple[str, ...] = ("start", "compile", "data_wait", "evaluation", "checkpoint")
-_SAVED = ("tokens", "target_tokens", "digest", "seconds", "joules", "rank_seconds", "overheads")
+_SAVED = ("tokens", "target_tokens", "digest", "seconds", "joules", "rank_seconds", "overheads",
+          "overhead_joules")  # fmt: skip
 
 
 class Ledger:
@@ -38,10 +39,12 @@ class Ledger:
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self.joules: dict[str, float] | None = None if counter is None else dict.fromkeys(PHASES, 0.0)
         self.overheads = dict.fromkeys(_OVERHEADS, 0.0)
+        self.overhead_joules = None if counter is None else 0.0
+        """Between steps, from the first one on."""
         self.rank_seconds: list[float] | None = [0.0] * ranks.world
         """Device time of each process; None where they were other processes before."""
         self._counted = (0, 0, 0)  # tokens, targets and digest of this process since the last sum over all
-        self.mark()
+        self._joules_before, self._joules_between = self._read_joules(), 0.0
 
     def count(self, batch: MaskedBatch, digest: int) -> None:
         """Count this process's share of a step."""
@@ -58,18 +61,28 @@ class Ledger:
             self.overheads[name] += time.perf_counter() - began
 
     def mark(self) -> None:
-        """Joules from here on are the steps'."""
-        self._joules_before = self.counter.joules() if self.counter is not None else math.nan
+        """Joules from here on are the steps'; those since the last sum are none of any step."""
+        before, self._joules_before = self._joules_before, self._read_joules()
+        self._joules_between += self._joules_before - before
+
+    def _read_joules(self) -> float:
+        return self.counter.joules() if self.counter is not None else math.nan
 
     def settle(self) -> None:
         """Bring the sums up to date, over all processes; waits for the device."""
         seconds = self.meter.collect()
-        now = self.counter.joules() if self.counter is not None else math.nan
+        before, self._joules_before = self._joules_before, self._read_joules()
         tokens, targets, digest = self._counted
-        own = [float(tokens), float(targets), now - self._joules_before, *(seconds.get(name, 0.0) for name in PHASES)]
+        own = [
+            float(tokens),
+            float(targets),
+            self._joules_before - before,
+            self._joules_between,
+            *(seconds.get(name, 0.0) for name in PHASES),
+        ]
         # Each process's own seconds: the sum over processes has all.
         own += [sum(seconds.values()) if rank == self.ranks.rank else 0.0 for rank in range(self.ranks.world)]
-        tokens, targets, joules, *rest = self.ranks.sum(own)
+        tokens, targets, joules, between, *rest = self.ranks.sum(own)
         by_phase = dict(zip(PHASES, rest, strict=False))
         self.tokens, self.target_tokens = self.tokens + int(tokens), self.target_tokens + int(targets)
         self.digest = (self.digest + self.ranks.sum_modulo(digest)) % 2**64
@@ -77,13 +90,14 @@ class Ledger:
         if self.joules is not None and total:
             shared = {name: self.joules[name] + joules * took / total for name, took in by_phase.items()}
             self.joules = None if math.isnan(joules) else shared  # nan: some process has no counter
+        if self.overhead_joules is not None:
+            self.overhead_joules = None if math.isnan(between) else self.overhead_joules + between
         for name, took in by_phase.items():
             self.seconds[name] += took
         if self.rank_seconds is not None:
             by_rank = rest[len(PHASES) :]
             self.rank_seconds = [before + took for before, took in zip(self.rank_seconds, by_rank, strict=True)]
-        self._counted = (0, 0, 0)
-        self.mark()
+        self._counted, self._joules_between = (0, 0, 0), 0.0
 
     @property
     def device_seconds(self) -> float:
@@ -132,6 +146,7 @@ class Ledger:
             **self.spent(),
             "unique_tokens": min(self.tokens, tokens_per_pass),
             "joules": None if None in joules else sum(joules),
+            "overhead_joules": self.overhead_joules,
             "phases": phases,
             "overhead_seconds": dict(self.overheads),
             "samples_digest": f"{self.digest:016x}",

@@ -38,6 +38,7 @@ from budgetlab.step import build_step
 from budgetlab.store import Store
 from budgetlab.strategies import build_strategy
 from budgetlab.strategies.caching import keeps_all_positions, same_for_all_seeds
+from budgetlab.transfer import Staged, stage
 from budgetlab.values import Plan, Point, RunRecord, content_hash
 
 SIGNS = ("gradient_norm", "clipped_fraction")
@@ -135,7 +136,8 @@ class TrainingState:
                 self.ledger.load(state["ledger"])
                 self.means.load(state["logged"], device)
             else:  # a branch's steps began with its trunk; its overheads and its means are its own
-                self.ledger.load({**state["ledger"], "overheads": self.ledger.overheads})
+                own = {name: getattr(self.ledger, name) for name in ("overheads", "overhead_joules")}
+                self.ledger.load({**state["ledger"], **own})
         self.began_at = self.at
         # Points past the checkpoint will be made again.
         points = [point for point in store.read_points(unit.run_id) if point.step <= self.at]
@@ -143,13 +145,13 @@ class TrainingState:
         if ranks.first:
             store.write_points(unit.run_id, points)
 
-    def samples(self, step: int) -> tuple[MaskedBatch, int]:
-        """Return what this process is fed at a step, and its digest."""
+    def samples(self, step: int) -> tuple[MaskedBatch, int, MaskedBatch | Staged]:
+        """Return what this process is fed at a step, its digest, and the batch on its way to the device."""
         batch = self.batches.step(step, self.unit.recipe.batch_sequences, self.ranks.rank, self.ranks.world)
         digest = batch.digest(step)
         if self.cache is not None:
             batch = replace(batch, kept=self.cache.read(batch))
-        return batch, digest
+        return batch, digest, stage(batch, self.micro_batch_sequences, self.step.device)
 
     @contextmanager
     def tracked(self) -> Iterator[None]:
@@ -171,7 +173,7 @@ class TrainingState:
         losses = {name: mean for name, mean in self.means.own().items() if name not in SIGNS}
         tokens_per_second = steps_per_second * self.unit.recipe.batch_tokens
         peak = find_peak(self.record.environment.device_name)
-        most = None if peak is None else peak.flops_per_second(self.unit.recipe.dtype)
+        most = None if peak is None else peak.flops_per_second(self.unit.recipe.dtype, self.plan.execution.tf32)
         flops_per_second = tokens_per_second * self.unit.cost.train_required_flops_per_token
         share = None if most is None else flops_per_second / (most * self.ranks.world)
         return Moved(self.unit.run_id, self.at, losses, tokens_per_second, share)

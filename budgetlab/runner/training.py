@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Generic, TypeVar
 
-from budgetlab.batches import MaskedBatch, keyed_uniform
+from budgetlab.batches import keyed_uniform
 from budgetlab.checkpoint import load_checkpoint, step_name
 from budgetlab.corpus import Corpus
 from budgetlab.errors import BudgetlabError
@@ -31,6 +32,7 @@ PACE_STEPS = (3, 23)
 DIVERGED = 10.0
 """A mean loss so many times that of the first point is divergence."""
 _DROPOUT_STREAM = 99
+Made = TypeVar("Made")
 
 
 class Trainer:
@@ -97,7 +99,7 @@ class Trainer:
                 while run.at < unit.last_step:
                     # Data: this process's samples, drawn and masked while the device was at the step before.
                     with ledger.overhead("data_wait"):
-                        batch, digest = prefetch.step(run.at)
+                        batch, digest, staged = prefetch.step(run.at)
                     ledger.count(batch, digest)
 
                     # The step, at a rate that follows from its number alone; nothing in it waits for the device.
@@ -106,7 +108,7 @@ class Trainer:
                     )
                     ledger.meter.begin()
                     terms = step.run(
-                        batch,
+                        staged,
                         rate,
                         micro_batch_sequences=run.micro_batch_sequences,
                         dropout_seed=int(keyed_uniform(unit.seed, _DROPOUT_STREAM, run.at, ranks.rank) * 2**31),
@@ -180,21 +182,21 @@ class Trainer:
         return None if name is None else self._teachers[name]
 
 
-class Prefetch:
+class Prefetch(Generic[Made]):
     """What `make(step)` returns for one step after the other, the next made in the background; for a `with` block."""
 
-    def __init__(self, make: Callable[[int], tuple[MaskedBatch, int]], last_step: int) -> None:
+    def __init__(self, make: Callable[[int], Made], last_step: int) -> None:
         self._make, self._last_step, self._at = make, last_step, -1
-        self._next: Future[tuple[MaskedBatch, int]] | None = None
+        self._next: Future[Made] | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
 
-    def __enter__(self) -> Prefetch:
+    def __enter__(self) -> Prefetch[Made]:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def step(self, step: int) -> tuple[MaskedBatch, int]:
+    def step(self, step: int) -> Made:
         """Return this step's, and begin to make the next one's."""
         found = self._next.result() if self._next is not None and self._at == step else self._make(step)
         self._at, self._next = step + 1, None

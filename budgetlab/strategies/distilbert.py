@@ -78,7 +78,7 @@ class DistilBERT(Strategy):
             assert student.logits is not None and teacher.logits is not None
             ours, theirs = student.logits, teacher.logits
             if self.positions == "all":
-                at_targets = ours[batch.target_positions]
+                at_targets = ours.index_select(0, batch.target_positions)
                 ours, theirs = (real_rows(logits, batch.real_BT) for logits in (ours, theirs))
             terms["soft"] = self.soft_weight * soft_divergence(theirs, ours, self.temperature)
         if self.mlm_weight:

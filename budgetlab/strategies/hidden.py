@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from budgetlab.strategies.base import Maps, Strategy, Terms
-from budgetlab.strategies.losses import real_rows, soft_divergence
+from budgetlab.strategies.losses import product, real_rows, soft_divergence
 from budgetlab.values import Batch, ModelSpec, Needs, Signals
 
 
@@ -53,9 +53,10 @@ class Hidden(Strategy):
 
         assert teacher is not None
         (ours,), (theirs,) = student.hidden.values(), teacher.hidden.values()
-        ours_ND, theirs_ND = (real_rows(state, batch.real_BT).float() for state in (ours, theirs))
+        ours_ND, theirs_ND = (real_rows(state, batch.real_BT) for state in (ours, theirs))
         if projections:
-            ours_ND = projections["last"](ours_ND)
+            ours_ND = product(ours_ND, projections.get_parameter("last.weight").T)
+        ours_ND, theirs_ND = ours_ND.float(), theirs_ND.float()
         if self.distance == "cosine":
             hidden = (1 - functional.cosine_similarity(ours_ND, theirs_ND, dim=-1)).mean()
         else:

@@ -5,7 +5,9 @@ Tensor suffixes follow `values.signals`. torch loads on the first call, never on
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -99,7 +101,7 @@ def relation_divergence(
 
 def _log_relation(x_BHTE: Tensor, y_BHTE: Tensor, relation_heads: int, allowed_BTT: Tensor | None) -> Tensor:
     x_BRTE, y_BRTE = _regroup(x_BHTE, relation_heads), _regroup(y_BHTE, relation_heads)
-    scores_BRTT = x_BRTE @ y_BRTE.transpose(-1, -2) / x_BRTE.shape[-1] ** 0.5
+    scores_BRTT = product(x_BRTE, y_BRTE.transpose(-1, -2)) / x_BRTE.shape[-1] ** 0.5
     if allowed_BTT is not None:
         scores_BRTT = scores_BRTT.masked_fill(~allowed_BTT[:, None], float("-inf"))
     return scores_BRTT.log_softmax(-1)
@@ -109,7 +111,37 @@ def _regroup(x_BHTE: Tensor, relation_heads: int) -> Tensor:
     batch, heads, length, width = x_BHTE.shape
     # Heads must be merged before they are regrouped: reshaping [B, H, T, E] directly would mix positions and heads.
     merged_BTD = x_BHTE.transpose(1, 2).reshape(batch, length, heads * width)
-    return merged_BTD.reshape(batch, length, relation_heads, -1).transpose(1, 2).float()
+    return merged_BTD.reshape(batch, length, relation_heads, -1).transpose(1, 2)
+
+
+def product(x: Tensor, y: Tensor) -> Tensor:
+    """Multiply in float32; on an NVIDIA GPU bfloat16 numbers of x are taken as they are, and summed in float32."""
+    import torch
+
+    if x.dtype == torch.bfloat16 and x.is_cuda and torch.version.hip is None:
+        return _bfloat16_product()(x, y.bfloat16())
+    return x.float() @ y.float()
+
+
+@cache
+def _bfloat16_product() -> Callable[[Tensor, Tensor], Tensor]:
+    """Make the product of bfloat16 [..., N, K] and [..., K, M] in float32, which torch cannot differentiate."""
+    import torch
+
+    class Product(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+            ctx.save_for_backward(x, y)
+            stacks = (each.reshape(-1, *each.shape[-2:]) for each in (x, y))
+            return torch.bmm(*stacks, out_dtype=torch.float32).view(*x.shape[:-1], y.shape[-1])
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+            x, y = ctx.saved_tensors
+            gradient = gradients[0].bfloat16()
+            return gradient @ y.transpose(-1, -2), x.transpose(-1, -2) @ gradient
+
+    return Product.apply
 
 
 def mean_over_pairs(

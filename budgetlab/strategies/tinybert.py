@@ -8,7 +8,7 @@ from pydantic import PositiveInt, model_validator
 
 from budgetlab.errors import CallerError
 from budgetlab.strategies.base import FeatureStrategy, Maps, Terms, layer_index
-from budgetlab.strategies.losses import mean_over_pairs, real_rows
+from budgetlab.strategies.losses import mean_over_pairs, product, real_rows
 from budgetlab.values import Batch, ModelSpec, Needs, Signals
 
 if TYPE_CHECKING:
@@ -104,10 +104,11 @@ class TinyBERT(FeatureStrategy):
         real_BT, allowed_BTT = batch.real_BT, batch.allowed() if batch.causal else None
 
         def state_error(ours: int, theirs: int) -> Tensor:
-            state_ND = real_rows(student.hidden[ours], real_BT).float()
+            state_ND = real_rows(student.hidden[ours], real_BT)
             if projections is not None and self.projection != "none":
-                state_ND = projections["shared" if self.projection == "shared" else f"state_{ours}"](state_ND)
-            return (state_ND - real_rows(teacher.hidden[theirs], real_BT).float()).square().mean()
+                name = "shared" if self.projection == "shared" else f"state_{ours}"
+                state_ND = product(state_ND, projections.get_parameter(f"{name}.weight").T)
+            return (state_ND.float() - real_rows(teacher.hidden[theirs], real_BT).float()).square().mean()
 
         def score_error(ours: int, theirs: int) -> Tensor:
             return mean_over_pairs(

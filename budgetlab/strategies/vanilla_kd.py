@@ -88,7 +88,9 @@ class VanillaKD(Strategy):
             return real_rows(logits, batch.real_BT) if self.positions == "all" else logits
 
         ours, minus_entropy = rows(student.logits), self.divergence == "kl"
-        at_targets = student.logits[batch.target_positions] if self.positions == "all" else student.logits
+        at_targets = (
+            student.logits.index_select(0, batch.target_positions) if self.positions == "all" else student.logits
+        )
         if teacher.largest is not None:
             values, ids = teacher.largest
             theirs = rows(values), rows(ids)

@@ -6,7 +6,7 @@ carry loss. None means unknown and prints n/a.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from budgetlab.values.base import Interval, Record, Value, passed_over
 
@@ -15,7 +15,9 @@ PHASES: tuple[str, ...] = ("teacher_forward", "student_forward", "loss", "backwa
 
 
 class Environment(Value):
-    """The machine and the versions that a number was measured with."""
+    """The machine and the versions that a number was measured with; the last three are settings of a GPU."""
+
+    left_out_at_default: ClassVar[frozenset[str]] = frozenset({"deterministic", "tf32", "bfloat16_sums"})
 
     device: str
     device_name: str
@@ -26,6 +28,9 @@ class Environment(Value):
     torch: str
     transformers: str
     budgetlab: str
+    deterministic: bool | None = None
+    tf32: bool | None = None
+    bfloat16_sums: bool | None = None
 
 
 class PhaseCost(Value):

@@ -57,6 +57,8 @@ class PhaseSpent(Value):
 class RunRecord(Record):
     """What happened in one run; a branch's sums begin at the first step of its trunk."""
 
+    left_out_at_default: ClassVar[frozenset[str]] = frozenset({"overhead_joules"})
+
     run_id: str
     key: str
     numerics_version: int | None = None
@@ -80,6 +82,8 @@ class RunRecord(Record):
     device_seconds: float = 0.0
     """Of the step's phases, on all devices together; nothing of `overhead_seconds` is in it."""
     joules: float | None = None
+    overhead_joules: float | None = None
+    """What the same counter saw between the steps; with `joules`, of the whole run."""
     phases: dict[str, PhaseSpent] = {}
     overhead_seconds: dict[str, float] = {}
     """What this unit alone took beside its steps, charged to no arm: "start" (networks, corpus, checkpoint read),

@@ -294,7 +294,8 @@ class Recipe(Value):
 class ExecutionSpec(Value):
     """Where and how a study runs; nothing here may change what is learned."""
 
-    left_out_at_default: ClassVar[frozenset[str]] = frozenset({"slurm"})
+    left_out_at_default: ClassVar[frozenset[str]] = frozenset({"slurm", "deterministic", "tf32", "bfloat16_sums"})
+
     device: str = "auto"
     """cpu, cuda, ...; auto: a GPU where there is one."""
     devices: int = Field(default=1, ge=1, le=1_000_000)
@@ -308,6 +309,13 @@ class ExecutionSpec(Value):
     """Sequences that go through the networks at once; auto: as many as fit."""
     compile: Literal["auto", "never", "always"] = "auto"
     """`torch.compile` of the networks; "auto": on a GPU, where the profile and the plan say that it pays."""
+    deterministic: bool = False
+    """On a GPU take only kernels that sum in one order, so that a resumed run has the bits of an uninterrupted one; a
+    CPU always does."""
+    tf32: bool = False
+    """On a GPU multiply float32 matrices in TF32, which rounds their numbers to 10 bits."""
+    bfloat16_sums: bool = True
+    """On a GPU let products of bfloat16 matrices add up partial sums in bfloat16, as torch does by default."""
     keep_checkpoints: int = Field(default=2, ge=1, le=1_000_000)
     """Of a training in progress, the newest so many beside those that rungs branch off from; the older ones are there
     in case a newer one cannot be read."""

@@ -1,6 +1,7 @@
 """Peaks by name, energy from a counter that wraps, memory of a piece of work, the largest that fits."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from budgetlab.errors import CallerError
-from budgetlab.hardware import find_energy_counter, find_peak, is_out_of_memory, pick_device, prepare
+from budgetlab.hardware import environment, find_energy_counter, find_peak, is_out_of_memory, pick_device, prepare
 from budgetlab.hardware.meters import PhaseMeter, largest_that_fits, peak_memory, waited_seconds
 from budgetlab.hardware.peaks import PEAKS
 from budgetlab.values import ExecutionSpec
@@ -62,6 +63,27 @@ def test_every_peak_has_a_source_and_volta_has_no_bfloat16() -> None:
     assert len({peak.name for peak in PEAKS}) == len(PEAKS)
     volta = find_peak("Tesla V100-SXM2-16GB")
     assert volta is not None and volta.flops_per_second("bfloat16") is None
+    assert volta.flops_per_second("float32", tf32=True) is None
+    ampere = find_peak("NVIDIA A100-SXM4-80GB")
+    assert ampere is not None and ampere.flops_per_second("float32", tf32=True) == 156e12
+
+
+def test_how_a_gpu_multiplies_is_set_and_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80 * 2**30))
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    asked = ExecutionSpec(device="cuda", threads=torch.get_num_threads(), tf32=True, deterministic=True)
+    try:
+        prepare(asked)
+        assert torch.get_float32_matmul_precision() == "high" and torch.are_deterministic_algorithms_enabled()
+        found = environment(asked)
+        assert (found.tf32, found.deterministic, found.bfloat16_sums) == (True, True, True)
+    finally:
+        prepare(asked.model_copy(update={"tf32": False, "deterministic": False}))
+    assert torch.get_float32_matmul_precision() == "highest" and not torch.are_deterministic_algorithms_enabled()
+    assert "tf32" not in environment(ExecutionSpec(device="cpu")).model_dump()
 
 
 def package(folder: Path, number: int, microjoules: int, name: str = "package", most: int = 10_000_000) -> Path:

@@ -147,3 +147,14 @@ def test_a_network_that_torch_would_run_uncompiled_is_an_error(graphs: list[torc
     assert len(graphs) == limit
     with pytest.raises(BudgetlabError, match=f"more than {limit} graphs, and would run uncompiled"):
         call(limit + 1)
+
+
+def test_once_warm_no_step_compiles_again(graphs: list[torch.fx.GraphModule]) -> None:
+    recipe = Recipe(seq_len=8, batch_tokens=40, dtype="float32", attention="sdpa")
+    job = Job("no_kd", StrategySpec(name="no_kd"), TINY, None, recipe)
+    step, batch = job.build("cpu", compiled=True), job.batch()
+    step.warm_up(batch, 2)  # of two sequences, and of the one that is left
+    assert len(graphs) == 2
+    step.run(batch, 1e-4, micro_batch_sequences=2)
+    with pytest.raises(BudgetlabError, match="a step would compile it again"):
+        step.run(batch, 1e-4, micro_batch_sequences=3)

@@ -75,7 +75,7 @@ def test_joules_are_shared_out_by_time(
     counter = EnergyCounter(lambda: 2.0 * next(reads), "made up", 1.0)
     monkeypatch.setattr("budgetlab.runner.state.find_energy_counter", lambda device: counter)
     (record,) = run(only(made, "no_kd"), corpus, Store(tmp_path, "small"))
-    assert record.joules is not None and record.joules > 0
+    assert record.joules is not None and record.joules > 0 and (record.overhead_joules or 0) > 0
     for phase in record.phases.values():
         assert phase.joules is not None
     assert sum(phase.joules or 0 for phase in record.phases.values()) == pytest.approx(record.joules)

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from budgetlab.batches import Batches
 from budgetlab.errors import CallerError
@@ -59,6 +60,41 @@ def test_terms_are_float32_scalars_under_autocast(name: str) -> None:
     terms = step.loss(batch, step.student_forward(batch), step.teacher_forward(batch))
     assert terms and all(term.dtype == torch.float32 and term.ndim == 0 for term in terms.values())
     assert all(torch.isfinite(term) for term in terms.values())
+
+
+class Waits(TorchDispatchMode):
+    """Fails where the processor would wait for a GPU: for a number, for a shape, for a copy to or from it."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal", "is_nonzero")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = func._overloadpacket.__name__, kwargs or {}
+        by_mask = name in ("index", "index_put", "index_put_") and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        given_shape = name == "repeat_interleave" and func._overloadname != "self_int"
+        devices = {each.device for each in args if isinstance(each, torch.Tensor) and each.ndim}
+        copied = name in ("_to_copy", "copy_") and len(devices | {kwargs.get("device") or next(iter(devices))}) > 1
+        assert name not in self.NAMES and not (by_mask or given_shape or copied), f"{func} waits for the device"
+        return func(*args, **kwargs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_step_waits_for_the_device(name: str) -> None:
+    step = make(name, recipe=RECIPE.model_copy(update={"dtype": "bfloat16", "dropout": 0.1}))
+    staged = [to_device(batches().step(number, 2), torch.device("cpu")) for number in range(50)]
+    with Waits():
+        for batch in staged:
+            step.forward_backward(batch)
+            step.update(1e-3)
+        with pytest.raises(AssertionError, match="waits for the device"):
+            staged[0].input_ids.sum().item()
+    # Where there are shapes only, nothing can be read, and what is made elsewhere is seen to be copied.
+    networks = step.strategy, STUDENT, teacher_for(step.strategy, STUDENT), step.recipe
+    there = build_step(name, *networks, seed=0, device="meta", trained=step.trained)
+    batch = to_device(batches().step(0, 2), torch.device("meta"))
+    with Waits():
+        there.forward_backward(batch)
 
 
 @pytest.mark.parametrize("name", NAMES)
