@@ -153,11 +153,12 @@ def plan(
     spread: float | None = Option(None, help="Standard deviation of a run; else that of the results."),
     export: str | None = Option(None, help="Print ARM's largest run as TrainingArguments.", metavar="ARM"),
     plain: bool = Option(False, "--plain", help="With --export: JSON for any trainer instead."),
+    to: str = Option("transformers", help="With --export: transformers, trl, distillkit or megatron."),
     *,
     options: Options,
 ) -> None:
     """Turn each budget into matched token schedules, in integer steps that never cost more."""
-    from budgetlab.planner import latex_table, methods_paragraph, run_description, training_arguments
+    from budgetlab.planner import latex_table, methods_paragraph, run_description, trainer_arguments
     from budgetlab.planner import sensitivity as of_meanings
     from budgetlab.store import read_profile
 
@@ -175,7 +176,7 @@ def plan(
     if other and not save:
         opened.screen.say("plan      with other budgets, match or charge than the study's is not kept (--save)")
     if export is not None:
-        print_json((run_description if plain else training_arguments)(made, export))
+        print_json(run_description(made, export) if plain else trainer_arguments(made, export, to))
         return
     blocks: list[Block] = []
     if sensitivity:

@@ -13,13 +13,12 @@ from budgetlab.planner.scenarios import (
     with_throughput,
 )
 from budgetlab.planner.standing import Standing, ladder_costs, ladder_note, predicted_times, standing
+from budgetlab.planner.trainers import run_description, trainer_arguments, training_arguments
 from budgetlab.planner.tuning import choose_rates, grid_ends, trial_losses, trial_plan, trials_key, tuning_note
 from budgetlab.planner.words import (
     audit,
     compute_statement,
     latex_table,
     methods_paragraph,
-    run_description,
-    training_arguments,
 )
 from budgetlab.units import MATCHES
