@@ -16,6 +16,7 @@ from budgetlab.errors import CallerError, unknown_name
 if TYPE_CHECKING:
     from budgetlab.cli.open_study import OpenStudy
     from budgetlab.reporting.tables import Sheet
+    from budgetlab.studies import Study
     from budgetlab.values import CostProfile, Plan
 
     Block = tuple[dict[str, Any], list[str]]
@@ -198,6 +199,10 @@ def plan(
     for plain_block, words in blocks:
         found |= plain_block
         lines += ["", *words]
+    if opened.study.recipe.causal:
+        plain_block, words = _written_text(opened.study, prices)
+        found |= plain_block
+        lines += words
     lines += ["", "What differs between the arms:", *(f"  {line}" for line in made.audit)]
     from budgetlab.reporting.tables import plan_sheet
 
@@ -241,6 +246,29 @@ def _sensitivity(opened: OpenStudy, prices: CostProfile) -> Block:
     return {
         "sensitivity": plain_rows(found), "all_in": plain_rows(costs), "cached_teacher": plain_rows(caches[None]),
     }, lines  # fmt: skip
+
+
+def _written_text(study: Study, prices: CostProfile) -> Block:
+    """What distillation on text that a model writes would read, beside the arms; it is not trained here."""
+    from budgetlab.planner import written_text
+    from budgetlab.reporting.tables import plain_rows
+    from budgetlab.units import format_amount, format_quantity
+
+    found = plain_rows(written_text(study, prices))
+    whose = {
+        "sequence_level": "sequence-level, the teacher writes the text",
+        "on_policy": "on-policy, the student writes it",
+    }
+    lines = ["", "Planned alone, not trained here, for what the arm costs at its largest budget (required FLOPs):"]
+    for row in found:
+        tokens, price = (
+            format_quantity(row["tokens"], "tokens"),
+            format_amount(row["flops_per_token"], "required_flops"),
+        )
+        lines.append(
+            f"  {row['arm']} {whose[row['method']]}: {tokens} at {price} a token, {row['ratio']:.2f} of the arm's"
+        )
+    return {"written_text": found}, lines if found else []
 
 
 def _power(opened: OpenStudy, made: Plan, differences: Sequence[float], spread: float | None) -> Block:

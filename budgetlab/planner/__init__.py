@@ -11,6 +11,7 @@ from budgetlab.planner.scenarios import (
     sensitivity,
     what_if,
     with_throughput,
+    written_text,
 )
 from budgetlab.planner.standing import Standing, ladder_costs, ladder_note, predicted_times, standing
 from budgetlab.planner.trainers import run_description, trainer_arguments, training_arguments
