@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from budgetlab.planner import cached_teacher, plan
+from budgetlab.profiler import profile
 from budgetlab.store import read_profile
 from budgetlab.studies import load_study
 from budgetlab.units import format_quantity
@@ -36,6 +37,12 @@ def test_what_a_published_budget_buys_from_scratch(name: str, published: float, 
         assert found["kd"].steps == 28_000
         rate = found["kd"].required_flops / (6000 * 3600)
         assert f"{rate / 1e12:.0f} TFLOP/s a GPU" in README
+
+
+def test_causal_arms_that_all_train_a_head_are_tuned_by_its_loss() -> None:
+    study = load_study(EXPERIMENTS / "causal_small.toml")
+    made = plan(study, profile(study, count_only=True))
+    assert {trial.outcome for trial in made.trials} == {"lm_loss"} and len(made.trials) == 6
 
 
 def test_the_bytes_of_published_caches() -> None:
