@@ -4,11 +4,14 @@
     python benchmarks/step.py                              # CPU: 4 x 256 and 6 x 768, vocabulary 30,522, one thread
     python benchmarks/step.py --device cuda --students 6x768 12x1024
     python benchmarks/step.py --causal                     # Llama-shaped, vocabulary 32,000, against a plain loop
+    python benchmarks/step.py --trl                        # the same against TRL's GKD trainer and against Trainer
 
 (a) no_kd against `transformers.Trainer` on the same model, samples and precision, and against Trainer's defaults with
 the fastest precision and attention of ours; (b) every strategy lean against `execute = "everything"`; (c) causal models
-against a plain loop of the same model, data, precision and batch, with the largest tensor of each. What is compared
-alternates in rounds within one process; a ratio is the median over rounds, with the lowest and highest beside it. On a
+against a plain loop of the same model, data, precision and batch, with the largest tensor of each; (d) the same
+against TRL's GKD trainer, off-policy, and against Trainer, with what a step adds to the process's memory at its highest
+(on a GPU: allocated); both read one position more a sequence. What is compared alternates in rounds
+within one process; a ratio is the median over rounds, with the lowest and highest beside it. On a
 CPU seconds are CPU seconds, on a GPU they are between synchronised clocks.
 """
 
@@ -22,6 +25,8 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import argparse
 import contextlib
+import importlib
+import importlib.util
 import platform
 import statistics
 import tempfile
@@ -29,8 +34,10 @@ import time
 import warnings
 from collections.abc import Callable
 from itertools import product
+from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 import transformers
@@ -46,6 +53,7 @@ from budgetlab.strategies import build_strategy, strategy_names
 from budgetlab.values import ModelSpec, Recipe, StrategySpec
 
 VOCAB, LENGTH = 30_522, 128
+TEACHER_FOLDER = Path(__file__).parents[1] / "budgetlab" / "presets" / "causal_demo_teacher"
 STUDENTS = {
     "4x256": (4, 256, 4, 8),
     "6x768": (6, 768, 12, 12),
@@ -133,21 +141,26 @@ class TrainerStep:
                 marks.append(seconds_now(device))
 
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
-            arguments = TrainingArguments(
-                output_dir=folder,
-                max_steps=steps + 2,
-                per_device_train_batch_size=len(self.rows),
-                use_cpu=device.type == "cpu",
-                bf16=self.bf16,
-                report_to=[],
-                save_strategy="no",
-                logging_strategy="no",
-                disable_tqdm=True,
-                learning_rate=1e-5,
+            arguments = {
+                "output_dir": folder,
+                "max_steps": steps + 2,
+                "per_device_train_batch_size": len(self.rows),
+                "use_cpu": device.type == "cpu",
+                "bf16": self.bf16,
+                "report_to": [],
+                "save_strategy": "no",
+                "logging_strategy": "no",
+                "disable_tqdm": True,
+                "learning_rate": 1e-5,
                 **self.further,
-            )
-            Trainer(self.model, arguments, train_dataset=self.rows * (steps + 2), callbacks=[Clock()]).train()
+            }
+            self.trainer(arguments, Clock(), steps).train()
         return (marks[-1] - marks[1]) / steps
+
+    def trainer(self, arguments: dict[str, Any], clock: TrainerCallback, steps: int) -> Trainer:
+        """Build it."""
+        rows: Any = self.rows * (steps + 2)
+        return Trainer(self.model, TrainingArguments(**arguments), train_dataset=rows, callbacks=[clock])
 
 
 def alternate(sides: dict[str, Callable[[int], float]], rounds: int, target_seconds: float) -> dict[str, list[float]]:
@@ -296,15 +309,8 @@ class _Largest(TorchDispatchMode):
 
 def against_a_plain_loop(device: torch.device, rounds: int, seconds: float) -> None:
     """Print (c): from scratch, and distilled with half the weight on the words."""
-    shape: dict[str, Any] = {"hidden_size": 256, "num_heads": 8, "num_kv_heads": 4, "intermediate_size": 688}
-    shape |= {"family": "llama", "vocab_size": 32_000, "tie_embeddings": True}
-    student, teacher = (ModelSpec(num_layers=layers, **shape) for layers in (4, 8))
-    length, sequences = 256, 8
-    draw = np.random.default_rng(0)
-    tokens = draw.integers(5, 32_000, size=(sequences, length + 1))
-    samples = MaskedBatch(tokens[:, :-1].copy(), np.arange(sequences * length), tokens[:, 1:].ravel(), causal=True)
-    how = {"seq_len": length, "batch_tokens": sequences * length, "dtype": "float32", "attention": "sdpa"}
-    way = Recipe.model_validate({**how, "mask_fraction": 1})
+    student, teacher, samples, way = causal_models()
+    sequences, length = samples.input_ids.shape
     print(f"  llama 4x256 of 8x256, vocabulary 32,000, {sequences} x {length} tokens a step, float32")
     for name, settings in (("no_kd", {}), ("kd", {"alpha": 0.5})):
         strategy = build_strategy(StrategySpec(name=name, **settings))
@@ -322,6 +328,87 @@ def against_a_plain_loop(device: torch.device, rounds: int, seconds: float) -> N
               f"largest tensor {largest[0]:.0f} MB, {largest[1]:.0f} MB in the loop")  # fmt: skip
 
 
+def causal_models() -> tuple[ModelSpec, ModelSpec, MaskedBatch, Recipe]:
+    """Return student and teacher of (c) and (d), their samples, and the recipe."""
+    shape: dict[str, Any] = {"hidden_size": 256, "num_heads": 8, "num_kv_heads": 4, "intermediate_size": 688}
+    shape |= {"family": "llama", "vocab_size": 32_000, "tie_embeddings": True}
+    student, teacher = (ModelSpec(num_layers=layers, **shape) for layers in (4, 8))
+    length, sequences = 256, 8
+    draw = np.random.default_rng(0)
+    tokens = draw.integers(5, 32_000, size=(sequences, length + 1))
+    samples = MaskedBatch(tokens[:, :-1].copy(), np.arange(sequences * length), tokens[:, 1:].ravel(), causal=True)
+    how = {"seq_len": length, "batch_tokens": sequences * length, "dtype": "float32", "attention": "sdpa"}
+    way = Recipe.model_validate({**how, "mask_fraction": 1})
+    return student, teacher, samples, way
+
+
+class GkdStep(TrainerStep):
+    """Times steps of TRL's GKD trainer, or without a teacher of transformers' Trainer, of the plain loop's networks."""
+
+    def __init__(self, plain: PlainStep, samples: MaskedBatch) -> None:
+        self.plain, self.device, self.bf16 = plain, plain.device, False
+        ids = np.concatenate([samples.input_ids, samples.target_ids.reshape(samples.input_ids.shape)[:, -1:]], axis=1)
+        self.rows = [{"input_ids": row} for row in ids.tolist()]
+
+    def trainer(self, arguments: dict[str, Any], clock: TrainerCallback, steps: int) -> Trainer:
+        """Build it: the same samples at every step, each position but the first a target."""
+
+        def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+            ids = torch.tensor([row["input_ids"] for row in rows])
+            return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+
+        rows = datasets.Dataset.from_list(self.rows * (steps + 2))
+        shared: dict[str, Any] = {"data_collator": collate, "train_dataset": rows, "callbacks": [clock]}
+        if self.plain.teacher is None:
+            return Trainer(self.plain.student, TrainingArguments(**arguments), **shared)
+        os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+        gkd = importlib.import_module("trl.experimental.gkd")
+        config = gkd.GKDConfig(**arguments, lmbda=0.0, beta=0.0, gradient_checkpointing=False, max_length=None)
+        spelled = transformers.AutoTokenizer.from_pretrained(TEACHER_FOLDER)  # it asks for one, and reads no text
+        return gkd.GKDTrainer(self.plain.student, self.plain.teacher, config, processing_class=spelled, **shared)
+
+
+def against_trl(device: torch.device, rounds: int, seconds: float) -> None:
+    """Print (d): from scratch over Trainer, and with the teacher's distribution alone over TRL's GKD trainer."""
+    student, teacher, samples, way = causal_models()
+    for name in ("no_kd", "kd"):
+        if name == "kd" and importlib.util.find_spec("trl") is None:
+            print("  (d) kd: TRL is not installed here (pip install trl)")
+            continue
+        strategy = build_strategy(StrategySpec(name=name))
+        taught = teacher if strategy.uses_teacher else None
+        step = build_step(name, strategy, student, taught, way, seed=0, device=device)
+        sides: dict[str, Callable[[int], float]] = {"ours": OurStep(step, samples)}
+        sides["theirs"] = GkdStep(PlainStep(student, taught, samples, device), samples)
+        memory = {side: peak_mb(take, device) for side, take in sides.items()}
+        found = alternate(sides, rounds, seconds)
+        speed = samples.tokens / statistics.median(found["ours"])
+        whose = "Trainer" if taught is None else "TRL's GKD trainer"
+        print(f"  (d) {name:<10} {speed:8,.0f} tokens/s; over {whose} {ratio(found['theirs'], found['ours'])[1]}; "
+              f"{memory['ours']:.0f} MB above rest in a step, {memory['theirs']:.0f} MB in theirs")  # fmt: skip
+
+
+def peak_mb(take: Callable[[int], float], device: torch.device) -> float:
+    """Return how much memory a step takes at its highest above what is held between steps, in MB."""
+    take(1)
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        take(1)
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # the highest resident size is what it is now
+    before = resident_mb("VmRSS")
+    take(1)
+    return resident_mb("VmHWM") - before
+
+
+def resident_mb(which: str) -> float:
+    """Read a size of this process, in MB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{which}:")) * 1024 / 1e6
+
+
 def main() -> None:
     """Run what was asked and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -329,6 +416,7 @@ def main() -> None:
     parser.add_argument("--students", nargs="+", default=["4x256", "6x768"], choices=list(STUDENTS))
     parser.add_argument("--sequences", type=int, default=8, help="of 128 tokens in a batch")
     parser.add_argument("--causal", action="store_true", help="(c) alone")
+    parser.add_argument("--trl", action="store_true", help="(d) alone")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.5, help="of each side in a round")
     asked = parser.parse_args()
@@ -342,6 +430,9 @@ def main() -> None:
           f"{asked.rounds} rounds")  # fmt: skip
     if asked.causal:
         against_a_plain_loop(device, asked.rounds, asked.seconds)
+        return
+    if asked.trl:
+        against_trl(device, asked.rounds, asked.seconds)
         return
     for sizes in asked.students:
         print(sizes)

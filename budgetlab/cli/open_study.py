@@ -259,7 +259,7 @@ class OpenStudy:
         store = Store(self.store.folder.parent, self.study.name, part="tuning")
         with self.screen.stage("tuning") as stage:
             records = run(trials, corpus, store, progress=show_run(stage), say=self._say_of_run)
-            spec = self.study.evaluate.model_copy(update={"tasks": (), "largest_budget_only": ()})
+            spec = self.study.evaluate.model_copy(update={"tasks": (), "lm_eval": (), "largest_budget_only": ()})
             losses = trial_losses(plan, evaluate(trials, records, spec, corpus, store, []))
             chosen = choose_rates(plan, losses)
             stage.note = ", ".join(f"{name} {arm.recipe.learning_rate:g}" for name, arm in chosen.arms.items())
@@ -300,6 +300,9 @@ class OpenStudy:
     def evaluate(self, plan: Plan, records: Sequence[RunRecord], left: list[str] | None = None) -> list[Score]:
         """Score what is not scored yet; `left_out` says what could not be, `left` is as in `evaluation.evaluate`."""
         corpus, tasks = self.corpus(), self.tasks()
+        spec = self.study.evaluate
+        here = [str(find_data(self.study, task)) if task.endswith(".yaml") else task for task in spec.lm_eval]
+        spec = spec.model_copy(update={"lm_eval": tuple(here)})
         from budgetlab.evaluation import evaluate
         from budgetlab.modelcard import model_card
 
@@ -307,7 +310,7 @@ class OpenStudy:
             scores = evaluate(
                 plan,
                 records,
-                self.study.evaluate,
+                spec,
                 corpus,
                 self.store,
                 tasks,

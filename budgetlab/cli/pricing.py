@@ -16,6 +16,7 @@ from budgetlab.errors import CallerError, unknown_name
 if TYPE_CHECKING:
     from budgetlab.cli.open_study import OpenStudy
     from budgetlab.reporting.tables import Sheet
+    from budgetlab.studies import Study
     from budgetlab.values import CostProfile, Plan
 
     Block = tuple[dict[str, Any], list[str]]
@@ -153,11 +154,12 @@ def plan(
     spread: float | None = Option(None, help="Standard deviation of a run; else that of the results."),
     export: str | None = Option(None, help="Print ARM's largest run as TrainingArguments.", metavar="ARM"),
     plain: bool = Option(False, "--plain", help="With --export: JSON for any trainer instead."),
+    to: str = Option("transformers", help="With --export: transformers, trl, distillkit or megatron."),
     *,
     options: Options,
 ) -> None:
     """Turn each budget into matched token schedules, in integer steps that never cost more."""
-    from budgetlab.planner import latex_table, methods_paragraph, run_description, training_arguments
+    from budgetlab.planner import latex_table, methods_paragraph, run_description, trainer_arguments
     from budgetlab.planner import sensitivity as of_meanings
     from budgetlab.store import read_profile
 
@@ -175,7 +177,7 @@ def plan(
     if other and not save:
         opened.screen.say("plan      with other budgets, match or charge than the study's is not kept (--save)")
     if export is not None:
-        print_json((run_description if plain else training_arguments)(made, export))
+        print_json(run_description(made, export) if plain else trainer_arguments(made, export, to))
         return
     blocks: list[Block] = []
     if sensitivity:
@@ -197,6 +199,10 @@ def plan(
     for plain_block, words in blocks:
         found |= plain_block
         lines += ["", *words]
+    if opened.study.recipe.causal:
+        plain_block, words = _written_text(opened.study, prices)
+        found |= plain_block
+        lines += words
     lines += ["", "What differs between the arms:", *(f"  {line}" for line in made.audit)]
     from budgetlab.reporting.tables import plan_sheet
 
@@ -240,6 +246,29 @@ def _sensitivity(opened: OpenStudy, prices: CostProfile) -> Block:
     return {
         "sensitivity": plain_rows(found), "all_in": plain_rows(costs), "cached_teacher": plain_rows(caches[None]),
     }, lines  # fmt: skip
+
+
+def _written_text(study: Study, prices: CostProfile) -> Block:
+    """What distillation on text that a model writes would read, beside the arms; it is not trained here."""
+    from budgetlab.planner import written_text
+    from budgetlab.reporting.tables import plain_rows
+    from budgetlab.units import format_amount, format_quantity
+
+    found = plain_rows(written_text(study, prices))
+    whose = {
+        "sequence_level": "sequence-level, the teacher writes the text",
+        "on_policy": "on-policy, the student writes it",
+    }
+    lines = ["", "Planned alone, not trained here, for what the arm costs at its largest budget (required FLOPs):"]
+    for row in found:
+        tokens, price = (
+            format_quantity(row["tokens"], "tokens"),
+            format_amount(row["flops_per_token"], "required_flops"),
+        )
+        lines.append(
+            f"  {row['arm']} {whose[row['method']]}: {tokens} at {price} a token, {row['ratio']:.2f} of the arm's"
+        )
+    return {"written_text": found}, lines if found else []
 
 
 def _power(opened: OpenStudy, made: Plan, differences: Sequence[float], spread: float | None) -> Block:

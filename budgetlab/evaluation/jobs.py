@@ -14,6 +14,8 @@ from budgetlab.corpus import Corpus
 from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.evaluation.causal import CAUSAL_VERSION, cloze, copying, next_token_loss, word_parts
 from budgetlab.evaluation.finetune import Encoded, encode, finetune
+from budgetlab.evaluation.harness import decided_by as decided_by_harness
+from budgetlab.evaluation.harness import run_harness
 from budgetlab.evaluation.metrics import predictions_frame, score_predictions
 from budgetlab.evaluation.tasks import Task
 from budgetlab.evaluation.yardsticks import (
@@ -31,7 +33,14 @@ from budgetlab.models import Network, build_network, given_key, load_parameters
 from budgetlab.store import Store
 from budgetlab.strategies import build_strategy
 from budgetlab.values import EvaluateSpec, FinetuneRecipe, Plan, RunRecord, Score, content_hash
-from budgetlab.values.scoring import CAUSAL_PROBES, CONVERGED_NATS, READOUT_STEPS, recipe_hash
+from budgetlab.values.scoring import (
+    CAUSAL_PROBES,
+    CONVERGED_NATS,
+    READOUT_STEPS,
+    harness_scores,
+    harness_task,
+    recipe_hash,
+)
 
 HELDOUT_SEQUENCES = 1500
 _MEASURED_WITH = ("seq_len", "mask_fraction", "dtype", "attention")
@@ -144,7 +153,7 @@ def list_jobs(
     """List all measurements, and what is to be chosen from those of a grid."""
     how = next(iter(plan.arms.values())).recipe
     measured_with = (YARDSTICK_SEED, HELDOUT_SEQUENCES, *(getattr(how, name) for name in _MEASURED_WITH))
-    words = content_hash(sorted(corpus.tokenizer().get_vocab().items())) if tasks else ""
+    words = content_hash(sorted(corpus.tokenizer().get_vocab().items())) if tasks or spec.lm_eval else ""
     finetuned_with = (words, *(getattr(how, name) for name in _FINETUNED_WITH))
     data = {(name, split): task.content_hash(split) for name, task in tasks.items() for split in task.validation}
     further = tuple(getattr(how, name) for name, default in _OF_CAUSAL.items() if getattr(how, name) != default)
@@ -158,6 +167,7 @@ def list_jobs(
         "mlm_loss": (None, *measured_with),
     }
     as_it_stands = {"lm_loss": ("lm_loss", "bits_per_byte"), **{name: (name,) for name in CAUSAL_PROBES}}
+    harness = {task: decided_by_harness(task) for task in spec.lm_eval}
     jobs: list[Job] = []
     choices: list[Choice] = []
     for subject in subjects:
@@ -178,6 +188,10 @@ def list_jobs(
                 decided_by = (CAUSAL_VERSION, HELDOUT_SEQUENCES, *measured_with, corpus.content_hash)
                 keys = {score: content_hash(subject.key, score, *decided_by) for score in scores}
                 jobs.append(Job(subject, name, keys))
+        for task, decided_by in harness.items():
+            if harness_task(task) not in left_out and (subject.trains_head or subject.subject == "random"):
+                seeded = content_hash(subject.key, *decided_by, words, how.seq_len, how.dtype)
+                jobs.append(Job(subject, task, {name: content_hash(seeded, name) for name in harness_scores(task)}))
         for name, task in tasks.items():
             if name in left_out:
                 continue
@@ -256,6 +270,10 @@ class Scorer:
 
     def _measure(self, job: Job, network: Network) -> Iterator[tuple[str, dict[str, Any]]]:
         shared = {"heldout_sequences": min(HELDOUT_SEQUENCES, self.heldout.num_samples)}
+        if job.task in self.spec.lm_eval:
+            how = {"seq_len": self.recipe.seq_len, "dtype": self.recipe.dtype}
+            yield from run_harness(network, self.corpus.tokenizer(causal=True), job.task, **how)
+            return
         if job.task in ("lm_loss", *CAUSAL_PROBES):
             yield from self._measure_causal(job, network, shared["heldout_sequences"])
             return

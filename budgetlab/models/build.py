@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import importlib.util
 import os
 import shutil
 from collections.abc import Sequence
@@ -24,7 +25,8 @@ from transformers.utils.hub import cached_file
 from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.models.network import FAMILIES, Network
 from budgetlab.models.single import describe_model
-from budgetlab.values import ModelSpec, content_hash
+from budgetlab.values import ModelSpec, Needs, content_hash
+from budgetlab.values.specs import LIKE_LLAMA
 
 _OTHER_HEADS = ("pooler.", "seq_relationship.", "sop_classifier.", "discriminator_predictions.", "position_ids")
 """Parts of published checkpoints that masked language modelling has no use for."""
@@ -55,7 +57,7 @@ def build_network(
     ours = "budgetlab_causal_" if spec.causal else "budgetlab_" if spec.taps_attention else ""
     attention = f"{ours}{attention}"
     if spec.weights is not None and str(device) != "meta":
-        return Network(_load(spec, attention, dropouts).to(device), spec)
+        return _checked(Network(_load(spec, attention, dropouts).to(device), spec))
     fields = {
         "vocab_size": spec.vocab_size,
         "hidden_size": spec.hidden_size,
@@ -86,7 +88,23 @@ def build_network(
             wrong = f"no {spec.family} can be built of it ({type(error).__name__}: {error})"
             raise CallerError(f"config = {spec.config}", wrong, "correct it") from None
     model.tie_weights()  # which comes with initialisation otherwise
-    return Network(model, spec)
+    network = Network(model, spec)
+    return network if shapes_only else _checked(network)
+
+
+@torch.no_grad()
+def _checked(network: Network) -> Network:
+    """Hold a network that is built by its likeness to Llama against transformers' own forward pass."""
+    if network.spec.family not in LIKE_LLAMA:
+        return network
+    training, device = network.training, next(network.parameters()).device
+    ids_BT = torch.arange(8, device=device)[None] % (network.spec.vocab_size or 1)
+    ours = network.eval()(ids_BT, Needs(logits="all")).logits
+    theirs = network.model(input_ids=ids_BT, use_cache=False).logits[0]
+    if ours is None or not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4):
+        asked, wrong = f"a {network.spec.family}", "its head is not that of a Llama (a scale of its logits, perhaps)"
+        raise CallerError(asked, wrong, f"use one of {', '.join(name for name in FAMILIES if name not in LIKE_LLAMA)}")
+    return network.train(training)
 
 
 def _causal_fields(spec: ModelSpec) -> dict[str, Any]:
@@ -98,7 +116,11 @@ def _causal_fields(spec: ModelSpec) -> dict[str, Any]:
         return {}
     fields = {"num_key_value_heads": spec.key_value_heads, "tie_word_embeddings": spec.tie_embeddings}
     # Qwen 3 and Gemma have heads of a fixed width of their own otherwise.
-    fields |= {"head_dim": spec.head_width} if spec.family in ("llama", "qwen3", "gemma3_text") else {}
+    if spec.family in ("llama", "qwen3", "gemma3_text") or hasattr(CONFIG_MAPPING[spec.family](), "head_dim"):
+        fields["head_dim"] = spec.head_width
+    elif spec.head_dim not in (None, spec.hidden_size // spec.num_heads):
+        remedy = f"leave it out: heads are {spec.hidden_size // spec.num_heads} wide"
+        raise CallerError(f"head_dim = {spec.head_dim}", f"a {spec.family} has no such choice", remedy)
     # Gemma scales queries by a number of its own, which is the width of a head in the small models.
     fields |= {"query_pre_attn_scalar": spec.head_width} if spec.family == "gemma3_text" else {}
     return {name: value for name, value in fields.items() if value is not None}
@@ -111,15 +133,27 @@ def _cuda(device: str | torch.device) -> list[int]:
 
 def _load(spec: ModelSpec, attention: str, dropouts: dict[str, float]) -> nn.Module:
     weights, asked = spec.weights or "", f"weights = {spec.weights!r}"
-    options = {"attn_implementation": attention, "dtype": torch.float32, "trust_remote_code": False, **dropouts}
+    options: dict[str, Any] = {
+        "attn_implementation": attention,
+        "dtype": torch.float32,
+        "trust_remote_code": False,
+        **dropouts,
+    }
     logging.disable_progress_bar()
     try:
         auto: Any = AutoModelForCausalLM if spec.causal else AutoModelForMaskedLM
+        if weights.endswith(".gguf"):  # which transformers reads through the package gguf
+            if importlib.util.find_spec("gguf") is None:
+                raise CallerError(asked, "the package gguf is not installed", 'pip install "budgetlab[gguf]"')
+            weights, options["gguf_file"] = str(Path(weights).parent), Path(weights).name
         model, info = auto.from_pretrained(weights, output_loading_info=True, **options)
     except BudgetlabError:
         raise
     except Exception as error:  # a folder of a stranger's: pickles that are none, other types, other shapes
         raise CallerError(asked, f"cannot be loaded ({_one_line(error)})", _REACHABLE) from None
+    if "gguf_file" in options:  # the weights are plain numbers by now, and can be written as such
+        model.hf_quantizer = None
+        del model.config.quantization_config
     names = ("num_layers", "hidden_size", "num_heads", "intermediate_size", "vocab_size")
     sizes = describe_model(model.config)
     found = (model.config.model_type, *(sizes[name] for name in ("layers", "width", "heads", "inner", "vocab")))
@@ -144,6 +178,8 @@ def given_key(spec: ModelSpec) -> str:
     """Hash a network whose weights are given: its shape, and the files (of the hub, their revision)."""
     weights = spec.weights or ""
     try:
+        if Path(weights).is_file():
+            return content_hash("weights", spec.untrained(), hashlib.sha256(Path(weights).read_bytes()).hexdigest())
         if not Path(weights).is_dir():
             config = cached_file(weights, "config.json")
             return content_hash("weights", spec.untrained(), Path(str(config)).parent.name)

@@ -19,6 +19,7 @@ from transformers import AttentionInterface
 
 from budgetlab.errors import BudgetlabError
 from budgetlab.values import ModelSpec, Needs, Signals
+from budgetlab.values.specs import LIKE_LLAMA
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ FAMILIES = {
     "qwen3": _LLAMA,
     "olmo2": replace(_LLAMA, last=("", "self_attn", "o_proj")),
     "gemma3_text": _LLAMA,
+    **dict.fromkeys(LIKE_LLAMA, _LLAMA),
 }
 
 

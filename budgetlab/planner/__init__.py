@@ -11,6 +11,7 @@ from budgetlab.planner.scenarios import (
     sensitivity,
     what_if,
     with_throughput,
+    written_text,
 )
 from budgetlab.planner.standing import (
     Standing,
@@ -21,13 +22,12 @@ from budgetlab.planner.standing import (
     standing,
     workload,
 )
+from budgetlab.planner.trainers import run_description, trainer_arguments, training_arguments
 from budgetlab.planner.tuning import choose_rates, grid_ends, trial_losses, trial_plan, trials_key, tuning_note
 from budgetlab.planner.words import (
     audit,
     compute_statement,
     latex_table,
     methods_paragraph,
-    run_description,
-    training_arguments,
 )
 from budgetlab.units import MATCHES

@@ -243,19 +243,21 @@ def _trials(study: Study, prices: Mapping[str, ArmPrice]) -> Iterator[Trial]:
     if tuning is None:
         return
     unit = MATCHES.get(study.plan.match, "required_flops")
-    warmups = _shared_warmups(study.arms, {arm: price.trial_steps for arm, price in prices.items()})
+    heads = {name: build_strategy(arm.strategy, name).trains_head for name, arm in study.arms.items()}
+    shared = _shared_warmups(study.arms, {arm: price.trial_steps for arm, price in prices.items()})
     for arm, price in prices.items():
         if not price.trial_steps:
             continue
         alone = replace(price, teacher=0.0, tuning=0.0, trial_steps=0, first_steps=price.trial_steps)
         # Half a step more, so that rounding does not take one away.
         spent = Budget(amount=float(price.per_step.cost(price.trial_steps + 0.5)), unit=unit)
-        schedule = _schedule(study, alone, spent, 0, "separate", warmups[arm])
-        # What decides between trials: without a head of its own, how well the whole network adapts to a new one.
-        has_head = build_strategy(price.arm.strategy, arm).trains_head
+        schedule = _schedule(study, alone, spent, 0, "separate", shared[arm])
+        # What decides between trials: without a head of its own, how well the whole network adapts to a new one; of
+        # causal arms that all train a head, that is what they are compared by.
+        outcome = "readout_loss" if heads[arm] else "adapted_loss"
+        outcome = "lm_loss" if study.recipe.causal and all(heads.values()) else outcome
         for rate in tuning.learning_rate:
             named = schedule.model_copy(update={"arm": f"{arm}~{rate:g}", "unspent_fraction": 0.0})
-            outcome = "readout_loss" if has_head else "adapted_loss"
             yield Trial(arm=arm, learning_rate=rate, schedule=named, seeds=tuning.seeds, outcome=outcome)
 
 

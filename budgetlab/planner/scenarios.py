@@ -10,7 +10,7 @@ import pandas as pd
 
 from budgetlab.errors import CallerError
 from budgetlab.planner.match import plan
-from budgetlab.planner.prices import StepCost, effective_tokens, loss_factor, step_cost, step_price
+from budgetlab.planner.prices import StepCost, effective_tokens, loss_factor, step_cost, step_price, taught_steps
 from budgetlab.planner.standing import ladder_costs
 from budgetlab.resampling import detectable_difference, seeds_to_resolve
 from budgetlab.strategies import build_strategy
@@ -250,6 +250,45 @@ def cached_teacher(study: Study, profile: CostProfile, *, top_k: int | None = No
                 "absurd": size * unique > 1e12,
             }
         )
+    return pd.DataFrame(rows)
+
+
+def written_text(study: Study, profile: CostProfile) -> pd.DataFrame:
+    """Price distillation on text that a model writes, which is planned here and not trained: required FLOPs alone.
+
+    "sequence_level": the teacher writes every token of the text once, a forward pass each, and the student learns it,
+    three times its forward pass (Kim and Rush 2016, arXiv 1606.07947). "on_policy": the student writes every token, the
+    teacher reads it, and the student learns (Agarwal et al. 2023, arXiv 2306.13649, with lambda = 1). Every position is
+    written, none is a prompt; a pass with kept keys and values costs what the forward pass of training does.
+
+    Returns
+    -------
+    DataFrame
+        A row a method, student and teacher of causal arms that compare logits, at the largest budget: `method`, `arm`,
+        which pays for the same, `student`, `teacher`, `flops_per_token` (while the text is new), `tokens`, `ratio` (to
+        what `arm` reads). No rows for masked models.
+    """
+    made, rows, seen = plan(study, profile), [], set()
+    for schedule in sorted((s for s in made.schedules if s.feasible), key=lambda s: -s.rung):
+        arm, cost = study.arms[schedule.arm], made.costs[schedule.arm]
+        pair = (arm.student, arm.teacher)
+        compares = arm.teacher is not None and build_strategy(arm.strategy, arm.name).by_rows
+        if not (compares and study.models[arm.student].causal) or pair in seen:
+            continue
+        seen.add(pair)
+        asked = (study.execution, cost, "required_flops", study.plan.teacher_charge)
+        own, kept = step_price(*asked), taught_steps(arm, study.corpus.unique_tokens)
+        spent = float(step_cost(*asked, kept).cost(schedule.steps)) * (1 + 1e-9)  # rounding takes no step away
+        writing = cost.phases["student_forward"].required_flops_per_token * cost.batch_tokens
+        new = math.inf if study.corpus.unique_tokens is None else study.corpus.unique_tokens / cost.batch_tokens
+        later = step_price(study.execution, cost, "required_flops", "none")
+        prices = {"sequence_level": StepCost(own, later, new), "on_policy": StepCost(own + writing, own + writing)}
+        for method, price in prices.items():
+            tokens = int(price.steps(spent, 0.0)) * cost.batch_tokens
+            rows.append({
+                "method": method, "arm": arm.name, "student": arm.student, "teacher": arm.teacher,
+                "flops_per_token": price.first / cost.batch_tokens, "tokens": tokens, "ratio": tokens / schedule.tokens,
+            })  # fmt: skip
     return pd.DataFrame(rows)
 
 

@@ -1,15 +1,14 @@
-"""A plan in words and for others: what differs between arms, a paragraph, a table, arguments of other trainers."""
+"""A plan in words: what differs between arms, a paragraph, a table, what it costs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from budgetlab.errors import CallerError, unknown_name
 from budgetlab.planner.standing import ladder_costs
 from budgetlab.studies import Study
 from budgetlab.units import format_amount, format_quantity, format_seconds
-from budgetlab.values import Arm, ModelSpec, Plan, Schedule, Value
+from budgetlab.values import Arm, ModelSpec, Plan, Value
 
 _CHARGES = {
     "none": "the teacher is not charged",
@@ -164,83 +163,3 @@ def compute_statement(plan: Plan) -> str:
     arms = format_amount(spent["required_flops"] or 0.0, "required_flops")
     teaching = format_amount(flops, "required_flops") if flops else "nothing"
     return f"All runs together need {arms} in the arms{tried} and {teaching} for pretraining teachers ({time})."
-
-
-def run_description(plan: Plan, arm: str, rung: int = -1) -> dict[str, Any]:
-    """Return one schedule for any trainer: steps, batch, schedule, optimizer, strategy; plain JSON, units in the names.
-
-    Raises
-    ------
-    CallerError
-        When there is no such arm or budget, or it is infeasible.
-    """
-    schedule, what = _schedule_of(plan, arm, rung), plan.arms[arm]
-    models = {role: None if name is None else plan.models[name].model_dump(mode="json", exclude_none=True)
-              for role, name in (("student", what.student), ("teacher", what.teacher))}  # fmt: skip
-    planned = ("steps", "tokens", "warmup_steps", "cooldown_steps", "required_flops", "device_seconds")
-    return {
-        "arm": arm,
-        "strategy": what.strategy.model_dump(mode="json"),
-        **models,
-        "budget": schedule.budget.model_dump(),
-        "batch_sequences": what.recipe.batch_sequences,
-        **what.recipe.model_dump(mode="json"),
-        **{name: getattr(schedule, name) for name in planned},
-        "seeds": list(plan.seeds),
-    }
-
-
-def training_arguments(plan: Plan, arm: str, rung: int = -1) -> dict[str, Any]:
-    """Return one schedule as keyword arguments of transformers' `TrainingArguments`; plain JSON.
-
-    Parameters
-    ----------
-    plan, arm
-        Whose schedule.
-    rung
-        Index of the budget, smallest first; -1 is the largest.
-
-    Raises
-    ------
-    CallerError
-        When there is no such arm or budget, it is infeasible, or the schedule has no counterpart there.
-    """
-    schedule, recipe, execution = _schedule_of(plan, arm, rung), plan.arms[arm].recipe, plan.execution
-    if recipe.batch_sequences % execution.devices:
-        asked = f"{recipe.batch_sequences} sequences a step on {execution.devices} devices"
-        raise CallerError(asked, "not the same number on each", "change batch_tokens or devices")
-    scheduler: dict[str, Any] = {"lr_scheduler_type": recipe.schedule}
-    if recipe.cools_down:
-        scheduler["lr_scheduler_type"] = "warmup_stable_decay"
-        scheduler["lr_scheduler_kwargs"] = {
-            "num_decay_steps": schedule.cooldown_steps,
-            "num_stable_steps": schedule.steps - schedule.warmup_steps - schedule.cooldown_steps,
-            "min_lr_ratio": 0.0,
-            "decay_type": "1-sqrt" if recipe.schedule == "wsd_sqrt" else "linear",
-        }
-    on_cpu = "cpu" in (execution.device, execution.device == "auto" and plan.device)
-    return {
-        "max_steps": schedule.steps,
-        "per_device_train_batch_size": recipe.batch_sequences // execution.devices,
-        "learning_rate": recipe.learning_rate,
-        "warmup_steps": schedule.warmup_steps,
-        "weight_decay": recipe.weight_decay,
-        "adam_beta1": recipe.betas[0],
-        "adam_beta2": recipe.betas[1],
-        "adam_epsilon": recipe.eps,
-        "max_grad_norm": recipe.clip_norm,
-        "bf16": recipe.dtype == "bfloat16",
-        **({"use_cpu": True} if on_cpu else {}),
-        **scheduler,
-    }
-
-
-def _schedule_of(plan: Plan, arm: str, rung: int) -> Schedule:
-    if arm not in plan.arms:
-        raise unknown_name("arm", arm, plan.arms)
-    found = sorted((s for s in plan.schedules if s.arm == arm), key=lambda schedule: schedule.rung)
-    if not -len(found) <= rung < len(found):
-        raise CallerError(f"rung {rung} of {arm}", f"it has rungs 0 to {len(found) - 1}", "choose one of them")
-    if not found[rung].feasible:
-        raise CallerError(f"rung {rung} of {arm}", f"infeasible: {found[rung].reason}", "raise the budget")
-    return found[rung]

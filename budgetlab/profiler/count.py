@@ -17,6 +17,7 @@ from budgetlab.errors import BudgetlabError
 from budgetlab.models import Network, describe_model
 from budgetlab.step import TrainingStep
 from budgetlab.values import PHASES, Batch, Needs, Recipe
+from budgetlab.values.specs import LIKE_LLAMA
 
 Price = tuple[float, float]
 """FLOPs of one phase: (a position, a target token)."""
@@ -190,7 +191,8 @@ CLOSED_FORMS: dict[str, tuple[Callable[[Sizes, int], int], Callable[[Sizes], int
     "electra": (_electra_body, _electra_head),
     "modernbert": (_gated_blocks, _masked_head),
     "gpt2": (_blocks, _decoder),
-    **dict.fromkeys(("llama", "qwen2", "qwen3", "olmo2", "gemma3_text"), (_gated_blocks, _decoder)),
+    **dict.fromkeys(("llama", "qwen2", "qwen3", "olmo2", "gemma3_text", *LIKE_LLAMA), (_gated_blocks, _decoder)),
+    **dict.fromkeys(("arcee", "jais2", "starcoder2"), (_blocks, _decoder)),
 }
 """By architecture: forward FLOPs a position of the body, and of the head where logits are computed."""
 

@@ -158,10 +158,20 @@ class TaskSettings(Value):
     """Where this task is read from; "hub" is nyu-mll/glue."""
 
 
+def harness_task(asked: str) -> str:
+    """Return the name of a task of lm-evaluation-harness: itself, or that of the task's .yaml file."""
+    return asked.removesuffix(".yaml").rpartition("/")[2] if asked.endswith(".yaml") else asked
+
+
+def harness_scores(asked: str) -> tuple[str, str]:
+    """Return the outcomes of such a task: its own metric, and the bits a byte of its answers."""
+    return harness_task(asked), f"{harness_task(asked)}_bits_per_byte"
+
+
 class EvaluateSpec(Value):
     """How checkpoints are scored."""
 
-    left_out_at_default: ClassVar[frozenset[str]] = frozenset({"readout_steps"})
+    left_out_at_default: ClassVar[frozenset[str]] = frozenset({"readout_steps", "lm_eval"})
 
     preset: Literal["default", "paper", "quick"] | None = None
     """`PROTOCOLS`, filled in when the study is read; keys that are written out win."""
@@ -171,6 +181,8 @@ class EvaluateSpec(Value):
     """Of TASK/SPLIT files; None, or "hub", reads nyu-mll/glue from the hub."""
     tasks: Annotated[tuple[Name, ...], Field(max_length=1000)] = ()
     """What is fine-tuned; none leaves the losses alone."""
+    lm_eval: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.@+~/-]*$", max_length=200)], ...] = ()
+    """Of causal models: tasks of the installed lm-evaluation-harness, by name or as a task's .yaml (a data path)."""
     seeds: Seeds = (0,)
     """Of fine-tuning, nested in the run seeds."""
     epochs: Epochs = 3
@@ -209,7 +221,8 @@ class EvaluateSpec(Value):
 
     @model_validator(mode="after")
     def _names_are_of_tasks(self) -> EvaluateSpec:
-        unknown = set(self.largest_budget_only) - {*self.tasks, "adapted_loss"}
+        harness = [harness_task(task) for task in self.lm_eval]
+        unknown = set(self.largest_budget_only) - {*self.tasks, *harness, "adapted_loss"}
         if unknown:
             raise ValueError(f"largest_budget_only names {sorted(unknown)}, which are not among the tasks")
         offered = [*((*PROBES, *CAUSAL_PROBES) if self.source == "probes" else GLUE), *self.own]
@@ -219,7 +232,7 @@ class EvaluateSpec(Value):
         if falling := [name for name in self.own if higher_is_better(name) is False]:
             raise ValueError(f"own tasks are scores and may not be called as losses are: {', '.join(falling)}")
         further = [name for task in (*GLUE.values(), *self.own.values()) for name in task.further]
-        taken = {*GLUE, *LOSSES, AGGREGATE, *PROBES, *CAUSAL_PROBES, "mnli_mismatched"} & set(self.own)
+        taken = {*GLUE, *LOSSES, AGGREGATE, *PROBES, *CAUSAL_PROBES, "mnli_mismatched"} & {*self.own, *harness}
         if taken:
             raise ValueError(f"own tasks may not be called {', '.join(sorted(taken))}")
         known = {*self.tasks, *further, *GLUE}
@@ -233,7 +246,8 @@ class EvaluateSpec(Value):
         """Return what runs are scored by: losses, tasks with their further splits, and their mean."""
         known = {**GLUE, **self.own}
         further = [name for task in self.tasks if task in known for name in known[task].further]
-        return (*LOSSES, *([AGGREGATE] if self.tasks else []), *self.tasks, *further)
+        harness = [row for task in self.lm_eval for row in harness_scores(task)]
+        return (*LOSSES, *([AGGREGATE] if self.tasks else []), *self.tasks, *further, *harness)
 
     def recipes(self, task: str) -> tuple[FinetuneRecipe, ...]:
         """Return the points of the grid for a task: one where nothing is a list."""

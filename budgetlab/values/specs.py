@@ -16,7 +16,13 @@ TAPPED_FAMILIES = ("bert", "roberta", "electra")
 """Run block by block: every strategy works."""
 WHOLE_FAMILIES = ("megatron-bert", "modernbert")
 """Cut after whole blocks only: strategies that read hidden states and logits work."""
-CAUSAL_FAMILIES = ("gpt2", "llama", "qwen2", "qwen3", "olmo2", "gemma3_text")
+LIKE_LLAMA = (
+    "arcee", "ernie4_5", "gemma", "glm", "glm4", "granite", "helium", "hunyuan_v1_dense", "hyperclovax", "jais2",
+    "ministral", "mistral", "olmo", "phi3", "seed_oss", "smollm3", "starcoder2",
+)  # fmt: skip
+"""Of transformers' other causal families those with a Llama's parts; each is held against transformers' own forward
+pass when it is built."""
+CAUSAL_FAMILIES = ("gpt2", "llama", "qwen2", "qwen3", "olmo2", "gemma3_text", *LIKE_LLAMA)
 """Next-token models: every strategy works."""
 FAMILIES = TAPPED_FAMILIES + WHOLE_FAMILIES + CAUSAL_FAMILIES
 
@@ -69,8 +75,8 @@ class ModelSpec(Value):
     config: dict[str, Any] = {}
     """Further fields of the transformers configuration."""
     weights: str | None = None
-    """Given weights: a folder, whose config.json says what the table does not of shape, family and vocabulary, or an id
-    on the hub."""
+    """Given weights: a folder, whose config.json says what the table does not of shape, family and vocabulary, an id on
+    the hub, or a GGUF file."""
     pretrained_for: str | None = None
     """What making the given weights cost, such as "137B tokens" or "4e20 flops", where a teacher's pretraining is
     charged."""

@@ -29,6 +29,7 @@ from budgetlab.planner import (
     training_arguments,
     what_if,
     with_throughput,
+    written_text,
 )
 from budgetlab.profiler import profile
 from budgetlab.store import read_value
@@ -543,6 +544,32 @@ def test_the_forecast_of_a_cache_is_the_plan_with_one(study: Study) -> None:
         prices = profile_of(asked)
         arms = tuple(cost.model_copy(update={"joules_per_token": 1.0}) for cost in prices.arms)
         plan(asked, prices.model_copy(update={"arms": arms}), budgets=("1e6 J",), match="joules")
+
+
+def test_text_that_a_model_writes_is_priced_beside_the_arms() -> None:
+    from budgetlab.profiler import profile
+
+    study = load_study("presets/causal_demo.toml")
+    prices = profile(study, count_only=True)
+    costs = {cost.arm: cost for cost in prices.arms}
+    student = costs["no_kd"].train_required_flops_per_token / 3  # a forward pass
+    teacher = costs["kd"].phases["teacher_forward"].required_flops_per_token
+    found = written_text(study, prices).set_index("method")
+    assert list(found["arm"]) == ["kd", "kd"]  # of one student and teacher, once; arms that read hidden states are none
+    top = max((s for s in plan(study, prices).schedules if s.arm == "kd"), key=lambda s: s.rung)
+    for method, price in (("sequence_level", 3 * student + teacher), ("on_policy", 4 * student + teacher)):
+        row = found.loc[method]
+        assert row["flops_per_token"] == pytest.approx(price, rel=1e-12)
+        assert top.required_flops - price * 1024 < row["tokens"] * price <= top.required_flops * (1 + 1e-9)
+        assert row["ratio"] == row["tokens"] / top.tokens
+    # The teacher's text is read again for nothing; the student's is new at every step.
+    limited = study.model_copy(update={"corpus": study.corpus.model_copy(update={"unique_tokens": top.tokens // 4})})
+    again = written_text(limited, prices).set_index("method")
+    paid, new = top.tokens * (3 * student + teacher), top.tokens // 4
+    assert again.loc["sequence_level", "tokens"] == pytest.approx((paid - new * teacher) / (3 * student), abs=1024)
+    assert again.loc["on_policy", "tokens"] == found.loc["on_policy", "tokens"]
+    masked = load_study("presets/demo.toml")
+    assert written_text(masked, profile(masked, count_only=True)).empty
 
 
 def test_an_infeasible_arm_says_how_many_must_share_its_teacher(study: Study) -> None:

@@ -16,6 +16,8 @@ from budgetlab.batches import Batches
 from budgetlab.checkpoint import latest_checkpoint
 from budgetlab.corpus import Corpus
 from budgetlab.errors import CallerError
+from budgetlab.planner import plan
+from budgetlab.profiler import profile
 from budgetlab.ranks import Ranks
 from budgetlab.runner import run
 from budgetlab.store import Store
@@ -154,6 +156,32 @@ def test_a_lost_process_ends_all_at_once_and_so_does_sigterm_and_the_same_comman
     assert again.returncode == 0, errors
     ended = rungs(store)
     assert {i: r.state_hash for i, r in ended.items()} == {i: r.state_hash for i, r in uninterrupted.items()}
+
+
+def test_causal_strategies_end_with_the_same_bits_on_two_processes_after_a_loss(tmp_path: Path) -> None:
+    path = write_small_study(tmp_path, arms=("vanilla_kd", "minilm"))
+    llama = 'family = "llama"\nnum_kv_heads = 1\ntie_embeddings = true\n'
+    text = path.read_text().replace("num_layers", f"{llama}num_layers").replace('tasks = ["colour"]', "tasks = []")
+    text = text.replace('strategy = "vanilla_kd"', 'strategy = { name = "kd", alpha = 0.5 }')
+    path.write_text(text.replace('budgets = ["1.5e9", "3e9"]', 'budgets = ["4e9"]').replace("[0, 1]", "[0]", 1))
+    found = load_study(path, data_root=tmp_path)
+    execution = found.execution.model_copy(update={"devices": 2, "micro_batch_sequences": 2})
+    found = found.model_copy(update={"execution": execution})
+    made = plan(found, profile(found, count_only=True))
+    whole = start(tmp_path, "whole", made, found)
+    _, errors = whole.communicate(timeout=120)
+    assert whole.returncode == 0, errors
+    store = Store(tmp_path / "stopped", "small")
+    process = start(tmp_path, "stopped", made, found, save_every_seconds=0.0)
+    wait_for(process, lambda: bool(checkpoints(store, "minilm")))
+    os.kill(worker(process, 1), signal.SIGKILL)
+    process.communicate(timeout=60)
+    again = start(tmp_path, "stopped", made, found)
+    _, errors = again.communicate(timeout=120)
+    assert again.returncode == 0, errors
+    expected = rungs(Store(tmp_path / "whole", "small"))
+    assert {i: r.state_hash for i, r in rungs(store).items()} == {i: r.state_hash for i, r in expected.items()}
+    assert {record.arm for record in expected.values()} == {"vanilla_kd", "minilm"}
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
