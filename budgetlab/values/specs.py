@@ -69,8 +69,7 @@ class ModelSpec(Value):
     config: dict[str, Any] = {}
     """Further fields of the transformers configuration."""
     weights: str | None = None
-    """Given weights: a folder, whose config.json says what the table does not of shape, family and vocabulary, or an id
-    on the hub."""
+    """A folder, whose config.json says what the table does not of shape, family and vocabulary, or an id on the hub."""
     pretrained_for: str | None = None
     """What making the given weights cost, such as "137B tokens" or "4e20 flops", where a teacher's pretraining is
     charged."""
