@@ -25,6 +25,7 @@ from budgetlab.cli import app
 from budgetlab.strategies import build_strategy, strategy_names
 from budgetlab.studies import Study
 from budgetlab.values import StrategySpec, TaskSpec
+from budgetlab.values.kept import KINDS
 from budgetlab.values.specs import Pretrain, TeacherLayers, TokenizerSpec
 
 FLOW = ("studies", "profiler", "planner", "corpus", "runner", "evaluation", "store", "frames", "fitting", "decisions",
@@ -35,7 +36,8 @@ VALUES = ("CostProfile", "Plan", "Schedule", "RunRecord", "Score", "CurveFit", "
 TABLES = ("corpus", "recipe", "execution", "models", "arms", "tuning", "plan", "evaluate", "fit")
 VALUES_INTRO = "What the functions above take and return: frozen, as JSON by `model_dump_json()`."
 INNER = {"corpus.tokenizer": TokenizerSpec, "models.NAME.pretrain": Pretrain, "recipe.initialisation": TeacherLayers,
-         "evaluate.own.NAME": TaskSpec}  # fmt: skip
+         "evaluate.own.NAME": TaskSpec,
+         **{f"arms.NAME.cache, {kind}": kept for kind, kept in KINDS.items()}}  # fmt: skip
 """Tables inside tables."""
 
 
@@ -138,7 +140,7 @@ def _type_words(annotation: Any, field: FieldInfo | None = None) -> str:
     if origin is typing.Annotated:
         annotation, *extras = arguments
         origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if any(isinstance(extra, BeforeValidator) for extra in extras):
+    if annotation is int and any(isinstance(extra, BeforeValidator) for extra in extras):
         return "count"
     if origin is typing.Literal:
         words = ", ".join(f"`{_toml(value)}`" for value in arguments)

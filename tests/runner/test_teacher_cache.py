@@ -12,6 +12,7 @@ from pyarrow import parquet
 from small import write_small_study
 
 from budgetlab.batches import Batches
+from budgetlab.cli import run_command
 from budgetlab.corpus import Corpus, build_corpus
 from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.planner import plan
@@ -371,6 +372,11 @@ def test_a_cache_goes_to_parquet_and_back(made: Plan, corpus: Corpus, tmp_path: 
     expected = cache.read(batch)
     file = tmp_path / "kept.parquet"
     assert export_cache(cache.folder, "parquet", file) == 30
+    assert run_command(["cache", "export", str(cache.folder), "--out", str(tmp_path / "again.parquet")]) == 0
+    assert parquet.read_table(tmp_path / "again.parquet") == parquet.read_table(file)
+    assert run_command(["cache", "import", str(file), "--results", str(tmp_path / "third")]) == 0
+    assert list((tmp_path / "third" / "cache" / cache.folder.name).glob("*.shard"))
+    assert run_command(["cache", "export", str(cache.folder), "--out", str(file)]) == 2
     rows = parquet.read_table(file).to_pylist()  # by its own reader
     places = np.searchsorted(np.arange(2), rows[0]["row"]) + 2 * batch.samples.tolist().index(rows[0]["sample"])
     assert rows[0]["ids"] == expected[1][places][np.isfinite(expected[0][places])].tolist()
