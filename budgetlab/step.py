@@ -22,7 +22,7 @@ from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.hardware import is_out_of_memory
 from budgetlab.in_parts import InParts
 from budgetlab.models import FAMILIES, Network, build_network, load_parameters, start_from_teacher
-from budgetlab.ranks import Ranks
+from budgetlab.ranks import Ranks, averaged_in_bfloat16
 from budgetlab.strategies import Strategy
 from budgetlab.strategies.losses import largest
 from budgetlab.transfer import Staged, to_device
@@ -53,6 +53,7 @@ class TrainingStep:
         projection_seed: int = 0,
         trained: Collection[str] | None = None,
         ranks: Ranks | None = None,
+        bfloat16_gradients: bool = False,
         compiled: bool = False,
     ) -> None:
         self.arm, self.strategy, self.recipe = arm, strategy, recipe
@@ -82,6 +83,8 @@ class TrainingStep:
         self.optimizer = self._optimizer() if self.device.type != "meta" else None
         if ranks is not None and ranks.world > 1:
             self.replica = self._replicated(named)
+            if bfloat16_gradients:
+                self.replica.register_comm_hook(None, averaged_in_bfloat16)
             for _ in range(2):  # it sums in another order after its first step; so let no training have that first one
                 self._reached_by_gradient()
         for network in (student, teacher) if compiled else ():
@@ -343,11 +346,12 @@ def build_step(
     device: str | torch.device,
     trained: Collection[str] | None = None,
     ranks: Ranks | None = None,
+    bfloat16_gradients: bool = False,
     compiled: bool = False,
 ) -> TrainingStep:
     """Build an arm's networks and its step.
 
-    `seed` decides the student and the projections; `trained`, `ranks` and `compiled` are as in `TrainingStep`.
+    `seed` decides the student and the projections; what comes after the device is as in `TrainingStep`.
     """
     if strategy.uses_teacher and teacher is None:
         raise CallerError(f"arm {arm}", "its strategy needs a teacher", "name one")
@@ -365,5 +369,5 @@ def build_step(
         start_from_teacher(network, teacher, recipe.initialisation.teacher_layers)
     if not strategy.uses_teacher:
         teacher = None
-    how = {"trained": trained, "ranks": ranks, "compiled": compiled}
+    how = {"trained": trained, "ranks": ranks, "bfloat16_gradients": bfloat16_gradients, "compiled": compiled}
     return TrainingStep(arm, strategy, network, teacher, recipe, projection_seed=seed, **how)

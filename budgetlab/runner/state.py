@@ -71,6 +71,7 @@ class TrainingState:
             seed=unit.seed,
             device=device,
             ranks=ranks,
+            bfloat16_gradients=plan.execution.bfloat16_gradients,
             compiled=plan.compiled,
         )
         micro = plan.execution.micro_batch_sequences
