@@ -22,7 +22,7 @@ from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.hardware import is_out_of_memory
 from budgetlab.in_parts import InParts
 from budgetlab.models import FAMILIES, Network, build_network, load_parameters, start_from_teacher
-from budgetlab.ranks import Ranks
+from budgetlab.ranks import Ranks, averaged_in_bfloat16
 from budgetlab.strategies import Strategy
 from budgetlab.strategies.losses import largest
 from budgetlab.transfer import Staged, to_device
@@ -54,6 +54,7 @@ class TrainingStep:
         projection_seed: int = 0,
         trained: Collection[str] | None = None,
         ranks: Ranks | None = None,
+        bfloat16_gradients: bool = False,
         compiled: bool = False,
         kept: Kept | None = None,
         teacher_unmasked: bool = False,
@@ -87,6 +88,8 @@ class TrainingStep:
         self.optimizer = self._optimizer() if self.device.type != "meta" else None
         if ranks is not None and ranks.world > 1:
             self.replica = self._replicated(named)
+            if bfloat16_gradients:
+                self.replica.register_comm_hook(None, averaged_in_bfloat16)
             for _ in range(2):  # it sums in another order after its first step; so let no training have that first one
                 self._reached_by_gradient()
         for network in (student, teacher) if compiled else ():
@@ -363,6 +366,7 @@ def build_step(
     device: str | torch.device,
     trained: Collection[str] | None = None,
     ranks: Ranks | None = None,
+    bfloat16_gradients: bool = False,
     compiled: bool = False,
     kept: Kept | None = None,
     teacher_unmasked: bool = False,
@@ -388,4 +392,5 @@ def build_step(
     if not strategy.uses_teacher:
         teacher = None
     how = {"ranks": ranks, "compiled": compiled, "kept": kept, "teacher_unmasked": teacher_unmasked}
-    return TrainingStep(arm, strategy, network, teacher, recipe, projection_seed=seed, trained=trained, **how)
+    how |= {"trained": trained, "bfloat16_gradients": bfloat16_gradients}
+    return TrainingStep(arm, strategy, network, teacher, recipe, projection_seed=seed, **how)

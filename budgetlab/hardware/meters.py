@@ -213,8 +213,8 @@ def is_out_of_memory(error: Exception) -> bool:
 def largest_that_fits(fits: Callable[[int], bool], most: int) -> int:
     """Find the largest number up to `most` for which `fits` holds, to within an eighth; 0 if not even 1 does.
 
-    Where `most` itself fits, that is the answer. Else halved until it fits, then narrowed from below: what is returned
-    was tried and did fit, and leaves room for what a trial does not see.
+    Where `most` itself fits, that is the answer. Else one is doubled until it does not fit, then narrowed from below:
+    what is returned was tried and did fit, and leaves room for what a trial does not see.
 
     Examples
     --------
@@ -223,9 +223,9 @@ def largest_that_fits(fits: Callable[[int], bool], most: int) -> int:
     """
     if most >= 1 and fits(most):
         return most
-    low, high = most // 2, most
-    while low >= 1 and not fits(low):
-        low, high = low // 2, low
+    low, high = 0, 1
+    while high < most and fits(high):
+        low, high = high, min(2 * high, most)
     step = max(1, low // 8)
     while low >= 1 and high - low > step:
         middle = low + max(1, (high - low) // (2 * step)) * step

@@ -73,6 +73,7 @@ class TrainingState:
             seed=unit.seed,
             device=device,
             ranks=ranks,
+            bfloat16_gradients=plan.execution.bfloat16_gradients,
             compiled=plan.compiled,
             kept=unit.kept,
             teacher_unmasked=unit.teacher_reads == "unmasked",

@@ -27,6 +27,8 @@ POINTS_PER_RUN, SIGNS_EVERY_POINTS = 40, 5
 CHECKPOINT_EVERY_SECONDS, CHECKPOINT_SHARE = 30.0, 0.01
 """Not oftener than this, and not so often that saving takes a larger share of the time."""
 TELL_EVERY_SECONDS = 1.0
+MOST_UNASKED_STEPS = 64
+"""Between which several processes do not ask whether one of them is to stop."""
 PACE_STEPS = (3, 23)
 """Between which the pace is compared with the plan: the very first steps choose kernels and make optimizer state."""
 DIVERGED = 10.0
@@ -92,6 +94,8 @@ class Trainer:
                         ranks.wait()
                 ledger.mark()
                 every = max(1, (unit.last_step - unit.first_step) // POINTS_PER_RUN)
+                seconds = unit.cost.seconds_per_step if ranks.world > 1 else None
+                ask_every = max(1, min(MOST_UNASKED_STEPS, int(1.0 / seconds))) if seconds else 1
                 told_step = run.at
                 saved_at = told_at = time.monotonic()
                 save_every, pace_from = CHECKPOINT_EVERY_SECONDS, 0.0
@@ -119,11 +123,13 @@ class Trainer:
                     means.add(terms)
                     run.at += 1
 
-                    # What is due after it; all processes decide alike.
+                    # What is due after it; all processes decide alike, and ask each other about once a second.
                     now, done = time.monotonic(), run.at - run.began_at
-                    stopping, due = ranks.any(stop_asked(), ranks.first and now - saved_at >= save_every)
                     ended = run.at == unit.last_step
                     point = ended or run.at % every == 0
+                    stopping = due = False
+                    if point or run.at in unit.keep_steps or run.at % ask_every == 0:
+                        stopping, due = ranks.any(stop_asked(), ranks.first and now - saved_at >= save_every)
                     save = not ended and (stopping or due or run.at in unit.keep_steps)
                     if ranks.first and now - told_at >= TELL_EVERY_SECONDS:
                         tell(run.moved((run.at - told_step) / (now - told_at)))

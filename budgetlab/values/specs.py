@@ -300,7 +300,9 @@ class Recipe(Value):
 class ExecutionSpec(Value):
     """Where and how a study runs; nothing here may change what is learned."""
 
-    left_out_at_default: ClassVar[frozenset[str]] = frozenset({"slurm", "deterministic", "tf32", "bfloat16_sums"})
+    left_out_at_default: ClassVar[frozenset[str]] = frozenset(
+        {"slurm", "deterministic", "tf32", "bfloat16_sums", "bfloat16_gradients"}
+    )
 
     device: str = "auto"
     """cpu, cuda, ...; auto: a GPU where there is one."""
@@ -322,6 +324,8 @@ class ExecutionSpec(Value):
     """On a GPU multiply float32 matrices in TF32, which rounds their numbers to 10 bits."""
     bfloat16_sums: bool = True
     """On a GPU let products of bfloat16 matrices add up partial sums in bfloat16, as torch does by default."""
+    bfloat16_gradients: bool = False
+    """Of several processes: gradients are averaged in bfloat16, half as much to send."""
     keep_checkpoints: int = Field(default=2, ge=1, le=1_000_000)
     """Of a training in progress, the newest so many beside those that rungs branch off from; the older ones are there
     in case a newer one cannot be read."""

@@ -107,6 +107,20 @@ def test_two_processes_do_what_one_does(
     assert next(sizes) == next(sizes) != {}
 
 
+def test_gradients_may_be_averaged_in_half_the_bytes(
+    folder: Path, made: Plan, study: Study, uninterrupted: dict[str, RunRecord]
+) -> None:
+    execution = made.execution.model_copy(update={"bfloat16_gradients": True})
+    schedules = tuple(schedule for schedule in made.schedules if schedule.arm == "no_kd")
+    alone = {"arms": {"no_kd": made.arms["no_kd"]}, "schedules": schedules, "execution": execution}
+    process = start(folder, "bfloat16", made.model_copy(update=alone), study)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    for run_id, record in rungs(Store(folder / "bfloat16", "small")).items():
+        assert record.weights_hash != uninterrupted[run_id].weights_hash
+        assert record.points[-1].losses == pytest.approx(uninterrupted[run_id].points[-1].losses, rel=1e-2)
+
+
 def checkpoints(store: Store, arm: str) -> set[Path]:
     """Those of an arm's trunk after its first step."""
     return set(store.folder.glob(f"runs/{arm}-trunk-*/checkpoints/step_*[1-9]"))
