@@ -83,6 +83,13 @@ def read_value(kind: type[V], path: str | Path) -> V:
         raise CallerError(asked, f"not one ({reason})", "delete the file or correct it") from None
 
 
+def look_anew(folder: Path) -> Path:
+    """Return a folder after opening it, which has a client of NFS ask the server what there is."""
+    with contextlib.suppress(OSError):
+        os.close(os.open(folder, os.O_RDONLY))
+    return folder
+
+
 def _read_if_there(kind: type[V], path: Path) -> V | None:
     return read_value(kind, path) if path.exists() else None
 
@@ -250,10 +257,7 @@ class Store:
 
     def record_status(self, run_id: str, of: str = "status") -> Any:
         """Return what a record says now, also where another machine wrote it; None where there is no record."""
-        folder = self.run_folder(run_id)
-        with contextlib.suppress(OSError):  # opening it has a client of NFS ask the server what there is
-            os.close(os.open(folder, os.O_RDONLY))
-        record = _read_if_there(RunRecord, folder / "record.json")
+        record = _read_if_there(RunRecord, look_anew(self.run_folder(run_id)) / "record.json")
         return None if record is None else getattr(record, of)
 
     def records(self, *, last_point: bool = False) -> list[RunRecord]:

@@ -20,7 +20,7 @@ from budgetlab.evaluation.metrics import measure, paired_bootstrap, score_predic
 from budgetlab.evaluation.probes import PROBES, build_probes
 from budgetlab.evaluation.tasks import GLUE, Task, load_task, majority_metrics
 from budgetlab.machine import visible_gpus
-from budgetlab.store import Store, read_value
+from budgetlab.store import Store, look_anew, read_value
 from budgetlab.values import NUMERICS_VERSION, EvaluateSpec, Plan, RunRecord, Score, content_hash
 from budgetlab.values.scoring import recipe_hash
 
@@ -106,12 +106,16 @@ def evaluate(
             seconds_left = (time.monotonic() - started) / done * (len(todo) - done)
             progress(Progress(f"{job.subject.run_id} {job.task}", done, len(todo), seconds_left))
 
+    def has_ended(job: Job) -> bool:
+        look_anew(store.run_folder(job.subject.run_id) / "scores")
+        return job.has(store, predictions=id(job) in wanted)
+
     about = {"numerics_version": NUMERICS_VERSION, "corpus": corpus.content_hash}
     with Leases(store.folder / "leases", about) as leases:
         shared = Shared(
             leases,
             name=lambda job: f"score-{next(iter(job.keys.values()))}",
-            has_ended=lambda job: job.has(store, predictions=id(job) in wanted),
+            has_ended=has_ended,
             tell_ended=ended,
             left=left,
         )
