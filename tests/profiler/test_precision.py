@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from small import write_small_study
+from torch.utils.flop_counter import FlopCounterMode
 
 from budgetlab.cli import run_command
 from budgetlab.hardware import emulated_bfloat16, has_bfloat16
@@ -12,6 +13,7 @@ from budgetlab.hardware.meters import StepTime
 from budgetlab.profiler import profile
 from budgetlab.profiler.arms import choices_of, jobs_of
 from budgetlab.profiler.clock import Effort, Rounds, time_steps
+from budgetlab.profiler.count import _FURTHER
 from budgetlab.studies import Study, load_study
 
 CPU = torch.device("cpu")
@@ -99,3 +101,10 @@ def test_giving_up_leaves_one_counted_step_of_each_arm(tmp_path: Path) -> None:
     for limit, rounds in ((0.0, 1), (1e9, 3)):
         found = time_steps(jobs, CPU, Effort(3, 0.0, give_up_seconds=limit), lambda text: None, None)
         assert {len(steps) for steps in found.steps.values()} == {rounds}
+
+
+def test_products_with_a_type_of_their_own_are_counted() -> None:
+    one, other = (torch.empty(shape, dtype=torch.bfloat16, device="meta") for shape in ((2, 3, 4), (2, 4, 5)))
+    with FlopCounterMode(display=False, custom_mapping=_FURTHER) as counter:
+        assert torch.bmm(one, other, out_dtype=torch.float32).dtype == torch.float32
+    assert counter.get_total_flops() == 2 * 2 * 3 * 4 * 5
