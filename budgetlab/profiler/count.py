@@ -23,7 +23,7 @@ Price = tuple[float, float]
 """FLOPs of one phase: (a position, a target token)."""
 
 _ATEN = torch.ops.aten
-_FURTHER: dict[Any, Any] = {
+FURTHER: dict[Any, Any] = {
     _ATEN._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
     _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: (
         lambda gradient, q, k, v, *_, **__: sdpa_backward_flop_count(gradient, q, k, v)
@@ -73,7 +73,7 @@ class UncountedOps(TorchDispatchMode):
         packet = func._overloadpacket
         stem = _VARIANT.sub("", packet.__name__.strip("_"))
         light = torch.Tag.pointwise in func.tags or func.is_view or stem in _LIGHT
-        counted = packet in flop_registry or packet in _FURTHER
+        counted = packet in flop_registry or packet in FURTHER
         if not counted and not (func.namespace == "prim" or (func.namespace == "aten" and light)):
             self.names.add(str(packet))
         return func(*args, **(kwargs or {}))
@@ -127,7 +127,7 @@ def _count_once(
     zeros = torch.zeros(targets, dtype=torch.long, device=device)
     ids = torch.zeros((sequences, seq_len), dtype=torch.long, device=device)
     found: dict[str, int] = dict.fromkeys(PHASES, 0)
-    with FlopCounterMode(display=False, custom_mapping=_FURTHER) as counter:
+    with FlopCounterMode(display=False, custom_mapping=FURTHER) as counter:
 
         def on_phase(phase: str) -> None:
             found[phase] = counter.get_total_flops() - sum(found.values())

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.models import SingleModel, describe_model
-from budgetlab.profiler.count import CLOSED_FORMS, UncountedOps, count_by_fvcore
+from budgetlab.profiler.count import CLOSED_FORMS, FURTHER, UncountedOps, count_by_fvcore
 from budgetlab.values import ModelCost
 
 _LARGEST = {"layers": 1000, "vocab": 2**24, "inner": 2**20}
@@ -89,7 +89,7 @@ def _torch_counts(model: SingleModel, seq_len: int) -> tuple[float, float, float
         if longest is not None and seq_len > longest:
             raise CallerError(f"seq={seq_len}", f"{model.name} has positions for {longest}", "take a shorter one")
         try:
-            with UncountedOps() as uncounted, FlopCounterMode(display=False) as counter:
+            with UncountedOps() as uncounted, FlopCounterMode(display=False, custom_mapping=FURTHER) as counter:
                 logits = _logits(model, network, ids)
                 forward = counter.get_total_flops()
                 body = _within(counter, f"{type(network).__name__}.{network.base_model_prefix}")

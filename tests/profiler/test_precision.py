@@ -13,7 +13,7 @@ from budgetlab.hardware.meters import StepTime
 from budgetlab.profiler import profile
 from budgetlab.profiler.arms import choices_of, jobs_of
 from budgetlab.profiler.clock import Effort, Rounds, time_steps
-from budgetlab.profiler.count import _FURTHER
+from budgetlab.profiler.count import FURTHER
 from budgetlab.studies import Study, load_study
 
 CPU = torch.device("cpu")
@@ -105,6 +105,6 @@ def test_giving_up_leaves_one_counted_step_of_each_arm(tmp_path: Path) -> None:
 
 def test_products_with_a_type_of_their_own_are_counted() -> None:
     one, other = (torch.empty(shape, dtype=torch.bfloat16, device="meta") for shape in ((2, 3, 4), (2, 4, 5)))
-    with FlopCounterMode(display=False, custom_mapping=_FURTHER) as counter:
+    with FlopCounterMode(display=False, custom_mapping=FURTHER) as counter:
         assert torch.bmm(one, other, out_dtype=torch.float32).dtype == torch.float32
     assert counter.get_total_flops() == 2 * 2 * 3 * 4 * 5

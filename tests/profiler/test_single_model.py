@@ -10,7 +10,7 @@ from torch.utils.flop_counter import flop_registry
 from budgetlab.cli import run_command
 from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.models import read_model
-from budgetlab.profiler.count import CLOSED_FORMS
+from budgetlab.profiler.count import CLOSED_FORMS, FURTHER
 from budgetlab.profiler.single_model import count_model
 
 SMALL = {
@@ -104,11 +104,12 @@ def test_a_count_that_is_off_is_an_error(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.undo()
     # Torch's counter forgets a product: fvcore still sees it.
     monkeypatch.delitem(CLOSED_FORMS, "bert")
-    monkeypatch.setitem(flop_registry, torch.ops.aten.bmm, lambda *shapes, out_shape=None, **_: 0)
+    monkeypatch.setitem(FURTHER, torch.ops.aten.bmm, lambda *shapes, out_shape=None, **_: 0)
     with pytest.raises(BudgetlabError, match="fvcore says"):
         count_model(model, seq_len=16)
     # It does not know the product at all: the operator is named.
     monkeypatch.delitem(flop_registry, torch.ops.aten.bmm)
+    monkeypatch.delitem(FURTHER, torch.ops.aten.bmm)
     with pytest.raises(BudgetlabError, match=r"nobody counts aten\.bmm"):
         count_model(model, seq_len=16)
 
