@@ -42,6 +42,10 @@ def _shortened(text: str) -> str:
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 20]} ... {line[-15:]}"
 
 
+FAILED_FOR_GOOD = 42
+"""Exit status where a unit of a study failed of itself: starting again does not help, `budgetlab retry` does."""
+
+
 class CallerError(BudgetlabError, ValueError):
     """A mistake of the caller: a wrong key, type, unit, name, path or an impossible request."""
 

@@ -27,7 +27,7 @@ from budgetlab.strategies import Strategy
 from budgetlab.strategies.losses import largest
 from budgetlab.transfer import Staged, to_device
 from budgetlab.values import Batch, Kept, ModelSpec, Needs, Recipe, Signals
-from budgetlab.values.specs import same_vocabulary
+from budgetlab.values.model_specs import same_vocabulary
 
 LOGITS_AT_ONCE = 2**25
 """Numbers that one network's logits may take in memory where the loss is a mean over rows: 128 MB in float32."""

@@ -30,8 +30,9 @@ from budgetlab.values import (
     content_hash,
 )
 from budgetlab.values.base import Name, Seeds
+from budgetlab.values.model_specs import TAPPED_FAMILIES, same_vocabulary
 from budgetlab.values.scoring import CAUSAL_PROBES
-from budgetlab.values.specs import TAPPED_FAMILIES, TokenizerSpec, same_vocabulary
+from budgetlab.values.specs import TokenizerSpec
 
 _MOST_RUNS = 100_000
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from budgetlab.errors import CallerError
+from budgetlab.values.model_specs import CAUSAL_FAMILIES, CAUSAL_FIELDS, CONFIG_FIELDS
 from budgetlab.values.scoring import PROTOCOLS
-from budgetlab.values.specs import CAUSAL_FAMILIES, CAUSAL_FIELDS, CONFIG_FIELDS
 
 PRESETS = Path(__file__).parent / "presets"
 

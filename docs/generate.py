@@ -26,7 +26,8 @@ from budgetlab.strategies import build_strategy, strategy_names
 from budgetlab.studies import Study
 from budgetlab.values import StrategySpec, TaskSpec
 from budgetlab.values.kept import KINDS
-from budgetlab.values.specs import Pretrain, TeacherLayers, TokenizerSpec
+from budgetlab.values.model_specs import Pretrain
+from budgetlab.values.specs import TeacherLayers, TokenizerSpec
 
 FLOW = ("studies", "profiler", "planner", "corpus", "runner", "evaluation", "store", "frames", "fitting", "decisions",
         "reporting", "reporting.figures", "intake", "strategies", "errors", "values")  # fmt: skip

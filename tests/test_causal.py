@@ -34,7 +34,7 @@ from budgetlab.store import Store
 from budgetlab.strategies import build_strategy
 from budgetlab.studies import load_study
 from budgetlab.values import Batch, ModelSpec, Needs, Plan, Recipe, SpecialIds, StrategySpec
-from budgetlab.values.specs import CAUSAL_FAMILIES, LIKE_LLAMA, same_vocabulary
+from budgetlab.values.model_specs import CAUSAL_FAMILIES, LIKE_LLAMA, same_vocabulary
 
 NAMED = [family for family in CAUSAL_FAMILIES if family not in LIKE_LLAMA]
 SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)

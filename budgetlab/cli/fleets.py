@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from budgetlab.cli.options import Options
+from budgetlab.errors import FAILED_FOR_GOOD
 
 if TYPE_CHECKING:
     from budgetlab.cli.open_study import OpenStudy
@@ -69,7 +70,7 @@ def started(study: str, engine: str, workers: int | None, dry_run: bool, only: s
     if statuses is None:
         say(f"follow them with budgetlab status {study} --watch")
     elif any(statuses):
-        raise typer.Exit(42 if 42 in statuses else next(filter(None, statuses)))
+        raise typer.Exit(FAILED_FOR_GOOD if FAILED_FOR_GOOD in statuses else next(filter(None, statuses)))
     return statuses is None
 
 

@@ -32,7 +32,7 @@ def init(
     options: Options,
 ) -> None:
     """Write a study to begin with; on a terminal, what is not given is asked for."""
-    from budgetlab.values.specs import CAUSAL_FAMILIES
+    from budgetlab.values.model_specs import CAUSAL_FAMILIES
 
     if path.exists() and not dry_run:
         raise CallerError(f"init {path}", "the file is there already", "name another, or remove it")

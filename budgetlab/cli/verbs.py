@@ -15,7 +15,7 @@ import typer
 
 from budgetlab.cli.fleets import DryRunOption, EngineOption, WorkersOption, fleet_of, started, with_workers
 from budgetlab.cli.options import Options, StudyArg, print_json
-from budgetlab.errors import CallerError, Terminated, unknown_name
+from budgetlab.errors import FAILED_FOR_GOOD, CallerError, Terminated, unknown_name
 
 if TYPE_CHECKING:
     from budgetlab.cli.open_study import OpenStudy
@@ -45,7 +45,7 @@ def run(
         return
     _show_status(made, records, options)
     if any(record.status == "failed" for record in records):
-        raise typer.Exit(1)
+        raise typer.Exit(FAILED_FOR_GOOD)
 
 
 def evaluate(
@@ -157,7 +157,6 @@ def _work(study: str, only: str | None, workers: int | None, options: Options) -
 
 
 _PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 2.0, 60.0
-FAILED_FOR_GOOD = 42
 
 
 def retry(

@@ -26,7 +26,7 @@ from budgetlab.errors import BudgetlabError, CallerError
 from budgetlab.models.network import FAMILIES, Network
 from budgetlab.models.single import describe_model
 from budgetlab.values import ModelSpec, Needs, content_hash
-from budgetlab.values.specs import LIKE_LLAMA
+from budgetlab.values.model_specs import LIKE_LLAMA
 
 _OTHER_HEADS = ("pooler.", "seq_relationship.", "sop_classifier.", "discriminator_predictions.", "position_ids")
 """Parts of published checkpoints that masked language modelling has no use for."""

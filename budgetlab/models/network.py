@@ -19,7 +19,7 @@ from transformers import AttentionInterface
 
 from budgetlab.errors import BudgetlabError
 from budgetlab.values import ModelSpec, Needs, Signals
-from budgetlab.values.specs import LIKE_LLAMA
+from budgetlab.values.model_specs import LIKE_LLAMA
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from budgetlab.errors import BudgetlabError
 from budgetlab.models import Network, describe_model
 from budgetlab.step import TrainingStep
 from budgetlab.values import PHASES, Batch, Needs, Recipe
-from budgetlab.values.specs import LIKE_LLAMA
+from budgetlab.values.model_specs import LIKE_LLAMA
 
 Price = tuple[float, float]
 """FLOPs of one phase: (a position, a target token)."""

@@ -17,6 +17,7 @@ from budgetlab.values.costs import (
     Timing,
 )
 from budgetlab.values.kept import Kept, Sampled, TopK, TopP
+from budgetlab.values.model_specs import ModelSpec, Pretrain
 from budgetlab.values.plans import (
     Budget,
     Plan,
@@ -40,4 +41,4 @@ from budgetlab.values.results import (
 )
 from budgetlab.values.scoring import EvaluateSpec, FinetuneRecipe, FitSpec, TaskSpec
 from budgetlab.values.signals import Batch, Needs, Signals, SpecialIds
-from budgetlab.values.specs import Arm, CorpusSpec, ExecutionSpec, ModelSpec, Pretrain, Recipe, StrategySpec
+from budgetlab.values.specs import Arm, CorpusSpec, ExecutionSpec, Recipe, StrategySpec

@@ -17,7 +17,8 @@ from budgetlab.units import parse_charge
 from budgetlab.values.base import Interval, Positive, Record, SeedsOrNone, Value, passed_over
 from budgetlab.values.costs import ArmCost
 from budgetlab.values.kept import Sampled, TopK, TopP
-from budgetlab.values.specs import Arm, CorpusSpec, ExecutionSpec, ModelSpec, Recipe
+from budgetlab.values.model_specs import ModelSpec
+from budgetlab.values.specs import Arm, CorpusSpec, ExecutionSpec, Recipe
 
 
 class TuningSpec(Value):

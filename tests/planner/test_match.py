@@ -36,7 +36,8 @@ from budgetlab.store import read_value
 from budgetlab.studies import Study, load_study
 from budgetlab.units import format_amount
 from budgetlab.values import CostProfile, Plan, StrategySpec
-from budgetlab.values.specs import Pretrain, TeacherLayers
+from budgetlab.values.model_specs import Pretrain
+from budgetlab.values.specs import TeacherLayers
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
