@@ -6,6 +6,7 @@ import json
 import re
 
 from budgetlab.engines import Fleet
+from budgetlab.errors import FAILED_FOR_GOOD, Terminated
 
 _MANIFEST = """\
 # Set the image, which has budgetlab in it, and the claim of a volume that all pods share.
@@ -21,9 +22,9 @@ spec:
   podFailurePolicy:
     rules:
       - action: FailIndex  # a unit failed for good
-        onExitCodes: {{operator: In, values: [42]}}
+        onExitCodes: {{operator: In, values: [{failed}]}}
       - action: Ignore  # asked to stop, or others are still at work
-        onExitCodes: {{operator: In, values: [75]}}
+        onExitCodes: {{operator: In, values: [{again}]}}
       - action: Ignore
         onPodConditions: [{{type: DisruptionTarget}}]
   template:
@@ -49,6 +50,8 @@ def manifest(fleet: Fleet, folder: str) -> str:
     """Return the manifest of a Job of so many workers, in whose pods a shared volume is at a folder."""
     limits: dict[str, int] = {"cpu": fleet.threads} | ({"nvidia.com/gpu": fleet.gpus} if fleet.gpus else {})
     return _MANIFEST.format(
+        failed=FAILED_FOR_GOOD,
+        again=Terminated.exit_status,
         name=re.sub(r"[^a-z0-9]+", "-", fleet.name.lower()).strip("-"),
         workers=fleet.workers,
         command=json.dumps(["budgetlab", *fleet.arguments]),
