@@ -27,6 +27,9 @@ from budgetlab.values.scoring import recipe_hash
 __all__ = ["GLUE", "PROBES", "Progress", "Task", "build_probes", "evaluate", "load_task", "measure", "paired_bootstrap"]
 
 
+_NO_PACE = 5
+
+
 @dataclass(frozen=True)
 class Progress:
     """Where an evaluation stands."""
@@ -103,7 +106,9 @@ def evaluate(
         nonlocal done
         done += 1
         if progress is not None:
-            seconds_left = (time.monotonic() - started) / done * (len(todo) - done)
+            # The first few take the start of the workers on top, and are no pace.
+            known = done >= min(_NO_PACE, len(todo))
+            seconds_left = (time.monotonic() - started) / done * (len(todo) - done) if known else None
             progress(Progress(f"{job.subject.run_id} {job.task}", done, len(todo), seconds_left))
 
     def has_ended(job: Job) -> bool:
