@@ -95,10 +95,17 @@ def inside(folder: Path) -> Iterator[None]:
 
 
 def same(printed: str, shown: str, *, numbers: bool) -> bool:
-    """Whether what was printed is what the page shows; without `numbers` the other words alone are compared."""
+    """Whether what was printed is what the page shows; without `numbers` the other words alone are compared.
+
+    A solver's optimum is known to some nine digits: sums of a process whose memory lies elsewhere round otherwise. So
+    the seventh and last digit of a number is not compared.
+    """
+    seven = r"(?<![\d.])((?=[\d.]{8}(?![\d.]))[1-9]\d*\.\d*|0\.\d{6})\d(?!\d)"
 
     def plain(line: str) -> str:
-        return line.rstrip() if numbers else " ".join(w for w in line.split() if not re.search(r"\d|^-+$|^n/a$", w))
+        if numbers:
+            return re.sub(seven, r"\1", line.rstrip())
+        return " ".join(w for w in line.split() if not re.search(r"\d|^-+$|^n/a$", w))
 
     shown_lines = (r"(?:.*\n)*?" if line == "..." else re.escape(plain(line)) + r"\n" for line in shown.split("\n"))
     printed_lines = (plain(line) + "\n" for line in printed.strip("\n").split("\n"))
@@ -110,6 +117,10 @@ def same(printed: str, shown: str, *, numbers: bool) -> bool:
     [
         ("a 1.5 s\nb\n", "a 1.5 s\nb", True, True),
         ("a 1.6 s\nb\n", "a 1.5 s\nb", True, False),
+        ("B 863.3467\n", "B 863.3466", True, True),
+        ("B 863.3476\n", "B 863.3466", True, False),
+        ("a 0.8218152\n", "a 0.8218151", True, True),
+        ("a 0.82181\n", "a 0.82182", True, False),
         ("a   16 s\nb\n", "a 1.5 s\nb", False, True),
         ("a 1.5 s n/a\n", "a 1.5 s", False, True),
         ("A is better by 1.5\n", "B is better by 1.5", False, False),
